@@ -1,0 +1,80 @@
+"""Linear mixed models with lme4's formulas and answers, on a compiled core.
+
+Nothing is imported until it is used: `import fastlmm_core.core` loads neither pandas nor formulaic.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import Control
+    from fastlmm_core.datasets import dataset_names, load_dataset
+    from fastlmm_core.errors import (
+        ConvergenceWarning,
+        DataError,
+        FastLMMError,
+        FastLMMWarning,
+        FormulaError,
+        MemoryLimitError,
+        ModelError,
+        NumericalError,
+        RankWarning,
+    )
+    from fastlmm_core.formula import build_design, parse_formula
+    from fastlmm_core.results import LmerResult, lmer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Control",
+    "ConvergenceWarning",
+    "DataError",
+    "FastLMMError",
+    "FastLMMWarning",
+    "FormulaError",
+    "LmerResult",
+    "MemoryLimitError",
+    "ModelError",
+    "NumericalError",
+    "RankWarning",
+    "__version__",
+    "build_design",
+    "dataset_names",
+    "lmer",
+    "load_dataset",
+    "parse_formula",
+]
+
+# public name -> the module that defines it
+_LAZY = {
+    "Control": "core",
+    "ConvergenceWarning": "errors",
+    "DataError": "errors",
+    "FastLMMError": "errors",
+    "FastLMMWarning": "errors",
+    "FormulaError": "errors",
+    "LmerResult": "results",
+    "MemoryLimitError": "errors",
+    "ModelError": "errors",
+    "NumericalError": "errors",
+    "RankWarning": "errors",
+    "build_design": "formula",
+    "dataset_names": "datasets",
+    "lmer": "results",
+    "load_dataset": "datasets",
+    "parse_formula": "formula",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

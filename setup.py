@@ -1,0 +1,154 @@
+"""Builds the compiled kernels; everything else about the package is declared in pyproject.toml.
+
+Every `src/fastlmm_core/_*.pyx` becomes the extension `fastlmm_core.<stem>`. Environment variables read here:
+
+FASTLMM_DEBUG=1          bounds and initialisation checks on, -O1 -g, in a build folder of its own
+CHOLMOD_INCLUDE_DIR      folder that holds cholmod.h
+CHOLMOD_LIBRARY_DIR      folder that holds the CHOLMOD library
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("src/fastlmm_core")
+DEBUG = os.environ.get("FASTLMM_DEBUG", "0") not in ("", "0")
+BUILD = Path("build/debug" if DEBUG else "build")
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "initializedcheck": DEBUG,
+    "wraparound": False,
+    "cdivision": True,
+}
+NO_CHOLMOD = (
+    "fastlmm_core needs SuiteSparse's CHOLMOD, but cholmod.h was not found: install it "
+    "(`apt-get install libsuitesparse-dev`, `brew install suite-sparse` or `conda install -c conda-forge suitesparse`) "
+    "or name its folder in the environment variable CHOLMOD_INCLUDE_DIR."
+)
+
+
+def cholmod_users() -> set[str]:
+    """Stems of the modules whose C code includes cholmod.h, directly or through what they cimport."""
+    text = {path: path.read_text(encoding="utf-8") for path in SOURCES.glob("_*.p[yx][xd]")}
+    cimported = {
+        path: set(re.findall(r"\w+", " ".join(re.findall(r"^.*\bcimport\b.*$", body, re.MULTILINE))))
+        for path, body in text.items()
+    }
+    users = {path.stem for path, body in text.items() if "cholmod.h" in body}
+    while True:
+        more = {path.stem for path, words in cimported.items() if words & users} - users
+        if not more:
+            return users
+        users |= more
+
+
+def pkg_config(option: str) -> list[str]:
+    """What pkg-config says about CHOLMOD; nothing where it, or its entry, is missing."""
+    if shutil.which("pkg-config") is None:
+        return []
+    for name in ("CHOLMOD", "cholmod"):
+        answer = subprocess.run(["pkg-config", option, name], capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return [word[2:] for word in shlex.split(answer.stdout)]
+    return []
+
+
+def find_cholmod() -> tuple[list[str], list[str]]:
+    """Folders for cholmod.h and for the library: environment, then pkg-config, then the usual places.
+
+    Raises
+    ------
+    SystemExit
+        With one sentence that names the package to install.
+    """
+    prefixes = [Path(p) for p in (os.environ.get("CONDA_PREFIX"), sys.prefix) if p]
+    prefixes += [Path(p) for p in ("/usr", "/usr/local", "/opt/homebrew", "/opt/local")]
+    named = os.environ.get("CHOLMOD_INCLUDE_DIR")
+    usual = [prefix / "include" / sub for prefix in prefixes for sub in ("suitesparse", "")]
+    candidates = [Path(named)] if named else [*map(Path, pkg_config("--cflags-only-I")), *usual]
+    include = next((folder for folder in candidates if (folder / "cholmod.h").is_file()), None)
+    if include is None:
+        raise SystemExit(NO_CHOLMOD)
+    library = os.environ.get("CHOLMOD_LIBRARY_DIR")
+    if library:
+        return [str(include)], [library]
+    # the compiler's own search path covers /usr; elsewhere the library lies beside the header
+    beside = [prefix / "lib" for prefix in prefixes if include.is_relative_to(prefix) and prefix != Path("/usr")]
+    return [str(include)], pkg_config("--libs-only-L") or [str(folder) for folder in beside if folder.is_dir()]
+
+
+def openmp_flags() -> tuple[list[str], list[str]]:
+    """Compile and link flags for OpenMP."""
+    if sys.platform == "win32":
+        return ["/openmp"], []
+    if sys.platform != "darwin":
+        return ["-fopenmp"], ["-fopenmp"]
+    # Apple's clang has the pragmas but not the runtime, which Homebrew keeps outside the search path
+    prefix = Path("/opt/homebrew/opt/libomp" if Path("/opt/homebrew").is_dir() else "/usr/local/opt/libomp")
+    return ["-Xpreprocessor", "-fopenmp", f"-I{prefix}/include"], [f"-L{prefix}/lib", "-lomp"]
+
+
+class BuildKernels(build_ext):
+    """Cythonises and looks for headers only when something is compiled, so that an sdist needs neither."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.parallel is None:
+            self.parallel = os.cpu_count()
+
+    def build_extensions(self) -> None:
+        import numpy as np
+        from Cython.Build import cythonize
+
+        compile_args, link_args = openmp_flags()
+        if sys.platform != "win32":
+            compile_args = [*compile_args, *(["-O1", "-g"] if DEBUG else ["-O3"])]
+        users = cholmod_users()
+        for ext in self.extensions:
+            ext.extra_compile_args += compile_args
+            ext.extra_link_args += link_args
+            ext.include_dirs.append(np.get_include())
+            ext.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"))
+            if ext.name.rpartition(".")[2] in users:
+                include, library = find_cholmod()
+                ext.include_dirs += include
+                ext.library_dirs += library
+                ext.runtime_library_dirs += library if sys.platform != "win32" else []
+                ext.libraries.append("cholmod")
+        generated = {
+            made.name: vars(made)
+            for made in cythonize(
+                self.extensions,
+                build_dir=str(BUILD / "cython"),
+                include_path=[str(SOURCES.parent)],
+                compiler_directives=DIRECTIVES,
+                nthreads=self.parallel if len(self.extensions) > 1 else 0,
+                force=self.force,
+            )
+        }
+        for ext in self.extensions:  # in place: setuptools has noted things on these objects
+            vars(ext).update(generated[ext.name])
+        super().build_extensions()
+
+
+def extensions() -> list[Extension]:
+    return [
+        Extension(f"fastlmm_core.{path.stem}", [path.as_posix()], depends=["setup.py"])
+        for path in sorted(SOURCES.glob("_*.pyx"))
+    ]
+
+
+if __name__ == "__main__":
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": BuildKernels},
+        options={"build": {"build_base": str(BUILD)}},
+    )

@@ -1,0 +1,136 @@
+# `make help` lists the targets. Everything is made in this folder: .venv (environment) and build/ (generated C, stamps).
+
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# the first interpreter that is new enough; `make PYTHON=python3.13 ...` picks another
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(RUN) -m pip install -qq --no-warn-script-location
+STAMPS := build/stamps
+SAY := @printf '==> %s\n'
+
+KERNELS := $(wildcard src/fastlmm_core/*.pyx src/fastlmm_core/*.pxd src/fastlmm_core/*.h)
+
+# build requirements, dependencies and the extras named on the command line, one a line
+REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]; \
+	print(*p["build-system"]["requires"], *x["dependencies"], \
+	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
+
+.PHONY: help demo test build debug lint bench clean distclean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@printf 'make TARGET [PYTHON=python3.12]\n\n'
+	grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  \1\t/' | expand -t 14
+
+demo: build  ## fit a crossed model to 73,421 rows and show the summary, time and memory
+	$(SAY) 'Fitting y ~ service + (1|s) + (1|d) + (1|dept:service) to InstEval'
+	$(RUN) -m fastlmm_core.demo
+
+test: build $(STAMPS)/oracle  ## build, then run the tests and the examples in docstrings
+	$(SAY) 'Running the tests'
+	$(RUN) -m pytest -q $(PYTEST)
+
+build: $(STAMPS)/build  ## environment and compiled kernels, whatever of them is out of date
+
+debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built apart in build/debug
+	$(SAY) 'Building the kernels with bounds checks in build/debug'
+	FASTLMM_DEBUG=1 $(RUN) setup.py -q build --build-lib build/debug/lib
+	export PYTHONPATH=$(CURDIR)/build/debug/lib
+	$(RUN) -c 'import fastlmm_core as f; assert "/build/debug/lib/" in f.__file__, f.__file__'
+	printf '==> %s\n' 'Running the tests on that build'
+	$(RUN) -m pytest -q tests $(PYTEST)
+
+lint: build $(STAMPS)/dev  ## ruff and mypy
+	$(SAY) 'Checking style and types'
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: build  ## the benchmarks; BENCH=... passes arguments on
+	$(RUN) -m benchmarks $(BENCH)
+
+clean:  ## remove everything built, keep the environment
+	rm -rf build dist python/*.egg-info python/fastlmm_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environment too
+	rm -rf $(VENV)
+
+# --- how the environment comes about -------------------------------------------------------------------------------
+
+# Debian splits Python and SuiteSparse; look for what a build needs and install only what is missing
+define INSTALL_SYSTEM_PACKAGES
+version=$$($(PYTHON) -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+include=$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')
+header=$$(ls $${CHOLMOD_INCLUDE_DIR:-/nowhere}/cholmod.h {/usr,/usr/local,/opt/homebrew,$${CONDA_PREFIX:-/usr}}/include{,/suitesparse}/cholmod.h 2>/dev/null | head -n 1 || true)
+missing=()
+command -v gcc >/dev/null || missing+=(gcc libc6-dev)
+command -v g++ >/dev/null || missing+=(g++)
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing+=($$version-venv)
+[ -f "$$include/Python.h" ] || missing+=($$version-dev)
+[ -n "$$header" ] || pkg-config --exists CHOLMOD 2>/dev/null || missing+=(libsuitesparse-dev)
+[ $${#missing[@]} -gt 0 ] || exit 0
+if ! command -v apt-get >/dev/null; then
+	echo "Please install what Debian calls $${missing[*]} with this system's package manager, then run make again." >&2
+	exit 1
+fi
+echo "==> Installing system packages: $${missing[*]}"
+sudo=(); [ "$$(id -u)" = 0 ] || sudo=(sudo)
+"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive bash -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends "$$@" </dev/null' apt "$${missing[@]}" >$(STAMPS)/apt.log 2>&1 || {
+	cat $(STAMPS)/apt.log >&2
+	echo "The packages $${missing[*]} could not be installed; install them by hand, then run make again." >&2
+	exit 1
+}
+endef
+
+$(STAMPS)/venv:
+	@mkdir -p $(STAMPS)
+	if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null; then
+		echo "fastlmm_core needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python3.12." >&2
+		exit 1
+	fi
+	( $(INSTALL_SYSTEM_PACKAGES) )
+	if ! $(RUN) -c '$(NEW_ENOUGH)' 2>/dev/null; then
+		echo "==> Making a virtual environment in $(VENV) ($$($(PYTHON) --version))"
+		$(PYTHON) -m venv --clear $(VENV)
+	fi
+	touch $@
+
+$(STAMPS)/dependencies: pyproject.toml $(STAMPS)/venv
+	$(SAY) 'Installing the Python packages it needs (a minute or so the first time)'
+	$(RUN) -c '$(REQUIREMENTS)' test >$(STAMPS)/requirements.txt
+	$(PIP) -r $(STAMPS)/requirements.txt
+	touch $@
+
+$(STAMPS)/install: pyproject.toml setup.py $(STAMPS)/dependencies
+	$(SAY) 'Compiling the kernels and installing fastlmm_core into $(VENV)'
+	$(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(STAMPS)/build: setup.py $(KERNELS) $(STAMPS)/install
+	$(SAY) 'Bringing the compiled kernels up to date'
+	$(RUN) setup.py -q build_ext --inplace
+	touch $@
+
+# The oracle's own sources do not compile against every SuiteSparse; the tests that need it say so and are skipped.
+$(STAMPS)/oracle: pyproject.toml $(STAMPS)/dependencies
+	@echo '==> Compiling scikit-sparse, which some tests compare with'
+	$(RUN) -c '$(REQUIREMENTS)' oracle >$(STAMPS)/oracle.txt
+	$(PIP) -r $(STAMPS)/oracle.txt 2>$(STAMPS)/oracle.log \
+		|| echo '    scikit-sparse does not build here ($(STAMPS)/oracle.log); the tests that compare with it are skipped.'
+	touch $@
+
+$(STAMPS)/dev: pyproject.toml $(STAMPS)/dependencies
+	$(SAY) 'Installing the development tools'
+	$(RUN) -c '$(REQUIREMENTS)' dev >$(STAMPS)/dev.txt
+	$(PIP) -r $(STAMPS)/dev.txt
+	touch $@

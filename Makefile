@@ -1,4 +1,4 @@
-# `make help` lists the targets. Everything is made in this folder: .venv (environment) and build/ (generated C, stamps).
+# `make help` lists the targets. Everything is made in this folder: .venv (environment, stamps) and build/ (generated C).
 
 SHELL := /bin/bash
 .ONESHELL:
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(RUN) -m pip install -qq --no-warn-script-location
-STAMPS := build/stamps
+STAMPS := $(VENV)/stamps
 SAY := @printf '==> %s\n'
 
 KERNELS := $(wildcard src/fastlmm_core/*.pyx src/fastlmm_core/*.pxd src/fastlmm_core/*.h)
@@ -39,7 +39,7 @@ test: build $(STAMPS)/oracle  ## build, then run the tests and the examples in d
 	$(SAY) 'Running the tests'
 	$(RUN) -m pytest -q $(PYTEST)
 
-build: $(STAMPS)/build  ## environment and compiled kernels, whatever of them is out of date
+build: $(STAMPS)/build $(STAMPS)/install  ## environment and compiled kernels, whatever of them is out of date
 
 debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built apart in build/debug
 	$(SAY) 'Building the kernels with bounds checks in build/debug'
@@ -59,7 +59,7 @@ bench: build  ## the benchmarks; BENCH=... passes arguments on
 	$(RUN) -m benchmarks $(BENCH)
 
 clean:  ## remove everything built, keep the environment
-	rm -rf build dist python/*.egg-info python/fastlmm_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info python/fastlmm_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too
@@ -85,15 +85,15 @@ if ! command -v apt-get >/dev/null; then
 fi
 echo "==> Installing system packages: $${missing[*]}"
 sudo=(); [ "$$(id -u)" = 0 ] || sudo=(sudo)
-"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive bash -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends "$$@" </dev/null' apt "$${missing[@]}" >$(STAMPS)/apt.log 2>&1 || {
-	cat $(STAMPS)/apt.log >&2
+"$${sudo[@]}" env DEBIAN_FRONTEND=noninteractive bash -c 'apt-get -qq update && apt-get -qq install -y --no-install-recommends "$$@" </dev/null' apt "$${missing[@]}" >build/apt.log 2>&1 || {
+	cat build/apt.log >&2
 	echo "The packages $${missing[*]} could not be installed; install them by hand, then run make again." >&2
 	exit 1
 }
 endef
 
 $(STAMPS)/venv:
-	@mkdir -p $(STAMPS)
+	@mkdir -p build
 	if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c '$(NEW_ENOUGH)' 2>/dev/null; then
 		echo "fastlmm_core needs Python 3.11 or newer: install one, or name it with make PYTHON=/path/to/python3.12." >&2
 		exit 1
@@ -103,6 +103,7 @@ $(STAMPS)/venv:
 		echo "==> Making a virtual environment in $(VENV) ($$($(PYTHON) --version))"
 		$(PYTHON) -m venv --clear $(VENV)
 	fi
+	mkdir -p $(STAMPS)
 	touch $@
 
 $(STAMPS)/dependencies: pyproject.toml $(STAMPS)/venv
@@ -111,14 +112,14 @@ $(STAMPS)/dependencies: pyproject.toml $(STAMPS)/venv
 	$(PIP) -r $(STAMPS)/requirements.txt
 	touch $@
 
-$(STAMPS)/install: pyproject.toml setup.py $(STAMPS)/dependencies
-	$(SAY) 'Compiling the kernels and installing fastlmm_core into $(VENV)'
-	$(PIP) --no-deps --no-build-isolation --editable .
+$(STAMPS)/build: setup.py $(KERNELS) $(STAMPS)/dependencies
+	$(SAY) 'Compiling the kernels'
+	$(RUN) setup.py -q build_ext --inplace
 	touch $@
 
-$(STAMPS)/build: setup.py $(KERNELS) $(STAMPS)/install
-	$(SAY) 'Bringing the compiled kernels up to date'
-	$(RUN) setup.py -q build_ext --inplace
+$(STAMPS)/install: pyproject.toml setup.py $(STAMPS)/dependencies | $(STAMPS)/build
+	$(SAY) 'Installing fastlmm_core into $(VENV), linked to this folder'
+	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 
 # The oracle's own sources do not compile against every SuiteSparse; the tests that need it say so and are skipped.

@@ -107,6 +107,7 @@ class BuildKernels(build_ext):
     def build_extensions(self) -> None:
         import numpy as np
         from Cython.Build import cythonize
+        from Cython.Compiler.Errors import CompileError
 
         compile_args, link_args = openmp_flags()
         if sys.platform != "win32":
@@ -123,9 +124,8 @@ class BuildKernels(build_ext):
                 ext.library_dirs += library
                 ext.runtime_library_dirs += library if sys.platform != "win32" else []
                 ext.libraries.append("cholmod")
-        generated = {
-            made.name: vars(made)
-            for made in cythonize(
+        try:
+            made = cythonize(
                 self.extensions,
                 build_dir=str(BUILD / "cython"),
                 include_path=[str(SOURCES.parent)],
@@ -133,7 +133,9 @@ class BuildKernels(build_ext):
                 nthreads=self.parallel if len(self.extensions) > 1 else 0,
                 force=self.force,
             )
-        }
+        except CompileError as error:  # Cython has printed the place and the reason
+            raise SystemExit(f"Cython could not compile {error}") from None
+        generated = {ext.name: vars(ext) for ext in made}
         for ext in self.extensions:  # in place: setuptools has noted things on these objects
             vars(ext).update(generated[ext.name])
         super().build_extensions()

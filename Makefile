@@ -49,11 +49,12 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	printf '==> %s\n' 'Running the tests on that build'
 	$(RUN) -m pytest -q tests $(PYTEST)
 
-lint: build $(STAMPS)/dev  ## ruff and mypy
+lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
 	$(SAY) 'Checking style and types'
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
 bench: build  ## the benchmarks; BENCH=... passes arguments on
 	$(RUN) -m benchmarks $(BENCH)

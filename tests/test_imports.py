@@ -42,4 +42,4 @@ def test_table_of_lazy_names_is_complete():
 
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'lmre'"):
-        fastlmm_core.lmre
+        _ = fastlmm_core.lmre

@@ -85,12 +85,14 @@ def test_frames_are_independent():
     assert load_dataset("sleepstudy")["Reaction"].min() > 0
 
 
-@pytest.mark.parametrize(("wrong", "meant"), [("insteval", "InstEval"), ("sleep_study", "sleepstudy"), ("Cake", "cake")])
+@pytest.mark.parametrize(
+    ("wrong", "meant"), [("insteval", "InstEval"), ("sleep_study", "sleepstudy"), ("Cake", "cake")]
+)
 def test_unknown_name_gives_the_nearest(wrong, meant):
     with pytest.raises(DataError, match=rf"{wrong!r}.*{meant}"):
         load_dataset(wrong)
 
 
 def test_unknown_name_with_nothing_near_lists_all():
-    with pytest.raises(DataError, match="sleepstudy.*VerbAgg"):
+    with pytest.raises(DataError, match=r"sleepstudy.*VerbAgg"):
         load_dataset("zzzz")

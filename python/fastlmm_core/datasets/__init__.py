@@ -158,7 +158,7 @@ def load_dataset(name: str) -> pd.DataFrame:
 
 
 def _factor(values: np.ndarray, levels: Sequence[str] | None) -> pd.Categorical:
-    """Code `values` (n,), numbers or text, against `levels`, or against their own sorted in numeric order if they can."""
+    """Code `values` (n,), numbers or text, against `levels`, or else their own: numeric order where all are numbers."""
     import pandas as pd
 
     found, codes = np.unique(values, return_inverse=True)

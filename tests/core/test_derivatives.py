@@ -1,0 +1,100 @@
+"""Gradient and average-information Hessian of the compiled core against the oracle and finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import oracle
+import problems
+
+ENGINES = ["dense", "sparse"]
+DIFFERENCED = ["intercept", "slope", "slope_diag", "levels_shorter_than_columns", "nested", "crossed_weights", "no_X"]
+DIFFERENCED += ["shared_codes", "unobserved_levels", "factor_slope", "mixed_weights", "deficient_X", "wide_X"]
+
+
+def worst(value, expected):
+    """Largest disagreement relative to the largest entry (or to one, where the whole is smaller)."""
+    expected = np.asarray(expected, dtype=float)
+    assert np.shape(value) == expected.shape
+    assert np.all(np.isfinite(value))
+    return float(np.abs(value - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def stencil(function, theta, h):
+    """(n_theta, ...): fourth-order central differences of a function of theta."""
+    rows = []
+    for a in range(len(theta)):
+        step = np.zeros(len(theta))
+        step[a] = h
+        one = np.asarray(function(theta + step)) - np.asarray(function(theta - step))
+        two = np.asarray(function(theta + 2 * step)) - np.asarray(function(theta - 2 * step))
+        rows.append((8 * one - two) / (12 * h))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("reml", [True, False], ids=["reml", "ml"])
+@pytest.mark.parametrize("name", list(problems.REGISTRY))
+def test_registry(name, reml, engine):
+    problem = problems.build(name)
+    objective = problem.objective(reml, engine)
+    for label, theta in problems.thetas(problem).items():
+        ev = oracle.evaluate(problem, theta, reml=reml)
+        assert worst(objective.gradient(theta), oracle.gradient(ev)) < 1e-8, label
+        assert worst(objective.hessian(theta), oracle.ai_hessian(ev)) < 1e-7, label
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("seed", range(20))
+def test_random_models(seed, engine):
+    problem = problems.random_problem(seed)
+    for reml in (True, False):
+        objective = problem.objective(reml, engine)
+        for label, theta in problems.thetas(problem, seed).items():
+            ev = oracle.evaluate(problem, theta, reml=reml)
+            assert worst(objective.gradient(theta), oracle.gradient(ev)) < 1e-8, label
+            assert worst(objective.hessian(theta), oracle.ai_hessian(ev)) < 1e-7, label
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("reml", [True, False], ids=["reml", "ml"])
+@pytest.mark.parametrize("name", DIFFERENCED)
+def test_gradient_against_differences_of_the_criterion(name, reml, engine):
+    problem = problems.build(name)
+    objective = problem.objective(reml, engine)
+    for label in ("identity", "ordinary", "zero", "singular", "first_zero", "term_zero"):
+        theta = problems.thetas(problem)[label]
+        assert worst(objective.gradient(theta), stencil(objective, theta, 1e-3)) < 1e-6, label
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", DIFFERENCED)
+def test_exact_hessian_is_the_average_information_and_what_it_leaves_out(name, engine):
+    """`H_exact = AI + nu f_a'P f_b / r^2 - tr(Q V_a Q V_b)`, and H_exact is the gradient's derivative."""
+    problem = problems.build(name)
+    for reml in (True, False):
+        objective = problem.objective(reml, engine)
+        for label in ("ordinary", "zero", "singular"):
+            theta = problems.thetas(problem)[label]
+            ev = oracle.evaluate(problem, theta, reml=reml)
+            left_out = (oracle.exact_hessian(ev) - oracle.ai_hessian(ev)).astype(float)
+            differenced = stencil(objective.gradient, theta, 1e-3)
+            assert worst(objective.hessian(theta) + left_out, differenced) < 1e-6, label
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hessian_is_symmetric(engine):
+    problem = problems.build("mixed_weights")
+    objective = problem.objective(True, engine)
+    for theta in problems.thetas(problem).values():
+        H = objective.hessian(theta)
+        np.testing.assert_allclose(H, H.T, rtol=1e-12, atol=1e-12 * np.abs(H).max())
+
+
+@pytest.mark.parametrize("name", ["intercept", "crossed", "nested", "mixed", "shared_codes"])
+def test_gradient_at_exactly_zero_is_exactly_zero(name):
+    """The criterion is even in each column of L: at L = 0 there is no slope, whatever the rounding."""
+    problem = problems.build(name)
+    for engine in ENGINES:
+        assert not np.any(problem.objective(True, engine).gradient(np.zeros(problem.n_theta)))

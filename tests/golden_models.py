@@ -55,6 +55,14 @@ def dummies(column: Array, levels: list[str]) -> Array:
     return np.column_stack([np.array([str(v) for v in column]) == level for level in levels[1:]]).astype(float)
 
 
+def ordered(column: Array, levels: list[str]) -> Array:
+    """(n, len(levels) - 1): R's polynomial contrasts of an ordered factor, orthonormal over the levels."""
+    place = np.arange(len(levels), dtype=float)
+    q, r = np.linalg.qr(np.vander(place - place.mean(), increasing=True))
+    contrasts = (q * np.sign(np.diag(r)))[:, 1:]
+    return contrasts[[levels.index(str(v)) for v in column]]
+
+
 def poly2(x: Array) -> Array:
     """(n, 2): R's `poly(x, 2)`, orthonormal, positive along x and its square."""
     q = np.linalg.qr(np.vander(x - x.mean(), 3, increasing=True))[0][:, 1:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from golden_models import dummies, factor, golden, table
+from golden_models import factor, golden, ordered, table
 from problems import Problem, ProblemTerm
 
 
@@ -21,7 +21,7 @@ def insteval(name):
     elif name == "insteval_crossed_reml":
         X, terms = one, (s, d, dept)
     elif name == "insteval_fixed":
-        studage, lectage = (dummies(data[column], levels[column]) for column in ("studage", "lectage"))
+        studage, lectage = (ordered(data[column], levels[column]) for column in ("studage", "lectage"))
         X, terms = np.column_stack([one, studage, lectage, service]), (s, d)
     else:
         X = np.column_stack([one, service])

@@ -40,6 +40,10 @@ def test_table_of_lazy_names_is_complete():
     assert set(fastlmm_core._LAZY) | {"__version__"} == set(fastlmm_core.__all__)
 
 
+def test_subpackages_need_no_import_of_their_own():
+    loaded_by("import fastlmm_core; fastlmm_core.errors.DataError; fastlmm_core.core.fit; fastlmm_core.formula")
+
+
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'lmre'"):
         _ = fastlmm_core.lmre

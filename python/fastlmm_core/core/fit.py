@@ -1,0 +1,317 @@
+"""Minimise the criterion and bring the estimates back to the user's coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve_triangular
+
+from fastlmm_core._newton import Newton
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.objective import Objective, blas_threads
+from fastlmm_core.core.terms import Term
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["CoreFit", "FitLog", "fit"]
+
+Array = NDArray[np.float64]
+
+SINGULAR = 1e-4
+"""A diagonal element of a (conditioned) relative factor below this makes a fit singular; lme4's tolerance."""
+
+
+@dataclass(frozen=True)
+class FitLog:
+    """What the optimiser did, one row an evaluation.
+
+    Attributes
+    ----------
+    theta : (k, n_theta)
+    criterion : (k,)
+    gradient_norm : (k,)
+        NaN at points that were rejected and at the last one.
+    radius : (k,)
+        Trust radius, in conditioned coordinates.
+    """
+
+    theta: Array
+    criterion: Array
+    gradient_norm: Array
+    radius: Array
+
+    def __len__(self) -> int:
+        return len(self.criterion)
+
+
+@dataclass(frozen=True, eq=False)
+class CoreFit:
+    """A fitted model as plain arrays, in the user's units.
+
+    Attributes
+    ----------
+    theta : (n_theta,)
+        Covariance parameters term by term: the lower triangle of each relative factor, column by column.
+    L : tuple of (l, l)
+        Relative covariance factor of each term.
+    beta : (p,)
+        Fixed effects; NaN where a column depends on earlier ones and was set aside.
+    cov_beta : (p, p)
+        sigma^2 (X'V^-1 X)^-1, NaN in the rows and columns set aside.
+    sigma : float
+        Residual standard deviation.
+    criterion : float
+        REML criterion or deviance.
+    reml : bool
+    n, rank : int
+        Observations; independent columns of X.
+    is_singular : bool
+        Some relative factor is (nearly) singular.
+    b : tuple of (q, l)
+        Conditional modes of each term.
+    fitted : (n,)
+        X beta + Z b + offset.
+    log : FitLog
+    converged : bool
+    message : str
+    """
+
+    theta: Array
+    L: tuple[Array, ...]
+    beta: Array
+    cov_beta: Array
+    sigma: float
+    criterion: float
+    reml: bool
+    n: int
+    rank: int
+    is_singular: bool
+    b: tuple[Array, ...]
+    fitted: Array
+    log: FitLog
+    converged: bool
+    message: str
+    cross: CrossProducts = field(repr=False)
+    control: Control = field(repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    def objective(self) -> Objective:
+        """The model's criterion; its factor is rebuilt from the cross-products."""
+        return Objective(self.cross, self.reml, self.control)
+
+    def cond_var(self) -> tuple[Array, ...]:
+        """Conditional covariance Var(b | y) of each level of each term, sigma^2 included.
+
+        Returns
+        -------
+        tuple of (q, l, l)
+        """
+        if "cond_var" not in self._cache:
+            self._cache["cond_var"] = conditional_variances(self.objective(), self.theta, self.sigma)
+        return self._cache["cond_var"]
+
+
+def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
+    """Var(b | y) of each term in the user's units."""
+    cross = model.cross
+    with blas_threads(model.control.n_threads):
+        lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
+    by_group = [lead]
+    for offset, blocks in zip(model.plan.offsets, tail, strict=True):
+        by_group.append(blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")])
+    # conditioned effects relate to sigma by the scaled weights
+    scale = sigma**2 / cross.conditioning.weight_scale
+    out: list[Array] = [np.empty(0)] * len(cross.transforms)
+    for group, blocks in zip(cross.groups, by_group, strict=True):
+        for k, o in zip(group.terms, group.offsets, strict=True):
+            t = cross.transforms[k]
+            part = blocks[:, o : o + len(t), o : o + len(t)]
+            out[k] = scale * (t @ part @ t.T)
+    return tuple(out)
+
+
+def fit(
+    y: ArrayLike,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    *,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    start: ArrayLike | None = None,
+    on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
+) -> CoreFit:
+    """Fit a linear mixed model given as arrays.
+
+    Parameters
+    ----------
+    y : (n,)
+        Response.
+    X : (n, p) or None
+        Fixed-effects columns, the intercept included if there is one.
+    terms : sequence of Term
+        Random-effects terms; those with the same codes share a grouping factor.
+    weights : (n,), optional
+        Positive; the residual variance of row i is sigma^2 / weights[i].
+    offset : (n,), optional
+        Known part of the mean.
+    reml : bool
+        REML, or maximum likelihood.
+    control : Control, optional
+    start : (n_theta,), optional
+        Where to start, as `CoreFit.theta`.
+    on_evaluation : callable, optional
+        Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
+
+    Returns
+    -------
+    CoreFit
+
+    Raises
+    ------
+    DataError, ModelError, MemoryLimitError
+        The input, the model, or the machine cannot support the fit.
+    NumericalError
+        The criterion cannot be evaluated at the start.
+    """
+    cross = cross_products(y, X, terms, weights=weights, offset=offset)
+    model = Objective(cross, reml, control)
+    theta, value, log, message = minimise(model, start, on_evaluation)
+    return estimates(model, theta, value, log, message, X, terms, offset)
+
+
+def minimise(
+    model: Objective,
+    start: ArrayLike | None = None,
+    on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
+) -> tuple[Array, float, FitLog, str]:
+    """Minimise a criterion.
+
+    Returns
+    -------
+    theta : (n_theta,) in conditioned coordinates, canonical signs
+    value : float
+    log : FitLog, in the user's coordinates
+    message : str
+    """
+    first = model.to_conditioned(model.start if start is None else start)
+    newton = Newton(model.evaluator, model.control.max_evaluations, model.control.tol)
+    report = None
+    if on_evaluation is not None:
+
+        def report(k: int, theta: Array, value: float, norm: float, radius: float) -> None:
+            on_evaluation(k, model.to_user(theta), value, norm, radius)
+
+    with blas_threads(model.control.n_threads):
+        theta, value, status = newton.minimise(first, report)
+        if status == 3:
+            raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
+        theta = canonical(theta, model.cross.theta_index)
+        theta, value = snap(model, theta, value)
+    thetas, values, norms, radii = newton.log()
+    log = FitLog(np.array([model.to_user(t) for t in thetas]), values, norms, radii)
+    return theta, value, log, newton.messages[status]
+
+
+def canonical(theta: Array, index: NDArray[np.int64]) -> Array:
+    """Flip columns of the factors so that diagonals are not negative; the covariance is unchanged."""
+    out = theta.copy()
+    for a in np.flatnonzero((index[:, 1] == index[:, 2]) & (theta < 0)):
+        out[(index[:, 0] == index[a, 0]) & (index[:, 2] == index[a, 2])] *= -1.0
+    return out
+
+
+def snap(model: Objective, theta: Array, value: float) -> tuple[Array, float]:
+    """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
+    index = model.cross.theta_index
+    for a in np.flatnonzero((index[:, 1] == index[:, 2]) & (np.abs(theta) < SINGULAR) & (theta != 0)):
+        trial = theta.copy()
+        trial[a] = 0.0
+        at_zero = model.evaluator.value(trial)
+        if at_zero <= value + 1e-12 * abs(value) + 1e-9:
+            theta, value = trial, at_zero
+    return theta, value
+
+
+def estimates(
+    model: Objective,
+    theta: Array,
+    value: float,
+    log: FitLog,
+    message: str,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    offset: ArrayLike | None,
+) -> CoreFit:
+    """The fit at conditioned ``theta``, in the user's units."""
+    cross = model.cross
+    c = cross.conditioning
+    with blas_threads(model.control.n_threads):
+        gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
+    rank, p = c.rank, c.n_columns
+    residual_ss = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale
+    sigma = float(np.sqrt(residual_ss / model.evaluator.nu))
+    beta, cov_beta = np.full(p, np.nan), np.full((p, p), np.nan)
+    rxx = c.r[:rank, :rank]
+    beta[c.keep] = solve_triangular(rxx, c.r[:rank, -1] + c.y_scale * gamma)
+    # X'V^-1 X = weight_scale R'(L L')R, so its inverse is H'H / weight_scale with H = L^-1 R^-T
+    half = solve_triangular(ld[:rank, :rank], solve_triangular(rxx, np.eye(rank), trans="T"), lower=True)
+    cov_beta[np.ix_(c.keep, c.keep)] = sigma**2 / c.weight_scale * (half.T @ half)
+
+    by_group = [b_lead]
+    for group, offset_ in zip(cross.groups[1:], model.plan.offsets, strict=True):
+        by_group.append(b_tail[offset_[:, None] + np.arange(group.n_columns)])
+    b: list[Array] = [np.empty(0)] * len(terms)
+    for group, modes in zip(cross.groups, by_group, strict=True):
+        for k, o in zip(group.terms, group.offsets, strict=True):
+            t = cross.transforms[k]
+            b[k] = c.y_scale * modes[:, o : o + len(t)] @ t.T
+    user = model.to_user(theta)
+    factors, at = [], 0
+    for term in terms:
+        factor = np.zeros((term.n_columns, term.n_columns))
+        for i, j in term.index():
+            factor[i, j] = user[at]
+            at += 1
+        factors.append(factor)
+    diagonal = cross.theta_index[:, 1] == cross.theta_index[:, 2]
+    return CoreFit(
+        theta=user,
+        L=tuple(factors),
+        beta=beta,
+        cov_beta=cov_beta,
+        sigma=sigma,
+        criterion=float(value),
+        reml=model.reml,
+        n=cross.n,
+        rank=rank,
+        is_singular=bool((theta[diagonal] < SINGULAR).any()),
+        b=tuple(b),
+        fitted=fitted_values(beta, b, X, terms, offset, cross.n),
+        log=log,
+        converged=message == Newton.messages[0],
+        message=message,
+        cross=cross,
+        control=model.control,
+    )
+
+
+def fitted_values(
+    beta: Array, b: Sequence[Array], X: ArrayLike | None, terms: Sequence[Term], offset: ArrayLike | None, n: int
+) -> Array:
+    """X beta + Z b + offset, (n,)."""
+    out = np.zeros(n) if offset is None else np.array(offset, dtype=np.float64)
+    if X is not None:
+        out += np.asarray(X, dtype=np.float64) @ np.nan_to_num(beta)
+    for term, modes in zip(terms, b, strict=True):
+        rows = modes[term.codes]
+        out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
+    return out

@@ -1,0 +1,119 @@
+"""The criterion as a function of the user's theta: lme4's devFunOnly, with derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from threadpoolctl import ThreadpoolController
+
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.plan import plan
+from fastlmm_core.core.terms import Term
+from fastlmm_core.errors import DataError
+
+__all__ = ["Objective", "blas_threads", "objective"]
+
+Array = NDArray[np.float64]
+
+
+@cache
+def blas_controller() -> ThreadpoolController:
+    """The BLAS libraries loaded in this process; looking for them takes longer than a small fit."""
+    return ThreadpoolController()
+
+
+@contextmanager
+def blas_threads(threads: int) -> Iterator[None]:
+    """Bound BLAS to ``threads`` inside the block."""
+    with blas_controller().limit(limits=threads, user_api="blas"):
+        yield
+
+
+class Objective:
+    """The profiled criterion of one model at any theta.
+
+    Parameters
+    ----------
+    cross : CrossProducts
+    reml : bool
+        REML criterion, or the deviance (minus twice the log-likelihood).
+    control : Control, optional
+
+    Attributes
+    ----------
+    n_theta : int
+    start : (n_theta,)
+        Where a fit begins: relative covariance factors equal to the identity in conditioned coordinates.
+
+    Notes
+    -----
+    An object owns one workspace: use it from one thread at a time.
+    """
+
+    def __init__(self, cross: CrossProducts, reml: bool = True, control: Control | None = None) -> None:
+        self.cross = cross
+        self.reml = reml
+        self.control = Control() if control is None else control
+        self.plan = plan(cross, self.control)
+        self.evaluator = self.plan.evaluator(reml)
+        self.n_theta = len(cross.theta_index)
+        diagonal = (cross.theta_index[:, 1] == cross.theta_index[:, 2]).astype(float)
+        self.start: Array = self.to_user(diagonal)
+
+    def to_user(self, conditioned: Array) -> Array:
+        """The user's theta for conditioned ones."""
+        return np.linalg.solve(self.cross.to_conditioned, conditioned)
+
+    def to_conditioned(self, theta: ArrayLike) -> Array:
+        """Conditioned theta for the user's.
+
+        Raises
+        ------
+        DataError
+            The length is not n_theta.
+        """
+        given = np.atleast_1d(np.asarray(theta, dtype=np.float64))
+        if given.shape != (self.n_theta,):
+            raise DataError(f"theta has shape {given.shape}, but the model has {self.n_theta} covariance parameter(s)")
+        if not np.isfinite(given).all():
+            raise DataError(f"theta must be finite, not {given}")
+        return np.ascontiguousarray(self.cross.to_conditioned @ given)
+
+    def __call__(self, theta: ArrayLike) -> float:
+        """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""
+        with blas_threads(self.control.n_threads):
+            return self.evaluator.value(self.to_conditioned(theta))
+
+    def derivatives(self, theta: ArrayLike) -> tuple[float, Array, Array]:
+        """Criterion, gradient (n_theta,) and average-information Hessian (n_theta, n_theta) at ``theta``."""
+        with blas_threads(self.control.n_threads):
+            value, gradient, hessian = self.evaluator.derivatives(self.to_conditioned(theta))
+        m = self.cross.to_conditioned
+        return value, m.T @ gradient, m.T @ hessian @ m
+
+    def gradient(self, theta: ArrayLike) -> Array:
+        """Exact gradient (n_theta,) of the criterion at ``theta``."""
+        return self.derivatives(theta)[1]
+
+    def hessian(self, theta: ArrayLike) -> Array:
+        """Average-information model of the Hessian (n_theta, n_theta) at ``theta`` (Gilmour et al. 1995)."""
+        return self.derivatives(theta)[2]
+
+
+def objective(
+    y: ArrayLike,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    *,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+) -> Objective:
+    """The criterion of a model given as arrays; parameters as in `fit`."""
+    return Objective(cross_products(y, X, terms, weights=weights, offset=offset), reml, control)

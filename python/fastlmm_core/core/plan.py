@@ -1,0 +1,228 @@
+"""The symbolic phase: order of the tail, engine, index structures. Made once; every theta reuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from fastlmm_core._assemble import leading_rows, schur_pattern, tail_rows
+from fastlmm_core._evaluator import Evaluator
+from fastlmm_core._tail import DenseTail, EmptyTail, Tail
+from fastlmm_core._tail_sparse import SparseTail, fill_ordering
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import CrossProducts
+from fastlmm_core.errors import MemoryLimitError, ModelError
+
+__all__ = ["Plan", "plan"]
+
+DENSE_BELOW = 400
+"""Tails smaller than this are dense without a look at their pattern."""
+
+DENSE_FRACTION = 0.25
+"""Schur complements fuller than this are dense."""
+
+DENSE_SPEED = 12.0
+"""Flops of LAPACK's factorisation in the time of one of the simplicial factorisation."""
+
+FLOOR = 1e-7
+"""Squared floor of a tail factor's singular values, relative to one over the rows a level has."""
+
+Offsets = list[NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model ready to be evaluated.
+
+    Attributes
+    ----------
+    engine : {"none", "dense", "sparse"}
+        How the tail is factored; "none" where the leading factor is the only one.
+    offsets : list of (q,) int64
+        For each group but the leading one, the tail column at which each level begins.
+    arrays : dict
+        Constants of the evaluator.
+    factor_bytes : int
+        Predicted size of the tail's matrices.
+    """
+
+    cross: CrossProducts
+    control: Control
+    engine: str
+    offsets: Offsets
+    arrays: dict[str, NDArray[np.generic]]
+    factor_bytes: int
+    tail: Tail
+
+    def evaluator(self, reml: bool) -> Evaluator:
+        """The compiled workspace for one criterion. Evaluators of one plan share its tail: use one at a time."""
+        c = self.cross
+        nu = c.n - c.conditioning.rank if reml else c.n
+        constant = c.conditioning.constant(nu, reml)
+        return Evaluator(self.arrays, self.tail, c.n, c.conditioning.rank, reml, constant, self.control.n_threads)
+
+
+def natural_offsets(cross: CrossProducts) -> Offsets:
+    """Tail columns in the order of the groups and their levels."""
+    offsets, start = [], 0
+    for group in cross.groups[1:]:
+        offsets.append(start + group.n_columns * np.arange(group.n_levels, dtype=np.int64))
+        start += group.size
+    return offsets
+
+
+def structures(cross: CrossProducts, offsets: Offsets) -> tuple[tuple[NDArray[np.generic], ...], ...]:
+    """Leading rows and tail rows for one order of the tail."""
+    lead = cross.groups[0]
+    m = sum(group.size for group in cross.groups[1:])
+    leading = leading_rows(
+        lead.n_levels, lead.n_columns, m, [(*cross.pairs[0, h + 1], offset) for h, offset in enumerate(offsets)]
+    )
+    tail = tail_rows(
+        m,
+        list(zip(cross.blocks[1:], offsets, strict=True)),
+        [(*cells, offsets[g - 1], offsets[h - 1]) for (g, h), cells in cross.pairs.items() if g > 0],
+    )
+    return leading, tail
+
+
+def pattern(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.generic]], limit: int) -> csr_array | None:
+    """Lower pattern of the Schur complement with sorted rows, or None where it has more entries than ``limit``."""
+    ptr, idx, _, t_ptr, t_lead, t_pos = leading
+    found = schur_pattern(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, limit)
+    if found is None:
+        return None
+    c_ptr, c_idx = found
+    m = len(c_ptr) - 1
+    matrix = csr_array((np.ones(len(c_idx), np.int8), c_idx, c_ptr), shape=(m, m))
+    matrix.sort_indices()
+    return matrix
+
+
+def order_blocks(cross: CrossProducts, offsets: Offsets, lower: csr_array) -> Offsets:
+    """A fill-reducing order of the tail's blocks (levels): columns of one level share a pattern and stay together."""
+    groups = cross.groups[1:]
+    starts = np.concatenate(offsets)
+    widths = np.concatenate([np.full(g.n_levels, g.n_columns, np.int64) for g in groups])
+    by_place = np.argsort(starts, kind="stable")
+    block_of = np.repeat(np.arange(len(starts)), widths[by_place])
+    first = starts[by_place] + widths[by_place] - 1  # a block's last row lists all of its diagonal block
+    rows = lower[first]
+    blocks = csr_array((rows.data, block_of[rows.indices], rows.indptr), shape=(len(starts), len(starts)))
+    blocks.sum_duplicates()
+    perm = fill_ordering(blocks.indptr.astype(np.int64), blocks.indices.astype(np.int64))
+    new_start = np.empty(len(starts), np.int64)
+    ordered = by_place[perm]
+    new_start[ordered] = np.concatenate([[0], np.cumsum(widths[ordered])[:-1]])
+    return np.split(new_start, np.cumsum([g.n_levels for g in groups])[:-1])
+
+
+def dense_bytes(m: int) -> int:
+    """Memory of the dense engine."""
+    return 8 * m * (m + 1)
+
+
+def refuse(needed: float, control: Control, what: str) -> None:
+    """Refuse a factor that the machine cannot hold."""
+    if needed > control.n_bytes:
+        raise MemoryLimitError(
+            f"{what} would take {needed / 2**30:.1f} GiB, but {control.n_bytes / 2**30:.1f} GiB can be used: "
+            "simplify the random effects, or raise Control(memory_limit=...) if the machine has more"
+        )
+
+
+def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
+    """Order the tail, choose its engine and lay out every index structure.
+
+    Parameters
+    ----------
+    cross : CrossProducts
+    control : Control, optional
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    MemoryLimitError
+        The predicted factor exceeds the memory at hand; the message has both figures.
+    """
+    control = Control() if control is None else control
+    threads = control.n_threads
+    m = sum(group.size for group in cross.groups[1:])
+    if m > np.iinfo(np.int32).max:
+        raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
+    offsets = natural_offsets(cross)
+    leading, rows = structures(cross, offsets)
+    tail: Tail | None = None
+    engine, bytes_needed = "dense", dense_bytes(m)
+    if m == 0:
+        tail, engine = EmptyTail(), "none"
+    elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
+        limit = np.iinfo(np.int64).max if control.engine == "sparse" else int(DENSE_FRACTION * m * (m + 1) / 2)
+        lower = pattern(leading, rows, limit)
+        if lower is not None:
+            new_offsets = order_blocks(cross, offsets, lower)
+            new_leading, new_rows = structures(cross, new_offsets)
+            lower = pattern(new_leading, new_rows, np.iinfo(np.int64).max)
+            assert lower is not None
+            c_ptr, c_idx = lower.indptr.astype(np.int64), lower.indices.astype(np.int64)
+            lnz, flops = SparseTail.predict(c_ptr, c_idx)
+            sparse_bytes = int(24 * lnz + 32 * len(c_idx))
+            if control.engine == "sparse" or flops * DENSE_SPEED < m**3 / 3 or dense_bytes(m) > control.n_bytes:
+                refuse(sparse_bytes, control, f"the sparse factor of {m} random effects ({lnz:.3g} entries)")
+                offsets, leading, rows = new_offsets, new_leading, new_rows
+                tail, engine, bytes_needed = SparseTail(rows, c_ptr, c_idx, threads), "sparse", sparse_bytes
+    if tail is None:
+        refuse(dense_bytes(m), control, f"the dense factor of {m} random effects")
+        tail = DenseTail(rows, threads)
+    arrays = evaluator_arrays(cross, offsets, leading)
+    return Plan(cross, control, engine, offsets, arrays, bytes_needed if m else 0, tail)
+
+
+def evaluator_arrays(
+    cross: CrossProducts, offsets: Offsets, leading: Sequence[NDArray[np.generic]]
+) -> dict[str, NDArray[np.generic]]:
+    """Constants of the evaluator, tail quantities in the tail's order."""
+    groups = cross.groups
+    m, d = sum(group.size for group in groups[1:]), cross.dtd.shape[0]
+    ptr, idx, val, t_ptr, t_lead, t_pos = leading
+    group_l = np.array([g.n_columns for g in groups], np.int64)
+    group_lam = np.concatenate([[0], np.cumsum(group_l**2)])
+    zd_tail = np.empty((d, m))
+    starts = np.concatenate([*offsets, np.empty(0, np.int64)])
+    owner = np.repeat(np.arange(1, len(groups)), [g.n_levels for g in groups[1:]])
+    for group, offset, dense in zip(groups[1:], offsets, cross.dense[1:], strict=True):
+        columns = (offset[:, None] + np.arange(group.n_columns)).ravel()
+        zd_tail[:, columns] = dense.T
+    order = np.argsort(starts, kind="stable")
+    block_group = owner[order].astype(np.int64)
+    widths = group_l[block_group] if len(block_group) else np.empty(0, np.int64)
+    # one spare entry at the end of each: an empty tail still has an address
+    return {
+        "a": cross.blocks[0],
+        "zd": cross.dense[0],
+        "ptr": ptr,
+        "idx": idx,
+        "val": val,
+        "t_ptr": t_ptr,
+        "t_lead": t_lead,
+        "t_pos": t_pos,
+        "block_ptr": np.concatenate([[0], np.cumsum(widths)]).astype(np.int64),
+        "block_group": np.append(block_group, 0),
+        "block_lam": np.append(group_lam[block_group], 0).astype(np.int64),
+        "column_block": np.append(np.repeat(np.arange(len(order)), widths), 0).astype(np.int64),
+        "group_l": group_l,
+        "group_lam": group_lam.astype(np.int64),
+        "group_floor": np.array([np.sqrt(FLOOR * g.n_levels / cross.n) for g in groups]),
+        "theta_group": np.ascontiguousarray(cross.theta_index[:, 0]),
+        "theta_row": np.ascontiguousarray(cross.theta_index[:, 1]),
+        "theta_col": np.ascontiguousarray(cross.theta_index[:, 2]),
+        "dtd": cross.dtd,
+        "zd_tail": zd_tail,
+    }

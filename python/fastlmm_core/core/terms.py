@@ -1,0 +1,183 @@
+"""Random-effects terms as arrays, and the checks on everything a caller passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core.errors import DataError, ModelError
+
+__all__ = ["Group", "Term", "check_response", "group_terms", "theta_index"]
+
+COVARIANCES = ("us", "diag")
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One random-effects term: levels of a grouping factor, the columns that vary between them, their covariance.
+
+    Parameters
+    ----------
+    codes : (n,) integers
+        Level of each row, 0 .. n_levels - 1.
+    z : (n,) or (n, l) float, optional
+        Columns of the term; None is a random intercept, one column of ones.
+    cov : {"us", "diag"}
+        Unstructured (l (l + 1) / 2 parameters) or independent columns (l parameters).
+    n_levels : int, optional
+        Number of levels; the largest code plus one when left out. Levels without rows are allowed.
+
+    Raises
+    ------
+    DataError
+        Codes out of range, a wrong length, a value that is not finite.
+    """
+
+    codes: NDArray[np.int32]
+    z: NDArray[np.float64] | None = None
+    cov: str = "us"
+    n_levels: int | None = None
+    n_columns: int = field(init=False)
+
+    def __init__(
+        self, codes: ArrayLike, z: ArrayLike | None = None, cov: str = "us", n_levels: int | None = None
+    ) -> None:
+        given = np.asarray(codes)
+        if given.ndim != 1 or given.dtype.kind not in "iu":
+            raise DataError(f"codes must be a vector of integers, not {given.dtype} with shape {given.shape}")
+        if len(given) == 0:
+            raise DataError("codes has no rows")
+        low, high = int(given.min()), int(given.max())
+        levels = high + 1 if n_levels is None else int(n_levels)
+        if low < 0 or high >= levels:
+            raise DataError(f"codes run from {low} to {high}, outside 0 to {levels - 1}")
+        if cov not in COVARIANCES:
+            raise ModelError(f"covariance {cov!r} does not exist: use one of {', '.join(map(repr, COVARIANCES))}")
+        columns = None
+        if z is not None:
+            columns = np.asarray(z, dtype=np.float64)
+            columns = np.ascontiguousarray(columns[:, None] if columns.ndim == 1 else columns)
+            if columns.ndim != 2 or columns.shape[0] != len(given) or columns.shape[1] == 0:
+                raise DataError(f"z has shape {np.shape(z)}, but the term has {len(given)} rows")
+            check_finite(columns, "z")
+        # the same array object stands for the same grouping factor, so a usable one is kept, not copied
+        object.__setattr__(self, "codes", np.ascontiguousarray(given, dtype=np.int32))
+        object.__setattr__(self, "z", columns)
+        object.__setattr__(self, "cov", cov)
+        object.__setattr__(self, "n_levels", levels)
+        object.__setattr__(self, "n_columns", 1 if columns is None else columns.shape[1])
+
+    @property
+    def n_theta(self) -> int:
+        """Number of covariance parameters."""
+        l = self.n_columns
+        return l * (l + 1) // 2 if self.cov == "us" else l
+
+    def index(self) -> list[tuple[int, int]]:
+        """Row and column of the term's Cholesky factor that each parameter stands for: lower triangle by columns."""
+        l = self.n_columns
+        if self.cov == "diag":
+            return [(j, j) for j in range(l)]
+        return [(i, j) for j in range(l) for i in range(j, l)]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Terms that share a grouping factor: one block of random effects a level, block-diagonal in the terms."""
+
+    terms: tuple[int, ...]
+    offsets: tuple[int, ...]
+    n_levels: int
+    n_columns: int
+
+    @property
+    def size(self) -> int:
+        """Number of random effects."""
+        return self.n_levels * self.n_columns
+
+
+def same_levels(a: Term, b: Term) -> bool:
+    """Whether two terms have the same grouping factor."""
+    return a.n_levels == b.n_levels and (a.codes is b.codes or np.array_equal(a.codes, b.codes))
+
+
+def group_terms(terms: Sequence[Term]) -> tuple[Group, ...]:
+    """Merge terms on one grouping factor; the group with the most random effects (the leading one) comes first."""
+    members: list[list[int]] = []
+    for k, term in enumerate(terms):
+        for group in members:
+            if same_levels(terms[group[0]], term):
+                group.append(k)
+                break
+        else:
+            members.append([k])
+    groups = []
+    for member in members:
+        widths = [terms[k].n_columns for k in member]
+        offsets = np.concatenate([[0], np.cumsum(widths)])
+        levels = terms[member[0]].n_levels
+        assert levels is not None
+        groups.append(Group(tuple(member), tuple(int(o) for o in offsets[:-1]), levels, int(offsets[-1])))
+    return tuple(sorted(groups, key=lambda g: -g.size))
+
+
+def theta_index(terms: Sequence[Term], groups: Sequence[Group]) -> NDArray[np.int64]:
+    """(n_theta, 3) group, row and column of each parameter, in the order of the terms."""
+    place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
+    rows = [(place[k][0], place[k][1] + i, place[k][1] + j) for k, term in enumerate(terms) for i, j in term.index()]
+    return np.array(rows, np.int64)
+
+
+def check_finite(values: NDArray[np.float64], name: str) -> None:
+    """Refuse NaN and infinity, naming how many and the first place."""
+    bad = ~np.isfinite(values)
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
+        raise DataError(f"{name} has {int(bad.sum())} value(s) that are not finite, the first at {place}")
+
+
+def check_response(
+    y: ArrayLike, X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
+    """y less the offset, X and the weights as float64 arrays of one length.
+
+    Raises
+    ------
+    DataError
+        Wrong lengths, values that are not finite, weights that are not positive.
+    ModelError
+        No term, or no degrees of freedom left.
+    """
+    if len(terms) == 0:
+        raise ModelError("a mixed model needs at least one random-effects term")
+    response = np.array(y, dtype=np.float64)
+    if response.ndim != 1:
+        raise DataError(f"y must be a vector, not an array of shape {response.shape}")
+    n = len(response)
+    check_finite(response, "y")
+    fixed = np.empty((n, 0)) if X is None else np.ascontiguousarray(X, dtype=np.float64)
+    if fixed.ndim != 2 or fixed.shape[0] != n:
+        raise DataError(f"X has shape {fixed.shape}, but y has {n} rows")
+    check_finite(fixed, "X")
+    for k, term in enumerate(terms):
+        if len(term.codes) != n:
+            raise DataError(f"term {k} has {len(term.codes)} rows, but y has {n}")
+    w = None
+    if weights is not None:
+        w = np.ascontiguousarray(weights, dtype=np.float64)
+        if w.shape != (n,):
+            raise DataError(f"weights has shape {w.shape}, but y has {n} rows")
+        check_finite(w, "weights")
+        if (w <= 0).any():
+            raise DataError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
+    if offset is not None:
+        shift = np.asarray(offset, dtype=np.float64)
+        if shift.shape != (n,):
+            raise DataError(f"offset has shape {shift.shape}, but y has {n} rows")
+        check_finite(shift, "offset")
+        response -= shift
+    return response, fixed, w

@@ -1,0 +1,200 @@
+"""Cross-products in one pass over the rows.
+
+For grouping factors g, h with codes c_g(i), c_h(i), row vectors z_g(i) (length l_g) and weights w_i:
+
+    level_blocks:  A_g[j]      = sum over rows of level j of  w_i z_g(i) z_g(i)'          (q_g, l_g, l_g)
+    level_sums:    (Z'WD)[j]   = sum over rows of level j of  w_i z_g(i) d(i)'            (q_g * l_g, d)
+    pair_cells:    Z_g'WZ_h    as block compressed rows, one block per (level, level) pair that occurs
+
+All loops are O(n l^2). Rows of equal (level, level) pairs collapse into one cell, so nothing after this file
+depends on n. Codes are int32 and must lie in [0, q): the caller checks.
+"""
+
+import numpy as np
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t
+
+__all__ = ["level_blocks", "level_sums", "pair_cells", "sort_rows"]
+
+
+def sort_rows(const int32_t[::1] codes, Py_ssize_t q):
+    """Row numbers grouped by level, by a counting sort.
+
+    Parameters
+    ----------
+    codes : (n,) int32
+        Level of each row, in [0, q).
+    q : int
+        Number of levels.
+
+    Returns
+    -------
+    ptr : (q + 1,) int64
+        Rows of level j are ``rows[ptr[j]:ptr[j + 1]]``, in their original order.
+    rows : (n,) int64
+    """
+    cdef Py_ssize_t n = codes.shape[0], i, j
+    ptr_ = np.zeros(q + 1, np.int64)
+    rows_ = np.empty(n, np.int64)
+    cdef int64_t[::1] ptr = ptr_, rows = rows_
+    cdef int64_t start, count
+    with nogil:
+        for i in range(n):
+            ptr[codes[i] + 1] += 1
+        start = 0
+        for j in range(1, q + 1):  # ptr[j] becomes the start of level j - 1 ...
+            count = ptr[j]
+            ptr[j] = start
+            start += count
+        for i in range(n):  # ... and, once its rows are placed, the start of level j
+            j = codes[i] + 1
+            rows[ptr[j]] = i
+            ptr[j] += 1
+    return ptr_, rows_
+
+
+def level_blocks(const int32_t[::1] codes, Py_ssize_t q, const double[:, ::1] z, const double[::1] w):
+    """Diagonal blocks of Z'WZ for one grouping factor.
+
+    Parameters
+    ----------
+    codes : (n,) int32
+    q : int
+    z : (n, l) float64 or None
+        None stands for one column of ones.
+    w : (n,) float64 or None
+        None stands for unit weights.
+
+    Returns
+    -------
+    (q, l, l) float64, symmetric blocks
+    """
+    cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], i, r, c
+    out_ = np.zeros((q, l, l))
+    cdef double[:, :, ::1] out = out_
+    cdef double *block
+    cdef double wi = 1.0, zr
+    with nogil:
+        for i in range(n):
+            if w is not None:
+                wi = w[i]
+            block = &out[codes[i], 0, 0]
+            if z is None:
+                block[0] += wi
+            else:
+                for r in range(l):
+                    zr = wi * z[i, r]
+                    for c in range(r + 1):
+                        block[r * l + c] += zr * z[i, c]
+        for i in range(q):
+            for r in range(l):
+                for c in range(r):
+                    out[i, c, r] = out[i, r, c]
+    return out_
+
+
+def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::1] w,
+               const double[:, ::1] d, double[:, ::1] out):
+    """Add Z'WD of these rows to ``out``.
+
+    Parameters
+    ----------
+    codes : (n,) int32
+    z : (n, l) float64 or None
+    w : (n,) float64 or None
+    d : (n, k) float64
+        Dense columns (fixed effects and response).
+    out : (q * l, k) float64
+        Accumulated in place, so that rows can be passed chunk by chunk.
+    """
+    cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], k = d.shape[1], i, r, c
+    cdef double wz
+    cdef double *row
+    with nogil:
+        for i in range(n):
+            for r in range(l):
+                wz = 1.0 if w is None else w[i]
+                if z is not None:
+                    wz *= z[i, r]
+                row = &out[codes[i] * l + r, 0]
+                for c in range(k):
+                    row[c] += wz * d[i, c]
+
+
+def pair_cells(const int64_t[::1] ptr, const int64_t[::1] rows,
+               const double[:, ::1] zg, const int32_t[::1] codes_h, Py_ssize_t qh, const double[:, ::1] zh,
+               const double[::1] w):
+    """Z_g'WZ_h as block compressed rows.
+
+    Parameters
+    ----------
+    ptr, rows
+        Rows sorted by the levels of g, from `sort_rows`.
+    zg : (n, l_g) float64 or None
+    codes_h : (n,) int32
+    qh : int
+    zh : (n, l_h) float64 or None
+    w : (n,) float64 or None
+
+    Returns
+    -------
+    cell_ptr : (q_g + 1,) int64
+    cell_idx : (n_cells,) int32
+        Levels of h that occur with each level of g, in order of first occurrence.
+    cell_val : (n_cells, l_g, l_h) float64
+    """
+    cdef Py_ssize_t qg = ptr.shape[0] - 1
+    cdef Py_ssize_t lg = 1 if zg is None else zg.shape[1], lh = 1 if zh is None else zh.shape[1]
+    cdef Py_ssize_t g, t, r, c, size = lg * lh
+    cdef int64_t i, n_cells = 0, cell
+    cdef int32_t h
+    cdef double wi = 1.0, wz
+    cdef double *block
+    cell_ptr_ = np.empty(qg + 1, np.int64)
+    seen_ = np.full(qh, -1, np.int64)  # last level of g that met this level of h, then the cell of the pair
+    cdef int64_t[::1] cell_ptr = cell_ptr_, seen = seen_
+    with nogil:
+        for g in range(qg):
+            cell_ptr[g] = n_cells
+            for t in range(ptr[g], ptr[g + 1]):
+                h = codes_h[rows[t]]
+                if seen[h] != g:
+                    seen[h] = g
+                    n_cells += 1
+        cell_ptr[qg] = n_cells
+    cell_idx_ = np.empty(n_cells, np.int32)
+    cell_val_ = np.zeros((n_cells, lg, lh))
+    if n_cells == 0:
+        return cell_ptr_, cell_idx_, cell_val_
+    seen_[:] = -1
+    cdef int32_t[::1] cell_idx = cell_idx_
+    cdef double[:, :, ::1] cell_val = cell_val_
+    with nogil:
+        n_cells = 0
+        for g in range(qg):
+            for t in range(ptr[g], ptr[g + 1]):
+                i = rows[t]
+                h = codes_h[i]
+                cell = seen[h]
+                if cell < cell_ptr[g]:
+                    cell = n_cells
+                    n_cells += 1
+                    seen[h] = cell
+                    cell_idx[cell] = h
+                if w is not None:
+                    wi = w[i]
+                block = &cell_val[cell, 0, 0]
+                if size == 1:
+                    wz = wi
+                    if zg is not None:
+                        wz *= zg[i, 0]
+                    if zh is not None:
+                        wz *= zh[i, 0]
+                    block[0] += wz
+                else:
+                    for r in range(lg):
+                        wz = wi if zg is None else wi * zg[i, r]
+                        for c in range(lh):
+                            block[r * lh + c] += wz if zh is None else wz * zh[i, c]
+    return cell_ptr_, cell_idx_, cell_val_

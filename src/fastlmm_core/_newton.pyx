@@ -1,0 +1,261 @@
+"""Trust-region Newton minimisation of the criterion in theta, without a return to Python between evaluations.
+
+At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is the exact minimiser
+on a ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)), where mu >= 0 is
+the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an ordinary stationary
+point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
+
+Converged when an interior step promises less than `tol`; that last step is taken and kept unless the criterion rises.
+The log has one row an evaluation. Cost beside the evaluations: an eigendecomposition of size n_theta each.
+"""
+
+import numpy as np
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport NAN, fabs, sqrt
+from libc.string cimport memcpy
+from scipy.linalg.cython_lapack cimport dsyev
+
+from fastlmm_core._evaluator cimport Evaluator
+
+__all__ = ["Newton"]
+
+cdef enum:
+    CONVERGED = 0
+    OUT_OF_EVALUATIONS = 1
+    NO_PROGRESS = 2
+    FAILED_AT_START = 3
+    INTERRUPTED = 4
+
+
+cdef class Newton:
+    """Optimiser workspace for one evaluator.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    max_evaluations : int
+    tol : float
+        Predicted decrease of the criterion below which to stop.
+    """
+
+    cdef readonly Evaluator evaluator
+    cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
+    cdef readonly double tol
+    cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
+    cdef double[:, ::1] hessian, vectors, log_theta
+    cdef double[::1] log_value, log_norm, log_radius
+    cdef readonly double value
+    cdef object on_evaluation, pending
+
+    messages = {
+        CONVERGED: "converged",
+        OUT_OF_EVALUATIONS: "stopped at the limit on evaluations",
+        NO_PROGRESS: "stopped: the trust region shrank to nothing without a decrease",
+        FAILED_AT_START: "the criterion could not be evaluated at the start",
+    }
+
+    def __init__(self, Evaluator evaluator, Py_ssize_t max_evaluations, double tol):
+        cdef Py_ssize_t nt = evaluator.n_theta
+        self.evaluator, self.max_evaluations, self.tol = evaluator, max_evaluations, tol
+        self.theta, self.trial, self.gradient = np.zeros(nt), np.zeros(nt), np.zeros(nt)
+        self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
+        self.work = np.zeros(max(64, 34 * nt))
+        self.hessian, self.vectors = np.zeros((nt, nt)), np.zeros((nt, nt))
+        self.log_theta = np.zeros((max_evaluations + 1, nt))
+        self.log_value = np.zeros(max_evaluations + 1)
+        self.log_norm, self.log_radius = np.zeros(max_evaluations + 1), np.zeros(max_evaluations + 1)
+
+    def minimise(self, const double[::1] start, on_evaluation=None):
+        """Minimise from ``start`` (n_theta,).
+
+        Parameters
+        ----------
+        on_evaluation : callable or None
+            Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
+
+        Returns
+        -------
+        theta : (n_theta,)
+        value : float
+        status : int
+            Key of `messages`; 0 is convergence.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Between evaluations; the object can be used again.
+        """
+        cdef int status
+        cdef bint report = on_evaluation is not None
+        self.theta[:] = start
+        self.on_evaluation = on_evaluation
+        self.n_evaluations = self.n_derivatives = 0
+        with nogil:
+            status = self.run(True, report)
+        self.on_evaluation = None
+        if status == INTERRUPTED:
+            error, self.pending = self.pending, None
+            raise error
+        return np.array(self.theta), self.value, status
+
+    def log(self):
+        """Arrays (theta, criterion, gradient norm, radius), one row an evaluation; the norm is NaN at rejected points."""
+        k = self.n_evaluations
+        return (np.array(self.log_theta[:k]), np.array(self.log_value[:k]), np.array(self.log_norm[:k]),
+                np.array(self.log_radius[:k]))
+
+    def last_derivatives(self):
+        """Gradient and model Hessian at the last accepted point but the final step."""
+        return np.array(self.gradient), np.array(self.hessian)
+
+    cdef bint interrupted(self, double radius, double norm, bint report) noexcept with gil:
+        """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
+        k = self.n_evaluations
+        try:
+            PyErr_CheckSignals()
+            if report:
+                self.on_evaluation(k, np.array(self.log_theta[k - 1]), self.log_value[k - 1], norm, radius)
+        except BaseException as error:
+            self.pending = error
+            return True
+        return False
+
+    cdef int run(self, bint interruptible, bint report) noexcept nogil:
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i
+        cdef double radius = 1.0, value = 0.0, predicted, ratio, length, noise, norm
+        cdef bint last, bad, have = False
+        cdef int status = OUT_OF_EVALUATIONS
+        memcpy(&self.trial[0], &self.theta[0], nt * sizeof(double))
+        predicted = 0.0
+        last = False
+        length = 0.0
+        for i in range(nt):
+            length += self.theta[i] * self.theta[i]
+        radius = max(1.0, 0.5 * sqrt(length))
+        while self.n_evaluations < self.max_evaluations:
+            bad = self.evaluator.c_value(&self.trial[0], &value) != 0
+            self.n_evaluations += 1
+            self.record(&self.trial[0], value, radius)
+            norm = 0.0
+            if not have:
+                if bad:
+                    return FAILED_AT_START
+                ratio = 1.0
+            else:
+                noise = 1e-13 * (fabs(self.value) + self.evaluator.nu)
+                if bad:
+                    ratio = -1.0
+                elif predicted <= noise:
+                    ratio = 1.0 if value <= self.value + noise else -1.0
+                else:
+                    ratio = (self.value - value) / predicted
+            if last:
+                if not bad and value <= self.value + noise:
+                    self.accept(value)
+                status = CONVERGED
+                if interruptible and self.interrupted(radius, norm, report):
+                    return INTERRUPTED
+                break
+            if ratio > 1e-4:
+                self.accept(value)
+                have = True
+                if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
+                    return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
+                self.n_derivatives += 1
+                for i in range(nt):
+                    norm += self.gradient[i] * self.gradient[i]
+                norm = sqrt(norm)
+                self.log_norm[self.n_evaluations - 1] = norm
+                self.decompose()
+                if ratio > 0.75 and self.n_evaluations > 1:
+                    radius = max(radius, 3.0 * length)
+                elif ratio < 0.25:
+                    radius = 0.5 * length
+            else:
+                radius = 0.25 * length
+            if interruptible and self.interrupted(radius, norm, report):
+                return INTERRUPTED
+            predicted = self.solve(radius, &length, &last)
+            last = last and predicted <= self.tol
+            if radius < 1e-12:
+                status = NO_PROGRESS
+                break
+            for i in range(nt):
+                self.trial[i] = self.theta[i] + self.step[i]
+        return status
+
+    cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
+        cdef Py_ssize_t k = self.n_evaluations - 1
+        memcpy(&self.log_theta[k, 0], theta, self.evaluator.n_theta * sizeof(double))
+        self.log_value[k] = value
+        self.log_norm[k] = NAN
+        self.log_radius[k] = radius
+
+    cdef void accept(self, double value) noexcept nogil:
+        memcpy(&self.theta[0], &self.trial[0], self.evaluator.n_theta * sizeof(double))
+        self.value = value
+
+    cdef void decompose(self) noexcept nogil:
+        """Eigendecomposition of the Hessian; row i of ``vectors`` is the i-th eigenvector (LAPACK's columns)."""
+        cdef int n = <int>self.evaluator.n_theta, lwork = <int>self.work.shape[0], info = 0
+        cdef char jobz = b"V", uplo = b"U"
+        cdef Py_ssize_t i, j
+        memcpy(&self.vectors[0, 0], &self.hessian[0, 0], n * n * sizeof(double))
+        dsyev(&jobz, &uplo, &n, &self.vectors[0, 0], &n, &self.eigen[0], &self.work[0], &lwork, &info)
+        for i in range(n):
+            self.rotated[i] = 0.0
+            for j in range(n):
+                self.rotated[i] += self.vectors[i, j] * self.gradient[j]
+
+    cdef double length(self, double mu) noexcept nogil:
+        cdef Py_ssize_t i
+        cdef double total = 0.0, s
+        for i in range(self.evaluator.n_theta):
+            s = self.rotated[i] / (self.eigen[i] + mu)
+            total += s * s
+        return sqrt(total)
+
+    cdef double solve(self, double radius, double *length, bint *interior) noexcept nogil:
+        """Step into ``step``; returns the predicted decrease."""
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, it
+        cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
+        largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
+        gap = 1e-10 * largest + 1e-300
+        interior[0] = smallest > gap and self.length(0.0) <= radius
+        if not interior[0]:
+            low = max(0.0, gap - smallest)
+            if self.length(low) > radius:
+                high = max(2.0 * low, largest + 1e-300)
+                while self.length(high) > radius:
+                    high *= 4.0
+                for it in range(200):  # bisection on a monotone function; nt is small
+                    mu = 0.5 * (low + high)
+                    if self.length(mu) > radius:
+                        low = mu
+                    else:
+                        high = mu
+                    if high - low <= 1e-6 * high:
+                        break
+                mu = high
+            else:
+                mu = low
+        for i in range(nt):
+            self.step[i] = 0.0
+        for i in range(nt):
+            s = -self.rotated[i] / (self.eigen[i] + mu)
+            predicted -= s * (self.rotated[i] + 0.5 * self.eigen[i] * s)
+            total += s * s
+            for j in range(nt):
+                self.step[j] += s * self.vectors[i, j]
+        if not interior[0] and smallest < 0.0 and total < 0.98 * radius * radius:
+            # the hard case: no gradient along the negative curvature, so fill the ball with that eigenvector
+            s = sqrt(radius * radius - total)
+            if self.rotated[0] > 0.0:
+                s = -s
+            predicted -= s * (self.rotated[0] + 0.5 * smallest * s)
+            for j in range(nt):
+                self.step[j] += s * self.vectors[0, j]
+            total = radius * radius
+        length[0] = sqrt(total)
+        return predicted

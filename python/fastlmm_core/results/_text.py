@@ -1,0 +1,82 @@
+"""Numbers and small tables as text and as HTML: everything the printed objects share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+__all__ = ["abbreviate", "format_numbers", "html_table", "text_table"]
+
+
+def format_numbers(values: Iterable[float], digits: int) -> list[str]:
+    """Numbers of one column, with the same count of decimals.
+
+    The count is the smallest at which every value shows `digits` significant digits or all the digits it has, which is
+    how R prints a numeric vector. Where that would be wider than scientific notation, scientific notation is used.
+
+    Parameters
+    ----------
+    values : iterable of float
+        The column; NaN is shown as "NaN".
+    digits : int
+        Significant digits, at least 1.
+
+    Returns
+    -------
+    list of str
+        One text a value, not padded.
+    """
+    column = [float(v) for v in values]
+    decimals, significant = 0, 1
+    for v in column:
+        if np.isfinite(v) and v != 0.0:
+            mantissa, exponent = f"{v:.{digits - 1}e}".split("e")
+            n_sig = len(mantissa.lstrip("-").replace(".", "").rstrip("0")) or 1
+            significant = max(significant, n_sig)
+            decimals = max(decimals, n_sig - 1 - int(exponent))
+    # a double has no more than 17 digits: decimals past 300 would only print zeros
+    fixed = [_plain(v, f".{min(decimals, 300)}f") for v in column]
+    scientific = [_plain(v, f".{significant - 1}e") for v in column]
+    width = max(map(len, fixed), default=0)
+    return fixed if width <= max(map(len, scientific), default=0) else scientific
+
+
+def _plain(value: float, spec: str) -> str:
+    return format(value, spec) if np.isfinite(value) else {"nan": "NaN", "inf": "Inf", "-inf": "-Inf"}[repr(value)]
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, indent: str = "") -> str:
+    """Columns padded to their widest entry: the first `left` columns to the left, the others to the right."""
+    table = [list(header), *map(list, rows)]
+    widths = [max(len(row[j]) for row in table) for j in range(len(header))]
+    lines = []
+    for row in table:
+        cells = [c.ljust(w) if j < left else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append((indent + " ".join(cells)).rstrip())
+    return "\n".join(lines)
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, caption: str = "") -> str:
+    """The same table as HTML, every text escaped."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        align = ("left" if j < left else "right" for j in range(len(row)))
+        return "".join(f'<{tag} style="text-align:{a}">{escape(c)}</{tag}>' for a, c in zip(align, row, strict=True))
+
+    head = f"<caption>{escape(caption)}</caption>" if caption else ""
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<table>{head}<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def abbreviate(name: str, width: int) -> str:
+    """`name` cut to `width` characters by dropping lower-case letters from the right, vowels first."""
+    chars = list(name.replace(" ", ""))
+    for droppable in ("aeiou", "abcdefghijklmnopqrstuvwxyz"):
+        for j in range(len(chars) - 1, 0, -1):
+            if len(chars) <= width:
+                break
+            if chars[j] in droppable:
+                del chars[j]
+    return "".join(chars)

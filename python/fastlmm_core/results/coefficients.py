@@ -1,0 +1,43 @@
+"""Fixed-effects estimates with their standard errors, as labelled pandas objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.formula import Design
+
+__all__ = ["bse", "cov_params", "dropped_columns", "labelled", "normal_pvalues"]
+
+
+def labelled(design: Design, values: NDArray[np.float64], name: str | None = None) -> pd.Series:
+    """`values` (p,) as a Series indexed by the names of the fixed-effects columns."""
+    return pd.Series(values, index=list(design.x_names), name=name, dtype=float, copy=True)
+
+
+def bse(core: CoreFit) -> NDArray[np.float64]:
+    """Standard errors (p,): square roots of the diagonal of `cov_beta`, NaN where the column was dropped."""
+    return np.sqrt(np.diagonal(core.cov_beta))
+
+
+def cov_params(design: Design, core: CoreFit) -> pd.DataFrame:
+    """σ² (Xᵀ V⁻¹ X)⁻¹ as a labelled table."""
+    names = list(design.x_names)
+    return pd.DataFrame(core.cov_beta.copy(), index=names, columns=names)
+
+
+def normal_pvalues(t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Two-sided tail probabilities of |t| under the standard normal distribution."""
+    return 2.0 * ndtr(-np.abs(t))
+
+
+def dropped_columns(design: Design, core: CoreFit) -> list[str]:
+    """Names of the fixed-effects columns that depend linearly on the others and have no coefficient of their own."""
+    return [name for name, value in zip(design.x_names, core.beta, strict=True) if np.isnan(value)]

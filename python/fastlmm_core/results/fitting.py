@@ -1,0 +1,191 @@
+"""Design → core fit → result, with its warnings: the one path that `lmer`, `refit` and `refit_ml` share."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlmm_core.core import Term, fit, objective
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
+from fastlmm_core.results.coefficients import dropped_columns
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastlmm_core.core import Control, CoreFit, Objective
+    from fastlmm_core.formula import Design
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["FitOptions", "core_terms", "fit_design", "objective_of", "refit", "refit_ml"]
+
+
+@dataclass(frozen=True, eq=False)
+class FitOptions:
+    """What a fit was asked for beside its data; `refit` asks for the same again.
+
+    Attributes
+    ----------
+    reml : bool
+        REML criterion rather than ML.
+    control : Control, optional
+        Engine, tolerances and limits of the core.
+    start : ndarray (n_theta,), optional
+        θ at which the optimiser starts, in lme4's order.
+    verbose : int
+        Above 0: one line an evaluation on standard error.
+    """
+
+    reml: bool = True
+    control: Control | None = None
+    start: NDArray[np.float64] | None = None
+    verbose: int = 0
+
+
+def core_terms(design: Design) -> list[Term]:
+    """The random terms of a design as the core takes them."""
+    return [Term(t.codes, t.z, n_levels=len(t.levels)) for t in design.random]
+
+
+def n_theta(design: Design) -> int:
+    """Number of variance parameters: l(l+1)/2 a term."""
+    return sum(len(t.columns) * (len(t.columns) + 1) // 2 for t in design.random)
+
+
+def checked_start(start: ArrayLike | None, design: Design) -> NDArray[np.float64] | None:
+    """`start` as an array (n_theta,); DataError where it has another length or is not finite."""
+    if start is None:
+        return None
+    theta = np.array(start, dtype=float).ravel()
+    if theta.size != n_theta(design):
+        raise DataError(
+            f"start has {theta.size} values, but the random terms have {n_theta(design)} variance parameters "
+            f"({', '.join(f'{t.grp}: {len(t.columns) * (len(t.columns) + 1) // 2}' for t in design.random)})"
+        )
+    if not np.isfinite(theta).all():
+        raise DataError("start has values that are not finite")
+    return theta
+
+
+def objective_of(design: Design, options: FitOptions) -> Objective:
+    """The criterion as a function of θ, without optimising it."""
+    return objective(
+        design.y,
+        design.X,
+        core_terms(design),
+        weights=design.weights,
+        offset=design.offset,
+        reml=options.reml,
+        control=options.control,
+    )
+
+
+def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel: int) -> LmerResult:
+    """Fit a design and wrap the answer.
+
+    Parameters
+    ----------
+    design : Design
+        From `build_design`.
+    formula : str
+        The user's text, for display.
+    options : FitOptions
+        Criterion, control, start, verbosity.
+    stacklevel : int
+        Of the warnings, counted from this function's caller: 1 blames the caller.
+
+    Returns
+    -------
+    LmerResult
+
+    Warns
+    -----
+    ConvergenceWarning
+        The optimiser stopped before its criterion was met.
+    RankWarning
+        Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
+    """
+    from fastlmm_core.results.result import LmerResult
+
+    core = fit(
+        design.y,
+        design.X,
+        core_terms(design),
+        weights=design.weights,
+        offset=design.offset,
+        reml=options.reml,
+        control=options.control,
+        start=options.start,
+    )
+    if options.verbose > 0:
+        write_log(core)
+    dropped = dropped_columns(design, core)
+    if dropped:
+        warnings.warn(
+            f"the fixed-effects columns depend linearly on one another: {', '.join(dropped)} "
+            f"{'was' if len(dropped) == 1 else 'were'} dropped, with coefficient NaN",
+            RankWarning,
+            stacklevel=stacklevel + 1,
+        )
+    if not core.converged:
+        warnings.warn(
+            f"the fit did not converge: {core.message}. See fit_log; try another start, or raise "
+            "Control(max_evaluations=...)",
+            ConvergenceWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return LmerResult(design=design, core=core, formula=formula, options=options)
+
+
+def write_log(core: CoreFit) -> None:
+    """The fit's evaluations on standard error, one line each: number, criterion, gradient norm, radius, θ."""
+    log = core.log
+    for i in range(len(log)):
+        theta = " ".join(f"{v:.6g}" for v in log.theta[i])
+        sys.stderr.write(
+            f"{i + 1:4d}: criterion {log.criterion[i]:.10g}  gradient {log.gradient_norm[i]:.3g}  "
+            f"radius {log.radius[i]:.3g}  theta {theta}\n"
+        )
+
+
+def refit(result: LmerResult, new_y: Any) -> LmerResult:
+    """The same model and options with another response."""
+    design = result.design
+    y = _response(new_y, design)
+    return fit_design(replace(design, y=y), result.formula, result.options, stacklevel=3)
+
+
+def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
+    n = len(design.y)
+    try:
+        y = np.array(new_y, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"new_y is not numeric: {error}") from None
+    if y.ndim != 1 or len(y) not in (n, design.n_total):
+        rows = f"{n} rows" if n == design.n_total else f"{n} rows (of the data's {design.n_total})"
+        raise DataError(f"new_y has shape {y.shape}, but the fit used {rows}")
+    if len(y) != n:
+        y = y[design.row_index]  # a response for the whole table: the rows that the fit used
+    bad = int(np.count_nonzero(~np.isfinite(y)))
+    if bad:
+        raise DataError(f"new_y has {bad} missing or infinite values among the rows of the fit")
+    if np.ptp(y) == 0.0:
+        raise DataError("new_y is constant: there is no variation to model")
+    return y
+
+
+def refit_ml(result: LmerResult) -> LmerResult:
+    """The maximum-likelihood fit of the same model: the result itself where it is one already."""
+    if not result.reml:
+        return result
+    return fit_design(result.design, result.formula, replace(result.options, reml=False), stacklevel=3)
+
+
+def checked_flag(reml: Any) -> bool:
+    """`reml` as a bool; ModelError where a text such as "ML" was given, which would be true."""
+    if not isinstance(reml, (bool, np.bool_)):
+        raise ModelError(f"reml must be True or False, not {reml!r}")
+    return bool(reml)

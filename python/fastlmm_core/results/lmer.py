@@ -1,0 +1,164 @@
+"""`lmer()`: a formula and a table in, a fitted linear mixed model out."""
+
+from __future__ import annotations
+
+import sys
+from collections import ChainMap
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from fastlmm_core.formula import build_design
+from fastlmm_core.results.fitting import FitOptions, checked_flag, checked_start, fit_design, objective_of
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastlmm_core.core import Control, Objective
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["lmer"]
+
+
+@overload
+def lmer(
+    formula: str,
+    data: Any,
+    *,
+    reml: bool = ...,
+    control: Control | None = ...,
+    start: ArrayLike | None = ...,
+    verbose: int = ...,
+    subset: Any = ...,
+    weights: Any = ...,
+    na_action: str = ...,
+    offset: Any = ...,
+    contrasts: Mapping[str, Any] | None = ...,
+    objective_only: Literal[False] = ...,
+    env: Mapping[str, Any] | None = ...,
+) -> LmerResult: ...
+
+
+@overload
+def lmer(
+    formula: str,
+    data: Any,
+    *,
+    reml: bool = ...,
+    control: Control | None = ...,
+    start: ArrayLike | None = ...,
+    verbose: int = ...,
+    subset: Any = ...,
+    weights: Any = ...,
+    na_action: str = ...,
+    offset: Any = ...,
+    contrasts: Mapping[str, Any] | None = ...,
+    objective_only: Literal[True],
+    env: Mapping[str, Any] | None = ...,
+) -> Objective: ...
+
+
+def lmer(
+    formula: str,
+    data: Any,
+    *,
+    reml: bool = True,
+    control: Control | None = None,
+    start: ArrayLike | None = None,
+    verbose: int = 0,
+    subset: Any = None,
+    weights: Any = None,
+    na_action: str = "drop",
+    offset: Any = None,
+    contrasts: Mapping[str, Any] | None = None,
+    objective_only: bool = False,
+    env: Mapping[str, Any] | None = None,
+) -> LmerResult | Objective:
+    """Fit a linear mixed model.
+
+    Parameters
+    ----------
+    formula : str
+        lme4's notation: ``"y ~ x + (x | g)"``. The fixed part is read by formulaic (transforms, interactions,
+        contrasts); random terms are ``(1 | g)``, ``(x | g)``, ``(0 + x | g)``, ``(x || g)``, ``(1 | a/b)``,
+        ``(1 | a:b)``, any number of them.
+    data : table
+        pandas, polars, pyarrow, or anything else that narwhals reads.
+    reml : bool
+        Restricted maximum likelihood (default), or maximum likelihood.
+    control : Control, optional
+        Engine, tolerances, limits.
+    start : array_like (n_theta,), optional
+        θ at which to start, in the order of the result's `theta`.
+    verbose : int
+        Above 0: one line an evaluation on standard error, written when the fit is done. The same figures are in
+        `fit_log`.
+    subset, weights, offset : str or array_like, optional
+        An expression over the data's columns, a column's name, or an array with one value a row. `subset` keeps rows;
+        `weights` are proportional to inverse residual variances; `offset` is added to the linear predictor.
+    na_action : {"drop", "raise"}
+        Rows with missing values are dropped and counted in `n_missing`, or refused.
+    contrasts : mapping, optional
+        Column name to a formulaic contrast.
+    objective_only : bool
+        Return the criterion as a function of θ instead of a fit: ``obj(theta)``, ``obj.gradient(theta)``.
+    env : mapping, optional
+        Where names in the formula that are neither columns nor known transforms are looked up. By default the
+        namespace of the function that calls `lmer`, so that a function defined beside the call can be used.
+
+    Returns
+    -------
+    LmerResult, or Objective where `objective_only`
+
+    Raises
+    ------
+    FormulaError
+        The formula cannot be read or has no random term.
+    DataError
+        The data do not fit the formula: a missing column, infinite values, a wrong length.
+    ModelError
+        The model cannot be fitted to these data: a group with one level, as many levels as rows.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The optimiser stopped before its criterion was met.
+    RankWarning
+        Fixed-effects columns depend linearly on others and were dropped.
+
+    Notes
+    -----
+    A fit on the boundary (a variance of zero, a correlation of one) is no error and raises no warning: `is_singular`
+    and the summary say so.
+
+    Examples
+    --------
+    >>> from fastlmm_core import lmer, load_dataset
+    >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+    >>> fit.params.round(3)
+    Intercept    251.405
+    Days          10.467
+    dtype: float64
+    >>> objective = lmer("Reaction ~ Days + (1 | Subject)", load_dataset("sleepstudy"), objective_only=True)
+    >>> round(objective([1.0]), 3)
+    1787.399
+    """
+    if env is None:
+        caller = sys._getframe(1)
+        env = ChainMap(dict(caller.f_locals), caller.f_globals)
+    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose))
+    design = build_design(
+        formula,
+        data,
+        subset=subset,
+        weights=weights,
+        offset=offset,
+        na_action=na_action,
+        contrasts=contrasts,
+        env=env,
+    )
+    theta = checked_start(start, design)
+    if objective_only:
+        return objective_of(design, options)
+    if theta is not None:
+        options = FitOptions(options.reml, control, theta, options.verbose)
+    return fit_design(design, formula, options, stacklevel=2)

@@ -1,0 +1,122 @@
+"""Predicted responses: for the rows of the fit or for new ones, with all, some or none of the random effects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from formulaic.parser import DefaultFormulaParser
+
+from fastlmm_core.errors import ModelError
+from fastlmm_core.formula import parse_formula
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.formula import Design, RandomDesign, RandomTerm
+
+__all__ = ["included_columns", "predict", "row_index"]
+
+
+def row_index(design: Design) -> pd.Index:
+    """Index of the rows used: the data's own where pandas held them, their positions otherwise."""
+    return pd.Index(design.row_index) if design.index is None else design.index
+
+
+def predict(
+    design: Design, core: CoreFit, newdata: Any = None, *, re_form: str | None = "all", allow_new_levels: bool = False
+) -> pd.Series:
+    """Xβ + offset + the chosen part of Zb, as a Series; see `LmerResult.predict`."""
+    masks = included_columns(design, re_form)
+    if newdata is None:
+        if re_form == "all":
+            return pd.Series(core.fitted, index=row_index(design), dtype=float, copy=True)
+        random = [(t.codes, t.z) for t in design.random]
+        return pd.Series(_linear(design.X, design.offset, random, core, masks), index=row_index(design))
+    wanted = [k for k, mask in enumerate(masks) if mask.any()]
+    new = design.rebuild(newdata, random=wanted, allow_new_levels=allow_new_levels)
+    values = _linear(new.X, new.offset, new.random, core, masks)
+    return pd.Series(values, index=new.index)
+
+
+def _linear(
+    X: NDArray[np.float64],
+    offset: NDArray[np.float64] | None,
+    random: Sequence[tuple[NDArray[np.int32], NDArray[np.float64] | None] | None],
+    core: CoreFit,
+    masks: Sequence[NDArray[np.bool_]],
+) -> NDArray[np.float64]:
+    """Xβ + offset + Σ z·b over the columns that `masks` includes; code −1 (a new level) adds nothing."""
+    out: NDArray[np.float64] = X @ np.nan_to_num(core.beta)
+    if offset is not None:
+        out = out + offset
+    for part, b, mask in zip(random, core.b, masks, strict=True):
+        if part is None or not mask.any():
+            continue
+        codes, z = part
+        effects = np.where(mask, b, 0.0)[codes]
+        effects[codes < 0] = 0.0
+        out += effects[:, 0] if z is None else np.einsum("ij,ij->i", z, effects)
+    return out
+
+
+def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.bool_]]:
+    """Which columns of each random term `re_form` includes.
+
+    Parameters
+    ----------
+    design : Design
+        The model's.
+    re_form : str or None
+        "all"; None for none; or random terms such as "(1 | g) + (0 + x | g)", each a part of the model's own.
+
+    Returns
+    -------
+    list of ndarray (l,) of bool
+        One a random term.
+
+    Raises
+    ------
+    ModelError
+        A requested term is not in the model.
+    FormulaError
+        `re_form` cannot be read.
+    """
+    if re_form is None or re_form == "all":
+        return [np.full(len(t.columns), re_form == "all") for t in design.random]
+    if not isinstance(re_form, str):
+        raise ModelError(f're_form must be "all", None or a formula of random terms, not {re_form!r}')
+    masks = [np.zeros(len(t.columns), dtype=bool) for t in design.random]
+    requested = parse_formula(f"{design.formula.response} ~ 1 + {re_form.strip().removeprefix('~')}").random
+    for term in requested:
+        for effect in _effects(term):
+            found = False
+            for model_term, mask in zip(design.random, masks, strict=True):
+                if _same_group(term, model_term):
+                    hit = np.array([_effect_of(column) == effect for column in model_term.columns])
+                    mask |= hit
+                    found |= bool(hit.any())
+            if not found:
+                have = ", ".join(f"({' + '.join(t.columns)} | {t.group})" for t in design.random)
+                raise ModelError(f"re_form asks for {effect} | {term.label}, but the model's random effects are {have}")
+    return masks
+
+
+def _same_group(term: RandomTerm, model_term: RandomDesign) -> bool:
+    """`a:b` and `b:a` name one grouping factor."""
+    return sorted(term.group) == sorted(model_term.group.split(":"))
+
+
+def _effects(term: RandomTerm) -> list[str]:
+    """The effects a term asks for, as `_effect_of` names them."""
+    names = (str(t).replace(" ", "") for t in DefaultFormulaParser().get_terms(term.expr))
+    return ["Intercept" if name == "1" else name for name in names]
+
+
+def _effect_of(column: str) -> str:
+    """The formula's term behind a column: "service[T.1]" comes from service, "poly(x, 2)[1]" from poly(x,2)."""
+    return re.sub(r"\[[^\]]*\]", "", column).replace(" ", "")

@@ -1,0 +1,208 @@
+"""What `summary()` shows: lme4's page, as data that can be printed as text or as HTML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.results._text import abbreviate, html_table, text_table
+from fastlmm_core.results.coefficients import dropped_columns
+from fastlmm_core.results.var_corr import VarCorr
+
+if TYPE_CHECKING:
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["Summary", "summary"]
+
+MAX_CORRELATION = 12
+"""Correlations of the fixed effects are shown for at most this many coefficients, as in lme4."""
+
+_HEADINGS = {"estimate": "Estimate", "std_error": "Std. Error", "df": "df", "t": "t value", "p": "Pr(>|t|)"}
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """The parts of a summary; `str()` gives lme4's page and notebooks show it as tables.
+
+    Attributes
+    ----------
+    title, formula : str
+        Method of estimation, and the model.
+    criteria : dict
+        "REML criterion" alone, or AIC, BIC, logLik, deviance and df.resid of an ML fit.
+    residuals : Series
+        Quantiles of the scaled residuals: Min, 1Q, Median, 3Q, Max.
+    var_corr : VarCorr
+        Variance components.
+    nobs, n_missing : int
+        Rows used, and rows dropped for missing values.
+    n_groups : dict
+        Levels of each grouping factor.
+    coefficients : DataFrame
+        estimate, std_error, t, a row a coefficient.
+    correlation : DataFrame
+        Correlations of the estimated coefficients.
+    notes : tuple of str
+        Singular fit, no convergence, dropped columns.
+    """
+
+    title: str
+    formula: str
+    criteria: dict[str, float]
+    residuals: pd.Series
+    var_corr: VarCorr
+    nobs: int
+    n_missing: int
+    n_groups: dict[str, int]
+    coefficients: pd.DataFrame
+    correlation: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [f"{self.title}\nFormula: {self.formula}", self._criteria_text()]
+        parts.append("Scaled residuals:\n" + text_table(list(self.residuals.index), [self._quantiles()], left=0))
+        header, rows = self.var_corr.cells(variance=True, digits=4)
+        parts.append(f"Random effects:\n{text_table(header, rows, left=2, indent=' ')}\n{self._counts()}")
+        if len(self.coefficients):
+            parts.append("Fixed effects:\n" + text_table(*self._coefficient_cells()))
+        if self._shows_correlation():
+            parts.append("Correlation of Fixed Effects:\n" + text_table(*self._correlation_cells()))
+        return "\n\n".join([*parts, *(["\n".join(self.notes)] if self.notes else [])])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        names, values = self._criteria_cells()
+        header, rows = self.var_corr.cells(variance=True, digits=4)
+        parts = [
+            f"<p><b>{escape(self.title)}</b><br><code>{escape(self.formula)}</code></p>",
+            html_table(names, [values], left=0),
+            html_table(list(self.residuals.index), [self._quantiles()], 0, "Scaled residuals"),
+            html_table(header, rows, 2, "Random effects"),
+            f"<p>{escape(self._counts())}</p>",
+        ]
+        if len(self.coefficients):
+            parts.append(html_table(*self._coefficient_cells(), 1, "Fixed effects"))
+        if self._shows_correlation():
+            parts.append(html_table(*self._correlation_cells(), 1, "Correlation of Fixed Effects"))
+        parts += [f"<p>{escape(note)}</p>" for note in self.notes]
+        return "<div>" + "\n".join(parts) + "</div>"
+
+    def _quantiles(self) -> list[str]:
+        largest = float(self.residuals.abs().max())
+        decimals = 4 - int(np.floor(np.log10(largest))) if 0.0 < largest < np.inf else 4
+        return _fixed(self.residuals, max(0, decimals))
+
+    def _criteria_cells(self) -> tuple[list[str], list[str]]:
+        return list(self.criteria), [f"{v:.0f}" if k == "df.resid" else f"{v:.1f}" for k, v in self.criteria.items()]
+
+    def _criteria_text(self) -> str:
+        names, values = self._criteria_cells()
+        if len(names) == 1:
+            return f"{names[0]} at convergence: {values[0]}"
+        return text_table(names, [values], left=0)
+
+    def _counts(self) -> str:
+        groups = "; ".join(f"{name}, {q}" for name, q in self.n_groups.items())
+        text = f"Number of obs: {self.nobs}, groups: {groups}"
+        if self.n_missing:
+            text += f"\n({self.n_missing} row{'s' if self.n_missing > 1 else ''} with missing values dropped)"
+        return text
+
+    def _coefficient_cells(self) -> tuple[list[str], list[list[str]]]:
+        columns = {}
+        for name in self.coefficients.columns:
+            values = self.coefficients[name]
+            if name in ("estimate", "std_error"):
+                columns[name] = _fixed(values, _decimals(self.coefficients[["estimate", "std_error"]].to_numpy()))
+            elif name == "p":
+                columns[name] = [f"{v:.3g}" if v >= 2e-16 else "<2e-16" for v in values]
+            else:
+                columns[name] = _fixed(values, 3 if name == "t" else 2)
+        rows = [
+            [str(n), *cells]
+            for n, cells in zip(self.coefficients.index, zip(*columns.values(), strict=True), strict=True)
+        ]
+        return ["", *(_HEADINGS.get(name, name) for name in columns)], rows
+
+    def _shows_correlation(self) -> bool:
+        return 1 < len(self.correlation) <= MAX_CORRELATION
+
+    def _correlation_cells(self) -> tuple[list[str], list[list[str]]]:
+        names = list(map(str, self.correlation.index))
+        r = self.correlation.to_numpy()
+        p = len(names)
+        rows = [[names[i], *(f"{r[i, j]:.3f}" if j < i else "" for j in range(p - 1))] for i in range(1, p)]
+        short = ["(Intr)" if name == "Intercept" else abbreviate(name, 6) for name in names[:-1]]
+        return ["", *short], rows
+
+
+def _decimals(values: np.ndarray) -> int:
+    """Decimals at which the smallest value shows four significant digits; at least one."""
+    size = np.abs(values[np.isfinite(values) & (values != 0.0)])
+    return max(1, 3 - int(np.floor(np.log10(size.min())))) if size.size else 1
+
+
+def _fixed(values: pd.Series, decimals: int) -> list[str]:
+    """Fixed notation; scientific where fixed would run past twelve characters."""
+    fixed = [f"{v:.{decimals}f}" for v in values]
+    return fixed if max(map(len, fixed), default=0) <= 12 else [f"{v:.3e}" for v in values]
+
+
+def summary(result: LmerResult) -> Summary:
+    """The summary of a fit."""
+    design, core = result.design, result.core
+    coefficients = pd.DataFrame({"estimate": result.params, "std_error": result.bse, "t": result.tvalues})
+    estimated = ~np.isnan(core.beta)
+    cov = core.cov_beta[np.ix_(estimated, estimated)]
+    sd = np.sqrt(np.diagonal(cov))
+    names = [name for name, keep in zip(design.x_names, estimated, strict=True) if keep]
+    if result.reml:
+        criteria = {"REML criterion": result.criterion}
+    else:
+        criteria = {
+            "AIC": result.aic,
+            "BIC": result.bic,
+            "logLik": result.llf,
+            "deviance": result.criterion,
+            "df.resid": result.df_resid,
+        }
+    return Summary(
+        title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
+        formula=result.formula,
+        criteria=criteria,
+        residuals=_residual_quantiles(result),
+        var_corr=result.var_corr(),
+        nobs=result.nobs,
+        n_missing=result.n_missing,
+        n_groups=result.n_groups,
+        coefficients=coefficients[estimated],
+        correlation=pd.DataFrame(cov / sd[:, None] / sd[None, :], index=names, columns=names),
+        notes=_notes(result),
+    )
+
+
+def _residual_quantiles(result: LmerResult) -> pd.Series:
+    """Quantiles of √w (y − ŷ)/σ̂."""
+    scaled = (result.design.y - result.core.fitted) / result.sigma
+    if result.design.weights is not None:
+        scaled = scaled * np.sqrt(result.design.weights)
+    quantiles = np.quantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0])
+    return pd.Series(quantiles, index=["Min", "1Q", "Median", "3Q", "Max"])
+
+
+def _notes(result: LmerResult) -> tuple[str, ...]:
+    notes = []
+    dropped = dropped_columns(result.design, result.core)
+    if dropped:
+        notes.append(f"rank deficient: dropped {', '.join(dropped)}")
+    if result.is_singular:
+        notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")
+    if not result.converged:
+        notes.append(f"did not converge: {result.message}")
+    return tuple(notes)

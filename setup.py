@@ -111,7 +111,8 @@ class BuildKernels(build_ext):
 
         compile_args, link_args = openmp_flags()
         if sys.platform != "win32":
-            compile_args = [*compile_args, *(["-O1", "-g"] if DEBUG else ["-O3"])]
+            # the checks inside parallel loops leave generated variables that gcc cannot see are set
+            compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG else ["-O3"]
         users = cholmod_users()
         for ext in self.extensions:
             ext.extra_compile_args += compile_args

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from formulaic.transforms.contrasts import PolyContrasts
 
 from fastlmm_core import lmer, load_dataset
 from golden_models import FOLDER, SMALL, golden
@@ -24,9 +25,7 @@ def table(name: str) -> pd.DataFrame:
 def arguments(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     out = dict(figures["arguments"])
     if name == "insteval_fixed":  # R codes these ordered factors by orthogonal polynomials
-        from formulaic.transforms.contrasts import contr
-
-        out["contrasts"] = {"studage": contr.poly(), "lectage": contr.poly()}
+        out["contrasts"] = {"studage": PolyContrasts(), "lectage": PolyContrasts()}
     return out
 
 

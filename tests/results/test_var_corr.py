@@ -32,7 +32,7 @@ def test_frame_has_variances_then_covariances_then_the_residual() -> None:
 def test_prints_as_lme4(slopes: LmerResult) -> None:
     assert str(slopes.var_corr()).splitlines() == [
         " Groups   Name      Std.Dev.  Corr",
-        " Subject  Intercept  24.7407",
+        " Subject  Intercept  24.7405",
         "          Days        5.9221 0.066",
         " Residual            25.5918",
     ]

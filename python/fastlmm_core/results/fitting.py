@@ -119,9 +119,8 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
         reml=options.reml,
         control=options.control,
         start=options.start,
+        on_evaluation=write_evaluation if options.verbose > 0 else None,
     )
-    if options.verbose > 0:
-        write_log(core)
     dropped = dropped_columns(design, core)
     if dropped:
         warnings.warn(
@@ -140,15 +139,12 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
     return LmerResult(design=design, core=core, formula=formula, options=options)
 
 
-def write_log(core: CoreFit) -> None:
-    """The fit's evaluations on standard error, one line each: number, criterion, gradient norm, radius, θ."""
-    log = core.log
-    for i in range(len(log)):
-        theta = " ".join(f"{v:.6g}" for v in log.theta[i])
-        sys.stderr.write(
-            f"{i + 1:4d}: criterion {log.criterion[i]:.10g}  gradient {log.gradient_norm[i]:.3g}  "
-            f"radius {log.radius[i]:.3g}  theta {theta}\n"
-        )
+def write_evaluation(number: int, theta: NDArray[np.float64], criterion: float, norm: float, radius: float) -> None:
+    """One evaluation as a line on standard error: number, criterion, gradient norm, trust radius, θ."""
+    shown = " ".join(f"{v:.6g}" for v in theta)
+    sys.stderr.write(
+        f"{number:4d}: criterion {criterion:.10g}  gradient {norm:.3g}  radius {radius:.3g}  theta {shown}\n"
+    )
 
 
 def refit(result: LmerResult, new_y: Any) -> LmerResult:

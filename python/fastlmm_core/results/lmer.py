@@ -90,8 +90,7 @@ def lmer(
     start : array_like (n_theta,), optional
         θ at which to start, in the order of the result's `theta`.
     verbose : int
-        Above 0: one line an evaluation on standard error, written when the fit is done. The same figures are in
-        `fit_log`.
+        Above 0: one line an evaluation on standard error, while the fit runs. The same figures are in `fit_log`.
     subset, weights, offset : str or array_like, optional
         An expression over the data's columns, a column's name, or an array with one value a row. `subset` keeps rows;
         `weights` are proportional to inverse residual variances; `offset` is added to the linear predictor.

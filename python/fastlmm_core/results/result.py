@@ -77,8 +77,8 @@ class LmerResult(FittedModel):
         --------
         >>> from fastlmm_core import lmer, load_dataset
         >>> lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy")).var_corr()
-         Groups   Name      Std.Dev. Corr
-         Subject  Intercept  24.7407
+         Groups   Name      Std.Dev.  Corr
+         Subject  Intercept  24.7405
                   Days        5.9221 0.066
          Residual            25.5918
         """

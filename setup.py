@@ -27,6 +27,7 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "wraparound": False,
     "cdivision": True,
+    "show_performance_hints": not DEBUG,  # they would only ask for the checks to be turned off
 }
 NO_CHOLMOD = (
     "fastlmm_core needs SuiteSparse's CHOLMOD, but cholmod.h was not found: install it "

@@ -1,0 +1,201 @@
+"""Model matrices with R's columns in R's order, for the fixed part and for the left side of a random-effect term."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts, PolyContrasts
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError
+from fastlmm_core.formula.evaluate import Evaluator
+from fastlmm_core.formula.frame import Numeric, Variable
+from fastlmm_core.formula.levels import Factor, Levels
+from fastlmm_core.formula.terms import Terms, coding
+
+__all__ = ["MatrixSpec", "fit_matrix", "variables_of"]
+
+
+@dataclass(frozen=True)
+class _FactorCoding:
+    """How one factor's levels become columns: by contrasts, and by one dummy a level."""
+
+    levels: Levels
+    contrasts: NDArray[np.float64]
+    contrast_names: tuple[str, ...]
+    dummy_names: tuple[str, ...]
+
+    def matrix(self, reduced: bool) -> NDArray[np.float64]:
+        return self.contrasts if reduced else np.eye(len(self.levels))
+
+    def names(self, reduced: bool) -> tuple[str, ...]:
+        return self.contrast_names if reduced else self.dummy_names
+
+
+@dataclass(frozen=True)
+class MatrixSpec:
+    """All that the columns of a model matrix need to be computed for other rows.
+
+    Attributes
+    ----------
+    terms : Terms
+    codes : tuple of tuple of bool
+        Per term and factor: contrasts (True) or dummies (False).
+    factors : mapping
+        The coding of each categorical expression.
+    names : tuple of str
+        Column names, formulaic's: "Intercept", "f[T.b]", "f[T.b]:x", "poly(x, 2)[1]".
+    term_columns : tuple of (str, slice)
+        The columns of each term.
+    """
+
+    terms: Terms
+    codes: tuple[tuple[bool, ...], ...]
+    factors: Mapping[str, _FactorCoding]
+    names: tuple[str, ...]
+    term_columns: tuple[tuple[str, slice], ...]
+
+    def matrix(self, variables: Mapping[str, Variable], n: int) -> NDArray[np.float64]:
+        """The (n, p) C-contiguous model matrix of rows whose factors are coded as this spec's levels are."""
+        X = np.empty((n, len(self.names)))
+        if self.terms.intercept:
+            X[:, 0] = 1.0
+        columns = self.term_columns[self.terms.intercept :]
+        for term, reduced, (_, where) in zip(self.terms.terms, self.codes, columns, strict=True):
+            product: NDArray[np.float64] | None = None
+            for expr, r in zip(term, reduced, strict=True):
+                block = self._block(variables[expr], expr, r)
+                # the first factor varies fastest along the columns
+                product = (
+                    block if product is None else (block[:, :, None] * product[:, None, :]).reshape(n, -1)
+                )
+            X[:, where] = product
+        return X
+
+    def _block(self, variable: Variable, expr: str, reduced: bool) -> NDArray[np.float64]:
+        if isinstance(variable, Factor):
+            coded: NDArray[np.float64] = self.factors[expr].matrix(reduced)[variable.codes]
+            return coded
+        values = variable.values
+        return values[:, None] if values.ndim == 1 else values
+
+    def recode(self, variable: Variable, expr: str) -> Variable:
+        """The variable with the codes of the levels that the model was fitted to.
+
+        Raises DataError for a level that the model has not seen, and where numbers stand for a factor or the reverse.
+        """
+        if expr not in self.factors:
+            if isinstance(variable, Factor):
+                raise DataError(f"{expr} is numeric in the model but not in the new data")
+            return variable
+        known = self.factors[expr].levels
+        if not isinstance(variable, Factor):
+            raise DataError(f"{expr} is categorical in the model but numeric in the new data")
+        codes = known.place([variable])
+        if (codes < 0).any():
+            new = [str(variable.levels[k]) for k in np.unique(variable.codes[codes < 0])]
+            levels = "a level" if len(new) == 1 else "levels"
+            raise DataError(
+                f"{expr} has {levels} in the new data that the model was not fitted to: {', '.join(map(repr, new[:10]))}"
+            )
+        return Factor(codes, known.labels)
+
+
+def variables_of(terms: Terms, evaluate: Evaluator) -> dict[str, Variable]:
+    """Every variable of a formula over all rows of the table."""
+    evaluate.table.require(expr for expr in terms.factors if expr not in terms.computed)
+    return {expr: evaluate(expr) if expr in terms.computed else evaluate.table[expr] for expr in terms.factors}
+
+
+def fit_matrix(
+    terms: Terms, variables: Mapping[str, Variable], n: int, contrasts: Mapping[str, Any] | None = None
+) -> tuple[MatrixSpec, NDArray[np.float64]]:
+    """The model matrix of the rows given, and how to compute it for others.
+
+    Parameters
+    ----------
+    terms : Terms
+    variables : mapping
+        Each expression's values over the n rows, nothing missing, unused levels dropped.
+    n : int
+    contrasts : mapping, optional
+        Contrasts by factor; others get treatment contrasts, ordered ones polynomial contrasts, as in R.
+
+    Returns
+    -------
+    spec : MatrixSpec
+    X : ndarray (n, p)
+    """
+    contrasts = contrasts or {}
+    unknown = [name for name in contrasts if not isinstance(variables.get(name), Factor)]
+    if unknown:
+        raise DataError(f"contrasts are given for {', '.join(map(repr, unknown))}, not a factor of the fixed part")
+    factors = {
+        expr: _coding_of(expr, variable, contrasts.get(expr, variable.contrasts))
+        for expr, variable in variables.items()
+        if isinstance(variable, Factor)
+    }
+    codes = tuple(coding(terms, factors))
+    names: list[str] = ["Intercept"] if terms.intercept else []
+    columns: list[tuple[str, slice]] = [("Intercept", slice(0, 1))] if terms.intercept else []
+    for term, reduced in zip(terms.terms, codes, strict=True):
+        of_term = [""]
+        for k, (expr, r) in enumerate(zip(term, reduced, strict=True)):
+            mine = factors[expr].names(r) if expr in factors else _numeric_names(expr, variables[expr])
+            of_term = [f"{a}:{b}" if k else b for b in mine for a in of_term]
+        columns.append((":".join(term), slice(len(names), len(names) + len(of_term))))
+        names += of_term
+    spec = MatrixSpec(terms, codes, factors, tuple(names), tuple(columns))
+    return spec, spec.matrix(variables, n)
+
+
+def _numeric_names(expr: str, variable: Variable) -> tuple[str, ...]:
+    assert isinstance(variable, Numeric)
+    return tuple(f"{expr}[{name}]" for name in variable.names) or (expr,)
+
+
+def _coding_of(expr: str, factor: Factor, contrasts: Any) -> _FactorCoding:
+    levels = factor.levels.tolist()
+    if len(levels) < 2:
+        raise DataError(f"the factor {expr} has only one level in the rows used, {levels[0]!r}: leave it out")
+    dummies = tuple(f"{expr}[{level}]" for level in levels)
+    if contrasts is None and not factor.ordered:
+        names = tuple(f"{expr}[T.{level}]" for level in levels[1:])
+        return _FactorCoding(Levels(factor.levels), np.eye(len(levels))[:, 1:], names, dummies)
+    scheme = PolyContrasts() if contrasts is None else _scheme(expr, contrasts)
+    try:
+        matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
+        fields = scheme.get_coding_column_names(levels, reduced_rank=True)
+    except ValueError as error:
+        raise DataError(f"the contrasts given for {expr} do not fit its {len(levels)} levels: {error}") from None
+    if matrix.ndim != 2 or len(matrix) != len(levels):
+        raise DataError(f"the contrasts given for {expr} have {len(matrix)} rows, the factor has {len(levels)} levels")
+    form = scheme.get_factor_format(levels, reduced_rank=True)
+    names = tuple(form.format(name=expr, field=field) for field in fields)
+    return _FactorCoding(Levels(factor.levels), matrix, names, dummies)
+
+
+def _scheme(expr: str, contrasts: Any) -> Contrasts:
+    """Formulaic's contrasts object for a name, a class, an object or a matrix."""
+    if isinstance(contrasts, str):
+        name = contrasts.removeprefix("contr.")
+        known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}
+        if name not in known:
+            raise DataError(f"unknown contrasts {contrasts!r} for {expr}: one of {', '.join(sorted(known))}, or a matrix")
+        scheme: Contrasts = getattr(ContrastsRegistry, name)()
+        return scheme
+    if inspect.isclass(contrasts) and issubclass(contrasts, Contrasts):
+        return contrasts()
+    if isinstance(contrasts, Contrasts):
+        return contrasts
+    if isinstance(contrasts, pd.DataFrame):
+        return CustomContrasts(contrasts.to_numpy(dtype=float), names=[str(name) for name in contrasts])
+    try:
+        return CustomContrasts(contrasts)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"the contrasts given for {expr} are not a matrix: {error}") from None

@@ -1,0 +1,292 @@
+"""Tables to columns: pandas, polars, pyarrow, whatever else narwhals reads, and dicts of arrays.
+
+Only the columns asked for are read. A column becomes a `Numeric` or a `Factor`; missing values are NaN or code -1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError
+from fastlmm_core.formula.levels import Factor, code_values
+
+__all__ = ["Numeric", "Table", "Variable", "as_factor", "from_pandas"]
+
+
+@dataclass(frozen=True)
+class Numeric:
+    """A numeric variable.
+
+    Attributes
+    ----------
+    values : ndarray (n,) or (n, k)
+        Integer or float64; NaN where missing.
+    names : tuple of str
+        Suffixes of the k columns; empty for a single one.
+    """
+
+    values: NDArray[Any]
+    names: tuple[str, ...] = ()
+
+    def missing(self) -> NDArray[np.bool_] | None:
+        """(n,) mask of missing rows, None where there are none."""
+        if self.values.dtype.kind != "f":
+            return None
+        mask = np.isnan(self.values)
+        if not mask.any():
+            return None
+        return mask if mask.ndim == 1 else mask.any(axis=1)
+
+    def take(self, rows: NDArray[np.int64] | None) -> Numeric:
+        """The rows asked for (None: all)."""
+        return self if rows is None else Numeric(self.values[rows], self.names)
+
+
+Variable = Numeric | Factor
+
+
+def as_factor(variable: Variable) -> Factor:
+    """The variable as a factor: a numeric one's levels are its distinct values in order."""
+    return variable if isinstance(variable, Factor) else code_values(variable.values)
+
+
+class Table:
+    """Columns of a user's table by name, read once each.
+
+    Parameters
+    ----------
+    data : object
+        A pandas or polars frame, a pyarrow table, another table that narwhals reads (lazy ones are collected once,
+        the needed columns only), or a mapping of names to one-dimensional arrays of one length.
+
+    Attributes
+    ----------
+    names : list of str
+    index : pandas.Index or None
+        Row labels, where the data are pandas.
+
+    Raises
+    ------
+    DataError
+        Not a table, or two columns of one name.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._read: Callable[[str], Variable]
+        self._columns: dict[str, Variable] = {}
+        self._lazy: nw.LazyFrame[Any] | None = None
+        self.index: pd.Index | None = None
+        if isinstance(data, pd.DataFrame):
+            self._from_pandas(data)
+        elif isinstance(data, Mapping):
+            self._from_mapping(data)
+        else:
+            self._from_narwhals(data)
+
+    def _from_pandas(self, data: pd.DataFrame) -> None:
+        _refuse_duplicates(data.columns, data.columns.is_unique)
+        self.names, self.n, self.index = [str(name) for name in data.columns], len(data), data.index
+        self._read = lambda name: from_pandas(data[name], name)
+
+    def _from_mapping(self, data: Mapping[str, Any]) -> None:
+        arrays = {name: _one_dimensional(values, name) for name, values in data.items()}
+        lengths = {name: len(values) for name, values in arrays.items()}
+        if len(set(lengths.values())) > 1:
+            (first, n), *rest = lengths.items()
+            other = next(name for name, m in rest if m != n)
+            raise DataError(f"columns of different lengths: {first!r} has {n} rows, {other!r} has {lengths[other]}")
+        self.names, self.n = list(arrays), next(iter(lengths.values()), 0)
+        self._read = lambda name: from_pandas(arrays[name], name)
+
+    def _from_narwhals(self, data: Any) -> None:
+        try:
+            frame = nw.from_native(data)
+        except TypeError:
+            raise DataError(
+                f"cannot read a table from {type(data).__name__}: pass a pandas, polars or pyarrow table, "
+                "or a dict of arrays"
+            ) from None
+        except nw.exceptions.DuplicateError as error:
+            raise DataError(f"duplicate column names: {error}") from None
+        names = frame.collect_schema().names() if isinstance(frame, nw.LazyFrame) else frame.columns
+        _refuse_duplicates(names)
+        self.names = list(names)
+        if isinstance(frame, nw.LazyFrame):
+            self._lazy = frame
+            self.n = -1  # known once collected
+        else:
+            self._from_eager(frame)
+
+    def _from_eager(self, frame: nw.DataFrame[Any]) -> None:
+        self.n = len(frame)
+        if frame.implementation.is_polars():
+            native = frame.to_native()
+            self._read = lambda name: _from_polars(native[name], name)
+        elif frame.implementation.is_pandas_like():
+            frame_pandas = frame.to_pandas()
+            self.index = frame_pandas.index
+            self._read = lambda name: from_pandas(frame_pandas[name], name)
+        else:
+            arrow = frame.to_arrow()
+            self._read = lambda name: _from_arrow(arrow[name], name)
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the rows are still to be collected."""
+        return self._lazy is not None
+
+    def require(self, names: Iterable[str]) -> None:
+        """Check that the columns exist, and collect them where the table is lazy.
+
+        Raises DataError with the nearest names for one that does not.
+        """
+        wanted = list(dict.fromkeys(names))
+        absent = [name for name in wanted if name not in self]
+        if absent:
+            raise DataError("; ".join(self._no_column(name) for name in absent))
+        if self._lazy is not None:
+            # a query may not return its rows in the same order twice: everything is read from one collection
+            frame = self._lazy.select(wanted or self.names[:1]).collect()
+            self._lazy = None
+            self._from_eager(frame)
+
+    def _no_column(self, name: str) -> str:
+        near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5)
+        near = near or [other for other in self.names if other.lower() == name.lower()]
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the data have {_listed(self.names)}"
+        return f"there is no column {name!r}: {hint}"
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> Variable:
+        if name not in self._columns:
+            self._columns[name] = self._read(name)
+        return self._columns[name]
+
+
+def from_pandas(series: Any, name: str) -> Variable:
+    """Read a pandas Series.
+
+    Raises DataError for dates, complex numbers and other values that are neither numbers nor levels.
+    """
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        categories = np.asarray(dtype.categories, dtype=object)
+        return Factor(np.asarray(series.array.codes), categories, bool(dtype.ordered))
+    if isinstance(dtype, np.dtype):
+        if dtype.kind in "biuf":
+            values = series.to_numpy()
+            return code_values(values) if dtype.kind == "b" else Numeric(_wide(values))
+        if dtype.kind == "O":
+            return _from_objects(series, name)
+    elif pd.api.types.is_bool_dtype(dtype):
+        codes = series.to_numpy(dtype=np.int8, na_value=-1)
+        return Factor(codes, np.array([False, True], dtype=object))
+    elif pd.api.types.is_numeric_dtype(dtype) and dtype.kind in "iuf":
+        if dtype.kind in "iu" and not series.hasnans:
+            return Numeric(_wide(series.to_numpy(dtype=f"{dtype.kind}8")))
+        return Numeric(series.to_numpy(dtype=np.float64, na_value=np.nan))
+    elif pd.api.types.is_string_dtype(dtype):
+        return code_values(series.array)
+    elif isinstance(dtype, pd.ArrowDtype):
+        import pyarrow as pa
+
+        return _from_arrow(pa.chunked_array(series.array.__arrow_array__()), name)
+    raise _unreadable(name, str(dtype))
+
+
+def _from_objects(series: Any, name: str) -> Variable:
+    kind = pd.api.types.infer_dtype(series, skipna=True)
+    if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
+        return Numeric(pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan))
+    if kind == "empty":
+        return Numeric(np.full(len(series), np.nan))
+    if kind in ("string", "boolean", "mixed-integer", "mixed"):
+        return code_values(series.to_numpy())
+    raise _unreadable(name, kind)
+
+
+def _from_polars(series: Any, name: str) -> Variable:
+    import polars as pl
+
+    dtype = series.dtype
+    if dtype == pl.String or dtype == pl.Categorical:
+        series = series.cast(pl.String)
+        series = series.cast(pl.Enum(series.drop_nulls().unique().sort()))
+        dtype = series.dtype
+    if dtype == pl.Enum:
+        levels = np.array(dtype.categories.to_list(), dtype=object)
+        return Factor(series.to_physical().cast(pl.Int64).fill_null(-1).to_numpy(), levels)
+    if dtype == pl.Boolean:
+        return Factor(series.cast(pl.Int8).fill_null(-1).to_numpy(), np.array([False, True], dtype=object))
+    if dtype.is_decimal():
+        series = series.cast(pl.Float64)
+    elif dtype == pl.Null:
+        return Numeric(np.full(len(series), np.nan))
+    elif not dtype.is_numeric():
+        raise _unreadable(name, str(dtype))
+    return Numeric(_wide(series.to_numpy()))
+
+
+def _from_arrow(column: Any, name: str) -> Variable:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.unify_dictionaries()
+        dictionary = column.chunk(0).dictionary if column.num_chunks else pa.array([], kind.value_type)
+        codes = pa.chunked_array([chunk.indices for chunk in column.chunks], type=kind.index_type)
+        levels = np.array(dictionary.to_pylist(), dtype=object)
+        return Factor(codes.fill_null(-1).to_numpy() if column.null_count else codes.to_numpy(), levels, kind.ordered)
+    if pa.types.is_boolean(kind):
+        return Factor(column.cast(pa.int8()).fill_null(-1).to_numpy(), np.array([False, True], dtype=object))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return code_values(pd.array(column.cast(pa.string()), dtype=pd.StringDtype("pyarrow")))
+    if pa.types.is_decimal(kind) or pa.types.is_null(kind) or (pa.types.is_integer(kind) and column.null_count):
+        column = column.cast(pa.float64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise _unreadable(name, str(kind))
+    return Numeric(_wide(column.to_numpy()))
+
+
+def _wide(values: NDArray[Any]) -> NDArray[Any]:
+    """64 bits: nothing computed from a column may overflow; integers stay, to be levels without rounding."""
+    return values if values.dtype.itemsize == 8 else values.astype(f"{values.dtype.kind}8")
+
+
+def _unreadable(name: str, kind: str) -> DataError:
+    return DataError(f"column {name!r} holds {kind} values: convert it to numbers, strings or categories")
+
+
+def _one_dimensional(values: Any, name: str) -> Any:
+    if isinstance(values, pd.Series):
+        return values
+    if isinstance(values, nw.Series) or hasattr(values, "to_pandas"):
+        return values.to_pandas()
+    if not isinstance(values, pd.api.extensions.ExtensionArray):
+        values = np.asarray(values)
+        if values.ndim != 1:
+            raise DataError(f"column {name!r} has shape {values.shape}: a column is one-dimensional")
+        if values.dtype.kind in "US":
+            values = values.astype(object)
+    return pd.Series(values, copy=False)
+
+
+def _refuse_duplicates(names: Iterable[Any], unique: bool = False) -> None:
+    if not unique and (twice := [str(name) for name, count in Counter(names).items() if count > 1]):
+        raise DataError(f"duplicate column names: {_listed(twice)}")
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more

@@ -1,0 +1,253 @@
+"""`subset`, `weights` and `offset`: an expression over the data's columns, a column name, or an array.
+
+Expressions are interpreted here, node by node, so that a string can only compute. Comparisons and `and`, `or`, `not`
+know three values, as R's do: true, false and missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError, FormulaError
+from fastlmm_core.formula.evaluate import FUNCTIONS, Context
+from fastlmm_core.formula.frame import Numeric, Table
+from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.parse import python_power, unquote_name
+
+__all__ = ["numeric_argument", "subset_rows"]
+
+_NUMPY = ["log", "log2", "log10", "exp", "exp2", "isnan", "isfinite", "arctan2", "hypot", "power", "mod", "isin"]
+_CALLABLE: Mapping[str, Any] = {**FUNCTIONS, **{name: getattr(np, name) for name in _NUMPY}}
+_TOKENS = re.compile(r"(`[^`]*`|\"[^\"]*\"|'[^']*'|%in%|&&?|\|\|?|!(?!=))")
+_WORDS = {"&": " and ", "&&": " and ", "|": " or ", "||": " or ", "!": " not ", "%in%": " in "}
+
+_ARITHMETIC: Mapping[type[ast.AST], Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+_COMPARISONS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda a, b: np.isin(a, np.asarray(list(b), dtype=np.asarray(a).dtype)),
+    ast.NotIn: lambda a, b: ~np.isin(a, np.asarray(list(b), dtype=np.asarray(a).dtype)),
+}
+
+
+def numeric_argument(value: Any, what: str, table: Table, context: Context) -> NDArray[np.float64]:
+    """`weights` or `offset` over all rows of the table, (n,) float64 with NaN where missing.
+
+    Raises DataError where the values are not numbers or have the wrong length, FormulaError for a bad expression.
+    """
+    result = _value(value, what, table, context)
+    if result.dtype.kind not in "biuf":
+        raise DataError(f"{what} must be numeric, not {_kind(result)}")
+    return result.astype(np.float64, copy=False)
+
+
+def subset_rows(value: Any, table: Table, context: Context) -> NDArray[np.bool_]:
+    """(n,) mask of the rows that `subset` keeps; a missing condition does not keep its row, as in R.
+
+    Raises DataError where the values are not true and false or have the wrong length.
+    """
+    result = _value(value, "subset", table, context)
+    if result.dtype.kind == "f" and np.isin(result[~np.isnan(result)], (0.0, 1.0)).all() and isinstance(value, str):
+        return result == 1.0
+    if result.dtype.kind == "O":
+        try:
+            result = pd.array(result, dtype="boolean").to_numpy(dtype=bool, na_value=False)
+        except (TypeError, ValueError):
+            pass
+    if result.dtype.kind != "b":
+        raise DataError(f"subset must be true or false for each row, not {_kind(result)}")
+    return result
+
+
+def _value(value: Any, what: str, table: Table, context: Context) -> NDArray[Any]:
+    if isinstance(value, str):
+        result = _column_or_expression(value, what, table, context)
+        if np.ndim(result) == 0:
+            result = np.full(table.n, result)
+        return np.asarray(result)
+    array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
+    if array.ndim != 1:
+        raise DataError(f"{what} has shape {array.shape}: it has to be one-dimensional")
+    if len(array) != table.n:
+        raise DataError(f"{what} has {len(array)} values, the data have {table.n} rows")
+    return array
+
+
+def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:
+    for name in (text, unquote_name(text)):
+        if name is not None and name in table:
+            return _column(name, table)
+    quoted: dict[str, str] = {}
+
+    def rewrite(match: re.Match[str]) -> str:
+        if match[0].startswith("`"):
+            return quoted.setdefault(match[0][1:-1], f"_quoted_{len(quoted)}_")
+        return _WORDS.get(match[0], match[0])
+
+    code = _TOKENS.sub(rewrite, python_power(text, everywhere=True)).strip()
+    try:
+        tree = ast.parse(code, mode="eval")
+    except SyntaxError as error:
+        raise FormulaError(f"cannot read {what}={text!r}: {error.msg}") from None
+    names = {made: name for name, made in quoted.items()}
+    interpreter = _Interpreter(table, context, names)
+    table.require(interpreter.columns(tree))
+    try:
+        with np.errstate(all="ignore"):
+            return interpreter(tree.body)
+    except (FormulaError, DataError) as error:
+        raise type(error)(f"in {what}={text!r}: {error}") from None
+    except Exception as error:  # numpy's answer to operands that do not fit
+        raise DataError(f"cannot evaluate {what}={text!r}: {error}") from error
+
+
+def _column(name: str, table: Table) -> NDArray[Any]:
+    """The column's values: numbers, or the levels themselves with None where missing."""
+    table.require([name])
+    column = table[name]
+    if isinstance(column, Numeric):
+        return column.values
+    if column.missing() is None and column.levels.tolist() == [False, True]:
+        return column.codes.astype(bool)
+    values: NDArray[np.object_] = np.append(column.levels, None)[column.codes]
+    return values
+
+
+class _Interpreter:
+    """Evaluates the arithmetic and logic of an expression, refusing all other Python."""
+
+    def __init__(self, table: Table, context: Context, names: Mapping[str, str]) -> None:
+        self.table, self.context, self.names = table, context, names
+
+    def columns(self, tree: ast.AST) -> list[str]:
+        """The names that have to be columns of the data."""
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        names = [self.names.get(n.id, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+        return [n for n in names if n in self.table or not (n in _CALLABLE or n == "np" or n in self.context)]
+
+    def __call__(self, node: ast.AST) -> Any:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name():
+                return self._name(self.names.get(node.id, node.id))
+            case ast.List() | ast.Tuple() | ast.Set():
+                return [self(element) for element in node.elts]
+            case ast.BinOp() if type(node.op) in _ARITHMETIC:
+                return _ARITHMETIC[type(node.op)](self(node.left), self(node.right))
+            case ast.UnaryOp(op=ast.USub()):
+                return -self(node.operand)
+            case ast.UnaryOp(op=ast.UAdd()):
+                return self(node.operand)
+            case ast.UnaryOp():  # not, ~
+                return _not(self(node.operand))
+            case ast.BoolOp():
+                combine = _and if isinstance(node.op, ast.And) else _or
+                result = self(node.values[0])
+                for operand in node.values[1:]:
+                    result = combine(result, self(operand))
+                return result
+            case ast.Compare():
+                return self._compare(node)
+            case ast.Call() if not node.keywords:
+                return self._function(node.func)(*map(self, node.args))
+        raise FormulaError(f"{ast.unparse(node)!r} is not arithmetic, a comparison or a known function")
+
+    def _name(self, name: str) -> Any:
+        if name in self.table:
+            return _column(name, self.table)
+        if name in self.context:
+            value = self.context[name]
+            return value.to_numpy() if hasattr(value, "to_numpy") else value
+        return _CALLABLE[name]
+
+    def _function(self, node: ast.AST) -> Callable[..., Any]:
+        match node:
+            case ast.Name(id=name) if callable(_CALLABLE.get(name)):
+                return _CALLABLE[name]
+            case ast.Attribute(value=ast.Name(id="np"), attr=name) if callable(_CALLABLE.get(name)):
+                return _CALLABLE[name]
+        known = ", ".join(sorted(name for name, value in _CALLABLE.items() if callable(value)))
+        raise FormulaError(f"{ast.unparse(node)!r} is not a known function ({known})")
+
+    def _compare(self, node: ast.Compare) -> Any:
+        left, result = self(node.left), None
+        for kind, comparator in zip(node.ops, node.comparators, strict=True):
+            if type(kind) not in _COMPARISONS:
+                raise FormulaError(f"{ast.unparse(node)!r} is not a comparison of values")
+            right = self(comparator)
+            is_in = isinstance(kind, ast.In | ast.NotIn)
+            one = _compared(_COMPARISONS[type(kind)], left, right, right_counts=not is_in)
+            result = one if result is None else _and(result, one)
+            left = right
+        return result
+
+
+def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any, *, right_counts: bool) -> Any:
+    """A comparison with NaN where an operand is missing; plain booleans where none is."""
+    missing = _missing(left) | _missing(right) if right_counts else _missing(left)
+    if not np.any(missing):
+        return np.asarray(compare(left, right))
+    safe_left = _filled(left, missing)
+    result = np.asarray(compare(safe_left, _filled(right, missing) if right_counts else right), dtype=np.float64)
+    return np.where(missing, np.nan, result)
+
+
+def _missing(value: Any) -> Any:
+    array = np.asarray(value)
+    return pd.isna(array) if array.dtype.kind in "fO" else np.False_
+
+
+def _filled(value: Any, missing: Any) -> Any:
+    """Strings cannot be compared with None: any level stands in where the answer is thrown away."""
+    array = np.asarray(value)
+    if array.dtype.kind != "O" or array.ndim == 0 or missing.all():
+        return value
+    return np.where(missing, array[~missing][0], array)
+
+
+def _truth(value: Any) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in "bf":
+        raise DataError(f"and, or and not take conditions, not {_kind(array)}")
+    return array
+
+
+def _not(value: Any) -> NDArray[Any]:
+    array = _truth(value)
+    return ~array if array.dtype.kind == "b" else 1.0 - array
+
+
+def _and(left: Any, right: Any) -> NDArray[Any]:
+    a, b = _truth(left), _truth(right)
+    if a.dtype.kind == b.dtype.kind == "b":
+        return np.logical_and(a, b)
+    return np.where((a == 0) | (b == 0), 0.0, a * b)
+
+
+def _or(left: Any, right: Any) -> NDArray[Any]:
+    return _not(_and(_not(left), _not(right)))
+
+
+def _kind(array: NDArray[Any]) -> str:
+    return "strings or other objects" if array.dtype.kind in "OUS" else f"{array.dtype} values"

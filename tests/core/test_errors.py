@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastlmm_core.core import Control, Term, fit, objective
 
 import problems
+from fastlmm_core.core import Control, Term, fit, objective
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from problems import Problem, ProblemTerm
 
@@ -19,9 +19,9 @@ def problem():
 
 
 def spoiled(array, value, times):
+    """A copy with `times` of its entries replaced."""
     out = np.array(array, dtype=float)
-    out.flat[:: out.size // times][:times] = value
-    assert (out == value).sum() == times or np.isnan(out).sum() == times
+    out.flat[np.arange(times) * (out.size // times)] = value
     return out
 
 
@@ -108,7 +108,7 @@ class TestValues:
             fit(problem.y, problem.X, [Term(codes)])
 
     def test_code_beyond_the_levels(self, problem):
-        with pytest.raises(DataError, match=r"\b4\b"):
+        with pytest.raises(DataError, match=r"\b9\b.*\b3\b"):
             fit(problem.y, problem.X, [Term(problem.terms[0].codes, n_levels=4)])
 
     def test_fractional_codes(self, problem):
@@ -129,17 +129,6 @@ class TestValues:
 class TestModels:
     def test_no_term(self, problem):
         refused(problem.but(terms=()), ModelError, "random|term")
-
-    def test_one_level(self, problem):
-        refused(problem.but(terms=(ProblemTerm(np.zeros(80, dtype=np.int32)),)), ModelError, "level")
-
-    def test_a_level_for_each_row(self, problem):
-        refused(problem.but(terms=(ProblemTerm(np.arange(80, dtype=np.int32)),)), ModelError, r"\b80\b")
-
-    def test_more_random_effects_than_rows(self, problem):
-        rng = np.random.default_rng(0)
-        term = ProblemTerm(problems.all_levels(rng, 80, 45), problems.covariates(rng, 80, 2))
-        refused(problem.but(terms=(term,)), ModelError, r"\b90\b.*\b80\b|\b80\b.*\b90\b")
 
     def test_no_degrees_of_freedom(self):
         rng = np.random.default_rng(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -195,6 +196,8 @@ def test_a_fit_of_shuffled_rows_levels_and_terms(seed):
     spread = fit.sigma
     np.testing.assert_allclose(moved.beta, fit.beta, rtol=1e-4, atol=1e-4 * spread)
     np.testing.assert_allclose(moved.fitted, fit.fitted[rows], rtol=1e-4, atol=1e-4 * spread)
+    if any(np.array_equal(a.codes, b.codes) for a, b in combinations(problem.terms, 2)):
+        return  # two intercepts on one factor share their variance in any proportion: L is not determined
     for place, k in enumerate(order):
         np.testing.assert_allclose(moved.L[place], fit.L[k], rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(moved.b[place][names[k]], fit.b[k], rtol=1e-3, atol=1e-3 * spread)

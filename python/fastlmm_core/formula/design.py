@@ -11,6 +11,14 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.formula.checks import (
+    check_finite,
+    check_sizes,
+    complete_rows,
+    sound_offset,
+    sound_response,
+    sound_weights,
+)
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
@@ -22,7 +30,6 @@ from fastlmm_core.formula.terms import Terms, parse_terms
 __all__ = ["Design", "NewDesign", "NewRandom", "RandomDesign", "build_design"]
 
 Array = NDArray[np.float64]
-Rows = NDArray[np.int64] | None
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,8 @@ class Design:
             return None
         total: Array = np.sum(parts, axis=0)
         if not np.isfinite(total).all():
-            raise DataError(f"the offset is missing or infinite in {int((~np.isfinite(total)).sum())} rows of the new data")
+            count = int((~np.isfinite(total)).sum())
+            raise DataError(f"the offset is missing or infinite in {count} rows of the new data")
         return total
 
 
@@ -247,7 +255,8 @@ def build_design(
     if na_action not in ("drop", "raise"):
         raise ModelError(f'na_action must be "drop" or "raise", not {na_action!r}')
     parsed = parse_formula(formula) if isinstance(formula, str) else formula
-    table, context, state = Table(data), Context(env), {}
+    table, context = Table(data), Context(env)
+    state: dict[str, Any] = {}
     evaluate = Evaluator(table, context, state)
     fixed_terms = parse_terms(parsed.fixed, table.names)
     random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
@@ -259,12 +268,14 @@ def build_design(
         needed += _mentioned([subset, weights, offset, *parsed.offsets], table)
     table.require(needed)
 
-    variables: dict[str, Variable] = {parsed.response: evaluate(parsed.response) if response is None else table[response]}
+    answer = evaluate(parsed.response) if response is None else table[response]
     fixed_variables = variables_of(fixed_terms, evaluate)
     random_variables = {expr: variables_of(terms, evaluate) for expr, terms in random_terms.items()}
     factors = {name: as_factor(table[name]) for name in groups}
-    for more in (fixed_variables, *random_variables.values(), factors):
-        variables.update(more)
+    variables: dict[str, Variable] = {parsed.response: answer, **fixed_variables}
+    for of_term in random_variables.values():
+        variables.update(of_term)
+    variables.update(factors)
     offsets = [_numeric(evaluate, expr, f"offset({expr})") for expr in parsed.offsets]
     if offset is not None:
         offsets.append(numeric_argument(offset, "offset", table, context))
@@ -274,9 +285,9 @@ def build_design(
     prior = None if weights is None else numeric_argument(weights, "weights", table, context)
     kept = None if subset is None else subset_rows(subset, table, context)
 
-    rows, n_missing = _complete_rows(variables, kept, table.n, na_action)
+    rows, n_missing = complete_rows(variables, kept, table.n, na_action)
     n = table.n if rows is None else len(rows)
-    y = _response(variables[parsed.response], parsed.response, rows)
+    y = sound_response(answer, parsed.response, rows)
     taken: dict[str, Variable] = {}
 
     def take(of: Mapping[str, Variable]) -> dict[str, Variable]:
@@ -286,15 +297,14 @@ def build_design(
         return {expr: taken[expr] for expr in of}
 
     spec, X = fit_matrix(fixed_terms, take(fixed_variables), n, contrasts)
-    _check_finite(X, spec.names, "the fixed part")
+    check_finite(X, spec.names, "the fixed part")
     coded = {name: factor.take(rows) for name, factor in factors.items()}
     random = [
-        _random_design(term, random_terms[term.expr], take(random_variables[term.expr]), n)
-        for term in parsed.random
+        _random_design(term, random_terms[term.expr], take(random_variables[term.expr]), n) for term in parsed.random
     ]
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
-    _check_sizes(designs, n)
+    check_sizes(designs, n)
     context.forget()
     return Design(
         formula=parsed,
@@ -303,8 +313,8 @@ def build_design(
         x_names=spec.names,
         x_terms=spec.term_columns,
         random=designs,
-        weights=None if prior is None else _weights(prior, rows),
-        offset=None if total is None else _offset(total, rows),
+        weights=None if prior is None else sound_weights(prior, rows),
+        offset=None if total is None else sound_offset(total, rows),
         n_total=table.n,
         n_missing=n_missing,
         row_index=np.arange(n, dtype=np.int64) if rows is None else rows,
@@ -340,83 +350,6 @@ def _numeric(evaluate: Evaluator, expr: str, what: str) -> Array:
     return variable.values.astype(np.float64, copy=False)
 
 
-def _complete_rows(
-    variables: Mapping[str, Variable], kept: NDArray[np.bool_] | None, n: int, na_action: str
-) -> tuple[Rows, int]:
-    """Positions of the rows used (None: all), and how many are left out for a missing value."""
-    absent: NDArray[np.bool_] | None = None
-    counts: dict[str, int] = {}
-    for name, variable in variables.items():
-        mask = variable.missing()
-        if mask is None:
-            continue
-        if kept is not None:
-            mask = mask & kept
-        if count := int(mask.sum()):
-            counts[name] = count
-            absent = mask if absent is None else absent | mask
-    where = ", ".join(f"{name} ({count})" for name, count in counts.items())
-    if na_action == "raise" and counts:
-        raise DataError(f'missing values in {where}; na_action="drop" leaves those rows out')
-    if n == 0:
-        raise DataError("the data have no rows")
-    if kept is not None and not kept.any():
-        raise DataError(f"subset keeps none of the {n} rows")
-    n_missing = 0 if absent is None else int(absent.sum())
-    use = kept
-    if absent is not None:
-        use = ~absent if kept is None else kept & ~absent
-    if use is None or use.all():
-        return None, 0
-    rows = np.flatnonzero(use)
-    if len(rows) == 0:
-        raise DataError(f"no row is complete: missing values in {where} of {n_missing} rows")
-    return rows, n_missing
-
-
-def _response(variable: Variable, name: str, rows: Rows) -> Array:
-    if isinstance(variable, Factor):
-        kind = "true/false" if variable.levels.tolist() == [False, True] else "categorical"
-        raise DataError(f"the response {name} is {kind}, not numeric")
-    if variable.values.ndim != 1:
-        raise DataError(f"the response {name} has {variable.values.shape[1]} columns, not one")
-    values = variable.values if rows is None else variable.values[rows]
-    y = np.array(values, dtype=np.float64)  # a copy: the design must not change with the user's table
-    if count := int((~np.isfinite(y)).sum()):
-        raise DataError(f"the response {name} is infinite in {count} rows")
-    if np.all(y == y[0]):
-        raise ModelError(f"the response {name} is constant ({y[0]:g} in all {len(y)} rows)")
-    return y
-
-
-def _check_finite(X: Array, names: Sequence[str], part: str) -> None:
-    bad = ~np.isfinite(X)
-    if bad.any():
-        counts = bad.sum(axis=0)
-        where = ", ".join(f"{name} ({count} rows)" for name, count in zip(names, counts, strict=True) if count)
-        raise DataError(f"infinite or undefined values in {part}: {where}")
-
-
-def _weights(values: Array, rows: Rows) -> Array:
-    weights = np.array(values if rows is None else values[rows])
-    if count := int(np.isnan(weights).sum()):
-        raise DataError(f"weights are missing in {count} rows")
-    if count := int(np.isinf(weights).sum()):
-        raise DataError(f"weights are infinite in {count} rows")
-    if count := int((weights < 0).sum()):
-        raise DataError(f"weights are negative in {count} rows")
-    if not weights.any():
-        raise DataError("weights are all zero")
-    return weights
-
-
-def _offset(values: Array, rows: Rows) -> Array:
-    offset = np.array(values if rows is None else values[rows])
-    if count := int(np.isinf(offset).sum()):
-        raise DataError(f"the offset is infinite in {count} rows")
-    return offset
-
-
 def _random_design(
     term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int
 ) -> tuple[tuple[str, ...], Array | None, MatrixSpec | None]:
@@ -426,7 +359,7 @@ def _random_design(
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
     spec, z = fit_matrix(terms, variables, n)
-    _check_finite(z, spec.names, f"the random-effect term {term}")
+    check_finite(z, spec.names, f"the random-effect term {term}")
     return spec.names, z, spec
 
 
@@ -441,7 +374,8 @@ def _group_codes(
             if group in coded:
                 continue
             factor = factors[group[-1]]
-            single = factor.codes, Levels(factor.levels)
+            # a copy: the codes of a pandas Categorical are the user's own array
+            single = np.array(factor.codes, dtype=np.int32), Levels(factor.levels)
             coded[group] = single if k == 1 else combine(*coded[group[:-1]], *single)
     return coded
 
@@ -456,9 +390,9 @@ def _in_order(
     Where the terms stand in non-increasing order already, lme4 leaves them as they are.
     """
     sizes = np.array([len(coded[term.group][1]) for term in terms])
-    order = np.arange(len(terms))
+    order = list(range(len(terms)))
     if np.any(np.diff(sizes) > 0):
-        order = np.argsort(sizes, kind="stable")[::-1]
+        order = np.argsort(sizes, kind="stable")[::-1].tolist()
     seen: dict[str, int] = {}
     designs = []
     for k in order:
@@ -469,27 +403,6 @@ def _in_order(
     return tuple(designs)
 
 
-def _check_sizes(designs: Sequence[RandomDesign], n: int) -> None:
-    """lme4's checks: more than one level, fewer levels than rows, fewer random effects than rows."""
-    for term in designs:
-        q, l = len(term.level_set), len(term.columns)
-        if q < 2:
-            raise ModelError(
-                f"grouping factors must have more than one level: {term.group} has only {term.levels[0]!r} "
-                f"in the {n} rows used"
-            )
-        if q >= n:
-            raise ModelError(
-                f"the grouping factor {term.group} has {q} levels for {n} rows: fewer levels than rows are needed to "
-                "tell its effects from the residuals"
-            )
-        if q * l >= n:
-            raise ModelError(
-                f"the term ({' + '.join(term.columns)} | {term.group}) has {q * l} random effects for {n} rows: fewer "
-                "than rows are needed to tell them from the residuals"
-            )
-
-
 def _rebuilt(spec: MatrixSpec, evaluate: Evaluator, part: str) -> Array:
     variables = variables_of(spec.terms, evaluate)
     for expr, variable in variables.items():
@@ -498,7 +411,7 @@ def _rebuilt(spec: MatrixSpec, evaluate: Evaluator, part: str) -> Array:
             raise DataError(f"missing values in the new data: {expr} ({int(mask.sum())} rows)")
         variables[expr] = spec.recode(variable, expr)
     X = spec.matrix(variables, evaluate.table.n)
-    _check_finite(X, spec.names, f"{part} of the new data")
+    check_finite(X, spec.names, f"{part} of the new data")
     return X
 
 

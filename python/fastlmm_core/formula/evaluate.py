@@ -8,6 +8,7 @@ own inputs are missing are left out of it.
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import math
 import pickle
@@ -27,7 +28,7 @@ from fastlmm_core.errors import DataError, FastLMMError, FormulaError
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor, from_pandas
 from fastlmm_core.formula.levels import Factor
 
-__all__ = ["Context", "Evaluator", "FUNCTIONS", "column_series", "names_in"]
+__all__ = ["FUNCTIONS", "Context", "Evaluator", "column_series", "names_in"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
 
@@ -52,9 +53,10 @@ class _Coded:
         return Factor(codes, levels, found.ordered, self.contrasts)
 
 
+_UFUNCS = ["sqrt", "cbrt", "sin", "cos", "tan", "sinh", "cosh", "tanh", "log1p", "expm1", "floor", "sign"]
 # numpy's elementwise functions under R's names; formulaic has log, log2, log10, exp, poly, scale, center, bs, cr, ...
 FUNCTIONS: Mapping[str, Any] = {
-    **{name: getattr(np, name) for name in "sqrt cbrt sin cos tan sinh cosh tanh log1p expm1 floor sign".split()},
+    **{name: getattr(np, name) for name in _UFUNCS},
     **{"abs": np.abs, "ceiling": np.ceil, "ceil": np.ceil, "round": np.round, "trunc": np.trunc},
     **{"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "pmin": np.minimum, "pmax": np.maximum},
     **{"minimum": np.minimum, "maximum": np.maximum, "clip": np.clip, "ifelse": np.where, "where": np.where},
@@ -143,10 +145,20 @@ class Evaluator:
     def names(self, expr: str) -> list[str]:
         """The columns that an expression reads.
 
-        Raises DataError for a name that is neither a column nor known otherwise, FormulaError for a syntax error.
+        A name that nothing else explains is taken for a column, which `Table.require` then reports as absent.
+        Raises FormulaError for a syntax error or an unknown function.
         """
-        names = names_in(expr)
-        return [n for n in names if n in self.table or not (n in self.context or n in _TRANSFORMS or _is_builtin(n))]
+        columns = []
+        for name, called in names_in(expr).items():
+            if name in self.table:
+                columns.append(name)
+            elif not (name in self.context or name in _TRANSFORMS or hasattr(builtins, name)):
+                if called:
+                    raise FormulaError(
+                        f"{expr} calls {name}, which is neither a built-in transform nor a name known to the caller"
+                    )
+                columns.append(name)
+        return columns
 
     def __call__(self, expr: str) -> Variable:
         """Value of an expression over all rows of the table.
@@ -178,8 +190,8 @@ class Evaluator:
         return _scatter(_variable(value, expr, n), whole)
 
 
-def names_in(expr: str) -> list[str]:
-    """Names that a Python expression with back-quoted columns reads.
+def names_in(expr: str) -> dict[str, bool]:
+    """Names that a Python expression with back-quoted columns reads, and whether each is only called.
 
     Raises FormulaError for a syntax error.
     """
@@ -196,8 +208,13 @@ def names_in(expr: str) -> list[str]:
     except SyntaxError as error:
         raise FormulaError(f"cannot read {expr!r}: {error.msg}") from None
     back = {made: name for name, made in quoted.items()}
-    found = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
-    return list(dict.fromkeys(back.get(name, name) for name in found))
+    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    found: dict[str, bool] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            name = back.get(node.id, node.id)
+            found[name] = found.get(name, True) and id(node) in functions
+    return found
 
 
 def column_series(column: Variable, whole: NDArray[np.bool_] | None) -> pd.Series:
@@ -208,12 +225,6 @@ def column_series(column: Variable, whole: NDArray[np.bool_] | None) -> pd.Serie
             return pd.Series(codes.astype(bool))
         return pd.Series(pd.Categorical.from_codes(codes, categories=column.levels, ordered=column.ordered))
     return pd.Series(column.values if whole is None else column.values[whole], copy=False)
-
-
-def _is_builtin(name: str) -> bool:
-    import builtins
-
-    return hasattr(builtins, name)
 
 
 def _variable(value: Any, expr: str, n: int) -> Variable:

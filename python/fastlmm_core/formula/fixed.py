@@ -71,9 +71,7 @@ class MatrixSpec:
             for expr, r in zip(term, reduced, strict=True):
                 block = self._block(variables[expr], expr, r)
                 # the first factor varies fastest along the columns
-                product = (
-                    block if product is None else (block[:, :, None] * product[:, None, :]).reshape(n, -1)
-                )
+                product = block if product is None else (block[:, :, None] * product[:, None, :]).reshape(n, -1)
             X[:, where] = product
         return X
 
@@ -99,10 +97,8 @@ class MatrixSpec:
         codes = known.place([variable])
         if (codes < 0).any():
             new = [str(variable.levels[k]) for k in np.unique(variable.codes[codes < 0])]
-            levels = "a level" if len(new) == 1 else "levels"
-            raise DataError(
-                f"{expr} has {levels} in the new data that the model was not fitted to: {', '.join(map(repr, new[:10]))}"
-            )
+            listed = ", ".join(map(repr, new[:10]))
+            raise DataError(f"{expr} has levels in the new data that the model was not fitted to: {listed}")
         return Factor(codes, known.labels)
 
 
@@ -186,7 +182,9 @@ def _scheme(expr: str, contrasts: Any) -> Contrasts:
         name = contrasts.removeprefix("contr.")
         known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}
         if name not in known:
-            raise DataError(f"unknown contrasts {contrasts!r} for {expr}: one of {', '.join(sorted(known))}, or a matrix")
+            raise DataError(
+                f"unknown contrasts {contrasts!r} for {expr}: one of {', '.join(sorted(known))}, or a matrix"
+            )
         scheme: Contrasts = getattr(ContrastsRegistry, name)()
         return scheme
     if inspect.isclass(contrasts) and issubclass(contrasts, Contrasts):

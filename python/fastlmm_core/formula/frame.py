@@ -199,7 +199,7 @@ def from_pandas(series: Any, name: str) -> Variable:
     elif pd.api.types.is_string_dtype(dtype):
         return code_values(series.array)
     elif isinstance(dtype, pd.ArrowDtype):
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
         return _from_arrow(pa.chunked_array(series.array.__arrow_array__()), name)
     raise _unreadable(name, str(dtype))
@@ -217,7 +217,7 @@ def _from_objects(series: Any, name: str) -> Variable:
 
 
 def _from_polars(series: Any, name: str) -> Variable:
-    import polars as pl
+    import polars as pl  # type: ignore[import-not-found, unused-ignore]
 
     dtype = series.dtype
     if dtype == pl.String or dtype == pl.Categorical:
@@ -239,7 +239,7 @@ def _from_polars(series: Any, name: str) -> Variable:
 
 
 def _from_arrow(column: Any, name: str) -> Variable:
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     kind = column.type
     if pa.types.is_dictionary(kind):

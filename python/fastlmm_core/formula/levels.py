@@ -170,8 +170,8 @@ def combine(
     """Codes (n,) and levels of an interaction from those of its parts."""
     q = len(right_levels)
     span = len(left_levels) * q
-    key = left.astype(np.int64 if span > np.iinfo(np.int32).max else np.int32)
-    key *= key.dtype.type(q)
+    key = left.astype(np.int64)
+    key *= q
     key += right
     codes, distinct = code_integers(key, 0, span - 1)
     return codes.astype(np.int32, copy=False), Interaction(left_levels, right_levels, distinct.astype(np.int64))

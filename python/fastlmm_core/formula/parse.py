@@ -195,7 +195,9 @@ def _depths(text: str) -> list[int]:
     if quote:
         raise FormulaError(f"unbalanced quotes: a {quote} is not closed in {text!r}")
     if stack:
-        raise FormulaError(f"unbalanced brackets: {stack[-1][0]!r} at position {stack[-1][1]} of {text!r} is not closed")
+        raise FormulaError(
+            f"unbalanced brackets: {stack[-1][0]!r} at position {stack[-1][1]} of {text!r} is not closed"
+        )
     return depths
 
 
@@ -302,13 +304,13 @@ def _uncorrelated(expr: str) -> list[str]:
     from fastlmm_core.formula.terms import parse_terms
 
     terms = parse_terms(expr)
-    parts = ["1"] if terms.intercept else []
-    return parts + [f"0 + {':'.join(map(quote_expr, term))}" for term in terms.terms]
-
-
-def quote_expr(expr: str) -> str:
-    """A factor's expression as formula text: a column name that is no identifier gets its back-quotes again."""
-    return expr if _NAME.fullmatch(expr) or re.search(r"[(\[{]", expr) else f"`{expr}`"
+    parts = ["1"] if terms.intercept or not terms.terms else []
+    for term in terms.terms:
+        # formulaic took the quotes off the names and the braces off the code
+        texts = [expr if expr.endswith(")") else f"{{{expr}}}" for expr in term if expr in terms.computed]
+        texts += [quote_name(expr) for expr in term if expr not in terms.computed]
+        parts.append(f"0 + {':'.join(texts)}")
+    return parts
 
 
 def _expand_groups(group: str, text: str) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ know three values, as R's do: true, false and missing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.formula.evaluate import FUNCTIONS, Context
 from fastlmm_core.formula.frame import Numeric, Table
-from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.parse import python_power, unquote_name
 
 __all__ = ["numeric_argument", "subset_rows"]
@@ -70,10 +70,8 @@ def subset_rows(value: Any, table: Table, context: Context) -> NDArray[np.bool_]
     if result.dtype.kind == "f" and np.isin(result[~np.isnan(result)], (0.0, 1.0)).all() and isinstance(value, str):
         return result == 1.0
     if result.dtype.kind == "O":
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             result = pd.array(result, dtype="boolean").to_numpy(dtype=bool, na_value=False)
-        except (TypeError, ValueError):
-            pass
     if result.dtype.kind != "b":
         raise DataError(f"subset must be true or false for each row, not {_kind(result)}")
     return result
@@ -129,7 +127,7 @@ def _column(name: str, table: Table) -> NDArray[Any]:
         return column.values
     if column.missing() is None and column.levels.tolist() == [False, True]:
         return column.codes.astype(bool)
-    values: NDArray[np.object_] = np.append(column.levels, None)[column.codes]
+    values: NDArray[np.object_] = np.append(column.levels, np.array([None]))[column.codes]
     return values
 
 

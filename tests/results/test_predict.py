@@ -56,6 +56,8 @@ def test_a_term_that_the_model_lacks(slopes: LmerResult, crossed: LmerResult) ->
         crossed.predict(re_form="(1 | batch)")
     with pytest.raises(ModelError, match=r"Reaction \| Subject"):
         slopes.predict(re_form="(Reaction | Subject)")
+    with pytest.raises(ModelError, match="random terms only"):
+        slopes.predict(re_form="Days + (1 | Subject)")
     with pytest.raises(ModelError, match="re_form"):
         slopes.predict(re_form=3)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from fastlmm_core.results.coefficients import dropped_columns
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastlmm_core.core import Control, CoreFit, Objective
+    from fastlmm_core.core import Control, Objective
     from fastlmm_core.formula import Design
     from fastlmm_core.results.result import LmerResult
 
@@ -47,7 +47,7 @@ class FitOptions:
 
 def core_terms(design: Design) -> list[Term]:
     """The random terms of a design as the core takes them."""
-    return [Term(t.codes, t.z, n_levels=len(t.levels)) for t in design.random]
+    return [Term(t.codes, t.z, n_levels=len(t.level_set)) for t in design.random]
 
 
 def n_theta(design: Design) -> int:

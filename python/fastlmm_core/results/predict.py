@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.formula import Design, RandomDesign, RandomTerm
+    from fastlmm_core.formula import Design, NewRandom, RandomDesign, RandomTerm
 
 __all__ = ["included_columns", "predict", "row_index"]
 
@@ -35,18 +35,17 @@ def predict(
     if newdata is None:
         if re_form == "all":
             return pd.Series(core.fitted, index=row_index(design), dtype=float, copy=True)
-        random = [(t.codes, t.z) for t in design.random]
-        return pd.Series(_linear(design.X, design.offset, random, core, masks), index=row_index(design))
+        return pd.Series(_linear(design.X, design.offset, design.random, core, masks), index=row_index(design))
     wanted = [k for k, mask in enumerate(masks) if mask.any()]
     new = design.rebuild(newdata, random=wanted, allow_new_levels=allow_new_levels)
-    values = _linear(new.X, new.offset, new.random, core, masks)
-    return pd.Series(values, index=new.index)
+    assert new.X is not None  # `fixed` is asked for by default
+    return pd.Series(_linear(new.X, new.offset, new.random, core, masks), index=new.index)
 
 
 def _linear(
     X: NDArray[np.float64],
     offset: NDArray[np.float64] | None,
-    random: Sequence[tuple[NDArray[np.int32], NDArray[np.float64] | None] | None],
+    random: Sequence[RandomDesign | NewRandom | None],
     core: CoreFit,
     masks: Sequence[NDArray[np.bool_]],
 ) -> NDArray[np.float64]:
@@ -57,10 +56,9 @@ def _linear(
     for part, b, mask in zip(random, core.b, masks, strict=True):
         if part is None or not mask.any():
             continue
-        codes, z = part
-        effects = np.where(mask, b, 0.0)[codes]
-        effects[codes < 0] = 0.0
-        out += effects[:, 0] if z is None else np.einsum("ij,ij->i", z, effects)
+        effects = np.where(mask, b, 0.0)[part.codes]
+        effects[part.codes < 0] = 0.0
+        out += effects[:, 0] if part.z is None else np.einsum("ij,ij->i", part.z, effects)
     return out
 
 
@@ -91,8 +89,10 @@ def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.boo
     if not isinstance(re_form, str):
         raise ModelError(f're_form must be "all", None or a formula of random terms, not {re_form!r}')
     masks = [np.zeros(len(t.columns), dtype=bool) for t in design.random]
-    requested = parse_formula(f"{design.formula.response} ~ 1 + {re_form.strip().removeprefix('~')}").random
-    for term in requested:
+    requested = parse_formula(f"{design.formula.response} ~ 1 + {re_form.strip().removeprefix('~')}")
+    if requested.fixed.strip() != "1":
+        raise ModelError(f"re_form takes random terms only, such as (1 | g); the fixed part is always in: {re_form!r}")
+    for term in requested.random:
         for effect in _effects(term):
             found = False
             for model_term, mask in zip(design.random, masks, strict=True):
@@ -108,15 +108,15 @@ def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.boo
 
 def _same_group(term: RandomTerm, model_term: RandomDesign) -> bool:
     """`a:b` and `b:a` name one grouping factor."""
-    return sorted(term.group) == sorted(model_term.group.split(":"))
+    return sorted(term.label.split(":")) == sorted(model_term.group.split(":"))
 
 
 def _effects(term: RandomTerm) -> list[str]:
     """The effects a term asks for, as `_effect_of` names them."""
-    names = (str(t).replace(" ", "") for t in DefaultFormulaParser().get_terms(term.expr))
+    names = (_effect_of(str(t)) for t in DefaultFormulaParser().get_terms(term.expr))
     return ["Intercept" if name == "1" else name for name in names]
 
 
 def _effect_of(column: str) -> str:
     """The formula's term behind a column: "service[T.1]" comes from service, "poly(x, 2)[1]" from poly(x,2)."""
-    return re.sub(r"\[[^\]]*\]", "", column).replace(" ", "")
+    return re.sub(r"\[[^\]]*\]|[ `]", "", column)

@@ -18,7 +18,8 @@ __all__ = ["coef", "n_groups", "random_effects", "ranef"]
 
 def n_groups(design: Design) -> dict[str, int]:
     """Number of levels of each grouping factor, in the model's order."""
-    return {term.group: len(term.levels) for term in design.random}
+    # not `levels`: the labels of an interaction are written when first read, and there may be millions
+    return {term.group: len(term.level_set) for term in design.random}
 
 
 def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame:

@@ -70,6 +70,13 @@ def test_interaction_groups_match_in_either_order_and_factor_slopes_by_their_var
     assert [m.tolist() for m in included_columns(cake.design, "(0 + recipe | replicate)")] == [[False, True, True]]
 
 
+def test_transformed_and_quoted_slopes_are_found(sleepstudy: pd.DataFrame) -> None:
+    data = sleepstudy.rename(columns={"Days": "the days"})
+    fit = lmer("Reaction ~ `the days` + (`the days` + I(`the days`^2) | Subject)", data)
+    assert [m.tolist() for m in included_columns(fit.design, "(0 + `the days` | Subject)")] == [[False, True, False]]
+    assert [m.tolist() for m in included_columns(fit.design, "(I(`the days`^2) | Subject)")] == [[True, False, True]]
+
+
 def test_a_new_level(slopes: LmerResult) -> None:
     new = pd.DataFrame({"Days": [1.0, 1.0], "Subject": ["308", "newcomer"]})
     with pytest.raises(DataError, match="newcomer"):

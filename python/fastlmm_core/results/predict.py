@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from formulaic.parser import DefaultFormulaParser
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.formula import parse_formula
+from fastlmm_core.formula.terms import parse_terms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,30 +92,35 @@ def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.boo
     if requested.fixed.strip() != "1":
         raise ModelError(f"re_form takes random terms only, such as (1 | g); the fixed part is always in: {re_form!r}")
     for term in requested.random:
-        for effect in _effects(term):
+        for effect in _requested_effects(term, design):
             found = False
             for model_term, mask in zip(design.random, masks, strict=True):
-                if _same_group(term, model_term):
-                    hit = np.array([_effect_of(column) == effect for column in model_term.columns])
-                    mask |= hit
-                    found |= bool(hit.any())
+                if sorted(term.label.split(":")) == sorted(model_term.group.split(":")):  # a:b is b:a
+                    where = _columns_of_effects(model_term).get(effect)
+                    if where is not None:
+                        mask[where] = found = True
             if not found:
                 have = ", ".join(f"({' + '.join(t.columns)} | {t.group})" for t in design.random)
-                raise ModelError(f"re_form asks for {effect} | {term.label}, but the model's random effects are {have}")
+                asked = ":".join(sorted(effect)) or "Intercept"
+                raise ModelError(f"re_form asks for {asked} | {term.label}, but the model's random effects are {have}")
     return masks
 
 
-def _same_group(term: RandomTerm, model_term: RandomDesign) -> bool:
-    """`a:b` and `b:a` name one grouping factor."""
-    return sorted(term.label.split(":")) == sorted(model_term.group.split(":"))
+def _requested_effects(term: RandomTerm, design: Design) -> list[frozenset[str]]:
+    """The effects left of a bar, each as the set of expressions it multiplies; the empty set is the intercept."""
+    known = {expr for t in design.random if t.spec is not None for expr in t.spec.terms.factors}
+    terms = parse_terms(term.expr, known)
+    return [frozenset()] * terms.intercept + [_effect(factors) for factors in terms.terms]
 
 
-def _effects(term: RandomTerm) -> list[str]:
-    """The effects a term asks for, as `_effect_of` names them."""
-    names = (_effect_of(str(t)) for t in DefaultFormulaParser().get_terms(term.expr))
-    return ["Intercept" if name == "1" else name for name in names]
+def _columns_of_effects(term: RandomDesign) -> dict[frozenset[str], slice]:
+    """Which columns of a term come from which effect: a factor's slope has several."""
+    if term.spec is None:
+        return {frozenset(): slice(0, 1)}
+    terms = term.spec.terms
+    effects = [frozenset[str]()] * terms.intercept + [_effect(factors) for factors in terms.terms]
+    return {effect: where for effect, (_, where) in zip(effects, term.spec.term_columns, strict=True)}
 
 
-def _effect_of(column: str) -> str:
-    """The formula's term behind a column: "service[T.1]" comes from service, "poly(x, 2)[1]" from poly(x,2)."""
-    return re.sub(r"\[[^\]]*\]|[ `]", "", column)
+def _effect(factors: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(expr.replace(" ", "") for expr in factors)

@@ -180,7 +180,8 @@ class Design:
         names = [name for k in wanted for name in self._group_of(k)]
         specs = [self.spec] if fixed else []
         specs += [spec for k in wanted if (spec := self.random[k].spec) is not None]
-        table.require(names + _columns_of([spec.terms for spec in specs], evaluate))
+        names += _columns_of([spec.terms for spec in specs], evaluate)
+        table.require(names + table.mentioned_in([self.offset_given, *self.formula.offsets]))
         X = _rebuilt(self.spec, evaluate, "the fixed part") if fixed else None
         parts: list[NewRandom | None] = [None] * len(self.random)
         for k in wanted:
@@ -264,9 +265,7 @@ def build_design(
     groups = list(dict.fromkeys(name for term in parsed.random for name in term.group))
     needed = [response] if response is not None else evaluate.names(parsed.response)
     needed += _columns_of([fixed_terms, *random_terms.values()], evaluate) + groups
-    if table.is_lazy:
-        needed += _mentioned([subset, weights, offset, *parsed.offsets], table)
-    table.require(needed)
+    table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
 
     answer = evaluate(parsed.response) if response is None else table[response]
     fixed_variables = variables_of(fixed_terms, evaluate)
@@ -332,12 +331,6 @@ def _columns_of(all_terms: Sequence[Terms], evaluate: Evaluator) -> list[str]:
         for expr in terms.factors:
             names += evaluate.names(expr) if expr in terms.computed else [expr]
     return names
-
-
-def _mentioned(arguments: Sequence[Any], table: Table) -> list[str]:
-    """Columns that an argument may read: a lazy table is collected once, so they have to be known beforehand."""
-    texts = [argument for argument in arguments if isinstance(argument, str)]
-    return [name for name in table.names if any(name in text for text in texts)]
 
 
 def _numeric(evaluate: Evaluator, expr: str, what: str) -> Array:

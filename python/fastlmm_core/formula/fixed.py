@@ -167,7 +167,7 @@ def _coding_of(expr: str, factor: Factor, contrasts: Any) -> _FactorCoding:
     try:
         matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
         fields = scheme.get_coding_column_names(levels, reduced_rank=True)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:
         raise DataError(f"the contrasts given for {expr} do not fit its {len(levels)} levels: {error}") from None
     if matrix.ndim != 2 or len(matrix) != len(levels):
         raise DataError(f"the contrasts given for {expr} have {len(matrix)} rows, the factor has {len(levels)} levels")

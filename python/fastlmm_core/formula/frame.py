@@ -139,10 +139,12 @@ class Table:
             arrow = frame.to_arrow()
             self._read = lambda name: _from_arrow(arrow[name], name)
 
-    @property
-    def is_lazy(self) -> bool:
-        """Whether the rows are still to be collected."""
-        return self._lazy is not None
+    def mentioned_in(self, arguments: Iterable[Any]) -> list[str]:
+        """Columns that expressions among the arguments may read, where the table is lazy and has to know beforehand."""
+        if self._lazy is None:
+            return []
+        texts = [argument for argument in arguments if isinstance(argument, str)]
+        return [name for name in self.names if any(name in text for text in texts)]
 
     def require(self, names: Iterable[str]) -> None:
         """Check that the columns exist, and collect them where the table is lazy.
@@ -183,6 +185,10 @@ def from_pandas(series: Any, name: str) -> Variable:
     if isinstance(dtype, pd.CategoricalDtype):
         categories = np.asarray(dtype.categories, dtype=object)
         return Factor(np.asarray(series.array.codes), categories, bool(dtype.ordered))
+    if isinstance(dtype, pd.ArrowDtype):
+        import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+        return _from_arrow(pa.Table.from_pandas(pd.DataFrame({"column": series.array}))["column"], name)
     if isinstance(dtype, np.dtype):
         if dtype.kind in "biuf":
             values = series.to_numpy()
@@ -198,10 +204,6 @@ def from_pandas(series: Any, name: str) -> Variable:
         return Numeric(series.to_numpy(dtype=np.float64, na_value=np.nan))
     elif pd.api.types.is_string_dtype(dtype):
         return code_values(series.array)
-    elif isinstance(dtype, pd.ArrowDtype):
-        import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
-
-        return _from_arrow(pa.chunked_array(series.array.__arrow_array__()), name)
     raise _unreadable(name, str(dtype))
 
 

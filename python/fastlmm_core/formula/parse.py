@@ -306,11 +306,14 @@ def _uncorrelated(expr: str) -> list[str]:
     terms = parse_terms(expr)
     parts = ["1"] if terms.intercept or not terms.terms else []
     for term in terms.terms:
-        # formulaic took the quotes off the names and the braces off the code
-        texts = [expr if expr.endswith(")") else f"{{{expr}}}" for expr in term if expr in terms.computed]
-        texts += [quote_name(expr) for expr in term if expr not in terms.computed]
+        texts = (_code(expr) if expr in terms.computed else quote_name(expr) for expr in term)
         parts.append(f"0 + {':'.join(texts)}")
     return parts
+
+
+def _code(expr: str) -> str:
+    """Python code as formula text; formulaic takes the braces off what is not a call."""
+    return expr if re.match(r"[\w.]+\(", expr) and expr.endswith(")") else f"{{{expr}}}"
 
 
 def _expand_groups(group: str, text: str) -> list[tuple[str, ...]]:

@@ -67,8 +67,8 @@ def subset_rows(value: Any, table: Table, context: Context) -> NDArray[np.bool_]
     Raises DataError where the values are not true and false or have the wrong length.
     """
     result = _value(value, "subset", table, context)
-    if result.dtype.kind == "f" and np.isin(result[~np.isnan(result)], (0.0, 1.0)).all() and isinstance(value, str):
-        return result == 1.0
+    if isinstance(value, str) and result.dtype.kind in "if" and np.isin(result[~np.isnan(result)], (0, 1)).all():
+        return result == 1  # conditions with missing values are numbers, NaN where missing; so are 0/1 columns
     if result.dtype.kind == "O":
         with contextlib.suppress(TypeError, ValueError):
             result = pd.array(result, dtype="boolean").to_numpy(dtype=bool, na_value=False)
@@ -125,8 +125,9 @@ def _column(name: str, table: Table) -> NDArray[Any]:
     column = table[name]
     if isinstance(column, Numeric):
         return column.values
-    if column.missing() is None and column.levels.tolist() == [False, True]:
-        return column.codes.astype(bool)
+    missing = column.missing()
+    if column.levels.tolist() == [False, True]:
+        return column.codes.astype(bool) if missing is None else np.where(missing, np.nan, column.codes)
     values: NDArray[np.object_] = np.append(column.levels, np.array([None]))[column.codes]
     return values
 

@@ -1,0 +1,67 @@
+import pytest
+
+from fastlmm_core.errors import FormulaError
+from fastlmm_core.formula.terms import Terms, coding, parse_terms
+
+
+def test_order_is_by_degree_then_as_written() -> None:
+    terms = parse_terms("b:a + log(x) + b + a")
+    assert terms == Terms(True, (("log(x)",), ("b",), ("a",), ("b", "a")), frozenset({"log(x)"}))
+    assert terms.factors == ("log(x)", "b", "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("a*b - a", (("b",), ("a", "b"))),
+        # R orders the factors of a term as the formula first names them
+        ("b + a + a:b", (("b",), ("a",), ("b", "a"))),
+        ("(a + b + c)^2", (("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"))),
+        ("a/b", (("a",), ("a", "b"))),
+        ("`a b`:x.1", (("a b", "x.1"),)),
+    ],
+)
+def test_terms(text: str, terms: tuple[tuple[str, ...], ...]) -> None:
+    assert parse_terms(text).terms == terms
+
+
+@pytest.mark.parametrize(("text", "intercept"), [("1", True), ("x", True), ("0", False), ("x - 1", False)])
+def test_intercept(text: str, intercept: bool) -> None:
+    assert parse_terms(text).intercept is intercept
+
+
+def test_dotted_column_inside_a_call() -> None:
+    assert parse_terms("log(Sepal.Length) + np.log(x.1)", ["Sepal.Length", "x.1"]).factors == (
+        "log(`Sepal.Length`)",
+        "np.log(`x.1`)",
+    )
+
+
+@pytest.mark.parametrize("text", ["x +* z", "log(x", "x ~ z", "2 * x", "2:x", "log(x y)", "'a'"])
+def test_errors(text: str) -> None:
+    with pytest.raises(FormulaError):
+        parse_terms(text)
+
+
+# what R's model.matrix does, from attr(terms(~ ...), "factors"): 1 contrasts, 2 dummies
+@pytest.mark.parametrize(
+    ("text", "codes"),
+    [
+        ("f + g", [(1,), (1,)]),
+        ("f * g", [(1,), (1,), (1, 1)]),
+        ("f:g", [(2, 2)]),
+        ("f + f:g", [(1,), (2, 1)]),
+        ("f / g", [(1,), (2, 1)]),
+        ("0 + f", [(2,)]),
+        ("0 + f + g", [(2,), (1,)]),
+        ("0 + f*g", [(2,), (1,), (1, 1)]),
+        # numeric variables have a code too, without effect
+        ("x + x:f", [(1,), (2, 1)]),
+        ("0 + x + x:f", [(1,), (2, 2)]),
+        ("x:f", [(2, 2)]),
+        ("f:g + f:h", [(2, 2), (2, 1)]),
+    ],
+)
+def test_contrasts_or_dummies(text: str, codes: list[tuple[int, ...]]) -> None:
+    reduced = coding(parse_terms(text), {"f", "g", "h"})
+    assert [tuple(1 if r else 2 for r in term) for term in reduced] == codes

@@ -24,12 +24,12 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench clean distclean
+.PHONY: help demo test build debug lint bench bench-growth bench-kernels bench-compare clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@printf 'make TARGET [PYTHON=python3.12]\n\n'
-	grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */  \1\t/' | expand -t 14
+	grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 17
 
 demo: build  ## fit a crossed model to 73,421 rows and show the summary, time and memory
 	$(SAY) 'Fitting y ~ service + (1|s) + (1|d) + (1|dept:service) to InstEval'
@@ -56,8 +56,19 @@ lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
 	$(RUN) -m mypy
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
-bench: build  ## the benchmarks; BENCH=... passes arguments on
-	$(RUN) -m benchmarks $(BENCH)
+bench: build $(STAMPS)/bench  ## time this package and its peers; BENCH='-p insteval-3 --rounds 9' passes arguments on
+	$(SAY) 'Timing the short set, in turn (less than ten minutes); benchmarks/README.md has the rest'
+	$(RUN) -m benchmarks $(if $(BENCH),$(BENCH),--budget 100)
+
+bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/benchmarks/growth.md and its plot
+	$(RUN) -m benchmarks.growth $(BENCH)
+
+bench-kernels: build  ## the kernels one by one
+	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
+
+BASE ?= HEAD~1
+bench-compare: build  ## time commit HEAD against commit BASE=...
+	$(RUN) -m benchmarks.compare $(BASE) $(BENCH)
 
 clean:  ## remove everything built, keep the environment
 	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info python/fastlmm_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -129,6 +140,15 @@ $(STAMPS)/oracle: pyproject.toml $(STAMPS)/dependencies
 	$(RUN) -c '$(REQUIREMENTS)' oracle >$(STAMPS)/oracle.txt
 	$(PIP) -r $(STAMPS)/oracle.txt 2>$(STAMPS)/oracle.log \
 		|| echo '    scikit-sparse does not build here ($(STAMPS)/oracle.log); the tests that compare with it are skipped.'
+	touch $@
+
+# The peers one at a time: whichever cannot be installed is left out of the table with a note.
+$(STAMPS)/bench: pyproject.toml $(STAMPS)/dependencies
+	@echo '==> Installing the packages to compare with'
+	$(RUN) -c '$(REQUIREMENTS)' bench >$(STAMPS)/bench.txt
+	while read -r peer; do
+		$(PIP) "$$peer" 2>>$(STAMPS)/bench.log || echo "    $$peer cannot be installed here ($(STAMPS)/bench.log)"
+	done <$(STAMPS)/bench.txt
 	touch $@
 
 $(STAMPS)/dev: pyproject.toml $(STAMPS)/dependencies

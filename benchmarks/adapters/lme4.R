@@ -1,0 +1,93 @@
+# Worker for lme4; speaks the protocol of benchmarks/worker.py. Arguments: formula, "reml" or "ml", task, table folder.
+
+say <- function(...) {
+  parts <- list(...)
+  one <- function(v) {
+    if (is.null(v) || (length(v) == 1 && is.na(v))) "null"
+    else if (is.character(v)) encodeString(v, quote = '"')
+    else if (is.logical(v)) tolower(as.character(v))
+    else paste0("[", paste(format(v, digits = 17, trim = TRUE), collapse = ","), "]")
+  }
+  scalar <- function(v) if (is.numeric(v) && length(v) == 1 && !is.na(v)) format(v, digits = 17) else one(v)
+  values <- mapply(function(v, name) if (name == "seconds") one(v) else scalar(v), parts, names(parts))
+  cat("{", paste0('"', names(parts), '":', values, collapse = ","), "}\n", sep = "")
+  flush(stdout())
+}
+
+peak_mb <- function() {
+  if (!file.exists("/proc/self/status")) return(NA)
+  line <- grep("^VmHWM:", readLines("/proc/self/status"), value = TRUE)
+  as.numeric(gsub("[^0-9]", "", line)) * 1024 / 1e6
+}
+
+read_table <- function(folder) {
+  manifest <- read.delim(file.path(folder, "manifest.tsv"), header = FALSE, stringsAsFactors = FALSE)
+  columns <- lapply(seq_len(nrow(manifest)), function(i) {
+    kind <- manifest[i, 2]
+    what <- if (kind == "double") "double" else "integer"
+    path <- file.path(folder, paste0(manifest[i, 4], ".bin"))
+    values <- readBin(path, what, manifest[i, 3], endian = "little")
+    if (kind != "factor") return(values)
+    structure(values + 1L, levels = readLines(file.path(folder, paste0(manifest[i, 4], ".levels"))), class = "factor")
+  })
+  names(columns) <- manifest[, 1]
+  structure(columns, class = "data.frame", row.names = c(NA, -manifest[1, 3]))
+}
+
+DRAWS <- 40
+
+arguments <- commandArgs(trailingOnly = TRUE)
+if (!suppressWarnings(suppressMessages(require(lme4, quietly = TRUE)))) {
+  say(absent = "the R package lme4 is not installed")
+  quit(status = 0)
+}
+options(warn = -1)
+formula <- as.formula(arguments[1])
+reml <- arguments[2] == "reml"
+task <- arguments[3]
+data <- read_table(arguments[4])
+criterion <- function(m) if (reml) REMLcrit(m) else deviance(m)
+
+per <- 1
+if (task == "fit") {
+  run <- function() lmer(formula, data, REML = reml)
+} else {
+  fitted <- lmer(formula, data, REML = reml)
+  if (task == "refit") {
+    y <- as.numeric(getME(fitted, "y"))
+    new_y <- y + sd(y) / 5 * sin(seq_along(y))
+    run <- function() refit(fitted, new_y)
+  } else {
+    per <- DRAWS
+    run <- function() bootMer(fitted, function(m) c(fixef(m), getME(m, "theta"), sigma(m)), nsim = DRAWS, seed = 1)
+  }
+}
+
+if (file.exists("/proc/self/clear_refs")) try(writeLines("5", "/proc/self/clear_refs"), silent = TRUE)
+cat(sprintf('{"ready":true,"versions":{"lme4":"%s","R":"%s","R BLAS":"%s"}}\n', packageVersion("lme4"),
+            paste(R.version$major, R.version$minor, sep = "."), basename(extSoftVersion()[["BLAS"]])))
+flush(stdout())
+input <- file("stdin", "r")
+while (length(line <- readLines(input, n = 1)) == 1) {
+  enough <- as.numeric(line)
+  seconds <- c()
+  failure <- tryCatch(suppressMessages({
+    while (length(seconds) == 0 || sum(seconds) < enough) {
+      result <- NULL
+      gc()
+      start <- Sys.time()
+      result <- run()
+      seconds <- c(seconds, as.numeric(difftime(Sys.time(), start, units = "secs")))
+    }
+    NULL
+  }), error = function(e) conditionMessage(e))
+  if (!is.null(failure)) {
+    say(failed = failure)
+  } else if (per > 1) {
+    say(seconds = seconds, peak_mb = peak_mb(), criterion = NA, evaluations = NA, per = per, note = "")
+  } else {
+    notes <- paste(unlist(result@optinfo$conv$lme4$messages), collapse = "; ")
+    say(seconds = seconds, peak_mb = peak_mb(), criterion = criterion(result), evaluations = result@optinfo$feval,
+        per = per, note = notes)
+  }
+}

@@ -1,0 +1,179 @@
+"""Seeded tables for the larger problems: heavy-tailed ratings, nested students, field trials, slopes, wide designs.
+
+Every generator takes its sizes and a seed and returns a pandas frame. Identifiers are plain integers, as a file would
+hold them: coding them is part of what is timed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+__all__ = ["crossed", "ratings", "schools", "slopes", "trials", "wide"]
+
+Array = NDArray[np.float64]
+Codes = NDArray[np.int32]
+
+
+def heavy_tail(rng: np.random.Generator, n: int, shape: float, floor: float) -> Array:
+    """(n,) weights of mean about one: ``floor`` plus a Weibull tail, the heavier the smaller its ``shape``."""
+    return floor + (1.0 - floor) * rng.weibull(shape, n) / math.gamma(1.0 + 1.0 / shape)
+
+
+def distinct_pairs(
+    rng: np.random.Generator, n_rows: int, row_weights: Array, column_weights: Array
+) -> tuple[Codes, Codes]:
+    """``n_rows`` distinct (row, column) pairs drawn by weight, in random order; every row and column occurs."""
+    n, m = len(row_weights), len(column_weights)
+    if not max(n, m) <= n_rows <= n * m // 2:
+        raise ValueError(f"{n_rows} distinct pairs do not fit {n} x {m} levels that must all occur")
+    row_cdf, column_cdf = (np.cumsum(w) / w.sum() for w in (row_weights, column_weights))
+
+    def draw(cdf: Array, k: int) -> NDArray[np.int64]:
+        return np.minimum(np.searchsorted(cdf, rng.random(k)), len(cdf) - 1)
+
+    first = np.concatenate([np.arange(n) * m + draw(column_cdf, n), draw(row_cdf, m) * m + np.arange(m)])
+    required = np.unique(first)
+    if len(required) > n_rows:  # few rows: pair off the two sets of levels instead
+        k = np.arange(max(n, m))
+        required = np.unique((k % n) * m + k % m)
+    keys = required
+    while len(keys) < n_rows:
+        missing = n_rows - len(keys)
+        fresh = draw(row_cdf, missing + missing // 4 + 16) * m + draw(column_cdf, missing + missing // 4 + 16)
+        keys = np.union1d(keys, fresh)
+    optional = np.setdiff1d(keys, required, assume_unique=True)
+    keys = np.concatenate([required, rng.permutation(optional)[: n_rows - len(required)]])
+    rng.shuffle(keys)
+    return (keys // m).astype(np.int32), (keys % m).astype(np.int32)
+
+
+def ratings(n_users: int, n_items: int, n_rows: int, *, item_shape: float = 0.65, seed: int = 1) -> pd.DataFrame:
+    """Ratings of items by users, each pair at most once, with the degrees of the MovieLens tables.
+
+    Parameters
+    ----------
+    n_users, n_items, n_rows : int
+    item_shape : float
+        Shape of the Weibull distribution of popularity. 0.65 has MovieLens-1M's ratio of median to mean (0.45), 0.42
+        MovieLens-10M's (0.15).
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        ``rating`` (float), ``user``, ``item`` (integer identifiers). Users' degrees have a floor at about an eighth of
+        their mean, as MovieLens has at 20 ratings.
+    """
+    rng = np.random.default_rng(seed)
+    user, item = distinct_pairs(
+        rng, n_rows, heavy_tail(rng, n_users, 0.7, 0.13), heavy_tail(rng, n_items, item_shape, 0.002)
+    )
+    rating = rng.normal(3.6, 0.9, n_rows)
+    rating += rng.normal(0.0, 0.42, n_users)[user]
+    rating += rng.normal(0.0, 0.55, n_items)[item]
+    return pd.DataFrame({"rating": rating, "user": user, "item": item})
+
+
+def crossed(n_rows: int, *levels: int, seed: int = 2) -> pd.DataFrame:
+    """Balanced-at-random crossed factors ``g0, g1, ...`` with a covariate ``x`` and a response ``y``."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n_rows)
+    y = 1.0 + 0.5 * x + rng.normal(size=n_rows)
+    columns: dict[str, NDArray[np.generic]] = {}
+    for k, q in enumerate(levels):
+        codes = rng.permutation(np.concatenate([np.arange(q), rng.integers(0, q, n_rows - q)])).astype(np.int32)
+        y += rng.normal(0.0, 0.6, q)[codes]
+        columns[f"g{k}"] = codes
+    return pd.DataFrame({"y": y, "x": x, **columns})
+
+
+def schools(
+    n_students: int, *, per_class: int = 25, per_school: int = 12, per_district: int = 20, seed: int = 3
+) -> pd.DataFrame:
+    """Students in classes in schools in districts; a school is numbered within its district, a class within its school.
+
+    Returns
+    -------
+    DataFrame
+        ``score``, ``ses`` (float), ``district``, ``school``, ``class_`` (integers, shuffled rows).
+    """
+    rng = np.random.default_rng(seed)
+    n_classes = -(-n_students // per_class)
+    n_schools, n_districts = -(-n_classes // per_school), -(-n_classes // (per_school * per_district))
+    student = rng.permutation(n_students)
+    klass = (student * n_classes // n_students).astype(np.int32)
+    school, district = klass // per_school, klass // (per_school * per_district)
+    ses = rng.normal(size=n_students) + rng.normal(0.0, 0.4, n_schools)[school]
+    score = 500.0 + 12.0 * ses + rng.normal(0.0, 60.0, n_students)
+    for codes, q, sd in ((klass, n_classes, 18.0), (school, n_schools, 22.0), (district, n_districts, 14.0)):
+        score += rng.normal(0.0, sd, q)[codes]
+    return pd.DataFrame(
+        {
+            "score": score,
+            "ses": ses,
+            "district": district,
+            "school": school % per_district,
+            "class_": klass % per_school,
+        }
+    )
+
+
+def trials(
+    n_varieties: int, n_sites: int, n_years: int, *, n_blocks: int = 3, tested: float = 0.25, seed: int = 4
+) -> pd.DataFrame:
+    """Field trials: each site and year tests a share of the varieties, once in each block.
+
+    Returns
+    -------
+    DataFrame
+        ``yield_``, ``rain`` (float), ``variety``, ``site``, ``year``, ``block`` (integers; blocks numbered in a trial).
+    """
+    rng = np.random.default_rng(seed)
+    trial = np.arange(n_sites * n_years)
+    entries = [rng.permutation(n_varieties)[: max(2, round(tested * n_varieties))] for _ in trial]
+    entries[0] = np.arange(n_varieties)  # every variety occurs
+    variety = np.concatenate([np.repeat(e, n_blocks) for e in entries])
+    where = np.repeat(trial, [n_blocks * len(e) for e in entries])
+    site, year = where // n_years, where % n_years
+    block = np.concatenate([np.tile(np.arange(n_blocks), len(e)) for e in entries])
+    n = len(variety)
+    rain = rng.normal(size=len(trial))[where] + 0.3 * rng.normal(size=n)
+    out = 7.0 + 0.4 * rain + rng.normal(0.0, 0.7, n)
+    for keys, sd in (
+        ((variety,), 0.6),
+        ((site,), 0.9),
+        ((year,), 0.5),
+        ((site, year), 0.6),
+        ((variety, site), 0.3),
+        ((variety, year), 0.3),
+        ((variety, site, year), 0.4),
+        ((site, year, block), 0.3),
+    ):
+        _, codes = np.unique(np.column_stack(keys), axis=0, return_inverse=True)
+        out += rng.normal(0.0, sd, codes.max() + 1)[codes.ravel()]
+    columns = {"variety": variety, "site": site, "year": year, "block": block}
+    return pd.DataFrame({"yield_": out, "rain": rain, **{k: v.astype(np.int32) for k, v in columns.items()}})
+
+
+def slopes(n_groups: int, per_group: int, *, seed: int = 5) -> pd.DataFrame:
+    """Groups with correlated intercepts and slopes: ``y``, ``x``, ``g``."""
+    rng = np.random.default_rng(seed)
+    g = np.repeat(np.arange(n_groups, dtype=np.int32), per_group)
+    x = np.tile(np.linspace(0.0, 9.0, per_group), n_groups)
+    factor = np.array([[1.0, 0.0], [0.1, 0.25]])
+    b = rng.normal(size=(n_groups, 2)) @ factor.T
+    y = 2.5 + 0.1 * x + b[g, 0] + b[g, 1] * x + rng.normal(size=len(g))
+    return pd.DataFrame({"y": y, "x": x, "g": g})
+
+
+def wide(n_rows: int, n_columns: int, n_groups: int, *, seed: int = 6) -> pd.DataFrame:
+    """A random intercept beside many covariates: ``y``, ``g``, ``x0`` ... ."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n_rows, n_columns))
+    g = rng.permutation(np.arange(n_rows, dtype=np.int32) % n_groups)
+    y = X @ rng.normal(0.0, 0.2, n_columns) + rng.normal(0.0, 0.7, n_groups)[g] + rng.normal(size=n_rows)
+    return pd.DataFrame({"y": y, "g": g, **{f"x{j}": X[:, j] for j in range(n_columns)}})

@@ -400,6 +400,9 @@ def test_dotted_names(text: str) -> None:
     data = DATA.rename(columns={"z": "x.1"})
     expected = {"x.1": DATA["z"], "log(x.1)": np.log(DATA["z"]), "I(x.1^2)": DATA["z"] ** 2}[text]
     np.testing.assert_allclose(build(f"y ~ {text} + (1 | g)", data).X[:, 1], expected)
+    np.testing.assert_allclose(build(f"{text} ~ x + (1 | g)", data).y, expected)
+    np.testing.assert_allclose(build(f"y ~ x + offset({text}) + (0 + {text} | g)", data).offset, expected)
+    np.testing.assert_array_equal(build(data=data, subset="x.1 > 1.5").row_index, np.flatnonzero(DATA["z"] > 1.5))
 
 
 def test_booleans_are_factors() -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError, FastLMMError, FormulaError
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor, from_pandas
 from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.parse import quote_dotted
 
 __all__ = ["FUNCTIONS", "Context", "Evaluator", "column_series", "names_in"]
 
@@ -149,7 +150,7 @@ class Evaluator:
         Raises FormulaError for a syntax error or an unknown function.
         """
         columns = []
-        for name, called in names_in(expr).items():
+        for name, called in names_in(quote_dotted(expr, self.table)).items():
             if name in self.table:
                 columns.append(name)
             elif not (name in self.context or name in _TRANSFORMS or hasattr(builtins, name)):
@@ -182,7 +183,7 @@ class Evaluator:
             return Numeric(np.full(self.table.n, np.nan))
         try:
             with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
-                value = stateful_eval(expr, env, {}, self.state.setdefault(expr, {}), None)
+                value = stateful_eval(quote_dotted(expr, self.table), env, {}, self.state.setdefault(expr, {}), None)
         except FastLMMError:
             raise
         except Exception as error:  # the expression is the user's code: anything may come out of it

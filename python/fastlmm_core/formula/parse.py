@@ -6,7 +6,7 @@ Nothing here looks at data. The fixed part stays text; formulaic reads it in `te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 from fastlmm_core.errors import FormulaError
@@ -17,6 +17,7 @@ _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 _QUOTES = "\"'`"
 _QUOTED = 1 << 20  # the depth given to quoted characters: never the depth of an operator
 _NAME = re.compile(r"[^\W\d][\w.]*")
+_DOTTED = re.compile(r"`[^`]*`|\"[^\"]*\"|'[^']*'|[^\W\d][\w.]*\.[\w.]*\w")
 _LONE_DOT = re.compile(r"(?<![\w.)\]])\.(?![\w.])")
 
 
@@ -143,6 +144,11 @@ def unquote_name(text: str) -> str | None:
     if len(text) > 2 and text[0] == text[-1] == "`" and "`" not in text[1:-1]:
         return text[1:-1]
     return text if _NAME.fullmatch(text) else None
+
+
+def quote_dotted(text: str, columns: Container[str]) -> str:
+    """Back-quote the names with dots that are columns: `log(Sepal.Length)` means no attribute of `Sepal`."""
+    return _DOTTED.sub(lambda match: f"`{match[0]}`" if match[0] in columns else match[0], text)
 
 
 def python_power(text: str, *, everywhere: bool = False) -> str:

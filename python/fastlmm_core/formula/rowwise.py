@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.formula.evaluate import FUNCTIONS, Context
 from fastlmm_core.formula.frame import Numeric, Table
-from fastlmm_core.formula.parse import python_power, unquote_name
+from fastlmm_core.formula.parse import python_power, quote_dotted, unquote_name
 
 __all__ = ["numeric_argument", "subset_rows"]
 
@@ -102,7 +102,7 @@ def _column_or_expression(text: str, what: str, table: Table, context: Context) 
             return quoted.setdefault(match[0][1:-1], f"_quoted_{len(quoted)}_")
         return _WORDS.get(match[0], match[0])
 
-    code = _TOKENS.sub(rewrite, python_power(text, everywhere=True)).strip()
+    code = _TOKENS.sub(rewrite, python_power(quote_dotted(text, table), everywhere=True)).strip()
     try:
         tree = ast.parse(code, mode="eval")
     except SyntaxError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,10 @@ from formulaic.errors import FormulaicError
 from formulaic.parser.types import Factor
 
 from fastlmm_core.errors import FormulaError
+from fastlmm_core.formula.parse import quote_dotted
 
 __all__ = ["Terms", "coding", "parse_terms"]
 
-_DOTTED = re.compile(r"`[^`]*`|\"[^\"]*\"|'[^']*'|[^\W\d][\w.]*\.[\w.]*\w")
 _LITERAL, _PYTHON = Factor.EvalMethod.LITERAL, Factor.EvalMethod.PYTHON
 
 
@@ -48,7 +47,7 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 
     Raises FormulaError where formulaic cannot read the text, or reads something that is not a sum of terms.
     """
-    text = _DOTTED.sub(lambda match: f"`{match[0]}`" if match[0] in columns else match[0], text)
+    text = quote_dotted(text, columns)
     try:
         formula = Formula(text)
     except FormulaicError as error:

@@ -28,6 +28,9 @@ RANK_TOLERANCE = 1e-10
 GRAM_TOLERANCE = 1e-6
 """Least squared pivot of the scaled Gram matrix for which its Cholesky factor is used instead of a QR."""
 
+SPAN_TOLERANCE = 1e-4
+"""A response whose residual on X is this much smaller than itself is replaced by that residual first."""
+
 Array = NDArray[np.float64]
 
 
@@ -47,6 +50,8 @@ class Conditioning:
         Mean of the weights.
     log_weights : float
         Sum of log(w / weight_scale).
+    shift : (rank,)
+        Coefficients whose fit was taken off y beforehand; zero unless y is all but in the span of X.
     """
 
     keep: NDArray[np.int64]
@@ -54,6 +59,7 @@ class Conditioning:
     n_columns: int
     weight_scale: float
     log_weights: float
+    shift: Array
 
     @property
     def rank(self) -> int:
@@ -114,7 +120,9 @@ def independent_columns(r: Array) -> NDArray[np.int64]:
     return np.array(keep, np.int64)
 
 
-def condition_fixed(y: Array, X: Array, root: Array | None, weight_scale: float, log_weights: float) -> Conditioning:
+def condition_fixed(
+    y: Array, X: Array, root: Array | None, weight_scale: float, log_weights: float
+) -> tuple[Conditioning, Array]:
     """Choose the independent columns of X and R for [X y].
 
     Parameters
@@ -123,27 +131,53 @@ def condition_fixed(y: Array, X: Array, root: Array | None, weight_scale: float,
     X : (n, p)
     root : (n,) or None
         Square roots of the scaled weights.
+
+    Returns
+    -------
+    Conditioning
+    y : (n,)
+        The response that R belongs to: as given, or its residual where rounding would eat the residual otherwise.
+
+    Raises
+    ------
+    ModelError
+        As many fixed effects as observations, or nothing left of y beside them.
     """
-    n, p = X.shape
+    n = len(y)
+    keep, r = joint_factor(y, X, root)
+    rank = len(keep)
+    norm = np.linalg.norm(r[:, -1])
+    shift = np.zeros(rank)
+    if n <= rank:
+        raise ModelError(f"{n} observations cannot determine {rank} fixed effects and a residual variance")
+    # relative to y, rounding the n products x'beta leaves about this much of a response that X reproduces exactly
+    nothing = 1e2 * np.finfo(float).eps * norm
+    if nothing < r[-1, -1] < SPAN_TOLERANCE * norm:
+        shift = solve_triangular(r[:rank, :rank], r[:rank, -1])
+        fit = X[:, keep].astype(np.longdouble) @ shift.astype(np.longdouble)
+        y = (y.astype(np.longdouble) - fit).astype(np.float64)
+        _, r = joint_factor(y, X[:, keep], root)
+    if not r[-1, -1] > nothing:
+        raise ModelError("the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit")
+    return Conditioning(keep, r, X.shape[1], weight_scale, log_weights, shift), y
+
+
+def joint_factor(y: Array, X: Array, root: Array | None) -> tuple[NDArray[np.int64], Array]:
+    """Independent columns of X, and R of those columns with y behind them."""
+    p = X.shape[1]
 
     def chunks() -> Iterator[Array]:
-        for s in range(0, n, CHUNK):
+        for s in range(0, len(y), CHUNK):
             block = np.column_stack([X[s : s + CHUNK], y[s : s + CHUNK]])
             yield block if root is None else block * root[s : s + CHUNK, None]
 
     r = columns_factor(chunks, p + 1)
     norms = np.linalg.norm(r, axis=0)
     if (np.abs(np.diag(r))[:p] > 1e3 * RANK_TOLERANCE * norms[:p]).all():
-        keep = np.arange(p, dtype=np.int64)
-    else:
-        keep = independent_columns(r[:, :p])
-        r = np.linalg.qr(r[:, np.append(keep, p)], mode="r")
-        r = r * np.where(np.diag(r) < 0, -1.0, 1.0)[:, None]
-    if n <= len(keep):
-        raise ModelError(f"{n} observations cannot determine {len(keep)} fixed effects and a residual variance")
-    if not abs(r[-1, -1]) > 1e2 * np.finfo(float).eps * np.linalg.norm(r[:, -1]):
-        raise ModelError("the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit")
-    return Conditioning(keep, r, p, weight_scale, log_weights)
+        return np.arange(p, dtype=np.int64), r
+    keep = independent_columns(r[:, :p])
+    r = np.linalg.qr(r[:, np.append(keep, p)], mode="r")
+    return keep, r * np.where(np.diag(r) < 0, -1.0, 1.0)[:, None]
 
 
 def condition_term(z: Array, cov: str, root: Array | None) -> Array:

@@ -95,7 +95,7 @@ def cross_products(
         weight_scale = float(w.mean())
         w = w / weight_scale
         log_weights, root = float(np.log(w).sum()), np.sqrt(w)
-    conditioning = condition_fixed(response, fixed, root, weight_scale, log_weights)
+    conditioning, response = condition_fixed(response, fixed, root, weight_scale, log_weights)
     groups = group_terms(terms)
     transforms = tuple(
         np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms

@@ -121,7 +121,7 @@ class CoreFit:
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
     """Var(b | y) of each term in the user's units."""
     cross = model.cross
-    with blas_threads(model.control.n_threads):
+    with blas_threads(model.plan.threads):
         lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
     by_group = [lead]
     for offset, blocks in zip(model.plan.offsets, tail, strict=True):
@@ -210,7 +210,7 @@ def minimise(
         def report(k: int, theta: Array, value: float, norm: float, radius: float) -> None:
             on_evaluation(k, model.to_user(theta), value, norm, radius)
 
-    with blas_threads(model.control.n_threads):
+    with blas_threads(model.plan.threads):
         theta, value, status = newton.minimise(first, report)
         if status == 3:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
@@ -254,14 +254,14 @@ def estimates(
     """The fit at conditioned ``theta``, in the user's units."""
     cross = model.cross
     c = cross.conditioning
-    with blas_threads(model.control.n_threads):
+    with blas_threads(model.plan.threads):
         gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
     rank, p = c.rank, c.n_columns
     residual_ss = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale
     sigma = float(np.sqrt(residual_ss / model.evaluator.nu))
     beta, cov_beta = np.full(p, np.nan), np.full((p, p), np.nan)
     rxx = c.r[:rank, :rank]
-    beta[c.keep] = solve_triangular(rxx, c.r[:rank, -1] + c.y_scale * gamma)
+    beta[c.keep] = c.shift + solve_triangular(rxx, c.r[:rank, -1] + c.y_scale * gamma)
     # X'V^-1 X = weight_scale R'(L L')R, so its inverse is H'H / weight_scale with H = L^-1 R^-T
     half = solve_triangular(ld[:rank, :rank], solve_triangular(rxx, np.eye(rank), trans="T"), lower=True)
     cov_beta[np.ix_(c.keep, c.keep)] = sigma**2 / c.weight_scale * (half.T @ half)
@@ -310,7 +310,7 @@ def fitted_values(
     """X beta + Z b + offset, (n,)."""
     out = np.zeros(n) if offset is None else np.array(offset, dtype=np.float64)
     if X is not None:
-        out += np.asarray(X, dtype=np.float64) @ np.nan_to_num(beta)
+        out += np.ascontiguousarray(X, dtype=np.float64) @ np.nan_to_num(beta)
     for term, modes in zip(terms, b, strict=True):
         rows = modes[term.codes]
         out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)

@@ -31,6 +31,9 @@ DENSE_SPEED = 12.0
 FLOOR = 1e-7
 """Squared floor of a tail factor's singular values, relative to one over the rows a level has."""
 
+PARALLEL_ABOVE = 5e6
+"""Flops of an evaluation below which waking a second thread costs more than it saves."""
+
 Offsets = list[NDArray[np.int64]]
 
 
@@ -48,6 +51,8 @@ class Plan:
         Constants of the evaluator.
     factor_bytes : int
         Predicted size of the tail's matrices.
+    threads : int
+        Threads an evaluation uses: one where there is too little work to share.
     """
 
     cross: CrossProducts
@@ -56,6 +61,7 @@ class Plan:
     offsets: Offsets
     arrays: dict[str, NDArray[np.generic]]
     factor_bytes: int
+    threads: int
     tail: Tail
 
     def evaluator(self, reml: bool) -> Evaluator:
@@ -63,7 +69,7 @@ class Plan:
         c = self.cross
         nu = c.n - c.conditioning.rank if reml else c.n
         constant = c.conditioning.constant(nu, reml)
-        return Evaluator(self.arrays, self.tail, c.n, c.conditioning.rank, reml, constant, self.control.n_threads)
+        return Evaluator(self.arrays, self.tail, c.n, c.conditioning.rank, reml, constant, self.threads)
 
 
 def natural_offsets(cross: CrossProducts) -> Offsets:
@@ -121,6 +127,13 @@ def order_blocks(cross: CrossProducts, offsets: Offsets, lower: csr_array) -> Of
     return np.split(new_start, np.cumsum([g.n_levels for g in groups])[:-1])
 
 
+def elimination_flops(cross: CrossProducts, ptr: NDArray[np.generic], m: int) -> float:
+    """Flops of one evaluation: pairs of columns that meet in a leading level, a dense tail, the dense columns."""
+    widths = np.diff(ptr).astype(np.float64)
+    lead, d = cross.groups[0], cross.dtd.shape[0]
+    return float(lead.n_columns * (widths @ widths) + lead.size * d * (d + lead.n_columns) + m**3 / 3)
+
+
 def dense_bytes(m: int) -> int:
     """Memory of the dense engine."""
     return 8 * m * (m + 1)
@@ -153,12 +166,12 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
         The predicted factor exceeds the memory at hand; the message has both figures.
     """
     control = Control() if control is None else control
-    threads = control.n_threads
     m = sum(group.size for group in cross.groups[1:])
     if m > np.iinfo(np.int32).max:
         raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
     offsets = natural_offsets(cross)
     leading, rows = structures(cross, offsets)
+    threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
     tail: Tail | None = None
     engine, bytes_needed = "dense", dense_bytes(m)
     if m == 0:
@@ -182,7 +195,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
         refuse(dense_bytes(m), control, f"the dense factor of {m} random effects")
         tail = DenseTail(rows, threads)
     arrays = evaluator_arrays(cross, offsets, leading)
-    return Plan(cross, control, engine, offsets, arrays, bytes_needed if m else 0, tail)
+    return Plan(cross, control, engine, offsets, arrays, bytes_needed if m else 0, threads, tail)
 
 
 def evaluator_arrays(

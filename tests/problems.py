@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import oracle
 
 Array = NDArray[Any]
 
-__all__ = ["REGISTRY", "Problem", "ProblemTerm", "build", "random_problem", "split_plot", "thetas"]
+__all__ = ["REGISTRY", "Problem", "ProblemTerm", "build", "random_problem", "references", "split_plot", "thetas"]
 
 
 @contextmanager
@@ -351,6 +352,29 @@ def thetas(problem: Problem, seed: int = 0) -> dict[str, Array]:
         "singular": singular,
         "first_zero": first_zero,
     }
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The oracle's answers at one theta, in float64."""
+
+    label: str
+    theta: Array
+    criterion: float
+    gradient: Array
+    hessian: Array  # average information
+
+
+@cache
+def references(which: str | int, reml: bool) -> tuple[Reference, ...]:
+    """The oracle at every theta worth trying: of a registered problem (name) or a random one (seed). Computed once."""
+    problem = random_problem(which) if isinstance(which, int) else build(which)
+    out = []
+    for label, theta in thetas(problem, which if isinstance(which, int) else 0).items():
+        ev = oracle.evaluate(problem, theta, reml=reml)
+        slopes, curvature = oracle.gradient(ev).astype(float), oracle.ai_hessian(ev).astype(float)
+        out.append(Reference(label, theta, float(oracle.profiled(ev)), slopes, curvature))
+    return tuple(out)
 
 
 def split_plot() -> Problem:

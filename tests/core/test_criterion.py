@@ -24,9 +24,8 @@ def test_registry(name, reml, engine):
     problem = problems.build(name)
     objective = problem.objective(reml, engine)
     assert objective.n_theta == problem.n_theta
-    for label, theta in problems.thetas(problem).items():
-        expected = oracle.criterion(problem, theta, reml=reml)
-        assert relative(objective(theta), expected) < RTOL, label
+    for at in problems.references(name, reml):
+        assert relative(objective(at.theta), at.criterion) < RTOL, at.label
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -35,8 +34,8 @@ def test_random_models(seed, engine):
     problem = problems.random_problem(seed)
     for reml in (True, False):
         objective = problem.objective(reml, engine)
-        for label, theta in problems.thetas(problem, seed).items():
-            assert relative(objective(theta), oracle.criterion(problem, theta, reml=reml)) < RTOL, label
+        for at in problems.references(seed, reml):
+            assert relative(objective(at.theta), at.criterion) < RTOL, at.label
 
 
 @pytest.mark.parametrize("engine", ENGINES)

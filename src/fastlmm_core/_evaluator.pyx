@@ -216,6 +216,56 @@ cdef class Evaluator:
             tail.append(factor @ inv_ @ factor.T)
         return lead_, tail
 
+    def solve(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+        """Solve the mixed-model equations without fixed effects for given Z'Wf, k vectors f at once.
+
+        Parameters
+        ----------
+        theta : (n_theta,)
+        lead, tail : (k, q * l) and (k, m)
+            Z'Wf of the leading factor and of the tail, in the plan's order.
+
+        Returns
+        -------
+        b_lead, b_tail
+            Lambda M^-1 Lambda' Z'Wf, the best linear predictor of b from f.
+        t_lead, t_tail
+            Z'V^-1 f = Z'Wf - Z'WZ b.
+        """
+        cdef Py_ssize_t k = lead.shape[0], v, i, m = self.tail.m, size = self.lead.q * self.lead.l
+        cdef int status
+        cdef double value = 0.0
+        b_lead_, t_lead_ = np.zeros((k, size)), np.array(lead)
+        b_tail_, t_tail_ = np.zeros((k, m)), np.array(tail)
+        cdef double[:, ::1] b_lead = b_lead_, t_lead = t_lead_, b_tail = b_tail_, t_tail = t_tail_
+        if lead.shape[1] != size or tail.shape[0] != k or tail.shape[1] != m:
+            raise ValueError(f"expected {k} x {size} and {k} x {m} right-hand sides")
+        with nogil:
+            status = self.c_value(&theta[0], &value)
+            if status == 0 and k and m:
+                for v in prange(k, schedule="static", num_threads=self.threads):
+                    for i in range(self.lead.q):
+                        eliminate_rhs(&self.lead, i, &self.lead_m[0], &lead[v, 0], &t_tail[v, 0])
+                b_tail[:, :] = t_tail
+                self.lambda_t(&self.lam[0], &b_tail[0, 0], k)
+                self.tail.forward(&b_tail[0, 0], k)
+                self.tail.backward(&b_tail[0, 0], k)
+                for v in range(k):
+                    for i in range(self.n_blocks):
+                        lower_times(&self.lam[self.block_lam[i]], &b_tail[v, self.block_ptr[i]],
+                                    self.block_ptr[i + 1] - self.block_ptr[i], 1)
+                    self.tail.times(&b_tail[v, 0], &self.t_tail[0], 1)
+                    for i in range(m):
+                        t_tail[v, i] -= self.t_tail[i]
+            if status == 0:
+                for v in prange(k, schedule="static", num_threads=self.threads):
+                    for i in range(self.lead.q):
+                        back_substitute(&self.lead, i, &self.lead_m[0], &b_tail[v, 0] if m else NULL, &b_lead[v, 0],
+                                        &t_lead[v, 0])
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        return b_lead_, b_tail_, t_lead_, t_tail_
+
     cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil:
         cdef Py_ssize_t k, r, c, o
         for k in range(members.shape[0]):
@@ -770,19 +820,44 @@ cdef inline void level_m(double *m, const double *lam, Py_ssize_t l) noexcept no
 
 cdef inline void level_modes(const leading_t *s, Py_ssize_t i, const double *beta, const double *b_tail,
                              const double *m_all, double *b_lead, double *t_lead) noexcept nogil:
-    """r_i = Z'y - Z'X beta - B_i b_t;  b_i = K_i r_i;  t_i = r_i - A_i b_i."""
-    cdef Py_ssize_t l = s.l, d = s.d, r, c, x
-    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
+    """r_i = Z'y - Z'X beta, then `back_substitute`."""
+    cdef Py_ssize_t l = s.l, d = s.d, r, x
     cdef const double *zd = s.zd + i * l * d
+    cdef double *t = t_lead + i * l
+    for r in range(l):
+        t[r] = zd[r * d + d - 1]
+        for x in range(d - 1):
+            t[r] -= zd[r * d + x] * beta[x]
+    back_substitute(s, i, m_all, b_tail, b_lead, t_lead)
+
+
+cdef inline void eliminate_rhs(const leading_t *s, Py_ssize_t i, const double *m_all, const double *rhs,
+                               double *tail) noexcept nogil:
+    """tail <- tail - U_i' M_i r_i: a right-hand side loses its leading part."""
+    cdef Py_ssize_t l = s.l, r, c
+    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
+    cdef const double *m = m_all + i * l * l
+    cdef double total
+    for r in range(l):
+        total = 0.0
+        for c in range(l):
+            total += m[r * l + c] * rhs[i * l + c]
+        for b in range(width):
+            tail[s.idx[first + b]] -= total * s.u[l * first + r * width + b]
+
+
+cdef inline void back_substitute(const leading_t *s, Py_ssize_t i, const double *m_all, const double *b_tail,
+                                 double *b_lead, double *t_lead) noexcept nogil:
+    """t_i holds r_i: t_i <- t_i - B_i b_t;  b_i = K_i t_i;  t_i <- t_i - A_i b_i."""
+    cdef Py_ssize_t l = s.l, r, c
+    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *val = s.val + l * first
     cdef const double *m = m_all + i * l * l
     cdef double *t = t_lead + i * l
     cdef double *out = b_lead + i * l
     cdef double total
     for r in range(l):
-        total = zd[r * d + d - 1]
-        for x in range(d - 1):
-            total -= zd[r * d + x] * beta[x]
+        total = t[r]
         for b in range(width):
             total -= val[r * width + b] * b_tail[s.idx[first + b]]
         t[r] = total

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from fastlmm_core.errors import ModelError
 
@@ -153,7 +152,7 @@ def condition_fixed(
     # relative to y, rounding the n products x'beta leaves about this much of a response that X reproduces exactly
     nothing = 1e2 * np.finfo(float).eps * norm
     if nothing < r[-1, -1] < SPAN_TOLERANCE * norm:
-        shift = solve_triangular(r[:rank, :rank], r[:rank, -1])
+        shift = np.linalg.solve(r[:rank, :rank], r[:rank, -1])
         fit = X[:, keep].astype(np.longdouble) @ shift.astype(np.longdouble)
         y = (y.astype(np.longdouble) - fit).astype(np.float64)
         _, r = joint_factor(y, X[:, keep], root)
@@ -192,6 +191,6 @@ def condition_term(z: Array, cov: str, root: Array | None) -> Array:
     reversed_r = columns_factor(chunks, l) / np.sqrt(n)
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (np.diag(reversed_r) > RANK_TOLERANCE * norms).all():
-        return solve_triangular(reversed_r[::-1, ::-1], np.eye(l), lower=True)
+        return np.linalg.inv(reversed_r)[::-1, ::-1]
     # a dependent or empty column leaves nothing to orthogonalise against: only the units are removed
     return np.diag(1.0 / np.where(norms > 0, norms, 1.0)[::-1])

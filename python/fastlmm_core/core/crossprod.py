@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import block_diag, solve_triangular
+from scipy.linalg import block_diag
 
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_fixed, condition_term
@@ -112,7 +112,7 @@ def cross_products(
     d = conditioning.rank + 1
     dense = tuple(np.zeros((group.size, d)) for group in groups)
     dtd = np.zeros((d, d))
-    inverse = solve_triangular(conditioning.r, np.eye(d))
+    inverse = np.linalg.inv(conditioning.r)
     for s in range(0, n, CHUNK):
         part = slice(s, s + CHUNK)
         e = np.column_stack([fixed[part][:, conditioning.keep], response[part]]) @ inverse
@@ -152,7 +152,7 @@ def theta_map(terms: Sequence[Term], transforms: Sequence[Array], weight_scale: 
     """The matrix that takes the user's theta to the conditioned one: column c of L becomes T^-1 L[:, c]."""
     parts = []
     for term, t in zip(terms, transforms, strict=True):
-        inverse = solve_triangular(t, np.eye(len(t)), lower=True) * np.sqrt(weight_scale)
+        inverse = np.linalg.inv(t.T).T * np.sqrt(weight_scale)  # upper triangular: no pivoting
         if term.cov == "diag":
             parts.append(np.diag(np.diag(inverse)))
         else:

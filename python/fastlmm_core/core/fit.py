@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
 
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control
@@ -261,10 +260,10 @@ def estimates(
     sigma = float(np.sqrt(residual_ss / model.evaluator.nu))
     beta, cov_beta = np.full(p, np.nan), np.full((p, p), np.nan)
     rxx = c.r[:rank, :rank]
-    beta[c.keep] = c.shift + solve_triangular(rxx, c.r[:rank, -1] + c.y_scale * gamma)
-    # X'V^-1 X = weight_scale R'(L L')R, so its inverse is H'H / weight_scale with H = L^-1 R^-T
-    half = solve_triangular(ld[:rank, :rank], solve_triangular(rxx, np.eye(rank), trans="T"), lower=True)
-    cov_beta[np.ix_(c.keep, c.keep)] = sigma**2 / c.weight_scale * (half.T @ half)
+    beta[c.keep] = c.shift + np.linalg.solve(rxx, c.r[:rank, -1] + c.y_scale * gamma)
+    # X'V^-1 X = weight_scale R'(L L')R, so its inverse is H H' / weight_scale with H = (L'R)^-1, upper triangular
+    half = np.linalg.inv(ld[:rank, :rank].T @ rxx)
+    cov_beta[np.ix_(c.keep, c.keep)] = sigma**2 / c.weight_scale * (half @ half.T)
 
     by_group = [b_lead]
     for group, offset_ in zip(cross.groups[1:], model.plan.offsets, strict=True):

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-kernels bench-compare clean distclean
+.PHONY: help demo test build debug lint bench bench-growth bench-docs bench-kernels bench-compare clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -58,13 +58,16 @@ lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
 
 bench: build $(STAMPS)/bench  ## time this package and its peers; BENCH='-p insteval-3 --rounds 9' passes arguments on
 	$(SAY) 'Timing the short set, in turn (less than ten minutes); benchmarks/README.md has the rest'
-	$(RUN) -m benchmarks $(if $(BENCH),$(BENCH),--budget 100)
+	$(RUN) -m benchmarks $(if $(BENCH),$(BENCH),--minutes 9)
 
 bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/benchmarks/growth.md and its plot
 	$(RUN) -m benchmarks.growth $(BENCH)
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
+
+bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmarks shows; hours, mostly the peers'
+	$(RUN) -m benchmarks --problem all --patience 300 --output docs/benchmarks/all
 
 BASE ?= HEAD~1
 bench-compare: build  ## time commit HEAD against commit BASE=...

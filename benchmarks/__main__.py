@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--rounds", type=int, default=5, help="runs of each, in turn (default 5)")
     out.add_argument("--batch", type=float, default=0.2, help="repeat short calls for so many seconds a run (0.2)")
     out.add_argument("--patience", type=float, default=900.0, help="give a single run up after so many seconds (900)")
-    out.add_argument("--budget", type=float, default=float("inf"), help="begin no further round of a problem after (s)")
+    out.add_argument(
+        "--minutes", type=float, default=float("inf"), help="for everything: fewer rounds where it is short"
+    )
     out.add_argument("--threads", type=int, default=available_cpus(), help="bound on every package's threads (all)")
     out.add_argument("--criterion", choices=("reml", "ml"), help="instead of the problem's own")
     out.add_argument("--output", type=Path, default=CACHE / "latest", help="writes OUTPUT.md and OUTPUT.json")
@@ -44,7 +47,7 @@ def wanted(name: str, options: argparse.Namespace) -> list[tuple[str, str]]:
     """Adapter and task of each series of a problem, by task and then by adapter."""
     chosen = SHORT.get(name, ()) if not options.problem else ()
     tasks = options.task or PROBLEMS[name].tasks
-    pairs = [(peer, task) for task in tasks for peer in options.adapter or ADAPTERS]
+    pairs = [(peer, task) for task in tasks for peer in options.adapter or PROBLEMS[name].peers or ADAPTERS]
     return [pair for pair in pairs if sensible(*pair) and (not chosen or "/".join(pair) in chosen)]
 
 
@@ -72,13 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = list(SHORT) if not options.problem else list(PROBLEMS) if "all" in options.problem else options.problem
     if unknown := [name for name in names if name not in PROBLEMS]:
         parser().error(f"no problem is called {', '.join(unknown)}; see --list")
-    limits = Limits(options.rounds, options.batch, options.patience, options.budget)
+    end = time.perf_counter() + 60.0 * options.minutes
     problems: dict[str, Problem] = {}
     series: list[Series] = []
     command = shlex.join(["python", "-m", "benchmarks", *given])
     machine = describe(options.threads)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    for place, name in enumerate(names):
+        # what quick problems leave of their share of the time goes to those after them
+        budget = (end - time.perf_counter()) / (len(names) - place)
+        limits = Limits(options.rounds, options.batch, options.patience, budget)
         problem = PROBLEMS[name]
         problems[name] = problem if options.criterion is None else problem.but(reml=options.criterion == "reml")
         pairs = wanted(name, options)

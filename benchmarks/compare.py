@@ -85,8 +85,12 @@ def git(*arguments: str) -> str:
 def build(commit: str, folder: Path) -> Path:
     """Check ``commit`` out into ``folder`` and build it; returns the folder to import from."""
     git("worktree", "add", "--detach", str(folder), commit)
+    print(f"building {commit}", file=sys.stderr, flush=True)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=folder, check=True, stdout=sys.stderr, env={**os.environ, "FASTLMM_DEBUG": ""})
+    environment = {**os.environ, "FASTLMM_DEBUG": ""}
+    built = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=environment)
+    if built.returncode != 0:
+        raise SystemExit(f"{commit} does not build:\n{built.stderr}")
     path = folder / "python"
     seen = subprocess.run(
         [sys.executable, "-c", "import fastlmm_core.core as c; print(c.__file__)"],

@@ -1,8 +1,8 @@
 """How time grows with rows and with levels: `python -m benchmarks.growth`, a table, a plot and the figures.
 
-Rows grow over fixed levels: coding and the pass over the rows grow with them, optimisation does not. Levels grow with
-ten rows each: one factor with slopes and nested factors grow in proportion; two crossed factors, whose Schur complement
-is dense, with the cube of the smaller one.
+Rows grow over fixed levels: coding and the pass over the rows grow with them, optimisation does not, once the rows show
+most pairs of levels. Levels grow with ten rows each: one factor with slopes and nested factors grow in proportion; two
+crossed factors, whose Schur complement is dense, with the cube of the smaller one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,16 +59,13 @@ class Step:
     phases: Phases
 
 
-def crossed(n_rows: int, *levels: int) -> Any:
-    return generators.crossed(n_rows, *levels)
-
-
+STRUCTURES: dict[str, Callable[[int], tuple[Callable[..., Any], dict[str, int]]]]
 STRUCTURES = {
-    "crossed, rows": lambda n: (lambda rows: crossed(rows, 2_000, 500), {"rows": n}),
+    "crossed, rows": lambda n: (lambda rows: generators.crossed(rows, 300, 100), {"rows": n}),
     "slopes, rows": lambda n: (generators.slopes, {"n_groups": 1_000, "per_group": n // 1_000}),
     "slopes, levels": lambda q: (generators.slopes, {"n_groups": q, "per_group": 10}),
     "nested, levels": lambda q: (generators.schools, {"n_students": 10 * q, "per_class": 10}),
-    "crossed, levels": lambda q: (lambda side: crossed(10 * side, side - side // 4, side // 4), {"side": q}),
+    "crossed, levels": lambda q: (lambda side: generators.crossed(10 * side, side - side // 4, side // 4), {"side": q}),
 }
 LADDERS = (
     Ladder(

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import generators, growth, report
 from benchmarks.__main__ import main, sensible, wanted
 from benchmarks.adapters import ADAPTERS, TASKS, Outcome, adapter, other_response

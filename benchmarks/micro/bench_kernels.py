@@ -1,4 +1,4 @@
-"""The kernels one by one, by pytest-benchmark: `pytest benchmarks/micro`. InstEval has a dense tail, schools a sparse one."""
+"""The kernels one by one, by pytest-benchmark: `pytest benchmarks/micro`. Dense: InstEval; sparse: schools."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["leading_rows", "schur_pattern", "tail_rows"]
+__all__ = ["leading_rows", "schur_fill", "schur_pattern", "tail_rows"]
 
 
 def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
@@ -70,7 +70,7 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
                     t = t_ptr[j + c + 1]
                     t_ptr[j + c + 1] += 1
                     t_lead[t] = <int32_t>i
-    fill_ = ptr_[:-1].copy()
+    fill_ = ptr_[:q].copy()
     fill = fill_
     for j in range(m):  # columns in order: each level's list comes out sorted
         for t in range(t_ptr[j], t_ptr[j + 1]):
@@ -79,7 +79,7 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
             fill[i] += 1
             idx[p] = <int32_t>j
             t_pos[t] = p
-    fill = t_ptr_[:-1].copy()  # replay the second loop, now knowing where each entry went
+    fill = t_ptr_[:m].copy()  # replay the second loop, now knowing where each entry went
     for cp, ci, cv, off in pairs:
         cell_ptr, cell_idx, cell_val, offset, lh = cp, ci, cv, off, cv.shape[2]
         for i in range(q):
@@ -91,7 +91,7 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
                     fill[j + c] += 1
                     for r in range(l):
                         val[l * ptr[i] + r * width + p - ptr[i]] = cell_val[cell, r, c]
-    return ptr_, idx_, val_, t_ptr_[:-1].copy(), t_lead_, t_pos_
+    return ptr_, idx_, val_, t_ptr_[:m + 1].copy(), t_lead_, t_pos_
 
 
 def tail_rows(Py_ssize_t m, list blocks, list pairs):
@@ -150,7 +150,37 @@ def tail_rows(Py_ssize_t m, list blocks, list pairs):
                 ptr[i + 2] += ptr[i + 1]
             idx_, val_ = np.empty(ptr[m + 1], np.int32), np.empty(ptr[m + 1])
             idx, val = idx_, val_
-    return ptr_[:-1].copy(), idx_, val_
+    return ptr_[:m + 1].copy(), idx_, val_
+
+
+def schur_fill(const int64_t[::1] a_ptr, const int32_t[::1] a_idx, const int64_t[::1] ptr, const int32_t[::1] idx,
+               const int64_t[::1] t_ptr, const int32_t[::1] t_lead, const int64_t[::1] t_pos,
+               const int64_t[::1] sample):
+    """Fraction of the lower triangle of the Schur complement that is structurally nonzero, judged by some of its rows.
+
+    Parameters
+    ----------
+    sample : int64
+        Rows to count. The others are as in `schur_pattern`.
+    """
+    cdef Py_ssize_t k, j
+    cdef int64_t t, p, count = 0, room = 0
+    seen_ = np.full(a_ptr.shape[0], -1, np.int64)
+    cdef int64_t[::1] seen = seen_
+    with nogil:
+        for k in range(sample.shape[0]):
+            j = sample[k]
+            room += j + 1
+            for t in range(a_ptr[j], a_ptr[j + 1]):
+                if seen[a_idx[t]] != k:
+                    seen[a_idx[t]] = k
+                    count += 1
+            for t in range(t_ptr[j], t_ptr[j + 1]):
+                for p in range(ptr[t_lead[t]], t_pos[t] + 1):
+                    if seen[idx[p]] != k:
+                        seen[idx[p]] = k
+                        count += 1
+    return count / <double>room
 
 
 def schur_pattern(const int64_t[::1] a_ptr, const int32_t[::1] a_idx, const int64_t[::1] ptr,

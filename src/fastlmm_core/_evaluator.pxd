@@ -26,16 +26,17 @@ cdef class Evaluator:
     cdef const double[:, ::1] dtd
     cdef const double[:, ::1] zd_tail
     # state after `value`
-    cdef double[::1] lam, lam_floored, lead_m, logd, work
+    cdef double[::1] lam, lam_lifted, lead_m, logd, work
     cdef double[:, ::1] c_dense, y_dense, ld
     cdef readonly double logdet_m, logdet_x, r2
     # state after `solve_modes`
     cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
     # derivative workspace
     cdef double[:, ::1] ca, va, cx, h1
-    cdef double[::1] x_lead, omega, sums, chunk_sums
+    cdef double[::1] x_lead, omega, sums, traces, chunk_sums
     cdef double[::1] small
-    cdef bint have_derivatives
+    cdef bint current                # the factors are those of the last value's theta
+    cdef readonly double criterion
     cdef int c_value(self, const double *theta, double *value) noexcept nogil
     cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil
     cdef void eliminate(self) noexcept nogil
@@ -44,7 +45,9 @@ cdef class Evaluator:
     cdef void solve_modes(self) noexcept nogil
     cdef void information(self, double *gradient) noexcept nogil
     cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil
-    cdef int floor_tail(self) noexcept nogil
+    cdef int lift_tail(self, double multiple) noexcept nogil
+    cdef int add_traces(self, const double *lam, double weight) noexcept nogil
+    cdef bint at(self, const double *theta) noexcept nogil
     cdef void make_omega(self) noexcept nogil
     cdef void project(self, const double *lam, bint posterior) noexcept nogil
     cdef void fixed_correction(self, double *out) noexcept nogil

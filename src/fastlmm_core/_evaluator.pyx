@@ -114,7 +114,7 @@ cdef class Evaluator:
 
         cdef Py_ssize_t n_lam = arrays["group_lam"][self.n_groups]
         cdef Py_ssize_t widest = max(arrays["group_l"])
-        self.lam, self.lam_floored = np.zeros(n_lam), np.zeros(n_lam)
+        self.lam, self.lam_lifted = np.zeros(n_lam), np.zeros(n_lam)
         self.lead_m = np.empty(self.lead.q * l * l)
         self.logd = np.empty(self.lead.q)
         self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
@@ -126,7 +126,7 @@ cdef class Evaluator:
         self.cx, self.h1 = np.zeros((nt, d)), np.zeros((nt, nt))
         self.x_lead = np.zeros(self.lead.q * l * self.n_lead_theta)
         self.omega = np.zeros(2 * m * p + 1)
-        self.sums = np.zeros(2 * n_lam)
+        self.sums, self.traces = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
 
@@ -172,9 +172,16 @@ cdef class Evaluator:
         ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
         logdet_m, logdet_x, r2 : float
         """
-        value = self.value(theta)
+        cdef double value = 0.0
+        cdef int status = 0
         with nogil:
-            self.solve_modes()
+            if not self.at(&theta[0]):
+                status = self.c_value(&theta[0], &value)
+            if status == 0:
+                value = self.criterion
+                self.solve_modes()
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
         return (np.array(self.beta[:self.p]), np.array(self.b_lead).reshape(self.lead.q, self.lead.l),
                 np.array(self.b_tail[:self.tail.m]), np.tril(self.ld), value)
 
@@ -196,6 +203,7 @@ cdef class Evaluator:
         cdef double[:, ::1] block
         with nogil:
             status = self.c_value(&theta[0], &value)
+            self.current = False
             if status == 0:
                 self.project(&self.lam[0], True)
                 status = self.tail.inverse()
@@ -288,6 +296,7 @@ cdef class Evaluator:
         """The criterion at ``theta``; nonzero where a factorisation failed."""
         cdef Py_ssize_t a, g, i
         cdef double logdet = 0.0
+        self.current = False
         for a in range(self.n_theta):
             if not isfinite(theta[a]):
                 return 1
@@ -302,7 +311,20 @@ cdef class Evaluator:
         value[0] = self.logdet_m + self.nu * (1.0 + log(2.0 * M_PI * self.r2 / self.nu)) + self.constant
         if self.reml:
             value[0] += self.logdet_x
+        self.criterion = value[0]
+        self.current = True
         return 0
+
+    cdef bint at(self, const double *theta) noexcept nogil:
+        """Whether the factors in hand are those of ``theta``."""
+        cdef Py_ssize_t a, g
+        if not self.current:
+            return False
+        for a in range(self.n_theta):
+            g = self.theta_group[a]
+            if theta[a] != self.lam[self.group_lam[g] + self.theta_row[a] * self.group_l[g] + self.theta_col[a]]:
+                return False
+        return True
 
     cdef void eliminate(self) noexcept nogil:
         """Leading levels: M_i = R_i^-1 L1' with R_i R_i' = D_i (so K_i = M_i'M_i), then U_i = M_i B_i, C and C_tD."""
@@ -390,6 +412,7 @@ cdef class Evaluator:
         cdef double scale = self.nu / self.r2, r2 = self.r2, h
         cdef const double *big_g
         cdef const double *factor
+        self.current = False
         self.solve_modes()
         self.information(gradient)  # gradient holds f_a'Py for now
         for a in range(nt):
@@ -584,58 +607,76 @@ cdef class Evaluator:
                         gram[a * n1 + b] += av[a * l + x] * xl[x * n1 + b]
 
     cdef int group_gradients(self) noexcept nogil:
-        """G of every factor, into ``sums``."""
-        cdef Py_ssize_t m = self.tail.m, l = self.lead.l, p = self.p, n1 = self.n_lead_theta, d = self.lead.d
-        cdef Py_ssize_t b, r, c, x, g, o, j
-        cdef double scale = self.nu / self.r2, s
-        cdef double *big_g = &self.sums[0]
+        """G of every factor, into ``sums``.
+
+        Where a tail factor is near singular the traces are taken with Sigma lifted by f^2 I and by 2 f^2 I, and
+        extrapolated to no lift: they are smooth in the lift, so what is left is of order f^4.
+        """
+        cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
+        cdef double scale = self.nu / self.r2
         cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
-        cdef const double *lam = &self.lam[0]
-        memset(big_g, 0, self.sums.shape[0] * sizeof(double))
+        memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
         for r in range(l * l):
-            big_g[r] = part[l * l + r] - scale * part[r]
-        if m:
-            if self.floor_tail():
-                lam = &self.lam_floored[0]
-                if self.finish(&self.lam_floored[0]) != 0:
-                    return 1
-            if self.reml:
-                self.make_omega()
-        self.project(lam, False)
-        if self.reml and p:
-            self.fixed_correction(big_g)
-        if m == 0:
-            return 0
-        if self.tail.inverse() != 0:
-            return 1
-        self.gather_into(big_g)
-        for b in range(self.n_blocks):
-            g = self.block_group[b]
-            l, o = self.group_l[g], self.block_ptr[b]
-            for r in range(l):
-                for c in range(r, l):
-                    s = self.tail.inverse_entry(o + r, o + c)
-                    if self.reml:
-                        for x in range(p):
-                            s += self.omega[(o + r) * p + x] * self.omega[(o + c) * p + x]
-                    self.sums[self.group_lam[g] + r * l + c] -= s
-                self.sums[self.group_lam[g] + r * l + r] += 1.0
-        for g in range(1, self.n_groups):
-            l = self.group_l[g]
-            big_g = &self.sums[self.group_lam[g]]
-            for r in range(l):
-                for c in range(r):
-                    big_g[r * l + c] = big_g[c * l + r]
-            for r in range(l):  # G <- L^-T G L^-1, columns then rows
-                solve_lower_t(lam + self.group_lam[g], big_g + r, l, l)
-            for r in range(l):
-                solve_lower_t(lam + self.group_lam[g], big_g + r * l, l, 1)
+            self.sums[r] = part[l * l + r] - scale * part[r]
         for b in range(self.n_blocks):
             g = self.block_group[b]
             l, o = self.group_l[g], self.block_ptr[b]
             for r in range(l):
                 for c in range(l):
                     self.sums[self.group_lam[g] + r * l + c] -= scale * self.t_tail[o + r] * self.t_tail[o + c]
+        if self.tail.m == 0 or not self.lift_tail(1.0):
+            return self.add_traces(&self.lam[0], 1.0)
+        if self.finish(&self.lam_lifted[0]) != 0 or self.add_traces(&self.lam_lifted[0], 2.0) != 0:
+            return 1
+        self.eliminate()
+        self.lift_tail(2.0)
+        if self.finish(&self.lam_lifted[0]) != 0:
+            return 1
+        return self.add_traces(&self.lam_lifted[0], -1.0)
+
+    cdef int add_traces(self, const double *lam, double weight) noexcept nogil:
+        """Add ``weight`` times sum_j [Z'QZ]_jj, less the leading factor's own part, from the factors at ``lam``.
+
+        The tail's part is L^-T (q I - sum_j [S^-1]_jj) L^-1. Uses up the factors.
+        """
+        cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
+        cdef double s
+        cdef double *trace = &self.traces[0]
+        cdef double *block
+        memset(trace, 0, self.traces.shape[0] * sizeof(double))
+        if self.tail.m and self.reml:
+            self.make_omega()
+        self.project(lam, False)
+        if self.reml and p:
+            self.fixed_correction(trace)
+        if self.tail.m:
+            if self.tail.inverse() != 0:
+                return 1
+            self.gather_into(trace)
+        for b in range(self.n_blocks):
+            g = self.block_group[b]
+            l, o = self.group_l[g], self.block_ptr[b]
+            block = trace + self.group_lam[g]
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.tail.inverse_entry(o + r, o + c)
+                    if self.reml:
+                        for x in range(p):
+                            s += self.omega[(o + r) * p + x] * self.omega[(o + c) * p + x]
+                    block[r * l + c] -= s
+                block[r * l + r] += 1.0
+        for g in range(1, self.n_groups):
+            l = self.group_l[g]
+            block = trace + self.group_lam[g]
+            for r in range(l):
+                for c in range(r):
+                    block[r * l + c] = block[c * l + r]
+            for r in range(l):  # columns, then rows
+                solve_lower_t(lam + self.group_lam[g], block + r, l, l)
+            for r in range(l):
+                solve_lower_t(lam + self.group_lam[g], block + r * l, l, 1)
+        for x in range(self.traces.shape[0]):
+            self.sums[x] += weight * trace[x]
         return 0
 
     cdef void gather_into(self, double *big_g) noexcept nogil:
@@ -646,11 +687,11 @@ cdef class Evaluator:
         for x in range(size):
             big_g[x] -= out[x]
 
-    cdef int floor_tail(self) noexcept nogil:
-        """Copy lam, lifting near-singular tail factors to chol(L L' + f^2 I); 1 when any was lifted.
+    cdef int lift_tail(self, double multiple) noexcept nogil:
+        """Copy lam, with near-singular tail factors replaced by chol(L L' + multiple f^2 I); 1 when there are any.
 
-        [S^-1]_jj tends to I as L_k tends to 0, so its distance from I loses digits below f; lifting by f^2 changes G by
-        that much relatively. G is a function of Sigma alone, so any factor of the lifted matrix serves.
+        [S^-1]_jj tends to I as L_k tends to 0, so its distance from I loses digits below f. G is a function of Sigma
+        alone, so any factor of the lifted matrix serves.
         """
         cdef Py_ssize_t g, l, r, c, x
         cdef double f, s, norm
@@ -658,10 +699,10 @@ cdef class Evaluator:
         cdef double *w = &self.small[0]
         cdef const double *factor
         cdef double *out
-        memcpy(&self.lam_floored[0], &self.lam[0], self.lam.shape[0] * sizeof(double))
+        memcpy(&self.lam_lifted[0], &self.lam[0], self.lam.shape[0] * sizeof(double))
         for g in range(1, self.n_groups):
             l, f = self.group_l[g], self.group_floor[g]
-            factor, out = &self.lam[self.group_lam[g]], &self.lam_floored[self.group_lam[g]]
+            factor, out = &self.lam[self.group_lam[g]], &self.lam_lifted[self.group_lam[g]]
             norm = 0.0  # |L^-1|_F, at least 1 / the smallest singular value
             for c in range(l):
                 for r in range(l):
@@ -679,7 +720,7 @@ cdef class Evaluator:
             lifted = 1
             for r in range(l):
                 for c in range(r + 1):
-                    s = f * f if r == c else 0.0
+                    s = multiple * f * f if r == c else 0.0
                     for x in range(c + 1):
                         s += factor[r * l + x] * factor[c * l + x]
                     w[r * l + c] = s

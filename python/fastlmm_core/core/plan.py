@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fastlmm_core._assemble import leading_rows, schur_pattern, tail_rows
+from fastlmm_core._assemble import leading_rows, schur_fill, schur_pattern, tail_rows
 from fastlmm_core._evaluator import Evaluator
 from fastlmm_core._tail import DenseTail, EmptyTail, Tail
 from fastlmm_core._tail_sparse import SparseTail, fill_ordering
@@ -22,13 +22,16 @@ __all__ = ["Plan", "plan"]
 DENSE_BELOW = 400
 """Tails smaller than this are dense without a look at their pattern."""
 
-DENSE_FRACTION = 0.25
-"""Schur complements fuller than this are dense."""
+DENSE_FRACTION = 0.1
+"""Schur complements fuller than this are dense: elimination fills the rest."""
 
 DENSE_SPEED = 12.0
 """Flops of LAPACK's factorisation in the time of one of the simplicial factorisation."""
 
-FLOOR = 1e-7
+SAMPLED_ROWS = 64
+"""Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
+
+FLOOR = 1e-6
 """Squared floor of a tail factor's singular values, relative to one over the rows a level has."""
 
 PARALLEL_ABOVE = 5e6
@@ -109,6 +112,14 @@ def pattern(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.ge
     return matrix
 
 
+def sampled_fill(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.generic]]) -> float:
+    """Fraction of the Schur complement's lower triangle that is nonzero, from evenly spaced rows."""
+    ptr, idx, _, t_ptr, t_lead, t_pos = leading
+    m = len(tail[0]) - 1
+    sample = np.unique(np.linspace(0, m - 1, SAMPLED_ROWS).astype(np.int64))
+    return float(schur_fill(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, sample))
+
+
 def order_blocks(cross: CrossProducts, offsets: Offsets, lower: csr_array) -> Offsets:
     """A fill-reducing order of the tail's blocks (levels): columns of one level share a pattern and stay together."""
     groups = cross.groups[1:]
@@ -177,8 +188,10 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     if m == 0:
         tail, engine = EmptyTail(), "none"
     elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
-        limit = np.iinfo(np.int64).max if control.engine == "sparse" else int(DENSE_FRACTION * m * (m + 1) / 2)
-        lower = pattern(leading, rows, limit)
+        forced = control.engine == "sparse"
+        limit = np.iinfo(np.int64).max if forced else int(DENSE_FRACTION * m * (m + 1) / 2)
+        full = not forced and sampled_fill(leading, rows) > DENSE_FRACTION
+        lower = None if full else pattern(leading, rows, limit)
         if lower is not None:
             new_offsets = order_blocks(cross, offsets, lower)
             new_leading, new_rows = structures(cross, new_offsets)
@@ -187,7 +200,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
             c_ptr, c_idx = lower.indptr.astype(np.int64), lower.indices.astype(np.int64)
             lnz, flops = SparseTail.predict(c_ptr, c_idx)
             sparse_bytes = int(24 * lnz + 32 * len(c_idx))
-            if control.engine == "sparse" or flops * DENSE_SPEED < m**3 / 3 or dense_bytes(m) > control.n_bytes:
+            if forced or flops * DENSE_SPEED < m**3 / 3 or dense_bytes(m) > control.n_bytes:
                 refuse(sparse_bytes, control, f"the sparse factor of {m} random effects ({lnz:.3g} entries)")
                 offsets, leading, rows = new_offsets, new_leading, new_rows
                 tail, engine, bytes_needed = SparseTail(rows, c_ptr, c_idx, threads), "sparse", sparse_bytes

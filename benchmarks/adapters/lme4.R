@@ -57,6 +57,10 @@ if (task == "fit") {
     y <- as.numeric(getME(fitted, "y"))
     new_y <- y + sd(y) / 5 * sin(seq_along(y))
     run <- function() refit(fitted, new_y)
+    # REMLcrit() of a refitted model returns its deviance: evaluate the criterion of the new response instead
+    formula[[2]] <- as.name("new_y")
+    objective <- lmer(formula, cbind(data, new_y = new_y), REML = reml, devFunOnly = TRUE)
+    criterion <- function(m) objective(getME(m, "theta"))
   } else {
     per <- DRAWS
     run <- function() bootMer(fitted, function(m) c(fixef(m), getME(m, "theta"), sigma(m)), nsim = DRAWS, seed = 1)

@@ -1,4 +1,4 @@
-"""Cross-products: everything a fit needs of the data, in one pass over the rows."""
+"""Cross-products: everything a fit needs of the data, in one pass over the rows for the design and one for the response."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import block_diag
 
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
-from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_fixed, condition_term
-from fastlmm_core.core.terms import Group, Term, check_response, group_terms, theta_index
+from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
+from fastlmm_core.core.terms import Group, Term, check_design, check_response, group_terms, theta_index
+from fastlmm_core.errors import ModelError
 
-__all__ = ["CrossProducts", "cross_products"]
+__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
 
 Array = NDArray[np.float64]
+Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
+
+SPAN_TOLERANCE = 1e-4
+"""A response whose residual on X is this much smaller than itself is residualised in extended precision."""
+
+KEEP_COLUMNS = 1 << 24
+"""Conditioned fixed-effects columns are kept between responses up to this many numbers, else formed anew."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +56,207 @@ class CrossProducts:
     n: int
     groups: tuple[Group, ...]
     blocks: tuple[Array, ...]
-    pairs: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int32], Array]]
+    pairs: dict[tuple[int, int], Cells]
     dense: tuple[Array, ...]
     dtd: Array
     conditioning: Conditioning
     transforms: tuple[Array, ...]
     theta_index: NDArray[np.int64]
     to_conditioned: Array
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Conditioned cross-products of k responses with one design.
+
+    Attributes
+    ----------
+    coefficients, shift : (rank, k)
+        y = Q coefficients + X shift + norm e.
+    norms : (k,)
+    dense : tuple of (q * l, k)
+        Z'We, one array a group.
+    xty : (rank, k)
+        Q'We, zero but for rounding.
+    """
+
+    coefficients: Array
+    shift: Array
+    norms: Array
+    dense: tuple[Array, ...]
+    xty: Array
+
+
+class DesignProducts:
+    """What the cross-products owe to X, the terms and the weights: made once, completed by any response.
+
+    Parameters
+    ----------
+    X : (n, p) or None
+        Fixed-effects columns; dependent ones are set aside.
+    terms : sequence of Term
+    weights : (n,), optional
+        Positive; the residual variance of row i is sigma^2 / weights[i].
+    offset : (n,), optional
+        Subtracted from every response.
+
+    Raises
+    ------
+    DataError, ModelError
+        See `check_design`.
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike | None,
+        terms: Sequence[Term],
+        *,
+        weights: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+    ) -> None:
+        self.X, w, self.offset = check_design(X, terms, weights, offset)
+        self.terms = tuple(terms)
+        self.n = len(self.X)
+        self.weight_scale, self.log_weights, root = 1.0, 0.0, None
+        if w is not None:
+            self.weight_scale = float(w.mean())
+            w = w / self.weight_scale
+            self.log_weights, root = float(np.log(w).sum()), np.sqrt(w)
+        self.weights = w
+        self.keep, self.r = condition_columns(self.X, root)
+        self.rank = len(self.keep)
+        if self.n <= self.rank:
+            raise ModelError(f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance")
+        self.inverse = np.linalg.inv(self.r)
+        self.groups = group_terms(terms)
+        self.transforms = tuple(
+            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms
+        )
+        self.codes = [terms[group.terms[0]].codes for group in self.groups]
+        self.columns = [group_columns(group, terms, self.transforms, self.n) for group in self.groups]
+        self.theta_index = theta_index(terms, self.groups)
+        self.to_conditioned = theta_map(terms, self.transforms, self.weight_scale)
+        self._kept_q: Array | None = None
+        if self.n * self.rank <= KEEP_COLUMNS:
+            self._kept_q = self.X[:, self.keep] @ self.inverse
+
+        self.blocks = tuple(
+            level_blocks(c, g.n_levels, z, w) for c, g, z in zip(self.codes, self.groups, self.columns, strict=True)
+        )
+        self.pairs: dict[tuple[int, int], Cells] = {}
+        for g, group in enumerate(self.groups[:-1]):
+            ptr, rows = sort_rows(self.codes[g], group.n_levels)
+            for h in range(g + 1, len(self.groups)):
+                self.pairs[g, h] = pair_cells(
+                    ptr, rows, self.columns[g], self.codes[h], self.groups[h].n_levels, self.columns[h], w
+                )
+        self.dense = tuple(np.zeros((group.size, self.rank)) for group in self.groups)
+        self.xtx = np.zeros((self.rank, self.rank))
+        for part in self.parts():
+            q = self.q(part)
+            self.xtx += q.T @ self.weighted(q, part)
+            self.add_sums(part, q, self.dense)
+
+    def parts(self) -> list[slice]:
+        """Chunks of rows."""
+        return [slice(s, min(s + CHUNK, self.n)) for s in range(0, self.n, CHUNK)]
+
+    def q(self, part: slice) -> Array:
+        """Conditioned fixed-effects columns of some rows."""
+        if self._kept_q is not None:
+            return self._kept_q[part]
+        return self.X[part][:, self.keep] @ self.inverse
+
+    def weighted(self, columns: Array, part: slice) -> Array:
+        """Rows times their weights."""
+        return columns if self.weights is None else columns * self.weights[part][:, None]
+
+    def add_sums(self, part: slice, columns: Array, out: Sequence[Array]) -> None:
+        """Add Z'W columns of some rows, group by group."""
+        weights = None if self.weights is None else self.weights[part]
+        columns = np.ascontiguousarray(columns)
+        for codes, z, target in zip(self.codes, self.columns, out, strict=True):
+            level_sums(codes[part], None if z is None else z[part], weights, columns, target)
+
+    def responses(self, Y: Array) -> Responses:
+        """Residualise responses on X, scale the residuals to norm one and take their cross-products.
+
+        Parameters
+        ----------
+        Y : (n, k)
+            The offset already subtracted.
+
+        Raises
+        ------
+        ModelError
+            Nothing is left of a response beside X.
+        """
+        size = np.sqrt(self.squares(Y))
+        nothing = 1e2 * np.finfo(float).eps * size
+        shift = np.zeros((self.rank, Y.shape[1]))
+        coefficients, e, norms = self.residuals(Y)
+        near = (norms < SPAN_TOLERANCE * size) & (norms > nothing)
+        if near.any():
+            shift[:, near] = self.inverse @ coefficients[:, near]
+            fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
+            rest = (Y[:, near].astype(np.longdouble) - fit).astype(np.float64)
+            coefficients[:, near], e[:, near], norms[near] = self.residuals(rest)
+        if not (norms > nothing).all():
+            raise ModelError("the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit")
+        e /= norms
+        dense = tuple(np.zeros((group.size, Y.shape[1])) for group in self.groups)
+        xty = np.zeros((self.rank, Y.shape[1]))
+        for part in self.parts():
+            xty += self.q(part).T @ self.weighted(e[part], part)
+            self.add_sums(part, e[part], dense)
+        return Responses(coefficients, shift, norms, dense, xty)
+
+    def squares(self, Y: Array) -> Array:
+        """Weighted sums of squares of columns."""
+        return np.einsum("ij,ij->j", Y, Y if self.weights is None else Y * self.weights[:, None])
+
+    def residuals(self, Y: Array) -> tuple[Array, Array, Array]:
+        """Coefficients (rank, k) on the conditioned columns, residuals (n, k) and their norms (k,)."""
+        e = Y
+        coefficients = np.zeros((self.rank, Y.shape[1]))
+        for _ in range(2 if self.rank else 0):  # the second pass takes off what rounding left of the first
+            moments = sum(self.q(part).T @ self.weighted(e[part], part) for part in self.parts())
+            step = np.linalg.solve(self.xtx, moments)
+            coefficients += step
+            e = e - np.concatenate([self.q(part) @ step for part in self.parts()])
+        if e is Y:
+            e = Y.copy()
+        return coefficients, e, np.sqrt(self.squares(e))
+
+    def complete(self, found: Responses, k: int = 0) -> CrossProducts:
+        """Cross-products of the design with the k-th of some responses."""
+        p = self.rank
+        r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
+        r[:p, :p], r[:p, p], r[p, p] = self.r, found.coefficients[:, k], found.norms[k]
+        dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
+        return CrossProducts(
+            self.n,
+            self.groups,
+            self.blocks,
+            self.pairs,
+            tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
+            dtd,
+            Conditioning(
+                self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, found.shift[:, k].copy()
+            ),
+            self.transforms,
+            self.theta_index,
+            self.to_conditioned,
+        )
+
+    def cross(self, y: ArrayLike) -> CrossProducts:
+        """Cross-products of the design with a response (n,), whose offset is subtracted here."""
+        return self.complete(self.responses(self.prepare(y)[:, None]))
+
+    def prepare(self, y: ArrayLike) -> Array:
+        """A checked response less the offset."""
+        response = check_response(y, self.n)
+        return response if self.offset is None else response - self.offset
 
 
 def cross_products(
@@ -71,13 +273,8 @@ def cross_products(
     ----------
     y : (n,)
         Response.
-    X : (n, p) or None
-        Fixed-effects columns; dependent ones are set aside.
-    terms : sequence of Term
-    weights : (n,), optional
-        Positive; the residual variance of row i is sigma^2 / weights[i].
-    offset : (n,), optional
-        Subtracted from y.
+    X, terms, weights, offset
+        As in `DesignProducts`.
 
     Returns
     -------
@@ -86,52 +283,11 @@ def cross_products(
     Raises
     ------
     DataError, ModelError
-        See `check_response` and `condition_fixed`.
+        See `check_design`, `check_response` and `DesignProducts.responses`.
     """
-    response, fixed, w = check_response(y, X, terms, weights, offset)
-    n = len(response)
-    weight_scale, log_weights, root = 1.0, 0.0, None
-    if w is not None:
-        weight_scale = float(w.mean())
-        w = w / weight_scale
-        log_weights, root = float(np.log(w).sum()), np.sqrt(w)
-    conditioning, response = condition_fixed(response, fixed, root, weight_scale, log_weights)
-    groups = group_terms(terms)
-    transforms = tuple(
-        np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms
-    )
-    codes = [terms[group.terms[0]].codes for group in groups]
-    columns = [group_columns(group, terms, transforms, n) for group in groups]
-
-    blocks = tuple(level_blocks(c, g.n_levels, z, w) for c, g, z in zip(codes, groups, columns, strict=True))
-    pairs = {}
-    for g, group in enumerate(groups[:-1]):
-        ptr, rows = sort_rows(codes[g], group.n_levels)
-        for h in range(g + 1, len(groups)):
-            pairs[g, h] = pair_cells(ptr, rows, columns[g], codes[h], groups[h].n_levels, columns[h], w)
-    d = conditioning.rank + 1
-    dense = tuple(np.zeros((group.size, d)) for group in groups)
-    dtd = np.zeros((d, d))
-    inverse = np.linalg.inv(conditioning.r)
-    for s in range(0, n, CHUNK):
-        part = slice(s, s + CHUNK)
-        e = np.column_stack([fixed[part][:, conditioning.keep], response[part]]) @ inverse
-        weights_part = None if w is None else w[part]
-        dtd += e.T @ (e if weights_part is None else e * weights_part[:, None])
-        for c, z, out in zip(codes, columns, dense, strict=True):
-            level_sums(c[part], None if z is None else z[part], weights_part, e, out)
-    return CrossProducts(
-        n,
-        groups,
-        blocks,
-        pairs,
-        dense,
-        dtd,
-        conditioning,
-        transforms,
-        theta_index(terms, groups),
-        theta_map(terms, transforms, weight_scale),
-    )
+    response = check_response(y, None)
+    fixed = np.empty((len(response), 0)) if X is None else X
+    return DesignProducts(fixed, terms, weights=weights, offset=offset).cross(response)
 
 
 def group_columns(group: Group, terms: Sequence[Term], transforms: Sequence[Array], n: int) -> Array | None:

@@ -13,15 +13,13 @@ from threadpoolctl import ThreadpoolController
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.plan import plan
+from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import DataError
 
 __all__ = ["Objective", "blas_threads", "objective"]
 
 Array = NDArray[np.float64]
-
-START_RANGE = (0.1, 10.0)
-"""Smallest and largest relative standard deviation to start from."""
 
 
 @cache
@@ -105,33 +103,6 @@ class Objective:
     def hessian(self, theta: ArrayLike) -> Array:
         """Average-information model of the Hessian (n_theta, n_theta) at ``theta`` (Gilmour et al. 1995)."""
         return self.derivatives(theta)[2]
-
-
-def moment_start(cross: CrossProducts) -> Array:
-    """Conditioned theta to start from: each column's one-way analysis-of-variance estimate, correlations zero.
-
-    For a column with level sums of squares a_j and cross-products s_j with the residual on X (of norm one), the
-    between-level sum of squares is sum s_j^2 / a_j; Henderson's method 1 for that column alone gives its variance.
-    """
-    n, total = cross.n, float(cross.dtd[-1, -1])
-    shares = []
-    for blocks, dense in zip(cross.blocks, cross.dense, strict=True):
-        a = np.diagonal(blocks, axis1=1, axis2=2)
-        s = dense[:, -1].reshape(a.shape)
-        seen = a > 0
-        levels = seen.sum(axis=0)
-        between = np.divide(s**2, a, out=np.zeros_like(s), where=seen).sum(axis=0)
-        mass = a.sum(axis=0)
-        spread = mass - np.divide((a**2).sum(axis=0), mass, out=np.zeros_like(mass), where=mass > 0)
-        within = (total - between) / np.maximum(n - levels, 1)
-        shares.append((between - levels * within) / np.maximum(spread, 1e-300))
-    variance = [np.clip(share, 0.0, total / n) for share in shares]
-    residual = max(total / n - sum(float(v.sum()) for v in variance), 0.1 * total / n)
-    out = np.zeros(len(cross.theta_index))
-    for a, (g, i, j) in enumerate(cross.theta_index):
-        if i == j:
-            out[a] = np.clip(np.sqrt(variance[g][i] / residual), *START_RANGE)
-    return out
 
 
 def objective(

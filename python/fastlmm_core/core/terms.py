@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
 
-__all__ = ["Group", "Term", "check_response", "group_terms", "theta_index"]
+__all__ = ["Group", "Term", "check_design", "check_response", "group_terms", "theta_index"]
 
 COVARIANCES = ("us", "diag")
 
@@ -58,11 +58,10 @@ class Term:
             raise ModelError(f"covariance {cov!r} does not exist: use one of {', '.join(map(repr, COVARIANCES))}")
         columns = None
         if z is not None:
-            columns = np.asarray(z, dtype=np.float64)
-            columns = np.ascontiguousarray(columns[:, None] if columns.ndim == 1 else columns)
+            columns = as_floats(z, "z")
+            columns = columns[:, None] if np.ndim(z) == 1 else columns
             if columns.ndim != 2 or columns.shape[0] != len(given) or columns.shape[1] == 0:
                 raise DataError(f"z has shape {np.shape(z)}, but the term has {len(given)} rows")
-            check_finite(columns, "z")
         # the same array object stands for the same grouping factor, so a usable one is kept, not copied
         object.__setattr__(self, "codes", np.ascontiguousarray(given, dtype=np.int32))
         object.__setattr__(self, "z", columns)
@@ -140,44 +139,69 @@ def check_finite(values: NDArray[np.float64], name: str) -> None:
         raise DataError(f"{name} has {int(bad.sum())} value(s) that are not finite, the first at {place}")
 
 
-def check_response(
-    y: ArrayLike, X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64] | None]:
-    """y less the offset, X and the weights as float64 arrays of one length.
+def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """A C-contiguous float64 array of finite numbers.
+
+    Raises
+    ------
+    DataError
+        The values are not numbers, or not finite.
+    """
+    try:
+        out = np.ascontiguousarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
+    check_finite(out, name)
+    return out
+
+
+def check_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
+    """y as (n,) float64.
+
+    Raises
+    ------
+    DataError
+        Not a vector of n finite numbers.
+    """
+    response = as_floats(y, "y")
+    if response.ndim != 1 or np.ndim(y) != 1:
+        raise DataError(f"y must be a vector, not an array of shape {np.shape(y)}")
+    if n is not None and len(response) != n:
+        raise DataError(f"y has {len(response)} rows, but the design has {n}")
+    return response
+
+
+def check_design(
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """X (n, p), weights (n,) and offset (n,) as float64 arrays of one length.
 
     Raises
     ------
     DataError
         Wrong lengths, values that are not finite, weights that are not positive.
     ModelError
-        No term, or no degrees of freedom left.
+        No term.
     """
     if len(terms) == 0:
         raise ModelError("a mixed model needs at least one random-effects term")
-    response = np.array(y, dtype=np.float64)
-    if response.ndim != 1:
-        raise DataError(f"y must be a vector, not an array of shape {response.shape}")
-    n = len(response)
-    check_finite(response, "y")
-    fixed = np.empty((n, 0)) if X is None else np.ascontiguousarray(X, dtype=np.float64)
-    if fixed.ndim != 2 or fixed.shape[0] != n:
-        raise DataError(f"X has shape {fixed.shape}, but y has {n} rows")
-    check_finite(fixed, "X")
+    n = len(terms[0].codes) if X is None else len(np.asarray(X))
+    fixed = np.empty((n, 0)) if X is None else as_floats(X, "X")
+    if fixed.ndim != 2 or np.ndim(X) == 1:
+        raise DataError(f"X must be a matrix with a row an observation, not an array of shape {np.shape(X)}")
     for k, term in enumerate(terms):
         if len(term.codes) != n:
-            raise DataError(f"term {k} has {len(term.codes)} rows, but y has {n}")
+            raise DataError(f"term {k} has {len(term.codes)} rows, but there are {n} observations")
     w = None
     if weights is not None:
-        w = np.ascontiguousarray(weights, dtype=np.float64)
+        w = as_floats(weights, "weights")
         if w.shape != (n,):
-            raise DataError(f"weights has shape {w.shape}, but y has {n} rows")
-        check_finite(w, "weights")
+            raise DataError(f"weights has shape {w.shape}, but there are {n} observations")
         if (w <= 0).any():
             raise DataError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
+    shift = None
     if offset is not None:
-        shift = np.asarray(offset, dtype=np.float64)
+        shift = as_floats(offset, "offset")
         if shift.shape != (n,):
-            raise DataError(f"offset has shape {shift.shape}, but y has {n} rows")
-        check_finite(shift, "offset")
-        response -= shift
-    return response, fixed, w
+            raise DataError(f"offset has shape {shift.shape}, but there are {n} observations")
+    return fixed, w, shift

@@ -57,7 +57,7 @@ if (task == "fit") {
     y <- as.numeric(getME(fitted, "y"))
     new_y <- y + sd(y) / 5 * sin(seq_along(y))
     run <- function() refit(fitted, new_y)
-    # REMLcrit() of a refitted model returns its deviance: evaluate the criterion of the new response instead
+    # REMLcrit() of a refitted model is not the REML criterion at its theta (lme4 1.1-31), so that is evaluated
     formula[[2]] <- as.name("new_y")
     objective <- lmer(formula, cbind(data, new_y = new_y), REML = reml, devFunOnly = TRUE)
     criterion <- function(m) objective(getME(m, "theta"))

@@ -149,6 +149,7 @@ class Design:
         *,
         fixed: bool = True,
         random: bool | Sequence[int] = True,
+        columns_only: Sequence[int] = (),
         allow_new_levels: bool = False,
     ) -> NewDesign:
         """The design of new rows, with the coding learnt from the model's own.
@@ -161,6 +162,8 @@ class Design:
             Whether to compute X and the offset.
         random : bool or sequence of int
             Which random-effect terms to compute.
+        columns_only : sequence of int
+            Terms of which only z is computed: their codes are -1, and their grouping columns need not be there.
         allow_new_levels : bool
             Code unseen levels of grouping factors -1 instead of refusing them.
 
@@ -179,14 +182,17 @@ class Design:
         evaluate = Evaluator(table, self.context, state)
         names = [name for k in wanted for name in self._group_of(k)]
         specs = [self.spec] if fixed else []
-        specs += [spec for k in wanted if (spec := self.random[k].spec) is not None]
+        specs += [spec for k in [*wanted, *columns_only] if (spec := self.random[k].spec) is not None]
         names += _columns_of([spec.terms for spec in specs], evaluate)
         table.require(names + table.mentioned_in([self.offset_given, *self.formula.offsets]))
         X = _rebuilt(self.spec, evaluate, "the fixed part") if fixed else None
         parts: list[NewRandom | None] = [None] * len(self.random)
-        for k in wanted:
+        for k in [*wanted, *columns_only]:
             term = self.random[k]
-            codes = _new_codes(term, self._group_of(k), table, allow_new_levels)
+            if k in wanted:
+                codes = _new_codes(term, self._group_of(k), table, allow_new_levels)
+            else:
+                codes = np.full(table.n, -1, np.int64)
             z = None if term.spec is None else _rebuilt(term.spec, evaluate, f"the term on {term.group}")
             parts[k] = NewRandom(codes, z)
         index = pd.RangeIndex(table.n) if table.index is None else table.index

@@ -1,0 +1,212 @@
+"""Uncertainty of predictions, from the inverse of the mixed-model equations.
+
+The prediction x'beta-hat + z'b-hat of x'beta + z'b has variance sigma^2 r'C r, r = (x, z) and C that inverse
+(`joint_inverse`). To it are added, with Sigma = L L' the relative covariance of a term,
+
+    a level not in the fit            sigma^2 z'Sigma z     its effect is predicted as zero, and unknown
+    interval="prediction"             sigma^2 / w           the new observation's own error
+      random effects left out         sigma^2 z'Sigma z     it comes from some group, drawn anew
+
+Degrees of freedom by Satterthwaite's match of the estimated variance v to a chi-squared one: with the criterion's
+Hessian K in theta and v(theta) taken along the profile sigma^2(theta) = r^2(theta) / nu,
+    df = 2 v^2 / (v'_theta (2 K^-1) v_theta + 2 v^2 / nu)
+(the profile and what is left around it are asymptotically independent). The gradient of v is by central differences, so
+a call costs 4 n_theta + 1 factorisations whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri, stdtrit
+
+from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
+from fastlmm_core.results.predict import included_columns, predict, row_index
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastlmm_core.core import CoreFit, Objective
+    from fastlmm_core.formula import Design
+
+__all__ = ["DDF", "INTERVALS", "Targets", "factors_of", "predict_interval", "targets", "theta_covariance"]
+
+DDF = ("satterthwaite", "normal")
+INTERVALS = ("confidence", "prediction")
+
+STEP = 1e-4
+"""Central differences in conditioned theta: truncation and rounding are about equal, near 1e-8."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is predicted, in the rows' own terms.
+
+    Attributes
+    ----------
+    rows : RowSet
+        The part x'beta + z'b that the fit knows about.
+    prior : tuple of (n, l) arrays
+        One a term: columns of z that multiply effects drawn from the term's distribution.
+    residual : (n,)
+        Multiple of sigma^2 added: 1 / w for new observations, zero otherwise.
+    """
+
+    rows: RowSet
+    prior: tuple[NDArray[np.float64], ...]
+    residual: NDArray[np.float64]
+
+    def variance(self, objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Prediction variance (n,) at ``theta`` (user's), in the response's units squared."""
+        inverse = JointInverse(objective, theta)
+        extra = self.residual.copy()
+        for z, factor in zip(self.prior, factors_of([z.shape[1] for z in self.prior], theta), strict=True):
+            extra += ((z @ factor) ** 2).sum(axis=1)
+        out: NDArray[np.float64] = inverse.scale * inverse.forms(self.rows) + inverse.sigma2 * extra
+        return out
+
+
+def factors_of(widths: Sequence[int], theta: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Relative factors L (l, l) of terms with unstructured covariance."""
+    out, at = [], 0
+    for l in widths:
+        factor = np.zeros((l, l))
+        rows, columns = np.triu_indices(l)  # the lower triangle by columns is the upper one by rows
+        factor[columns, rows] = theta[at : at + len(rows)]
+        at += len(rows)
+        out.append(factor)
+    return out
+
+
+def targets(
+    design: Design,
+    core: CoreFit,
+    newdata: Any,
+    *,
+    re_form: str | None,
+    allow_new_levels: bool,
+    observation: bool,
+    weights: ArrayLike | None = None,
+) -> Targets:
+    """The quantities that a prediction aims at; parameters as in `predict_interval`."""
+    masks = included_columns(design, re_form)
+    wanted = [k for k, mask in enumerate(masks) if mask.any()]
+    if newdata is None:
+        X, parts = design.X, [(np.asarray(t.codes), t.z) for t in design.random]
+    else:
+        others = [k for k in range(len(masks)) if k not in wanted] if observation else []
+        new = design.rebuild(newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels)
+        assert new.X is not None  # `fixed` is asked for by default
+        X = new.X
+        parts = [(np.full(len(X), -1), None) if part is None else (part.codes, part.z) for part in new.random]
+    n = len(X)
+    known, prior = [], []
+    for (codes, z), mask in zip(parts, masks, strict=True):
+        full = np.ones((n, 1)) if z is None else z
+        if full.shape[1] != len(mask):  # a term nobody asked for
+            full = np.zeros((n, len(mask)))
+        known.append((codes, full * mask) if mask.any() else None)
+        is_new = (codes < 0)[:, None] & mask.any()
+        # a known level's left-out effects, and all effects of a new one where an observation is predicted
+        drawn = np.where(is_new, mask | observation, ~mask & observation)
+        prior.append(full * drawn)
+    residual = 1.0 / _weights(design, weights, n, newdata is None) if observation else np.zeros(n)
+    return Targets(row_set(core.cross, X, known), tuple(prior), residual)
+
+
+def _weights(design: Design, weights: ArrayLike | None, n: int, fitted: bool) -> NDArray[np.float64]:
+    if weights is None:
+        return design.weights if fitted and design.weights is not None else np.ones(n)
+    w = np.broadcast_to(np.asarray(weights, dtype=np.float64), n)
+    if not (np.isfinite(w).all() and (w > 0).all()):
+        raise DataError("weights must be positive and finite")
+    return w
+
+
+def theta_covariance(objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariance 2 K^-1 (n_theta, n_theta) of conditioned theta from the criterion's observed Hessian K.
+
+    K is by central differences of the exact gradient. Directions without curvature (on the boundary) get none.
+    """
+    at = objective.to_conditioned(theta)
+    hessian = np.empty((len(at), len(at)))
+    with blas_threads(objective.plan.threads):
+        for a in range(len(at)):
+            step = np.zeros(len(at))
+            step[a] = STEP * max(1.0, abs(at[a]))
+            up = objective.evaluator.derivatives(at + step)[1]
+            hessian[a] = (up - objective.evaluator.derivatives(at - step)[1]) / (2.0 * step[a])
+    values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
+    keep = values > 1e-7 * max(values.max(initial=0.0), 1e-300)
+    out: NDArray[np.float64] = (vectors[:, keep] * (2.0 / values[keep])) @ vectors[:, keep].T
+    return out
+
+
+def satterthwaite(
+    target: Targets, objective: Objective, theta: NDArray[np.float64], variance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Degrees of freedom (n,) of prediction variances; see the module's note."""
+    at = objective.to_conditioned(theta)
+    slopes = np.empty((len(at), len(variance)))
+    for a in range(len(at)):
+        step = np.zeros(len(at))
+        step[a] = STEP * max(1.0, abs(at[a]))
+        up = target.variance(objective, objective.to_user(at + step))
+        slopes[a] = (up - target.variance(objective, objective.to_user(at - step))) / (2.0 * step[a])
+    noise = np.einsum("an,ab,bn->n", slopes, theta_covariance(objective, theta), slopes)
+    noise += 2.0 * variance**2 / objective.evaluator.nu
+    with np.errstate(divide="ignore", invalid="ignore"):
+        df = np.where(noise > 0, 2.0 * variance**2 / noise, np.inf)
+    return df
+
+
+def predict_interval(
+    design: Design,
+    core: CoreFit,
+    newdata: Any = None,
+    *,
+    re_form: str | None = "all",
+    allow_new_levels: bool = False,
+    interval: Literal["confidence", "prediction"] = "confidence",
+    level: float = 0.95,
+    ddf: Literal["satterthwaite", "normal"] = "satterthwaite",
+    weights: ArrayLike | None = None,
+) -> pd.DataFrame:
+    """Predictions with standard errors and intervals; see `LmerResult.predict`."""
+    if interval not in INTERVALS:
+        raise ModelError(f"interval {interval!r} does not exist: use one of {', '.join(map(repr, INTERVALS))}")
+    if ddf not in DDF:
+        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, DDF))}")
+    if not 0.0 < level < 1.0:
+        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    fit = predict(design, core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
+    objective = core.objective()
+    target = targets(
+        design,
+        core,
+        newdata,
+        re_form=re_form,
+        allow_new_levels=allow_new_levels,
+        observation=interval == "prediction",
+        weights=weights,
+    )
+    variance = target.variance(objective, core.theta)
+    if ddf == "satterthwaite":
+        df = satterthwaite(target, objective, core.theta, variance)
+        quantile = stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level)
+    else:
+        df, quantile = np.full(len(fit), np.inf), np.full(len(fit), ndtri(0.5 + 0.5 * level))
+    error = np.sqrt(np.maximum(variance, 0.0))
+    estimate = fit.to_numpy()
+    index = row_index(design) if newdata is None else fit.index
+    columns = {"fit": estimate, "std_error": error, "df": df}
+    return pd.DataFrame(
+        {**columns, "lower": estimate - quantile * error, "upper": estimate + quantile * error}, index=index
+    )

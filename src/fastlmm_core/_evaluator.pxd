@@ -23,8 +23,8 @@ cdef class Evaluator:
     cdef const int64_t[::1] theta_group
     cdef const int64_t[::1] theta_row
     cdef const int64_t[::1] theta_col
-    cdef const double[:, ::1] dtd
-    cdef const double[:, ::1] zd_tail
+    cdef double[:, ::1] dtd
+    cdef double[:, ::1] zd_tail
     # state after `value`
     cdef double[::1] lam, lam_lifted, lead_m, logd, work
     cdef double[:, ::1] c_dense, y_dense, ld
@@ -57,3 +57,4 @@ cdef class Evaluator:
     cdef void tail_products(self) noexcept nogil
     cdef void project_information(self) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
+    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step, const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil

@@ -66,7 +66,7 @@ cdef class Evaluator:
     def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
         cdef Py_ssize_t l, m = tail.m, d = p + 1, nt
         cdef const double[:, :, ::1] a = arrays["a"]
-        cdef const double[:, ::1] zd = arrays["zd"]
+        cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column
         cdef const int64_t[::1] longs
         cdef const int32_t[::1] ints
         cdef const double[::1] doubles
@@ -81,7 +81,8 @@ cdef class Evaluator:
         self.group_l, self.group_lam, self.group_floor = arrays["group_l"], arrays["group_lam"], arrays["group_floor"]
         self.theta_group, self.theta_row = arrays["theta_group"], arrays["theta_row"]
         self.theta_col = arrays["theta_col"]
-        self.dtd, self.zd_tail = arrays["dtd"], arrays["zd_tail"]
+        self.dtd, self.zd_tail = np.array(arrays["dtd"]), np.array(arrays["zd_tail"])
+        self.arrays["zd"] = zd
         self.n_theta = nt = self.theta_group.shape[0]
         self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
         self.n_groups = self.group_l.shape[0]
@@ -135,6 +136,39 @@ cdef class Evaluator:
         return n1 * n1 + n1 * self.lead.d + 2 * l * l + n1 + 2 * l * n1 + l * l
 
     # ------------------------------------------------------------------ Python entry points
+
+    def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):
+        """Replace the response.
+
+        Parameters
+        ----------
+        lead : (q * l,)
+            Z'We of the leading factor, e the conditioned residual of the new response.
+        tail : (m,)
+            Z'We of the tail, in the plan's order.
+        xty : (p,)
+            Q'We.
+        constant : float
+            As in the constructor.
+        """
+        if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
+            raise ValueError("the response's cross-products do not belong to this model")
+        with nogil:
+            self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
+                                constant)
+
+    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
+                             const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
+        cdef Py_ssize_t i, p = self.p, d = p + 1
+        for i in range(self.lead.q * self.lead.l):
+            self.lead.zd[i * d + p] = lead[i * lead_step]
+        for i in range(self.tail.m):
+            self.zd_tail[p, i] = tail[i * tail_step]
+        for i in range(p):
+            self.dtd[p, i] = xty[i * xty_step]
+            self.dtd[i, p] = xty[i * xty_step]
+        self.constant = constant
+        self.current = False
 
     def value(self, const double[::1] theta):
         """The criterion at ``theta`` (n_theta,), in conditioned coordinates; inf where it overflows."""

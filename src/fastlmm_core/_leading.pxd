@@ -15,7 +15,7 @@ from libc.stdint cimport int32_t, int64_t
 cdef struct leading_t:
     Py_ssize_t q, l, m, d      # levels, columns, tail columns, dense columns (fixed effects and response)
     const double *a            # (q, l, l) diagonal blocks of Z'WZ
-    const double *zd           # (q * l, d) Z'W[X y]
+    double *zd                 # (q * l, d) Z'W[X y]
     const int64_t *ptr         # (q + 1)
     const int32_t *idx         # (nnz)
     const double *val          # (l * nnz) strips

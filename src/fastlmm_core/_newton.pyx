@@ -5,7 +5,8 @@ on a ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q
 the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an ordinary stationary
 point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
 
-Converged when an interior step promises less than `tol`; that last step is taken and kept unless the criterion rises.
+Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
+promises have been shrinking. That last step is taken and kept unless the criterion rises.
 The log has one row an evaluation. Cost beside the evaluations: an eigendecomposition of size n_theta each.
 """
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport NAN, fabs, sqrt
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 from scipy.linalg.cython_lapack cimport dsyev
 
@@ -27,6 +29,8 @@ cdef enum:
     FAILED_AT_START = 3
     INTERRUPTED = 4
 
+cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
+
 
 cdef class Newton:
     """Optimiser workspace for one evaluator.
@@ -36,7 +40,7 @@ cdef class Newton:
     evaluator : Evaluator
     max_evaluations : int
     tol : float
-        Predicted decrease of the criterion below which to stop.
+        Stop when the criterion is expected to be this near its minimum.
     """
 
     cdef readonly Evaluator evaluator
@@ -99,6 +103,53 @@ cdef class Newton:
             raise error
         return np.array(self.theta), self.value, status
 
+    def minimise_many(self, const double[:, ::1] lead, const double[:, ::1] tail, const double[:, ::1] xty,
+                      const double[::1] constants, const double[::1] start, double[:, ::1] theta, double[::1] value,
+                      double[:, ::1] beta, double[:, :, ::1] ld, int32_t[:, ::1] outcome):
+        """Minimise for k responses in turn, each from ``start``, without the GIL.
+
+        Parameters
+        ----------
+        lead, tail, xty : (q * l, k), (m, k), (p, k)
+            Cross-products of the conditioned responses, as in `Evaluator.set_response`.
+        constants : (k,)
+        start : (n_theta,)
+        theta, value, beta, ld, outcome : (k, n_theta), (k,), (k, p), (k, p + 1, p + 1), (k, 2)
+            Filled in: conditioned estimates, criterion, coefficients, the dense columns' lower factor (its upper
+            triangle is left alone), and (status, evaluations); a response that fails leaves NaN.
+        """
+        cdef Py_ssize_t k = constants.shape[0], i, j, c, p = self.evaluator.p, nt = self.evaluator.n_theta
+        cdef int status
+        cdef double at = 0.0
+        with nogil:
+            for i in range(k):
+                self.evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                                              &xty[0, i] if p else NULL, k, constants[i])
+                memcpy(&self.theta[0], &start[0], nt * sizeof(double))
+                self.n_evaluations = self.n_derivatives = 0
+                status = self.run(False, False)
+                if status != FAILED_AT_START and not self.evaluator.at(&self.theta[0]):
+                    if self.evaluator.c_value(&self.theta[0], &at) != 0:
+                        status = FAILED_AT_START
+                outcome[i, 0] = status
+                outcome[i, 1] = <int32_t>self.n_evaluations
+                if status == FAILED_AT_START:
+                    for j in range(nt):
+                        theta[i, j] = NAN
+                    value[i] = NAN
+                    for j in range(p):
+                        beta[i, j] = NAN
+                    continue
+                self.evaluator.solve_modes()
+                for j in range(nt):
+                    theta[i, j] = self.theta[j]
+                value[i] = self.evaluator.criterion
+                for j in range(p):
+                    beta[i, j] = self.evaluator.beta[j]
+                for j in range(p + 1):
+                    for c in range(j + 1):
+                        ld[i, j, c] = self.evaluator.ld[j, c]
+
     def log(self):
         """Arrays (theta, criterion, gradient norm, radius), one row an evaluation; the norm is NaN at rejected points."""
         k = self.n_evaluations
@@ -124,7 +175,8 @@ cdef class Newton:
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
         cdef Py_ssize_t nt = self.evaluator.n_theta, i
         cdef double radius = 1.0, value = 0.0, predicted, ratio, length, noise, norm
-        cdef bint last, bad, have = False
+        cdef double before, rate
+        cdef bint last, bad, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
         memcpy(&self.trial[0], &self.theta[0], nt * sizeof(double))
         predicted = 0.0
@@ -176,8 +228,14 @@ cdef class Newton:
                 radius = 0.25 * length
             if interruptible and self.interrupted(radius, norm, report):
                 return INTERRUPTED
-            predicted = self.solve(radius, &length, &last)
-            last = last and predicted <= self.tol
+            before = predicted if last_interior else 0.0
+            predicted = self.solve(radius, &length, &interior)
+            # average information converges linearly: what the step leaves is about predicted times its rate so far
+            rate = 1.0
+            if interior and before > 0.0:
+                rate = min(1.0, max(1e-3, predicted / before))
+            last = interior and (predicted <= self.tol or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+            last_interior = interior and ratio > 1e-4
             if radius < 1e-12:
                 status = NO_PROGRESS
                 break

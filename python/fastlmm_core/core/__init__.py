@@ -1,11 +1,14 @@
 """The array API: a mixed model from arrays, and each step of the fit on its own. Needs NumPy and SciPy only.
 
     terms -> cross_products -> plan -> Objective (evaluate at theta) -> fit (minimise, estimates)
+
+`Model` keeps all that does not depend on the response; `fit_many` fits thousands of responses with one design.
 """
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
-from fastlmm_core.core.fit import CoreFit, FitLog, fit
+from fastlmm_core.core.fit import CoreFit, FitLog
+from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
 from fastlmm_core.core.plan import Plan, plan
 from fastlmm_core.core.terms import Term
@@ -15,11 +18,14 @@ __all__ = [
     "CoreFit",
     "CrossProducts",
     "FitLog",
+    "ManyFits",
+    "Model",
     "Objective",
     "Plan",
     "Term",
     "cross_products",
     "fit",
+    "fit_many",
     "objective",
     "plan",
 ]

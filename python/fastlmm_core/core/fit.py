@@ -11,12 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
 from fastlmm_core.core.objective import Objective, blas_threads
-from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["CoreFit", "FitLog", "fit"]
+__all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
 
 Array = NDArray[np.float64]
 
@@ -136,57 +135,6 @@ def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple
     return tuple(out)
 
 
-def fit(
-    y: ArrayLike,
-    X: ArrayLike | None,
-    terms: Sequence[Term],
-    *,
-    weights: ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    reml: bool = True,
-    control: Control | None = None,
-    start: ArrayLike | None = None,
-    on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
-) -> CoreFit:
-    """Fit a linear mixed model given as arrays.
-
-    Parameters
-    ----------
-    y : (n,)
-        Response.
-    X : (n, p) or None
-        Fixed-effects columns, the intercept included if there is one.
-    terms : sequence of Term
-        Random-effects terms; those with the same codes share a grouping factor.
-    weights : (n,), optional
-        Positive; the residual variance of row i is sigma^2 / weights[i].
-    offset : (n,), optional
-        Known part of the mean.
-    reml : bool
-        REML, or maximum likelihood.
-    control : Control, optional
-    start : (n_theta,), optional
-        Where to start, as `CoreFit.theta`.
-    on_evaluation : callable, optional
-        Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
-
-    Returns
-    -------
-    CoreFit
-
-    Raises
-    ------
-    DataError, ModelError, MemoryLimitError
-        The input, the model, or the machine cannot support the fit.
-    NumericalError
-        The criterion cannot be evaluated at the start.
-    """
-    cross = cross_products(y, X, terms, weights=weights, offset=offset)
-    model = Objective(cross, reml, control)
-    theta, value, log, message = minimise(model, start, on_evaluation)
-    return estimates(model, theta, value, log, message, X, terms, offset)
-
-
 def minimise(
     model: Objective,
     start: ArrayLike | None = None,
@@ -209,15 +157,28 @@ def minimise(
         def report(k: int, theta: Array, value: float, norm: float, radius: float) -> None:
             on_evaluation(k, model.to_user(theta), value, norm, radius)
 
+    index = model.cross.theta_index
     with blas_threads(model.plan.threads):
         theta, value, status = newton.minimise(first, report)
         if status == 3:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
-        theta = canonical(theta, model.cross.theta_index)
-        theta, value = snap(model, theta, value)
-    thetas, values, norms, radii = newton.log()
-    log = FitLog(np.array([model.to_user(t) for t in thetas]), values, norms, radii)
+        rows = newton.log()
+        if start is None and vector_singular(canonical(theta, index), index):
+            # covariance matrices of lower rank can be local minima: look once more from a place of full rank
+            other, other_value, other_status = newton.minimise((index[:, 1] == index[:, 2]).astype(float), report)
+            rows = tuple(np.concatenate(pair) for pair in zip(rows, newton.log(), strict=True))
+            if other_status != 3 and other_value < value - 1e-9:
+                theta, value, status = other, other_value, other_status
+        theta, value = snap(model, canonical(theta, index), value)
+    log = FitLog(model.to_user(rows[0].T).T, *rows[1:])
     return theta, value, log, newton.messages[status]
+
+
+def vector_singular(theta: Array, index: NDArray[np.int64]) -> bool:
+    """Whether a factor with off-diagonal elements is singular."""
+    off = index[:, 1] != index[:, 2]
+    diagonal = ~off & np.isin(index[:, 0], index[off, 0])
+    return bool((theta[diagonal] < SINGULAR).any())
 
 
 def canonical(theta: Array, index: NDArray[np.int64]) -> Array:
@@ -240,34 +201,23 @@ def snap(model: Objective, theta: Array, value: float) -> tuple[Array, float]:
     return theta, value
 
 
-def estimates(
-    model: Objective,
-    theta: Array,
-    value: float,
-    log: FitLog,
-    message: str,
-    X: ArrayLike | None,
-    terms: Sequence[Term],
-    offset: ArrayLike | None,
-) -> CoreFit:
+def estimates(model: Objective, theta: Array, log: FitLog, message: str, design: DesignProducts) -> CoreFit:
     """The fit at conditioned ``theta``, in the user's units."""
-    cross = model.cross
+    cross, terms = model.cross, design.terms
     c = cross.conditioning
     with blas_threads(model.plan.threads):
         gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
     rank, p = c.rank, c.n_columns
-    residual_ss = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale
-    sigma = float(np.sqrt(residual_ss / model.evaluator.nu))
+    sigma = float(ld[-1, -1] * c.y_scale * np.sqrt(c.weight_scale / model.evaluator.nu))
     beta, cov_beta = np.full(p, np.nan), np.full((p, p), np.nan)
-    rxx = c.r[:rank, :rank]
-    beta[c.keep] = c.shift + np.linalg.solve(rxx, c.r[:rank, -1] + c.y_scale * gamma)
-    # X'V^-1 X = weight_scale R'(L L')R, so its inverse is H H' / weight_scale with H = (L'R)^-1, upper triangular
-    half = np.linalg.inv(ld[:rank, :rank].T @ rxx)
-    cov_beta[np.ix_(c.keep, c.keep)] = sigma**2 / c.weight_scale * (half @ half.T)
+    beta[c.keep] = c.shift + design.inverse @ (c.r[:rank, -1] + c.y_scale * gamma)
+    # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
+    half = design.inverse @ np.linalg.inv(ld[:rank, :rank].T)
+    cov_beta[c.keep[:, None], c.keep] = sigma**2 / c.weight_scale * (half @ half.T)
 
     by_group = [b_lead]
-    for group, offset_ in zip(cross.groups[1:], model.plan.offsets, strict=True):
-        by_group.append(b_tail[offset_[:, None] + np.arange(group.n_columns)])
+    for group, offset in zip(cross.groups[1:], model.plan.offsets, strict=True):
+        by_group.append(b_tail[offset[:, None] + np.arange(group.n_columns)])
     b: list[Array] = [np.empty(0)] * len(terms)
     for group, modes in zip(cross.groups, by_group, strict=True):
         for k, o in zip(group.terms, group.offsets, strict=True):
@@ -277,9 +227,9 @@ def estimates(
     factors, at = [], 0
     for term in terms:
         factor = np.zeros((term.n_columns, term.n_columns))
-        for i, j in term.index():
-            factor[i, j] = user[at]
-            at += 1
+        rows, columns = zip(*term.index(), strict=True)
+        factor[rows, columns] = user[at : at + term.n_theta]
+        at += term.n_theta
         factors.append(factor)
     diagonal = cross.theta_index[:, 1] == cross.theta_index[:, 2]
     return CoreFit(
@@ -294,7 +244,7 @@ def estimates(
         rank=rank,
         is_singular=bool((theta[diagonal] < SINGULAR).any()),
         b=tuple(b),
-        fitted=fitted_values(beta, b, X, terms, offset, cross.n),
+        fitted=fitted_values(beta, b, design),
         log=log,
         converged=message == Newton.messages[0],
         message=message,
@@ -303,14 +253,12 @@ def estimates(
     )
 
 
-def fitted_values(
-    beta: Array, b: Sequence[Array], X: ArrayLike | None, terms: Sequence[Term], offset: ArrayLike | None, n: int
-) -> Array:
+def fitted_values(beta: Array, b: Sequence[Array], design: DesignProducts) -> Array:
     """X beta + Z b + offset, (n,)."""
-    out = np.zeros(n) if offset is None else np.array(offset, dtype=np.float64)
-    if X is not None:
-        out += np.ascontiguousarray(X, dtype=np.float64) @ np.nan_to_num(beta)
-    for term, modes in zip(terms, b, strict=True):
+    out = design.X @ np.nan_to_num(beta)
+    if design.offset is not None:
+        out += design.offset
+    for term, modes in zip(design.terms, b, strict=True):
         rows = modes[term.codes]
         out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
     return out

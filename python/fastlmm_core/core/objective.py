@@ -48,8 +48,6 @@ class Objective:
     Attributes
     ----------
     n_theta : int
-    start : (n_theta,)
-        Where a fit begins, see `moment_start`.
 
     Notes
     -----
@@ -63,10 +61,24 @@ class Objective:
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
         self.n_theta = len(cross.theta_index)
-        self.start: Array = self.to_user(moment_start(cross))
+
+    @property
+    def start(self) -> Array:
+        """Where a fit begins (n_theta,), see `moment_start`."""
+        return self.to_user(moment_start(self.cross))
+
+    def set_response(self, cross: CrossProducts) -> None:
+        """Replace the response; ``cross`` must come from the same design."""
+        p = cross.conditioning.rank
+        tail = np.empty(self.evaluator.tail.m)
+        for group, offset, dense in zip(cross.groups[1:], self.plan.offsets, cross.dense[1:], strict=True):
+            tail[(offset[:, None] + np.arange(group.n_columns)).ravel()] = dense[:, -1]
+        constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
+        self.evaluator.set_response(cross.dense[0][:, -1].copy(), tail, cross.dtd[:p, -1].copy(), constant)
+        self.cross = cross
 
     def to_user(self, conditioned: Array) -> Array:
-        """The user's theta for conditioned ones."""
+        """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
         return np.linalg.solve(self.cross.to_conditioned, conditioned)
 
     def to_conditioned(self, theta: ArrayLike) -> Array:

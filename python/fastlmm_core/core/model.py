@@ -1,0 +1,299 @@
+"""One design, any number of responses: everything that does not depend on y is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core._newton import Newton
+from fastlmm_core.core.conditioning import Conditioning
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.fit import CoreFit, estimates, minimise
+from fastlmm_core.core.objective import Objective, blas_threads
+from fastlmm_core.core.plan import Plan, plan
+from fastlmm_core.core.terms import Term, as_floats
+from fastlmm_core.errors import DataError
+
+__all__ = ["ManyFits", "Model", "fit", "fit_many"]
+
+Array = NDArray[np.float64]
+
+BATCH = 256
+"""Responses conditioned at a time."""
+
+
+@dataclass(frozen=True)
+class ManyFits:
+    """Estimates of k responses with one design, in the user's units.
+
+    Attributes
+    ----------
+    theta : (k, n_theta)
+    beta, se : (k, p)
+        Fixed effects and their standard errors; NaN in columns set aside.
+    sigma, criterion : (k,)
+    converged : (k,) bool
+    n_evaluations : (k,) int32
+    """
+
+    theta: Array
+    beta: Array
+    se: Array
+    sigma: Array
+    criterion: Array
+    converged: NDArray[np.bool_]
+    n_evaluations: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+
+class Model:
+    """A linear mixed model without its response.
+
+    Parameters
+    ----------
+    X : (n, p) or None
+        Fixed-effects columns, the intercept included if there is one.
+    terms : sequence of Term
+        Random-effects terms; those with the same codes share a grouping factor.
+    weights : (n,), optional
+        Positive; the residual variance of row i is sigma^2 / weights[i].
+    offset : (n,), optional
+        Known part of the mean.
+    reml : bool
+        REML, or maximum likelihood.
+    control : Control, optional
+
+    Raises
+    ------
+    DataError, ModelError
+        The input cannot support a model.
+
+    Notes
+    -----
+    A model owns one workspace: call it from one thread at a time. `fit_many` makes a workspace for each of its threads.
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike | None,
+        terms: Sequence[Term],
+        *,
+        weights: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+        reml: bool = True,
+        control: Control | None = None,
+    ) -> None:
+        self.products = DesignProducts(X, terms, weights=weights, offset=offset)
+        self.reml = reml
+        self.control = Control() if control is None else control
+        self._objective: Objective | None = None
+
+    def objective(self, y: ArrayLike) -> Objective:
+        """The criterion with response ``y`` (n,). It shares this model's workspace until the next call."""
+        cross = self.products.cross(y)
+        if self._objective is None:
+            self._objective = Objective(cross, self.reml, self.control)
+        else:
+            self._objective.set_response(cross)
+        return self._objective
+
+    def fit(
+        self,
+        y: ArrayLike,
+        *,
+        start: ArrayLike | None = None,
+        on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
+    ) -> CoreFit:
+        """Fit the model to a response.
+
+        Parameters
+        ----------
+        y : (n,)
+        start : (n_theta,), optional
+            Where to start, as `CoreFit.theta`; moment estimates when left out.
+        on_evaluation : callable, optional
+            Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
+
+        Raises
+        ------
+        DataError, ModelError, MemoryLimitError
+            The response, the model, or the machine cannot support the fit.
+        NumericalError
+            The criterion cannot be evaluated at the start.
+        """
+        model = self.objective(y)
+        theta, value, log, message = minimise(model, start, on_evaluation)
+        return estimates(model, theta, log, message, self.products)
+
+    def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:
+        """Fit the model to each row of ``Y``.
+
+        Parameters
+        ----------
+        Y : (k, n)
+            Responses.
+        start : (n_theta,), optional
+            Where every fit starts; the moment estimates of the first response when left out.
+        threads : int, optional
+            Fits that run side by side; `Control.threads` when left out. The results do not depend on it.
+
+        Returns
+        -------
+        ManyFits
+        """
+        responses = as_floats(Y, "Y")
+        products = self.products
+        if responses.ndim != 2 or responses.shape[1] != products.n:
+            raise DataError(f"Y has shape {np.shape(Y)}, but each response needs {products.n} values")
+        if products.offset is not None:
+            responses = responses - products.offset
+        k = len(responses)
+        workers = max(1, min(self.control.n_threads if threads is None else threads, k))
+        first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
+        theta0 = first.to_conditioned(first.start if start is None else start)
+        single = Control(
+            self.control.engine, self.control.max_evaluations, self.control.tol, 1, self.control.memory_limit
+        )
+        out = ManyFits(
+            np.empty((k, first.n_theta)),
+            np.full((k, products.X.shape[1]), np.nan),
+            np.full((k, products.X.shape[1]), np.nan),
+            np.empty(k),
+            np.empty(k),
+            np.empty(k, bool),
+            np.empty(k, np.int32),
+        )
+        cuts = np.linspace(0, k, workers + 1).astype(int)
+
+        def work(part: slice) -> None:
+            worker = plan(first.cross, single)
+            newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
+            for s in range(part.start, part.stop, BATCH):
+                rows = slice(s, min(s + BATCH, part.stop))
+                fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
+
+        parts = [slice(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        with blas_threads(1):
+            if workers == 1:
+                work(parts[0])
+            else:
+                with ThreadPoolExecutor(workers) as pool:
+                    list(pool.map(work, parts))
+        return out
+
+
+def fit_batch(
+    products: DesignProducts, worker: Plan, newton: Newton, Y: Array, start: Array, rows: slice, out: ManyFits
+) -> None:
+    """Fit some responses (k, n) and write their estimates into rows of ``out``."""
+    found = products.responses(np.ascontiguousarray(Y.T))
+    k, p, nt = len(Y), products.rank, len(start)
+    theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
+    ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
+    nu = newton.evaluator.nu
+    base = unit_constant(products, nu, newton.evaluator.reml)
+    tail = tail_columns(worker, found)
+    constants = base + 2.0 * nu * np.log(found.norms)
+    newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
+    index = products.theta_index
+    for a in np.flatnonzero(index[:, 1] == index[:, 2]):  # canonical signs, as in `fit`
+        column = (index[:, 0] == index[a, 0]) & (index[:, 2] == index[a, 2])
+        theta[:, column] *= np.where(theta[:, a] < 0, -1.0, 1.0)[:, None]
+    out.theta[rows] = np.linalg.solve(products.to_conditioned, theta.T).T
+    out.criterion[rows] = value
+    sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
+    out.sigma[rows] = sigma
+    beta = found.shift + products.inverse @ (found.coefficients + found.norms * gamma.T)
+    half = products.inverse @ np.linalg.inv(ld[:, :p, :p]).transpose(0, 2, 1)
+    se = np.sqrt(np.square(half).sum(axis=2)) * (sigma / np.sqrt(products.weight_scale))[:, None]
+    out.beta[rows][:, products.keep] = beta.T
+    out.se[rows][:, products.keep] = se
+    out.converged[rows] = outcome[:, 0] == 0
+    out.n_evaluations[rows] = outcome[:, 1]
+
+
+def unit_constant(products: DesignProducts, nu: float, reml: bool) -> float:
+    """`Conditioning.constant` of a response whose residual has norm one."""
+    p = products.rank
+    r = np.eye(p + 1)
+    r[:p, :p] = products.r
+    return Conditioning(
+        products.keep, r, products.X.shape[1], products.weight_scale, products.log_weights, np.zeros(p)
+    ).constant(nu, reml)
+
+
+def tail_columns(worker: Plan, found: Responses) -> Array:
+    """Z'We of the tail (m, k) in the plan's order."""
+    groups = worker.cross.groups[1:]
+    out = np.empty((sum(group.size for group in groups), len(found.norms)))
+    for group, offset, dense in zip(groups, worker.offsets, found.dense[1:], strict=True):
+        out[(offset[:, None] + np.arange(group.n_columns)).ravel()] = dense
+    return out
+
+
+def fit(
+    y: ArrayLike,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    *,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    start: ArrayLike | None = None,
+    on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
+) -> CoreFit:
+    """Fit a linear mixed model given as arrays.
+
+    Parameters
+    ----------
+    y : (n,)
+        Response.
+    X, terms, weights, offset, reml, control
+        As in `Model`.
+    start, on_evaluation
+        As in `Model.fit`.
+
+    Returns
+    -------
+    CoreFit
+
+    Raises
+    ------
+    DataError, ModelError, MemoryLimitError, NumericalError
+        As `Model` and `Model.fit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastlmm_core.core import Term, fit
+    >>> y = np.array([1.0, 1.2, 2.9, 3.1, 5.2, 4.9])
+    >>> result = fit(y, np.ones((6, 1)), [Term([0, 0, 1, 1, 2, 2])])
+    >>> result.beta.round(2)
+    array([3.05])
+    """
+    model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
+    return model.fit(y, start=start, on_evaluation=on_evaluation)
+
+
+def fit_many(
+    Y: ArrayLike,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    *,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    start: ArrayLike | None = None,
+) -> ManyFits:
+    """Fit one design to each row of ``Y`` (k, n); parameters as in `fit`."""
+    model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
+    return model.fit_many(Y, start=start)

@@ -195,7 +195,7 @@ cdef class Newton:
                     return FAILED_AT_START
                 ratio = 1.0
             else:
-                noise = 1e-13 * (fabs(self.value) + self.evaluator.nu)
+                noise = 1e-12 * (fabs(self.value) + self.evaluator.nu)
                 if bad:
                     ratio = -1.0
                 elif predicted <= noise:

@@ -174,7 +174,7 @@ cdef class Newton:
 
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
         cdef Py_ssize_t nt = self.evaluator.n_theta, i
-        cdef double radius = 1.0, value = 0.0, predicted, ratio, length, noise, norm
+        cdef double radius = 1.0, value = 0.0, noise = 0.0, predicted, ratio, length, norm
         cdef double before, rate
         cdef bint last, bad, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
@@ -195,7 +195,6 @@ cdef class Newton:
                     return FAILED_AT_START
                 ratio = 1.0
             else:
-                noise = 1e-12 * (fabs(self.value) + self.evaluator.nu)
                 if bad:
                     ratio = -1.0
                 elif predicted <= noise:
@@ -212,6 +211,7 @@ cdef class Newton:
             if ratio > 1e-4:
                 self.accept(value)
                 have = True
+                noise = 1e-12 * (fabs(value - self.evaluator.constant) + self.evaluator.nu)  # whatever the units of y
                 if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
                 self.n_derivatives += 1
@@ -234,7 +234,9 @@ cdef class Newton:
             rate = 1.0
             if interior and before > 0.0:
                 rate = min(1.0, max(1e-3, predicted / before))
-            last = interior and (predicted <= self.tol or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+            # below the criterion's own rounding error no evaluation can confirm a step
+            last = interior and (predicted <= max(self.tol, noise)
+                                 or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
             last_interior = interior and ratio > 1e-4
             if radius < 1e-12:
                 status = NO_PROGRESS

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import block_diag
 
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
-from fastlmm_core.core.terms import Group, Term, check_design, check_response, group_terms, theta_index
+from fastlmm_core.core.terms import Group, Term, check_design, check_response, group_terms
+from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError
 
 __all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
@@ -47,10 +47,7 @@ class CrossProducts:
     conditioning : Conditioning
     transforms : tuple of (l, l) arrays
         T of each term.
-    theta_index : (n_theta, 3) int64
-        Group, row and column of each parameter.
-    to_conditioned : (n_theta, n_theta)
-        Maps the user's theta to the conditioned one.
+    theta_map : ThetaMap
     """
 
     n: int
@@ -61,8 +58,17 @@ class CrossProducts:
     dtd: Array
     conditioning: Conditioning
     transforms: tuple[Array, ...]
-    theta_index: NDArray[np.int64]
-    to_conditioned: Array
+    theta_map: ThetaMap
+
+    @property
+    def theta_index(self) -> NDArray[np.int64]:
+        """(n_theta, 3) group, row and column of each parameter."""
+        return self.theta_map.index
+
+    @property
+    def to_conditioned(self) -> Array:
+        """(n_theta, n_theta) maps the user's theta to the conditioned one."""
+        return self.theta_map.to_conditioned
 
 
 @dataclass(frozen=True)
@@ -134,8 +140,7 @@ class DesignProducts:
         )
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
         self.columns = [group_columns(group, terms, self.transforms, self.n) for group in self.groups]
-        self.theta_index = theta_index(terms, self.groups)
-        self.to_conditioned = theta_map(terms, self.transforms, self.weight_scale)
+        self.theta_map = theta_map(terms, self.groups, self.transforms, self.weight_scale)
         self._kept_q: Array | None = None
         if self.n * self.rank <= KEEP_COLUMNS:
             self._kept_q = self.X[:, self.keep] @ self.inverse
@@ -245,8 +250,7 @@ class DesignProducts:
                 self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, found.shift[:, k].copy()
             ),
             self.transforms,
-            self.theta_index,
-            self.to_conditioned,
+            self.theta_map,
         )
 
     def cross(self, y: ArrayLike) -> CrossProducts:
@@ -302,15 +306,3 @@ def group_columns(group: Group, terms: Sequence[Term], transforms: Sequence[Arra
         else:
             np.matmul(z, transforms[k], out=out[:, o : o + z.shape[1]])
     return out
-
-
-def theta_map(terms: Sequence[Term], transforms: Sequence[Array], weight_scale: float) -> Array:
-    """The matrix that takes the user's theta to the conditioned one: column c of L becomes T^-1 L[:, c]."""
-    parts = []
-    for term, t in zip(terms, transforms, strict=True):
-        inverse = np.linalg.inv(t.T).T * np.sqrt(weight_scale)  # upper triangular: no pivoting
-        if term.cov == "diag":
-            parts.append(np.diag(np.diag(inverse)))
-        else:
-            parts.extend(inverse[c:, c:] for c in range(len(t)))
-    return np.asarray(block_diag(*parts))

@@ -13,14 +13,12 @@ from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
 from fastlmm_core.core.objective import Objective, blas_threads
+from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
 
 Array = NDArray[np.float64]
-
-SINGULAR = 1e-4
-"""A diagonal element of a (conditioned) relative factor below this makes a fit singular; lme4's tolerance."""
 
 
 @dataclass(frozen=True)
@@ -157,42 +155,27 @@ def minimise(
         def report(k: int, theta: Array, value: float, norm: float, radius: float) -> None:
             on_evaluation(k, model.to_user(theta), value, norm, radius)
 
-    index = model.cross.theta_index
+    parameters = model.cross.theta_map
     with blas_threads(model.plan.threads):
         theta, value, status = newton.minimise(first, report)
         if status == 3:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
         rows = newton.log()
-        if start is None and vector_singular(canonical(theta, index), index):
+        theta = parameters.canonical(theta)
+        if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-            other, other_value, other_status = newton.minimise((index[:, 1] == index[:, 2]).astype(float), report)
+            other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
             rows = tuple(np.concatenate(pair) for pair in zip(rows, newton.log(), strict=True))
             if other_status != 3 and other_value < value - 1e-9:
-                theta, value, status = other, other_value, other_status
-        theta, value = snap(model, canonical(theta, index), value)
+                theta, value, status = parameters.canonical(other), other_value, other_status
+        theta, value = snap(model, theta, value)
     log = FitLog(model.to_user(rows[0].T).T, *rows[1:])
     return theta, value, log, newton.messages[status]
 
 
-def vector_singular(theta: Array, index: NDArray[np.int64]) -> bool:
-    """Whether a factor with off-diagonal elements is singular."""
-    off = index[:, 1] != index[:, 2]
-    diagonal = ~off & np.isin(index[:, 0], index[off, 0])
-    return bool((theta[diagonal] < SINGULAR).any())
-
-
-def canonical(theta: Array, index: NDArray[np.int64]) -> Array:
-    """Flip columns of the factors so that diagonals are not negative; the covariance is unchanged."""
-    out = theta.copy()
-    for a in np.flatnonzero((index[:, 1] == index[:, 2]) & (theta < 0)):
-        out[(index[:, 0] == index[a, 0]) & (index[:, 2] == index[a, 2])] *= -1.0
-    return out
-
-
 def snap(model: Objective, theta: Array, value: float) -> tuple[Array, float]:
     """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
-    index = model.cross.theta_index
-    for a in np.flatnonzero((index[:, 1] == index[:, 2]) & (np.abs(theta) < SINGULAR) & (theta != 0)):
+    for a in np.flatnonzero(model.cross.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
         trial = theta.copy()
         trial[a] = 0.0
         at_zero = model.evaluator.value(trial)
@@ -231,7 +214,6 @@ def estimates(model: Objective, theta: Array, log: FitLog, message: str, design:
         factor[rows, columns] = user[at : at + term.n_theta]
         at += term.n_theta
         factors.append(factor)
-    diagonal = cross.theta_index[:, 1] == cross.theta_index[:, 2]
     return CoreFit(
         theta=user,
         L=tuple(factors),
@@ -242,7 +224,7 @@ def estimates(model: Objective, theta: Array, log: FitLog, message: str, design:
         reml=model.reml,
         n=cross.n,
         rank=rank,
-        is_singular=bool((theta[diagonal] < SINGULAR).any()),
+        is_singular=cross.theta_map.is_singular(theta),
         b=tuple(b),
         fitted=fitted_values(beta, b, design),
         log=log,

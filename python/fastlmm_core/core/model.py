@@ -202,11 +202,7 @@ def fit_batch(
     tail = tail_columns(worker, found)
     constants = base + 2.0 * nu * np.log(found.norms)
     newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
-    index = products.theta_index
-    for a in np.flatnonzero(index[:, 1] == index[:, 2]):  # canonical signs, as in `fit`
-        column = (index[:, 0] == index[a, 0]) & (index[:, 2] == index[a, 2])
-        theta[:, column] *= np.where(theta[:, a] < 0, -1.0, 1.0)[:, None]
-    out.theta[rows] = np.linalg.solve(products.to_conditioned, theta.T).T
+    out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
     out.sigma[rows] = sigma

@@ -79,7 +79,7 @@ class Objective:
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
-        return np.linalg.solve(self.cross.to_conditioned, conditioned)
+        return self.cross.theta_map.to_user @ conditioned
 
     def to_conditioned(self, theta: ArrayLike) -> Array:
         """Conditioned theta for the user's.

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
 
-__all__ = ["Group", "Term", "check_design", "check_response", "group_terms", "theta_index"]
+__all__ = ["Group", "Term", "as_floats", "check_design", "check_response", "group_terms"]
 
 COVARIANCES = ("us", "diag")
 
@@ -121,13 +121,6 @@ def group_terms(terms: Sequence[Term]) -> tuple[Group, ...]:
         assert levels is not None
         groups.append(Group(tuple(member), tuple(int(o) for o in offsets[:-1]), levels, int(offsets[-1])))
     return tuple(sorted(groups, key=lambda g: -g.size))
-
-
-def theta_index(terms: Sequence[Term], groups: Sequence[Group]) -> NDArray[np.int64]:
-    """(n_theta, 3) group, row and column of each parameter, in the order of the terms."""
-    place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
-    rows = [(place[k][0], place[k][1] + i, place[k][1] + j) for k, term in enumerate(terms) for i, j in term.index()]
-    return np.array(rows, np.int64)
 
 
 def check_finite(values: NDArray[np.float64], name: str) -> None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
         RankWarning,
     )
     from fastlmm_core.formula import build_design, parse_formula
-    from fastlmm_core.results import LmerResult, lmer
+    from fastlmm_core.inference.comparison import compare
+    from fastlmm_core.inference.diagnostics import is_singular
+    from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
 
@@ -41,7 +44,9 @@ __all__ = [
     "RankWarning",
     "__version__",
     "build_design",
+    "compare",
     "dataset_names",
+    "is_singular",
     "lmer",
     "load_dataset",
     "parse_formula",
@@ -61,14 +66,16 @@ _LAZY = {
     "NumericalError": "errors",
     "RankWarning": "errors",
     "build_design": "formula",
+    "compare": "inference.comparison",
     "dataset_names": "datasets",
+    "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
     "parse_formula": "formula",
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "formula", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The inverse of the mixed-model equations, as far as it is asked for: the joint covariance of beta-hat and b-hat - b.
 
-With H = Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda' (finite at a singular Lambda), N = H Z'WX and G = (X'V^-1X)^-1 = (L_X L_X')^-1:
+With H = Lambda (Lambda'Z'WZ Lambda + I)^-1 Lambda' (finite at a singular Lambda), N = H Z'WX and
+G = (X'V^-1X)^-1 = (L_X L_X')^-1:
 
     Cov(beta-hat)           = sigma^2 G                     Cov(b-hat - b) = sigma^2 (H + N G N')
     Cov(beta-hat, b-hat - b) = -sigma^2 G N'                  (Henderson 1975; Robinson 1991, section 7.5)
@@ -154,7 +155,7 @@ class JointInverse:
         return solve_triangular(self.l_x, self.g(rows).T, lower=True).T
 
     def random_forms(self, rows: RowSet) -> Array:
-        """z'Hz of each row, (n,): the variance of z'b at known beta, over sigma^2."""
+        """Forms z'Hz of the rows, (n,): the variance of z'b at known beta, over sigma^2."""
         n, plan, evaluator = len(rows), self.objective.plan, self.objective.evaluator
         groups = self.objective.cross.groups
         with blas_threads(plan.threads):
@@ -181,7 +182,7 @@ class JointInverse:
         return out
 
     def solved_forms(self, rows: RowSet) -> Array:
-        """z'Hz by a solve for each distinct row."""
+        """Forms z'Hz by a solve for each distinct row."""
         stacked = np.column_stack([*rows.codes, *rows.z])
         _, first, inverse = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
         values = np.empty(len(first))
@@ -193,7 +194,7 @@ class JointInverse:
         return values[inverse.ravel()]
 
     def functionals(self, rows: RowSet) -> tuple[Array, Array]:
-        """z of each row as dense vectors over the leading factor (n, q l) and the tail (n, m)."""
+        """Vectors z of the rows, as dense vectors over the leading factor (n, q l) and the tail (n, m)."""
         plan, groups = self.objective.plan, self.objective.cross.groups
         at = np.arange(len(rows))
         lead = np.zeros((len(rows), groups[0].size))

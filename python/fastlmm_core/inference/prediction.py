@@ -99,7 +99,7 @@ def targets(
     masks = included_columns(design, re_form)
     wanted = [k for k, mask in enumerate(masks) if mask.any()]
     if newdata is None:
-        X, parts = design.X, [(np.asarray(t.codes), t.z) for t in design.random]
+        X, parts = design.X, [(np.asarray(t.codes, np.int64), t.z) for t in design.random]
     else:
         others = [k for k in range(len(masks)) if k not in wanted] if observation else []
         new = design.rebuild(newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels)

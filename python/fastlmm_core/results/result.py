@@ -6,8 +6,8 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastlmm_core.results import coefficients, export, fitting, marginal, predict, ranef, summary, var_corr
-from fastlmm_core.results.fitted_model import FittedModel
+from fastlmm_core.results import export, fitting, marginal, ranef, summary, var_corr
+from fastlmm_core.results.diagnostic_methods import DiagnosticMethods
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(FittedModel):
+class LmerResult(DiagnosticMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,
@@ -50,25 +50,6 @@ class LmerResult(FittedModel):
     Subject.Days              0.2309
     dtype: float64
     """
-
-    def cov_params(self) -> pd.DataFrame:
-        """Covariance of `params`: σ² (Xᵀ V⁻¹ X)⁻¹, at the estimated θ.
-
-        Returns
-        -------
-        DataFrame (p, p)
-            Rows and columns named as `params`; NaN for a dropped column.
-
-        Examples
-        --------
-        >>> from fastlmm_core import lmer, load_dataset
-        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
-        >>> fit.cov_params().round(2)
-                   Intercept  Days
-        Intercept      46.57 -1.45
-        Days           -1.45  2.39
-        """
-        return coefficients.cov_params(self.design, self.core)
 
     def var_corr(self) -> VarCorr:
         """Standard deviations and correlations of the random effects; `.to_frame()` is the long table.
@@ -154,48 +135,6 @@ class LmerResult(FittedModel):
         309         211.01   1.85
         """
         return ranef.coef(self.design, self.core)
-
-    def predict(self, newdata: Any = None, *, re_form: str | None = "all", allow_new_levels: bool = False) -> pd.Series:
-        """Predicted response.
-
-        Parameters
-        ----------
-        newdata : table, optional
-            Rows to predict, with the formula's columns except the response; by default the rows of the fit.
-        re_form : str or None
-            "all" random effects, None for none of them (the population's mean), or the random terms to include:
-            ``"(1 | g)"``, a part of the model's own.
-        allow_new_levels : bool
-            A level that the fit has not seen gets random effects of zero; otherwise it is an error.
-
-        Returns
-        -------
-        Series
-            With newdata's index (row positions where it has none). Offsets are evaluated in newdata.
-
-        Raises
-        ------
-        DataError
-            A missing column or value, a new level of a grouping factor (unless allowed) or of a fixed effect.
-        ModelError
-            `re_form` names a random term that the model does not have.
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> from fastlmm_core import lmer, load_dataset
-        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
-        >>> new = pd.DataFrame({"Days": [0, 10], "Subject": ["308", "308"]})
-        >>> fit.predict(new).round(2)
-        0    253.66
-        1    450.33
-        dtype: float64
-        >>> fit.predict(new, re_form=None).round(2)
-        0    251.41
-        1    356.08
-        dtype: float64
-        """
-        return predict.predict(self.design, self.core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
 
     def refit(self, new_y: Any) -> LmerResult:
         """The same model fitted to another response.

@@ -1,0 +1,158 @@
+"""How well a model does, and how several compare: information criteria, R2, intraclass correlations."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.formula import Design
+    from fastlmm_core.results.fitted_model import FittedModel
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["aicc", "compare", "icc", "r2", "variance_shares"]
+
+
+def aicc(fit: FittedModel) -> float:
+    """AIC with the small-sample term 2k(k + 1)/(n - k - 1) (Hurvich & Tsai 1989); infinite where n <= k + 1."""
+    k, n = fit.df_model, fit.nobs
+    return fit.aic + 2.0 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf")
+
+
+def variance_shares(design: Design, core: CoreFit) -> tuple[float, pd.Series, float]:
+    """Variances of the fixed part, of each random term, and of the residual, for an observation of these data.
+
+    Returns
+    -------
+    fixed : float
+        Sample variance of X beta (denominator n - 1).
+    random : Series
+        By term: mean over the rows of z'Cov(b)z, which is a term's variance where it is an intercept (Johnson 2014).
+    residual : float
+        sigma^2, times the mean of 1/w where there are weights.
+    """
+    fixed = float(np.var(design.X @ np.nan_to_num(core.beta), ddof=1)) if core.rank else 0.0
+    random = {}
+    for term, L in zip(design.random, core.L, strict=True):
+        if term.z is None:
+            share = float(L[0, 0] ** 2)
+        else:
+            share = float(np.sum((term.z.T @ term.z / len(term.z)) * (L @ L.T)))
+        random[term.grp] = core.sigma**2 * share
+    residual = core.sigma**2 * (1.0 if design.weights is None else float(np.mean(1.0 / design.weights)))
+    return fixed, pd.Series(random, dtype=float), residual
+
+
+def r2(design: Design, core: CoreFit) -> pd.Series:
+    """Marginal and conditional R2; see `LmerResult.r2`."""
+    fixed, random, residual = variance_shares(design, core)
+    total = fixed + random.sum() + residual
+    return pd.Series({"marginal": fixed / total, "conditional": (fixed + random.sum()) / total})
+
+
+def icc(design: Design, core: CoreFit) -> pd.Series:
+    """Intraclass correlations; see `LmerResult.icc`."""
+    fixed, random, residual = variance_shares(design, core)
+    within = random.sum() + residual
+    return pd.Series(
+        {"adjusted": random.sum() / within, "conditional": random.sum() / (fixed + within), **random / within}
+    )
+
+
+def compare(*fits: LmerResult, refit: bool = True) -> pd.DataFrame:
+    """Models of one response side by side.
+
+    Parameters
+    ----------
+    *fits : LmerResult
+        On the same rows with the same response and weights.
+    refit : bool
+        Refit REML fits by maximum likelihood where their fixed parts differ (their criteria are not comparable); a
+        warning says so once. Otherwise such a comparison is refused.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, best AIC first, indexed by its formula: method, df, llf, aic, aicc, bic, delta_aic, weight
+        (Akaike's), r2_marginal, r2_conditional, sigma, is_singular.
+
+    Raises
+    ------
+    DataError
+        Different rows, responses or weights.
+    ModelError
+        No model, REML beside ML fits, or REML fits of different fixed parts with ``refit=False``.
+
+    Examples
+    --------
+    >>> from fastlmm_core import compare, lmer, load_dataset
+    >>> data = load_dataset("sleepstudy")
+    >>> full = lmer("Reaction ~ Days + (Days | Subject)", data, reml=False)
+    >>> less = lmer("Reaction ~ Days + (1 | Subject)", data, reml=False)
+    >>> compare(less, full)[["df", "aic", "delta_aic", "weight"]].round(2)
+                                        df      aic  delta_aic  weight
+    Reaction ~ Days + (Days | Subject)   6  1763.94       0.00     1.0
+    Reaction ~ Days + (1 | Subject)      4  1802.08      38.14     0.0
+    """
+    if not fits:
+        raise ModelError("compare needs at least one model")
+    first = fits[0].design
+    for fit in fits[1:]:
+        _same_data(first, fit.design)
+    same_fixed = all(_same_columns(first.X, fit.design.X) for fit in fits[1:])
+    methods = {fit.reml for fit in fits}
+    if True in methods and (len(methods) > 1 or not same_fixed):
+        if not refit:
+            raise ModelError(
+                "REML fits compare only with REML fits of the same fixed part: fit with reml=False, or allow refit=True"
+            )
+        warnings.warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning, stacklevel=2)
+        fits = tuple(fit.refit_ml() for fit in fits)
+    rows = []
+    for fit in fits:
+        explained = r2(fit.design, fit.core)
+        rows.append(
+            {
+                "method": "REML" if fit.reml else "ML",
+                "df": fit.df_model,
+                "llf": fit.llf,
+                "aic": fit.aic,
+                "aicc": aicc(fit),
+                "bic": fit.bic,
+                "r2_marginal": explained["marginal"],
+                "r2_conditional": explained["conditional"],
+                "sigma": fit.sigma,
+                "is_singular": fit.is_singular,
+            }
+        )
+    frame = pd.DataFrame(rows, index=[fit.formula for fit in fits])
+    delta = frame["aic"] - frame["aic"].min()
+    likelihood = np.exp(-0.5 * delta)
+    frame.insert(6, "delta_aic", delta)
+    frame.insert(7, "weight", likelihood / likelihood.sum())
+    return frame.sort_values("aic", kind="stable")
+
+
+def _same_data(a: Design, b: Design) -> None:
+    if len(a.y) != len(b.y):
+        raise DataError(
+            f"the models were fitted to {len(a.y)} and {len(b.y)} rows: fit them to the same ones (missing values in a "
+            "variable of one model only are the usual cause)"
+        )
+    if not np.array_equal(a.y, b.y):
+        raise DataError("the models have different responses, or the same one on different rows")
+    one, two = (np.ones(len(d.y)) if d.weights is None else d.weights for d in (a, b))
+    if not np.array_equal(one, two):
+        raise DataError("the models have different weights")
+
+
+def _same_columns(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
+    return a.shape == b.shape and bool(np.array_equal(a, b))

@@ -1,0 +1,251 @@
+"""Is the fit sound: residuals, singularity, the random effects' principal components, a report on convergence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.errors import ModelError
+from fastlmm_core.inference.leverage import leverages
+from fastlmm_core.results.predict import row_index
+from fastlmm_core.results.var_corr import theta_labels
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.formula import Design
+    from fastlmm_core.results.fitted_model import FittedModel
+
+__all__ = [
+    "RESIDUALS",
+    "ConvergenceReport",
+    "ResidualKind",
+    "convergence_report",
+    "cooks_distance",
+    "hatvalues",
+    "is_singular",
+    "re_pca",
+    "residuals",
+    "weighted_residuals",
+]
+
+ResidualKind = Literal["response", "conditional", "marginal", "pearson", "scaled", "studentized", "deleted"]
+RESIDUALS = ("response", "conditional", "marginal", "pearson", "scaled", "studentized", "deleted")
+
+GRADIENT_TOLERANCE = 1e-3
+"""A Newton step that promises more than this much of the criterion is worth a remark."""
+
+CONDITION_LIMIT = 1e8
+"""Condition of the Hessian, in scale-free coordinates, above which some direction of theta is all but undetermined."""
+
+
+def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") -> pd.Series:
+    """Residuals of the rows used; see `LmerResult.residuals`."""
+    if kind not in RESIDUALS:
+        raise ModelError(f"residuals of kind {kind!r} do not exist: use one of {', '.join(map(repr, RESIDUALS))}")
+    if kind == "marginal":
+        values = design.y - design.X @ np.nan_to_num(core.beta)
+        values = values if design.offset is None else values - design.offset
+    elif kind in ("response", "conditional"):
+        values = design.y - core.fitted
+    else:
+        values = weighted_residuals(design, core)
+        if kind != "pearson":
+            values = values / core.sigma
+        if kind in ("studentized", "deleted"):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = values / np.sqrt(1.0 - leverages(design, core))
+        if kind == "deleted":
+            nu = core.objective().evaluator.nu
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = values * np.sqrt((nu - 1.0) / (nu - values**2))
+    return pd.Series(values, index=row_index(design), dtype=float)
+
+
+def weighted_residuals(design: Design, core: CoreFit) -> NDArray[np.float64]:
+    """sqrt(w) (y - fitted), (n,)."""
+    values: NDArray[np.float64] = design.y - core.fitted
+    return values if design.weights is None else np.sqrt(design.weights) * values
+
+
+def hatvalues(design: Design, core: CoreFit) -> pd.Series:
+    """Leverages of the rows used; see `LmerResult.hatvalues`."""
+    return pd.Series(leverages(design, core), index=row_index(design), dtype=float, copy=True)
+
+
+def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
+    """lme4's Cook's distance of the rows used; see `LmerResult.cooks_distance`."""
+    h = leverages(design, core)
+    r = weighted_residuals(design, core)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = (r / (1.0 - h)) ** 2 * h / (core.sigma**2 * core.rank)
+    return pd.Series(values, index=row_index(design), dtype=float)
+
+
+def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:
+    """Whether the fit lies on the boundary of the parameter space, as lme4's `isSingular`.
+
+    Parameters
+    ----------
+    fit : LmerResult
+    tol : float
+        A diagonal element of a relative covariance factor (theta in lme4's words) below it counts as zero. Unlike the
+        property `is_singular`, which looks at scale-free coordinates, this depends on the units of the slopes.
+
+    Examples
+    --------
+    >>> from fastlmm_core import is_singular, lmer, load_dataset
+    >>> is_singular(lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")))
+    False
+    >>> is_singular(lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff2")))
+    True
+    """
+    return any(bool((np.abs(np.diag(L)) < tol).any()) for L in fit.core.L)
+
+
+def re_pca(design: Design, core: CoreFit) -> dict[str, pd.DataFrame]:
+    """Principal components of each grouping factor's random effects; see `LmerResult.re_pca`."""
+    out = {}
+    for group in dict.fromkeys(t.group for t in design.random):
+        members = [k for k, t in enumerate(design.random) if t.group == group]
+        names = [
+            f"{design.random[k].grp}.{c}" if len(members) > 1 else c for k in members for c in design.random[k].columns
+        ]
+        factor = np.zeros((len(names), len(names)))
+        at = 0
+        for k in members:
+            l = len(core.L[k])
+            factor[at : at + l, at : at + l] = core.L[k]
+            at += l
+        rotation, sd, _ = np.linalg.svd(factor)
+        # signs are arbitrary: the largest loading of a component is positive
+        rotation = rotation * np.where(rotation[np.abs(rotation).argmax(axis=0), np.arange(at)] < 0, -1.0, 1.0)
+        total = (sd**2).sum()
+        share = sd**2 / total if total > 0 else np.full(at, np.nan)
+        frame = pd.DataFrame(
+            {"sd": sd, "proportion": share, "cumulative": np.cumsum(share)},
+            index=pd.Index([f"PC{j + 1}" for j in range(at)], name=group),
+        )
+        out[group] = frame.join(pd.DataFrame(rotation.T, index=frame.index, columns=names))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class ConvergenceReport:
+    """What there is to know about an optimum; `print` it for the words.
+
+    Attributes
+    ----------
+    converged : bool
+    message : str
+        The optimiser's.
+    n_evaluations : int
+    gradient : Series
+        Derivative of the criterion in theta, by theta's labels.
+    promise : float
+        Decrease of the criterion that a Newton step from here predicts: the gradient in the Hessian's own metric.
+    eigenvalues : ndarray (n_theta,)
+        Of the criterion's Hessian in scale-free coordinates, ascending.
+    boundary : tuple of str
+        Parameters at zero: standard deviations (or what earlier effects of the term leave of them).
+    negative : bool
+        The criterion falls along some direction.
+    """
+
+    converged: bool
+    message: str
+    n_evaluations: int
+    gradient: pd.Series
+    promise: float
+    eigenvalues: NDArray[np.float64]
+    boundary: tuple[str, ...]
+    negative: bool
+    advice: tuple[str, ...]
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest eigenvalue; infinite where a direction is flat."""
+        low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        return high / low if low > 0 else float("inf")
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands out but, perhaps, a variance of zero."""
+        flat = self.condition > CONDITION_LIMIT and not self.boundary
+        return self.converged and self.promise <= GRADIENT_TOLERANCE and not self.negative and not flat
+
+    def __str__(self) -> str:
+        lines = [f"{'Converged' if self.converged else 'Not converged'}: {self.message}"]
+        lines[0] += f" ({self.n_evaluations} evaluations)."
+        largest = self.gradient.abs().idxmax()
+        lines.append(
+            f"Gradient: at most {self.gradient.abs().max():.2g} in absolute value ({largest}); a further Newton step "
+            f"promises {self.promise:.2g} of the criterion."
+        )
+        if self.negative:
+            lines.append(f"Hessian: has a negative eigenvalue ({self.eigenvalues[0]:.2g}): not a minimum.")
+        else:
+            lines.append(f"Hessian: positive, condition {self.condition:.2g} in scale-free coordinates.")
+        if self.boundary:
+            lines.append(f"Boundary: {', '.join(self.boundary)} at zero (a singular fit).")
+        lines += [f"Try: {text}" for text in self.advice]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
+    """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
+    objective = core.objective()
+    at = objective.to_conditioned(core.theta)
+    with blas_threads(objective.plan.threads):
+        _, gradient, hessian = objective.evaluator.derivatives(at)
+    values, vectors = np.linalg.eigh(hessian)
+    along = vectors.T @ gradient
+    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
+    promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
+    index = core.cross.theta_index
+    labels = theta_labels(design)
+    diagonal = index[:, 1] == index[:, 2]
+    boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & (np.abs(at) < 1e-4)))
+    negative = bool(values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300))
+    report = ConvergenceReport(
+        converged=core.converged,
+        message=core.message,
+        n_evaluations=len(core.log),
+        gradient=pd.Series(objective.cross.to_conditioned.T @ gradient, index=labels),
+        promise=promise,
+        eigenvalues=values,
+        boundary=boundary,
+        negative=negative,
+        advice=(),
+    )
+    advice = tuple(_advice(report, design))
+    return ConvergenceReport(**{**report.__dict__, "advice": advice})
+
+
+def _advice(report: ConvergenceReport, design: Design) -> list[str]:
+    out = []
+    if not report.converged:
+        out.append("more evaluations, control=Control(max_evaluations=...), or another start")
+    if report.converged and report.promise > GRADIENT_TOLERANCE:
+        out.append("a smaller tolerance, control=Control(tol=...), started from this fit's theta")
+    if report.negative:
+        out.append("another start: this one ended on a saddle")
+    if report.boundary:
+        wide = [t for t in design.random if len(t.columns) > 1]
+        if wide:
+            out.append(
+                "re_pca(), to see how many dimensions the data support; then no correlations, (x || g), or fewer slopes"
+            )
+        else:
+            out.append("the model without the term, or accept a variance of zero: the estimates are the same")
+    elif report.condition > CONDITION_LIMIT:
+        out.append("a simpler random part: some combination of its parameters is all but undetermined by these data")
+    return out

@@ -1,0 +1,160 @@
+"""Fits as plain tables, with the columns that broom.mixed gives: one row a parameter, a model, or an observation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.comparison import aicc
+from fastlmm_core.inference.diagnostics import residuals, weighted_residuals
+from fastlmm_core.inference.leverage import leverages
+from fastlmm_core.results.predict import predict, row_index
+from fastlmm_core.results.ranef import ranef
+from fastlmm_core.results.var_corr import var_corr
+
+if TYPE_CHECKING:
+    from fastlmm_core.results.fitted_model import FittedModel
+
+__all__ = ["EFFECTS", "augment", "glance", "tidy"]
+
+EFFECTS = ("fixed", "ran_pars", "ran_vals")
+
+
+def tidy(
+    fit: FittedModel,
+    effects: str | Sequence[str] = ("fixed", "ran_pars"),
+    *,
+    conf_int: bool = False,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """One row a parameter; see `LmerResult.tidy`."""
+    wanted = [effects] if isinstance(effects, str) else list(effects)
+    for effect in wanted:
+        if effect not in EFFECTS:
+            raise ModelError(f"effects has no {effect!r}: choose among {', '.join(map(repr, EFFECTS))}")
+    if not 0.0 < level < 1.0:
+        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    parts = [{"fixed": _fixed, "ran_pars": _ran_pars, "ran_vals": _ran_vals}[effect](fit) for effect in wanted]
+    if not parts:
+        raise ModelError("effects is empty")
+    frame = pd.DataFrame({name: list(chain.from_iterable(part[name] for part in parts)) for name in parts[0]})
+    if "ran_vals" not in wanted:
+        frame = frame.drop(columns="level", errors="ignore")
+    if conf_int:
+        half = ndtri(0.5 + 0.5 * level) * frame["std_error"]
+        frame = frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
+    return frame
+
+
+Columns = dict[str, list[Any]]
+
+
+def _columns(effect: str, group: list[Any], level: list[Any], term: list[Any], estimate: Any, error: Any) -> Columns:
+    estimate, error = np.asarray(estimate, dtype=float), np.asarray(error, dtype=float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        statistic = estimate / error
+    return {
+        "effect": [effect] * len(term),
+        "group": group,
+        "level": level,
+        "term": term,
+        "estimate": estimate.tolist(),
+        "std_error": error.tolist(),
+        "statistic": statistic.tolist(),
+    }
+
+
+def _fixed(fit: FittedModel) -> Columns:
+    p = len(fit.params)
+    return _columns("fixed", [None] * p, [None] * p, list(fit.params.index), fit.params, fit.bse)
+
+
+def _ran_pars(fit: FittedModel) -> Columns:
+    table = var_corr(fit.design, fit.core).to_frame()
+    terms = [
+        "sd__Observation"
+        if row.grp == "Residual"
+        else f"sd__{row.var1}"
+        if row.var2 is None
+        else f"cor__{row.var1}.{row.var2}"
+        for row in table.itertuples()
+    ]
+    blank = [np.nan] * len(terms)
+    return _columns("ran_pars", list(table["grp"]), [None] * len(terms), terms, table["sdcor"], blank)
+
+
+def _ran_vals(fit: FittedModel) -> Columns:
+    table = ranef(fit.design, fit.core)
+    return _columns(
+        "ran_vals", list(table["grpvar"]), list(table["grp"]), list(table["term"]), table["condval"], table["condsd"]
+    )
+
+
+def glance(fit: FittedModel) -> pd.DataFrame:
+    """One row for the model; see `LmerResult.glance`."""
+    return pd.DataFrame(
+        {
+            "nobs": [fit.nobs],
+            "sigma": [fit.sigma],
+            "llf": [fit.llf],
+            "aic": [fit.aic],
+            "aicc": [aicc(fit)],
+            "bic": [fit.bic],
+            "remlcrit" if fit.reml else "deviance": [fit.criterion],
+            "df_resid": [fit.df_resid],
+        }
+    )
+
+
+def augment(fit: FittedModel, data: Any = None) -> pd.DataFrame:
+    """One row an observation; see `LmerResult.augment`."""
+    design, core = fit.design, fit.core
+    index = row_index(design)
+    h = leverages(design, core)
+    scaled = weighted_residuals(design, core) / core.sigma
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cooks = (scaled / (1.0 - h)) ** 2 * h / max(core.rank, 1)
+    out: dict[str, Any] = {
+        "fitted": core.fitted,
+        "resid": design.y - core.fitted,
+        "fixed": predict(design, core, re_form=None),
+        "hat": h,
+        "cooksd": cooks,
+        "std_resid": residuals(design, core, "studentized"),
+    }
+    if design.offset is not None:
+        out["offset"] = design.offset
+    if design.weights is not None:
+        out["weights"] = design.weights
+    answers = pd.DataFrame({f".{name}": np.asarray(values) for name, values in out.items()}, index=index)
+    return _model_frame(fit).join(answers) if data is None else _rows_used(fit, data).join(answers)
+
+
+def _model_frame(fit: FittedModel) -> pd.DataFrame:
+    """Response, fixed-effects columns and grouping factors of the rows used."""
+    design = fit.design
+    frame: dict[str, Any] = {design.formula.response: design.y}
+    frame.update({name: design.X[:, j] for j, name in enumerate(design.x_names) if name != "Intercept"})
+    for term in design.random:
+        frame[term.group] = pd.Categorical.from_codes(term.codes, categories=pd.Index(term.levels))
+    return pd.DataFrame(frame, index=row_index(design))
+
+
+def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
+    design = fit.design
+    if isinstance(data, (pd.DataFrame, Mapping)):
+        frame = pd.DataFrame(data)
+    else:
+        frame = nw.from_native(data, eager_only=True).to_pandas()
+    if len(frame) != design.n_total:
+        raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
+    used = frame.iloc[design.row_index]
+    used.index = row_index(design)
+    return used

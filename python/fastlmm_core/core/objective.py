@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,16 +24,24 @@ Array = NDArray[np.float64]
 
 
 @cache
-def blas_controller() -> ThreadpoolController:
+def blas_libraries() -> list[Any]:
     """The BLAS libraries loaded in this process; looking for them takes longer than a small fit."""
-    return ThreadpoolController()
+    return [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
 
 
 @contextmanager
 def blas_threads(threads: int) -> Iterator[None]:
     """Bound BLAS to ``threads`` inside the block."""
-    with blas_controller().limit(limits=threads, user_api="blas"):
+    before = [(library, library.num_threads) for library in blas_libraries()]
+    try:
+        for library, count in before:
+            if count != threads:
+                library.set_num_threads(threads)
         yield
+    finally:
+        for library, count in before:
+            if count != threads:
+                library.set_num_threads(count)
 
 
 class Objective:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,10 @@ class FittedModel:
     core: CoreFit
     formula: str
     options: FitOptions
+    kept: dict[str, Any] = field(default_factory=dict)  # workspaces to use again, shared by refits; never pickled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
 
     @property
     def params(self) -> pd.Series:

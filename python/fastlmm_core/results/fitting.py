@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlmm_core.core import Term, fit, objective
+from fastlmm_core.core import Model, Term, objective
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
 from fastlmm_core.results.coefficients import dropped_columns
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastlmm_core.core import Control, Objective
+    from fastlmm_core.core import Control, CoreFit, Objective
     from fastlmm_core.formula import Design
     from fastlmm_core.results.result import LmerResult
 
@@ -108,19 +108,34 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    from fastlmm_core.results.result import LmerResult
+    return wrap(design, formula, options, core_fit(model_of(design, options), design.y, options), {}, stacklevel + 1)
 
-    core = fit(
-        design.y,
+
+def model_of(design: Design, options: FitOptions) -> Model:
+    """The core's model of a design, ready for any response."""
+    return Model(
         design.X,
         core_terms(design),
         weights=design.weights,
         offset=design.offset,
         reml=options.reml,
         control=options.control,
-        start=options.start,
-        on_evaluation=write_evaluation if options.verbose > 0 else None,
     )
+
+
+def core_fit(model: Model, y: NDArray[np.float64], options: FitOptions) -> CoreFit:
+    """Fit one response as the options say."""
+    return model.fit(
+        y, start=options.start, on_evaluation=write_evaluation if options.verbose > 0 else None
+    )
+
+
+def wrap(
+    design: Design, formula: str, options: FitOptions, core: CoreFit, kept: dict[str, Any], stacklevel: int
+) -> LmerResult:
+    """The result of a core fit, with its warnings; ``stacklevel`` counts from this function's caller."""
+    from fastlmm_core.results.result import LmerResult
+
     dropped = dropped_columns(design, core)
     if dropped:
         warnings.warn(
@@ -136,7 +151,7 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
             ConvergenceWarning,
             stacklevel=stacklevel + 1,
         )
-    return LmerResult(design=design, core=core, formula=formula, options=options)
+    return LmerResult(design=design, core=core, formula=formula, options=options, kept=kept)
 
 
 def write_evaluation(number: int, theta: NDArray[np.float64], criterion: float, norm: float, radius: float) -> None:
@@ -148,10 +163,20 @@ def write_evaluation(number: int, theta: NDArray[np.float64], criterion: float, 
 
 
 def refit(result: LmerResult, new_y: Any) -> LmerResult:
-    """The same model and options with another response."""
-    design = result.design
-    y = _response(new_y, design)
-    return fit_design(replace(design, y=y), result.formula, result.options, stacklevel=3)
+    """The same model and options with another response.
+
+    The first refit keeps the core's model, and later ones start from the estimates in hand: they cost little more than
+    the evaluations. A singular fit is no place to start from, as every zero is a stationary point.
+    """
+    y = _response(new_y, result.design)
+    options = result.options
+    if "model" not in result.kept:
+        result.kept["model"] = model_of(result.design, options)
+    nearby = options
+    if options.start is None and not result.core.is_singular:
+        nearby = replace(options, start=result.core.theta)
+    core = core_fit(result.kept["model"], y, nearby)
+    return wrap(replace(result.design, y=y), result.formula, options, core, result.kept, 3)
 
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:

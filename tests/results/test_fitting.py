@@ -58,7 +58,7 @@ def test_no_convergence_is_a_warning_and_stays_on_the_result(
     slopes: LmerResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = replace(slopes.core, converged=False, message="evaluation limit reached")
-    monkeypatch.setattr(fitting, "fit", lambda *args, **kwargs: stopped)
+    monkeypatch.setattr(fitting, "core_fit", lambda *args, **kwargs: stopped)
     with pytest.warns(ConvergenceWarning, match="evaluation limit reached") as caught:
         fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
     assert caught[0].filename == __file__

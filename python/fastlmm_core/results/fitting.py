@@ -125,9 +125,7 @@ def model_of(design: Design, options: FitOptions) -> Model:
 
 def core_fit(model: Model, y: NDArray[np.float64], options: FitOptions) -> CoreFit:
     """Fit one response as the options say."""
-    return model.fit(
-        y, start=options.start, on_evaluation=write_evaluation if options.verbose > 0 else None
-    )
+    return model.fit(y, start=options.start, on_evaluation=write_evaluation if options.verbose > 0 else None)
 
 
 def wrap(

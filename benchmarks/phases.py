@@ -58,17 +58,19 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
 def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Phases, int]:
     """Phases of one fit, and its evaluations."""
     from fastlmm_core import build_design
-    from fastlmm_core.core import cross_products
+    from fastlmm_core.core.crossprod import DesignProducts
     from fastlmm_core.core.fit import estimates, minimise
     from fastlmm_core.core.objective import Objective
     from fastlmm_core.results.fitting import core_terms
 
     design_seconds, design = timed(lambda: build_design(problem.formula, table))
     terms = core_terms(design)
-    cross_seconds, cross = timed(lambda: cross_products(design.y, design.X, terms))
+    products_seconds, products = timed(lambda: DesignProducts(design.X, terms))
+    response_seconds, cross = timed(lambda: products.cross(design.y))
     plan_seconds, model = timed(lambda: Objective(cross, problem.reml, control))
-    optimise_seconds, found = timed(lambda: minimise(model))
-    estimate_seconds, fit = timed(lambda: estimates(model, *found, design.X, terms, None))
+    optimise_seconds, (theta, log, message) = timed(lambda: minimise(model))
+    estimate_seconds, fit = timed(lambda: estimates(model, theta, log, message, products))
+    cross_seconds = products_seconds + response_seconds
     return Phases(design_seconds, cross_seconds, plan_seconds, optimise_seconds, estimate_seconds), len(fit.log)
 
 

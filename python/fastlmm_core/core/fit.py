@@ -137,13 +137,12 @@ def minimise(
     model: Objective,
     start: ArrayLike | None = None,
     on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
-) -> tuple[Array, float, FitLog, str]:
+) -> tuple[Array, FitLog, str]:
     """Minimise a criterion.
 
     Returns
     -------
     theta : (n_theta,) in conditioned coordinates, canonical signs
-    value : float
     log : FitLog, in the user's coordinates
     message : str
     """
@@ -168,12 +167,12 @@ def minimise(
             rows = tuple(np.concatenate(pair) for pair in zip(rows, newton.log(), strict=True))
             if other_status != 3 and other_value < value - 1e-9:
                 theta, value, status = parameters.canonical(other), other_value, other_status
-        theta, value = snap(model, theta, value)
+        theta = snap(model, theta, value)
     log = FitLog(model.to_user(rows[0].T).T, *rows[1:])
-    return theta, value, log, newton.messages[status]
+    return theta, log, newton.messages[status]
 
 
-def snap(model: Objective, theta: Array, value: float) -> tuple[Array, float]:
+def snap(model: Objective, theta: Array, value: float) -> Array:
     """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
     for a in np.flatnonzero(model.cross.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
         trial = theta.copy()
@@ -181,7 +180,7 @@ def snap(model: Objective, theta: Array, value: float) -> tuple[Array, float]:
         at_zero = model.evaluator.value(trial)
         if at_zero <= value + 1e-12 * abs(value) + 1e-9:
             theta, value = trial, at_zero
-    return theta, value
+    return theta
 
 
 def estimates(model: Objective, theta: Array, log: FitLog, message: str, design: DesignProducts) -> CoreFit:

@@ -129,7 +129,7 @@ class Model:
             The criterion cannot be evaluated at the start.
         """
         model = self.objective(y)
-        theta, value, log, message = minimise(model, start, on_evaluation)
+        theta, log, message = minimise(model, start, on_evaluation)
         return estimates(model, theta, log, message, self.products)
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:

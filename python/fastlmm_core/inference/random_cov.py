@@ -47,7 +47,9 @@ def joint_cov(design: Design, core: CoreFit, levels: Levels | None) -> pd.DataFr
     One solve of the mixed-model equations a random effect chosen; see `LmerResult.cov_params`.
     """
     chosen = _chosen(design, levels)
-    size = len(design.x_names) + sum(len(places) * len(t.columns) for t, places in zip(design.random, chosen, strict=True))
+    size = len(design.x_names) + sum(
+        len(places) * len(t.columns) for t, places in zip(design.random, chosen, strict=True)
+    )
     needed = 8 * size * (2 * size + sum(b.size for b in core.b))
     if needed > core.control.n_bytes:
         raise MemoryLimitError(

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import oracle
+import prediction_oracle
+from fastlmm_core import Control, DataError, LmerResult, ModelError, lmer, load_dataset
+from fastlmm_core.core import Objective
+from fastlmm_core.inference.prediction import factors_of, satterthwaite, targets, theta_covariance
+from problems import Problem, ProblemTerm
+
+
+@pytest.fixture(scope="module")
+def data() -> pd.DataFrame:
+    """Unbalanced, weighted, an offset; g is crossed with h and has a slope; some pairs never meet."""
+    rng = np.random.default_rng(5)
+    n = 90
+    g, h = rng.integers(0, 12, n), rng.integers(0, 7, n)
+    x, w, off = rng.normal(size=n) + 1, rng.uniform(0.3, 3.0, n), rng.normal(size=n)
+    b, c = rng.normal(size=(12, 2)) @ np.array([[1.0, 0.3], [0.0, 0.6]]), rng.normal(size=7)
+    y = 2 + 0.5 * x + b[g, 0] + b[g, 1] * x + c[h] + off + rng.normal(size=n) / np.sqrt(w)
+    return pd.DataFrame({"y": y, "x": x, "w": w, "off": off, "g": [f"g{v:02}" for v in g], "h": [f"h{v}" for v in h]})
+
+
+@pytest.fixture(scope="module", params=["dense", "sparse"])
+def fit(request: pytest.FixtureRequest, data: pd.DataFrame) -> LmerResult:
+    control = Control(engine=request.param)
+    return lmer("y ~ x + (x | g) + (1 | h)", data, weights="w", offset="off", control=control)
+
+
+def problem_of(fit: LmerResult) -> Problem:
+    d = fit.design
+    terms = tuple(ProblemTerm(t.codes, t.z) for t in d.random)
+    return Problem(d.y, d.X, terms, d.weights, d.offset)
+
+
+@pytest.fixture(scope="module")
+def ev(fit: LmerResult) -> oracle.Evaluation:
+    return oracle.evaluate(problem_of(fit), fit.core.theta, reml=True, dtype=float)
+
+
+NEW = pd.DataFrame(
+    {
+        "x": [0.0, 1.5, -2.0, 0.3, 4.0, 1.0],
+        "off": [0.0, 1.0, 0.5, 0.0, 2.0, 0.0],
+        "g": ["g00", "g03", "g11", "new", "new", "g05"],
+        "h": ["h0", "h6", "other", "h1", "other", "h2"],
+    }
+)
+
+
+def known_parts(fit: LmerResult, slope: bool = True, h: bool = True) -> list[tuple[np.ndarray, np.ndarray]]:
+    by_group = {}
+    for term in fit.design.random:
+        codes = pd.Index(term.levels).get_indexer(NEW[term.group])
+        by_group[term.group] = np.where(codes < 0, -1, codes)
+    x = NEW["x"].to_numpy()
+    out = []
+    for term in fit.design.random:
+        if term.group == "g":
+            out.append((by_group["g"], np.column_stack([np.ones(6), x * slope])))
+        else:
+            out.append((by_group["h"] if h else np.full(6, -1), np.ones((6, 1))))
+    return out
+
+
+def quadratic(fit: LmerResult, group: str, z: np.ndarray) -> np.ndarray:
+    cov = fit.var_corr()[group].to_numpy()
+    return np.einsum("ij,jk,ik->i", z, cov, z)
+
+
+def test_variance_of_all_random_effects(fit: LmerResult, ev: oracle.Evaluation) -> None:
+    X = np.column_stack([np.ones(6), NEW["x"]])
+    known = np.diag(prediction_oracle.prediction_covariance(ev, X, known_parts(fit)))
+    new_g, new_h = (NEW["g"] == "new").to_numpy(), (NEW["h"] == "other").to_numpy()
+    extra = quadratic(fit, "g", X) * new_g + quadratic(fit, "h", np.ones((6, 1))) * new_h
+    out = fit.predict(NEW, allow_new_levels=True, interval="confidence")
+    np.testing.assert_allclose(out["fit"], fit.predict(NEW, allow_new_levels=True))
+    np.testing.assert_allclose(out["std_error"] ** 2, known + extra, rtol=1e-8)
+    # an observation adds its own variance, and nothing else as no effect is left out
+    weights = np.linspace(0.5, 2.0, 6)
+    out = fit.predict(NEW, allow_new_levels=True, interval="prediction", weights=weights)
+    np.testing.assert_allclose(out["std_error"] ** 2, known + extra + fit.sigma**2 / weights, rtol=1e-8)
+
+
+def test_variance_of_the_population(fit: LmerResult, ev: oracle.Evaluation) -> None:
+    X = np.column_stack([np.ones(6), NEW["x"]])
+    known = np.einsum("ij,jk,ik->i", X, oracle.cov_beta(ev).astype(float), X)
+    out = fit.predict(NEW, re_form=None, interval="confidence")
+    np.testing.assert_allclose(out["std_error"] ** 2, known, rtol=1e-8)
+    left_out = quadratic(fit, "g", X) + quadratic(fit, "h", np.ones((6, 1)))
+    out = fit.predict(NEW[["x", "off"]], re_form=None, interval="prediction")  # no grouping column is needed
+    np.testing.assert_allclose(out["std_error"] ** 2, known + left_out + fit.sigma**2, rtol=1e-8)
+
+
+def test_variance_of_a_part(fit: LmerResult, ev: oracle.Evaluation) -> None:
+    X = np.column_stack([np.ones(6), NEW["x"]])
+    known = np.diag(prediction_oracle.prediction_covariance(ev, X, known_parts(fit, slope=False, h=False)))
+    new_g = (NEW["g"] == "new").to_numpy()
+    one, slope = np.column_stack([np.ones(6), np.zeros(6)]), np.column_stack([np.zeros(6), NEW["x"]])
+    out = fit.predict(NEW, re_form="(1 | g)", interval="confidence", allow_new_levels=True)
+    np.testing.assert_allclose(out["std_error"] ** 2, known + quadratic(fit, "g", one) * new_g, rtol=1e-8)
+    # of a known group the slope is drawn anew; of a new group intercept and slope are drawn together
+    drawn = np.where(new_g, quadratic(fit, "g", X), quadratic(fit, "g", slope))
+    drawn = drawn + quadratic(fit, "h", np.ones((6, 1))) + fit.sigma**2
+    out = fit.predict(NEW, re_form="(1 | g)", interval="prediction", allow_new_levels=True)
+    np.testing.assert_allclose(out["std_error"] ** 2, known + drawn, rtol=1e-8)
+
+
+def test_rows_of_the_fit(fit: LmerResult, data: pd.DataFrame) -> None:
+    out = fit.predict(interval="prediction", ddf="normal")
+    again = fit.predict(data, interval="prediction", ddf="normal", weights=data["w"])
+    np.testing.assert_allclose(out, again, rtol=1e-9)
+    w = fit.design.weights
+    np.testing.assert_allclose(out["std_error"] ** 2, fit.sigma**2 * (1.0 + fit.hatvalues()) / w, rtol=1e-8)
+    assert list(out.index) == list(fit.fittedvalues.index)
+
+
+def test_interval_is_the_quantile_of_its_distribution(fit: LmerResult) -> None:
+    from scipy import stats
+
+    normal = fit.predict(NEW, re_form=None, interval="confidence", ddf="normal", level=0.9)
+    np.testing.assert_allclose(normal["upper"] - normal["fit"], stats.norm.ppf(0.95) * normal["std_error"])
+    assert np.isinf(normal["df"]).all()
+    t = fit.predict(NEW, re_form=None, interval="confidence", level=0.9)
+    np.testing.assert_allclose(t["fit"] - t["lower"], stats.t.ppf(0.95, t["df"]) * t["std_error"], rtol=1e-8)
+
+
+def test_satterthwaite_on_a_balanced_design() -> None:
+    """The mean of a balanced one-way layout has the batches' degrees of freedom, exactly."""
+    fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
+    new = pd.DataFrame({"any": [0.0]})
+    assert fit.predict(new, re_form=None, interval="confidence")["df"].iloc[0] == pytest.approx(5.0, rel=1e-4)
+    # MS_batch / 30 + (MS_batch - MS_error) / 5 + MS_error, combined by Satterthwaite's formula
+    between, within = fit.sigma**2 + 5 * fit.var_corr()["Batch"].iloc[0, 0], fit.sigma**2
+    parts = np.array([between * (1 / 30 + 1 / 5), within * (1 - 1 / 5)])
+    df = parts.sum() ** 2 / (parts**2 / np.array([5.0, 24.0])).sum()
+    out = fit.predict(new, re_form=None, interval="prediction")
+    assert out["std_error"].iloc[0] ** 2 == pytest.approx(parts.sum(), rel=1e-6)
+    assert out["df"].iloc[0] == pytest.approx(df, rel=1e-3)
+
+
+def test_degrees_of_freedom_are_those_of_the_joint_information(fit: LmerResult) -> None:
+    """The profile form against the delta method in (theta, sigma^2) with the whole Hessian."""
+    core = fit.core
+    objective: Objective = core.objective()
+    target = targets(fit.design, core, NEW, re_form="all", allow_new_levels=True, observation=True)
+    variance = target.variance(objective, core.theta)
+    df = satterthwaite(target, objective, core.theta, variance)
+
+    nu, s2, at = objective.evaluator.nu, core.sigma**2, objective.to_conditioned(core.theta)
+
+    def full(theta: np.ndarray, sigma2: float) -> float:
+        profiled = objective.evaluator.value(theta)
+        _, _, _, ld, _ = objective.evaluator.modes(theta)
+        c = objective.cross.conditioning
+        r2 = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale
+        return profiled - nu * (1 + np.log(r2 / nu)) + nu * np.log(sigma2) + r2 / sigma2
+
+    def per_sigma2(theta: np.ndarray) -> np.ndarray:
+        _, _, _, ld, _ = objective.evaluator.modes(theta)
+        c = objective.cross.conditioning
+        own = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale / nu
+        return target.variance(objective, objective.to_user(theta)) / own
+
+    steps = np.append(np.full(len(at), 2e-3), 2e-3 * s2)
+    point = np.append(at, s2)
+    k = len(point)
+    hessian = np.empty((k, k))
+    for a in range(k):
+        for b in range(k):
+            e, f = np.eye(k)[a] * steps, np.eye(k)[b] * steps
+            values = [full((point + i * e + j * f)[:-1], (point + i * e + j * f)[-1]) for i, j in SIGNS]
+            hessian[a, b] = (values[0] - values[1] - values[2] + values[3]) / (4 * steps[a] * steps[b])
+    slopes = [(per_sigma2(at + h) - per_sigma2(at - h)) * s2 / (2 * 2e-3) for h in 2e-3 * np.eye(len(at))]
+    gradient = np.array([*slopes, per_sigma2(at)])
+    noise = np.einsum("an,ab,bn->n", gradient, 2 * np.linalg.inv(hessian), gradient)
+    np.testing.assert_allclose(df, 2 * variance**2 / noise, rtol=1e-3)
+
+
+SIGNS = [(1, 1), (1, -1), (-1, 1), (-1, -1)]
+
+
+def test_theta_covariance_on_the_boundary() -> None:
+    fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff2"))
+    assert np.isfinite(theta_covariance(fit.core.objective(), fit.core.theta)).all()
+    out = fit.predict(interval="prediction")
+    assert np.isfinite(out.to_numpy()).all()
+    np.testing.assert_allclose(out["std_error"], fit.sigma * np.sqrt(1 + 1 / 30))
+    np.testing.assert_allclose(out["df"], 29.0, rtol=1e-6)
+
+
+def test_factors_of_theta(fit: LmerResult) -> None:
+    for L, factor in zip(fit.core.L, factors_of([len(L) for L in fit.core.L], fit.core.theta), strict=True):
+        np.testing.assert_array_equal(L, factor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"interval": "credible"}, ModelError, "'credible' does not exist"),
+        ({"interval": "confidence", "ddf": "residual"}, ModelError, "'residual' does not exist"),
+        ({"interval": "confidence", "level": 95}, ModelError, "between 0 and 1"),
+        ({"interval": "prediction", "weights": -1.0}, DataError, "positive"),
+        ({"interval": "confidence", "allow_new_levels": False}, DataError, "not fitted to"),
+    ],
+)
+def test_errors(fit: LmerResult, arguments: dict, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        fit.predict(NEW, **{"allow_new_levels": True, **arguments})

@@ -189,7 +189,7 @@ cdef class Newton:
             bad = self.evaluator.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
             self.record(&self.trial[0], value, radius)
-            norm = 0.0
+            norm = NAN
             if not have:
                 if bad:
                     return FAILED_AT_START
@@ -215,6 +215,7 @@ cdef class Newton:
                 if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
                 self.n_derivatives += 1
+                norm = 0.0
                 for i in range(nt):
                     norm += self.gradient[i] * self.gradient[i]
                 norm = sqrt(norm)

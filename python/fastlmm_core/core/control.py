@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastlmm_core.errors import ModelError
 
-__all__ = ["ENGINES", "Control", "available_memory", "default_threads"]
+__all__ = ["ENGINES", "Control", "available_memory", "checked_control", "default_threads"]
 
 ENGINES = ("auto", "dense", "sparse")
 
@@ -59,6 +59,21 @@ class Control:
     def n_bytes(self) -> int:
         """Bytes a factor may take."""
         return self.memory_limit if self.memory_limit is not None else available_memory()
+
+
+def checked_control(control: Control | None) -> Control:
+    """The options given, or the defaults.
+
+    Raises
+    ------
+    ModelError
+        Not a `Control`.
+    """
+    if control is None:
+        return Control()
+    if not isinstance(control, Control):
+        raise ModelError(f"control must be a Control, such as Control(engine='dense'), not {type(control).__name__}")
+    return control
 
 
 def default_threads() -> int:

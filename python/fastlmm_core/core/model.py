@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.conditioning import Conditioning
-from fastlmm_core.core.control import Control
+from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import CoreFit, estimates, minimise
 from fastlmm_core.core.objective import Objective, blas_threads
@@ -92,7 +92,7 @@ class Model:
     ) -> None:
         self.products = DesignProducts(X, terms, weights=weights, offset=offset)
         self.reml = reml
-        self.control = Control() if control is None else control
+        self.control = checked_control(control)
         self._objective: Objective | None = None
 
     def objective(self, y: ArrayLike) -> Objective:

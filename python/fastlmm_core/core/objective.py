@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import ThreadpoolController
 
-from fastlmm_core.core.control import Control
+from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.plan import plan
 from fastlmm_core.core.start import moment_start
@@ -66,7 +66,7 @@ class Objective:
     def __init__(self, cross: CrossProducts, reml: bool = True, control: Control | None = None) -> None:
         self.cross = cross
         self.reml = reml
-        self.control = Control() if control is None else control
+        self.control = checked_control(control)
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
         self.n_theta = len(cross.theta_index)

@@ -13,7 +13,7 @@ from fastlmm_core._assemble import leading_rows, schur_fill, schur_pattern, tail
 from fastlmm_core._evaluator import Evaluator
 from fastlmm_core._tail import DenseTail, EmptyTail, Tail
 from fastlmm_core._tail_sparse import SparseTail, fill_ordering
-from fastlmm_core.core.control import Control
+from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
@@ -176,7 +176,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     MemoryLimitError
         The predicted factor exceeds the memory at hand; the message has both figures.
     """
-    control = Control() if control is None else control
+    control = checked_control(control)
     m = sum(group.size for group in cross.groups[1:])
     if m > np.iinfo(np.int32).max:
         raise ModelError(f"{m} random effects beside the leading factor exceed the index range")

@@ -1,0 +1,152 @@
+"""Confidence intervals of every parameter: Wald, profile likelihood, bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr, ndtri, stdtrit
+
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.bootstrap import bootstrap, jackknife
+from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
+from fastlmm_core.inference.profile import profile, quantile_of_level
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["bootstrap_limits", "conf_int"]
+
+Array = NDArray[np.float64]
+Kind = Literal["percentile", "basic", "bca"]
+Ddf = Literal["normal", "residual", "satterthwaite", "kenward-roger"]
+
+
+def conf_int(
+    result: LmerResult,
+    method: Literal["wald", "profile", "boot"] = "wald",
+    level: float = 0.95,
+    parm: str | Iterable[str] | None = None,
+    *,
+    ddf: Ddf = "normal",
+    kind: Kind = "percentile",
+    n: int = 1000,
+    seed: int | Sequence[int] | np.random.SeedSequence | None = None,
+    draws: pd.DataFrame | None = None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Intervals; see `LmerResult.conf_int`."""
+    import pandas as pd
+
+    quantile_of_level(level)
+    every = parameters(result.design)
+    chosen = choose(every, parm)
+    if method == "profile":
+        return profile(result, [p.name for p in chosen], level=level, progress=progress).conf_int(level)
+    if method == "wald":
+        limits = _wald(result, chosen, level, ddf)
+    elif method == "boot":
+        if draws is None:
+            draws = bootstrap(result, n, seed=seed, progress=progress)
+        limits = _bootstrapped(result, every, chosen, draws, level, kind)
+    else:
+        raise ModelError(f'method must be "wald", "profile" or "boot", not {method!r}')
+    return pd.DataFrame(limits, index=[p.name for p in chosen], columns=["lower", "upper"], dtype=float)
+
+
+def _wald(result: LmerResult, chosen: Sequence[Parameter], level: float, ddf: Ddf) -> Array:
+    """Estimate and quantile times standard error; NaN for standard deviations and correlations, as in lme4."""
+    estimate, se = result.core.beta, np.asarray(result.bse, dtype=float)
+    if ddf == "normal":
+        quantile = np.full(len(se), quantile_of_level(level))
+    else:
+        table = result.coef_table(ddf=ddf)
+        se = np.asarray(table["std_error"], dtype=float)
+        quantile = stdtrit(np.asarray(table["df"], dtype=float), 0.5 + 0.5 * level)
+    limits = np.full((len(chosen), 2), np.nan)
+    for row, p in zip(limits, chosen, strict=True):
+        if p.kind == "beta":
+            row[:] = estimate[p.row] + np.array([-1.0, 1.0]) * quantile[p.row] * se[p.row]
+    return limits
+
+
+def _bootstrapped(
+    result: LmerResult,
+    every: Sequence[Parameter],
+    chosen: Sequence[Parameter],
+    draws: pd.DataFrame,
+    level: float,
+    kind: Kind,
+) -> Array:
+    names = [p.name for p in chosen]
+    absent = [name for name in names if name not in draws]
+    if absent:
+        raise DataError(f"draws has no column {absent[0]!r}: take them from bootstrap() without a statistic")
+    core = result.core
+    estimates = parameter_values(result.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
+    at = [every.index(p) for p in chosen]
+    left_out = jackknife(result)[:, at] if kind == "bca" else None
+    limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, kind, left_out)
+    for row, p in zip(limits, chosen, strict=True):  # a basic interval may leave the parameter's range
+        if p.kind in ("sd", "sigma"):
+            np.maximum(row, 0.0, out=row)
+        elif p.kind == "cor":
+            np.clip(row, -1.0, 1.0, out=row)
+    return limits
+
+
+def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: Kind, left_out: Array | None = None) -> Array:
+    """Bootstrap intervals (Davison & Hinkley 1997, chapter 5; Efron 1987).
+
+    Parameters
+    ----------
+    draws : (n, m)
+        Bootstrap estimates; a NaN (a correlation with an effect that does not vary) is left out.
+    estimates : (m,)
+    level : float
+    kind : {"percentile", "basic", "bca"}
+    left_out : (k, m), optional
+        Jackknife estimates, for "bca": they give the acceleration.
+
+    Returns
+    -------
+    ndarray (m, 2)
+    """
+    if kind not in ("percentile", "basic", "bca"):
+        raise ModelError(f'kind must be "percentile", "basic" or "bca", not {kind!r}')
+    tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
+    limits = np.full((len(estimates), 2), np.nan)
+    for j, estimate in enumerate(estimates):
+        values = draws[:, j][~np.isnan(draws[:, j])]
+        if not len(values) or np.isnan(estimate):
+            continue
+        if kind == "percentile":
+            limits[j] = np.quantile(values, tails)
+        elif kind == "basic":
+            limits[j] = 2.0 * estimate - np.quantile(values, tails[::-1])
+        else:
+            assert left_out is not None
+            limits[j] = np.quantile(values, _bca_tails(values, estimate, left_out[:, j], tails))
+    return limits
+
+
+def _bca_tails(values: Array, estimate: float, left_out: Array, tails: Array) -> Array:
+    """Probabilities corrected for bias and acceleration (Efron 1987, equation 2.3); ties count half.
+
+    Variances of zero are ties, though an optimiser leaves some a little above.
+    """
+    tie = 1e-3 * float(np.std(values))
+    below = (np.count_nonzero(values < estimate - tie) + 0.5 * np.count_nonzero(np.abs(values - estimate) <= tie)) / len(
+        values
+    )
+    smallest = 0.5 / len(values)
+    bias = ndtri(min(max(below, smallest), 1.0 - smallest))
+    gap = np.nanmean(left_out) - left_out[~np.isnan(left_out)]
+    square = float(gap @ gap)
+    acceleration = float(np.sum(gap**3)) / (6.0 * square**1.5) if square > 0.0 else 0.0
+    z = bias + ndtri(tails)
+    return np.asarray(ndtr(bias + z / (1.0 - acceleration * z)))

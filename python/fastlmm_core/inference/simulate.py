@@ -1,0 +1,222 @@
+"""Responses drawn from a fitted model: the same numbers for the same seed, whatever the number of draws or threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.results.predict import included_columns, row_index
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.formula import Design
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["Recipe", "TermRecipe", "draw_responses", "generators", "recipe", "simulate"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class TermRecipe:
+    """Random effects of one term that are drawn anew.
+
+    Attributes
+    ----------
+    codes : (n,) integers
+    z : (n, l) or None
+        None is a column of ones.
+    n_levels : int
+    factor : (l, l)
+        Cholesky factor of the effects' covariance, in the response's units; rows of effects not drawn are zero.
+    """
+
+    codes: NDArray[np.integer[Any]]
+    z: Array | None
+    n_levels: int
+    factor: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """What a response is drawn from.
+
+    Attributes
+    ----------
+    mean : (n,)
+        Everything that is not random.
+    terms : tuple of TermRecipe
+    sd : (n,)
+        Residual standard deviation of each row.
+    """
+
+    mean: Array
+    terms: tuple[TermRecipe, ...]
+    sd: Array
+
+    @property
+    def n_normals(self) -> int:
+        """Standard normal numbers that a draw takes: effects term by term, then residuals."""
+        return sum(t.n_levels * len(t.factor) for t in self.terms) + len(self.mean)
+
+
+def generators(seed: int | Sequence[int] | np.random.SeedSequence | None, n: int) -> Iterator[np.random.Generator]:
+    """One generator a draw, spawned from the seed: draw i is the same however many draws there are.
+
+    A SeedSequence is taken for its entropy and key, and not advanced.
+    """
+    if isinstance(seed, np.random.SeedSequence):
+        root = seed
+    else:
+        try:
+            root = np.random.SeedSequence(seed)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
+    for i in range(n):
+        child = np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, i))
+        yield np.random.Generator(np.random.PCG64(child))
+
+
+def draw_responses(source: Recipe, streams: Sequence[np.random.Generator]) -> Array:
+    """One response (row) from each generator: (k, n)."""
+    k, n = len(streams), len(source.mean)
+    normals = np.empty((k, source.n_normals))
+    for row, stream in zip(normals, streams, strict=True):
+        stream.standard_normal(out=row)
+    out: Array = normals[:, -n:] * source.sd
+    out += source.mean
+    at = 0
+    for term in source.terms:
+        q, l = term.n_levels, len(term.factor)
+        effects = normals[:, at : at + q * l].reshape(k, q, l) @ term.factor.T
+        at += q * l
+        out += spread(effects, term.codes, term.z)
+    return out
+
+
+def spread(effects: Array, codes: NDArray[np.integer[Any]], z: Array | None) -> Array:
+    """Z b for k sets of effects (k, q, l): (k, n)."""
+    if z is None:
+        return effects[:, codes, 0]
+    out = effects[:, codes, 0] * z[:, 0]
+    for c in range(1, z.shape[1]):
+        out += effects[:, codes, c] * z[:, c]
+    return out
+
+
+def recipe(
+    result: LmerResult,
+    *,
+    re_form: str | None = None,
+    newdata: Any = None,
+    params: Mapping[str, ArrayLike] | None = None,
+) -> tuple[Recipe, pd.Index]:
+    """Mean, random terms and residual deviations for the rows of the fit or for new ones, and the rows' index."""
+    import pandas as pd
+
+    design, core = result.design, result.core
+    beta, factors, sigma = _values(result, params)
+    masks = included_columns(design, re_form)
+    if params and any(mask.any() for mask in masks):
+        raise ModelError("random effects at their conditional modes belong to the fit's own parameters: drop params")
+    parts: list[tuple[NDArray[np.integer[Any]], Array | None, int]]
+    if newdata is None:
+        X, offset, index = design.X, design.offset, row_index(design)
+        parts = [(t.codes, t.z, len(t.level_set)) for t in design.random]
+        modes = [(t.codes, t.z) for t in design.random]
+        sd = np.full(len(X), sigma) if design.weights is None else sigma / np.sqrt(design.weights)
+    else:
+        kept = [k for k, mask in enumerate(masks) if mask.any()]
+        others = [k for k in range(len(masks)) if k not in kept]
+        new = design.rebuild(newdata, random=kept, columns_only=others)
+        assert new.X is not None  # `fixed` is asked for by default
+        X, offset, index = new.X, new.offset, pd.Index(new.index)
+        sd = np.full(len(X), sigma)
+        parts, modes = [], []
+        for k, part in enumerate(new.random):
+            assert part is not None  # every term is asked for in one way or the other
+            parts.append(_new_part(design, newdata, k, part.z))
+            modes.append((part.codes, part.z))
+    mean: Array = X @ np.nan_to_num(beta)
+    if offset is not None:
+        mean = mean + offset
+    terms = []
+    for (codes, z, q), (known, z_known), b, mask, factor in zip(parts, modes, core.b, masks, factors, strict=True):
+        if mask.any():
+            mean = mean + spread(np.where(mask, b, 0.0)[None], known, z_known)[0]
+        if not mask.all():
+            terms.append(TermRecipe(codes, z, q, np.where(mask[:, None], 0.0, sigma * factor)))
+    return Recipe(mean, tuple(terms), sd), index
+
+
+def _new_part(
+    design: Design, newdata: Any, k: int, z: Array | None
+) -> tuple[NDArray[np.integer[Any]], Array | None, int]:
+    """Codes of the levels of a grouping factor in new data, those of the fit and new ones alike."""
+    from fastlmm_core.formula.frame import Table, as_factor
+
+    group = design.random[k].group
+    names = next(term.group for term in design.formula.random if term.label == group)
+    table = Table(newdata)
+    table.require(list(names))
+    codes = np.zeros(table.n, dtype=np.int64)
+    for name in names:
+        factor = as_factor(table[name])
+        missing = factor.missing()
+        if missing is not None:
+            raise DataError(f"missing values in the new data: {name}, a grouping column ({int(missing.sum())} rows)")
+        codes = np.unique(codes * len(factor.levels) + factor.codes, return_inverse=True)[1]
+    return codes, z, int(codes.max(initial=-1)) + 1
+
+
+def _values(result: LmerResult, params: Mapping[str, ArrayLike] | None) -> tuple[Array, list[Array], float]:
+    """beta, the relative factors and sigma: the fit's, or those given."""
+    core = result.core
+    given = {} if params is None else dict(params)
+    unknown = sorted(set(given) - {"beta", "theta", "sigma"})
+    if unknown:
+        raise ModelError(f"params takes beta, theta and sigma, not {unknown[0]!r}")
+    beta = np.array(given.get("beta", core.beta), dtype=float)
+    theta = np.array(given.get("theta", core.theta), dtype=float)
+    sigma = float(np.asarray(given.get("sigma", core.sigma), dtype=float))
+    for name, values, like in (("beta", beta, core.beta), ("theta", theta, core.theta)):
+        if values.shape != like.shape:
+            raise DataError(f"params[{name!r}] has shape {values.shape}, but the model has {len(like)} values")
+        if name in given and not np.isfinite(values).all():
+            raise DataError(f"params[{name!r}] has values that are not finite")
+    if not 0.0 <= sigma < np.inf:
+        raise DataError(f"params['sigma'] must be a number that is not negative, not {sigma}")
+    factors, at = [], 0
+    for own in core.L:
+        l = len(own)
+        factor = np.zeros((l, l))
+        for j in range(l):
+            factor[j:, j] = theta[at : at + l - j]
+            at += l - j
+        factors.append(factor)
+    return beta, factors, sigma
+
+
+def simulate(
+    result: LmerResult,
+    n: int = 1,
+    *,
+    seed: int | Sequence[int] | np.random.SeedSequence | None = None,
+    re_form: str | None = None,
+    newdata: Any = None,
+    params: Mapping[str, ArrayLike] | None = None,
+) -> pd.DataFrame:
+    """Draw responses; see `LmerResult.simulate`."""
+    import pandas as pd
+
+    if n < 1:
+        raise ModelError(f"n must be at least 1, not {n}")
+    source, index = recipe(result, re_form=re_form, newdata=newdata, params=params)
+    drawn = draw_responses(source, list(generators(seed, n)))
+    return pd.DataFrame(drawn.T, index=index, columns=[f"sim_{i + 1}" for i in range(n)])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
+    from fastlmm_core.inference.likelihood_ratio import anova
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -43,6 +44,7 @@ __all__ = [
     "NumericalError",
     "RankWarning",
     "__version__",
+    "anova",
     "build_design",
     "compare",
     "dataset_names",
@@ -65,6 +67,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "anova": "inference.likelihood_ratio",
     "build_design": "formula",
     "compare": "inference.comparison",
     "dataset_names": "datasets",

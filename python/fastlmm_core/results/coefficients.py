@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtr
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
 
-__all__ = ["bse", "cov_params", "dropped_columns", "labelled", "normal_pvalues"]
+__all__ = ["bse", "cov_params", "dropped_columns", "labelled"]
 
 
 def labelled(design: Design, values: NDArray[np.float64], name: str | None = None) -> pd.Series:
@@ -31,11 +30,6 @@ def cov_params(design: Design, core: CoreFit) -> pd.DataFrame:
     """σ² (Xᵀ V⁻¹ X)⁻¹ as a labelled table."""
     names = list(design.x_names)
     return pd.DataFrame(core.cov_beta.copy(), index=names, columns=names)
-
-
-def normal_pvalues(t: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two-sided tail probabilities of |t| under the standard normal distribution."""
-    return 2.0 * ndtr(-np.abs(t))
 
 
 def dropped_columns(design: Design, core: CoreFit) -> list[str]:

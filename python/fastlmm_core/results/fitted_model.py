@@ -64,11 +64,6 @@ class FittedModel:
         return self.params / self.bse
 
     @property
-    def pvalues(self) -> pd.Series:
-        """Two-sided p-values of `tvalues` under the standard normal: too small where groups are few."""
-        return coefficients.labelled(self.design, coefficients.normal_pvalues(self.tvalues.to_numpy()))
-
-    @property
     def reml(self) -> bool:
         """Whether the fit maximises the restricted likelihood."""
         return bool(self.core.reml)

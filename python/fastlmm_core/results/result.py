@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.results import export, fitting, marginal, ranef, summary, var_corr
 from fastlmm_core.results.diagnostic_methods import DiagnosticMethods
+from fastlmm_core.results.inference_methods import DdfMethods
+from fastlmm_core.results.interval_methods import IntervalMethods
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DiagnosticMethods):
+class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,
@@ -170,14 +172,19 @@ class LmerResult(DiagnosticMethods):
         """
         return fitting.refit_ml(self)
 
-    def summary(self) -> Summary:
-        """lme4's summary page: `print` it, or let a notebook show it.
+    def summary(self, ddf: str = "satterthwaite") -> Summary:
+        """The summary page of lme4 and lmerTest: `print` it, or let a notebook show it.
+
+        Parameters
+        ----------
+        ddf : str
+            Degrees of freedom of the coefficients, as in `coef_table`.
 
         Examples
         --------
         >>> from fastlmm_core import lmer, load_dataset
         >>> print(lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")).summary())
-        Linear mixed model fit by REML
+        Linear mixed model fit by REML; t-tests use Satterthwaite's method
         Formula: Yield ~ 1 + (1 | Batch)
         <BLANKLINE>
         REML criterion at convergence: 319.7
@@ -193,10 +200,10 @@ class LmerResult(DiagnosticMethods):
         Number of obs: 30, groups: Batch, 6
         <BLANKLINE>
         Fixed effects:
-                  Estimate Std. Error t value
-        Intercept  1527.50      19.38  78.804
+                  Estimate Std. Error   df t value Pr(>|t|)
+        Intercept  1527.50      19.38 5.00  78.804 6.23e-09
         """
-        return summary.summary(self)
+        return summary.summary(self, ddf)
 
     def to_dict(self, *, ranef: bool = False) -> dict[str, Any]:
         """The estimates and figures of the fit as plain values that `json.dumps` takes; NaN becomes None.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.inference.coef_table import coef_table
+from fastlmm_core.inference.ddf import method_name
 from fastlmm_core.results._text import abbreviate, html_table, text_table
 from fastlmm_core.results.coefficients import dropped_columns
 from fastlmm_core.results.var_corr import VarCorr
@@ -21,7 +23,13 @@ __all__ = ["Summary", "summary"]
 MAX_CORRELATION = 12
 """Correlations of the fixed effects are shown for at most this many coefficients, as in lme4."""
 
-_HEADINGS = {"estimate": "Estimate", "std_error": "Std. Error", "df": "df", "t": "t value", "p": "Pr(>|t|)"}
+_HEADINGS = {"estimate": "Estimate", "std_error": "Std. Error", "t": "t value", "z": "z value"}
+_METHODS = {
+    "satterthwaite": "t-tests use Satterthwaite's method",
+    "kenward-roger": "t-tests use Kenward-Roger's method",
+    "residual": "t-tests use residual degrees of freedom",
+    "normal": "tests use the normal distribution",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,7 @@ class Summary:
     Attributes
     ----------
     title, formula : str
-        Method of estimation, and the model.
+        Methods of estimation and of the tests, and the model.
     criteria : dict
         "REML criterion" alone, or AIC, BIC, logLik, deviance and df.resid of an ML fit.
     residuals : Series
@@ -43,7 +51,7 @@ class Summary:
     n_groups : dict
         Levels of each grouping factor.
     coefficients : DataFrame
-        estimate, std_error, t, a row a coefficient.
+        estimate, std_error, df, t, p, a row an estimated coefficient; z instead of df and t with normal p-values.
     correlation : DataFrame
         Correlations of the estimated coefficients.
     notes : tuple of str
@@ -123,12 +131,13 @@ class Summary:
             elif name == "p":
                 columns[name] = [f"{v:.3g}" if v >= 2e-16 else "<2e-16" for v in values]
             else:
-                columns[name] = _fixed(values, 3 if name == "t" else 2)
+                columns[name] = _fixed(values, 3 if name in ("t", "z") else 2)
         rows = [
             [str(n), *cells]
             for n, cells in zip(self.coefficients.index, zip(*columns.values(), strict=True), strict=True)
         ]
-        return ["", *(_HEADINGS.get(name, name) for name in columns)], rows
+        tail = f"Pr(>|{'z' if 'z' in columns else 't'}|)"
+        return ["", *(tail if name == "p" else _HEADINGS.get(name, name) for name in columns)], rows
 
     def _shows_correlation(self) -> bool:
         return 1 < len(self.correlation) <= MAX_CORRELATION
@@ -154,10 +163,11 @@ def _fixed(values: pd.Series, decimals: int) -> list[str]:
     return fixed if max(map(len, fixed), default=0) <= 12 else [f"{v:.3e}" for v in values]
 
 
-def summary(result: LmerResult) -> Summary:
-    """The summary of a fit."""
+def summary(result: LmerResult, ddf: str = "satterthwaite") -> Summary:
+    """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`."""
     design, core = result.design, result.core
-    coefficients = pd.DataFrame({"estimate": result.params, "std_error": result.bse, "t": result.tvalues})
+    table, method = coef_table(result, ddf=ddf), method_name(ddf)
+    coefficients = table.drop(columns="df").rename(columns={"t": "z"}) if method == "normal" else table
     estimated = ~np.isnan(core.beta)
     cov = core.cov_beta[np.ix_(estimated, estimated)]
     sd = np.sqrt(np.diagonal(cov))
@@ -173,7 +183,7 @@ def summary(result: LmerResult) -> Summary:
             "df.resid": result.df_resid,
         }
     return Summary(
-        title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}",
+        title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}; {_METHODS[method]}",
         formula=result.formula,
         criteria=criteria,
         residuals=_residual_quantiles(result),
@@ -183,7 +193,7 @@ def summary(result: LmerResult) -> Summary:
         n_groups=result.n_groups,
         coefficients=coefficients[estimated],
         correlation=pd.DataFrame(cov / sd[:, None] / sd[None, :], index=names, columns=names),
-        notes=_notes(result),
+        notes=(*_notes(result), *table.attrs["notes"]),
     )
 
 

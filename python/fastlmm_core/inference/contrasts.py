@@ -1,0 +1,230 @@
+"""Hypotheses of the terms of the fixed part: types 1, 2 and 3.
+
+Type 1 and type 2 are read off the triangular factor of X with its columns reordered: row j of R, scaled to R_jj = 1, is
+what column j explains beyond the columns before it. Type 3 asks whether a term vanishes when factors are coded by
+contrasts that sum to zero; the model's own coding is translated into those, so the answer is the same for any coding.
+Rows are written as differences from the first level, the way lmerTest has them.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from fastlmm_core.formula import Design
+    from fastlmm_core.formula.fixed import MatrixSpec
+
+__all__ = ["containing_terms", "full_rank_codings", "term_hypotheses"]
+
+Array = NDArray[np.float64]
+Factors = tuple[str, ...]
+
+
+def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[str, Array]:
+    """Rows (k, rank) over the kept columns for each term but the intercept; no rows where nothing can be tested.
+
+    Parameters
+    ----------
+    design : Design
+    kept : (p,) bool
+        Columns that are not linearly dependent on others.
+    kind : {1, 2, 3}
+
+    Raises
+    ------
+    ModelError
+        Another type.
+    """
+    if kind not in (1, 2, 3):
+        raise ModelError(f"anova type {kind!r} does not exist: use 1, 2 or 3")
+    place = np.cumsum(kept) - 1
+    columns = {name: [int(place[j]) for j in np.arange(len(kept))[where] if kept[j]] for name, where in design.x_terms}
+    names = [name for name, _ in design.x_terms if name != "Intercept" or not design.spec.terms.intercept]
+    if kind == 3:
+        return _type3(design, kept, names)
+    r = _triangular(design.X[:, kept])
+    if kind == 1:
+        unit = r / np.diag(r)[:, None]
+        return {name: unit[columns[name]] for name in names}
+    above = containing_terms(design.spec)
+    out = {}
+    for name in names:
+        last = [*columns[name], *(j for other in above[name] for j in columns[other])]
+        order = [j for j in range(r.shape[1]) if j not in set(last)]
+        at = len(order)
+        order += last
+        turned = _triangular(r[:, order])
+        rows = np.zeros((len(columns[name]), r.shape[1]))
+        rows[:, order] = (turned / np.diag(turned)[:, None])[at : at + len(columns[name])]
+        out[name] = rows
+    return out
+
+
+def _triangular(x: Array) -> Array:
+    """R of x = QR."""
+    r: Array = np.linalg.qr(x, mode="r")  # type: ignore[assignment]
+    return r
+
+
+def containing_terms(spec: MatrixSpec) -> dict[str, list[str]]:
+    """The terms that contain each term: all its factors and more, and the same covariates."""
+    named = {":".join(term): set(term) for term in spec.terms.terms}
+    numeric = {name: {e for e in term if e not in spec.factors} for name, term in named.items()}
+    return {
+        name: [other for other in named if named[other] > term and numeric[other] == numeric[name]]
+        for name, term in named.items()
+    }
+
+
+def full_rank_codings(spec: MatrixSpec) -> bool:
+    """Whether some factor is coded by one dummy a level, as in a model without an intercept."""
+    return any(
+        not reduced and expr in spec.factors
+        for term, codes in zip(spec.terms.terms, spec.codes, strict=True)
+        for expr, reduced in zip(term, codes, strict=True)
+    )
+
+
+def _type3(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[str, Array]:
+    spec = design.spec
+    terms: list[Factors] = ([()] if spec.terms.intercept else []) + list(spec.terms.terms)
+    codes: list[tuple[bool, ...]] = ([()] if spec.terms.intercept else []) + list(spec.codes)
+    where = [columns for _, columns in spec.term_columns]
+    by_covariates: dict[Factors, list[int]] = {}
+    for k, term in enumerate(terms):
+        by_covariates.setdefault(tuple(e for e in term if e not in spec.factors), []).append(k)
+    rows = {}
+    for members in by_covariates.values():
+        blocks, total = _effect_blocks(
+            spec, [terms[k] for k in members], [codes[k] for k in members], [where[k] for k in members]
+        )
+        p = len(kept)
+        phi, target = np.zeros((total, p)), np.zeros((total, p))
+        full = False
+        for k in members:
+            for matrix, zero_sum in ((phi, False), (target, True)):
+                _fill(spec, terms[k], codes[k], where[k], blocks, matrix, zero_sum)
+            full |= any(not r and e in spec.factors for e, r in zip(terms[k], codes[k], strict=True))
+        if full:
+            mine = np.concatenate([np.arange(p)[where[k]] for k in members])
+            solution = np.linalg.lstsq(target[:, mine], phi, rcond=None)[0]
+            start = 0
+            for k in members:
+                width = where[k].stop - where[k].start
+                rows[k] = solution[start : start + width]
+                start += width
+        else:
+            for k in members:
+                block = blocks[_categorical(spec, terms[k])]
+                rows[k] = phi[block]
+    out = {}
+    null = _null_space(design.X, kept)
+    for k, term in enumerate(terms):
+        if term:
+            hypothesis = np.where(np.abs(rows[k]) < 1e-12, 0.0, rows[k])
+            if null.shape[1]:
+                hypothesis = _estimable(hypothesis, null)
+            out[":".join(term)] = hypothesis[:, kept]
+    return {name: out[name] for name in names}
+
+
+def _categorical(spec: MatrixSpec, term: Factors) -> Factors:
+    return tuple(e for e in term if e in spec.factors)
+
+
+def _covariate_widths(spec: MatrixSpec, term: Factors, codes: tuple[bool, ...], columns: slice) -> dict[str, int]:
+    """Columns of each covariate of a term: several for "poly(x, 2)"."""
+    covariates = [e for e in term if e not in spec.factors]
+    coded = prod(spec.factors[e].matrix(r).shape[1] for e, r in zip(term, codes, strict=True) if e in spec.factors)
+    total = (columns.stop - columns.start) // max(coded, 1)
+    if len(covariates) == 1:
+        return {covariates[0]: total}
+    names = spec.names[columns]
+    widths = {}
+    for e in covariates:
+        column = re.compile(re.escape(e) + r"\[([^\]]*)\]")
+        widths[e] = len({label for name in names for label in column.findall(name)}) or 1
+    if prod(widths.values()) != total:
+        raise ModelError(f"type 3 tests cannot tell the columns of the covariates in {':'.join(term)} apart")
+    return widths
+
+
+def _effect_blocks(
+    spec: MatrixSpec, terms: list[Factors], codes: list[tuple[bool, ...]], columns: list[slice]
+) -> tuple[dict[Factors, slice], int]:
+    """Rows of each effect: every subset of the terms' factors, with one row a difference from the first level."""
+    blocks: dict[Factors, slice] = {}
+    start = 0
+    for term, reduced, where in zip(terms, codes, columns, strict=True):
+        names, width = _categorical(spec, term), prod(_covariate_widths(spec, term, reduced, where).values())
+        for size in range(len(names) + 1):
+            for subset in combinations(names, size):
+                if subset not in blocks:
+                    rows = width * prod(len(spec.factors[e].levels) - 1 for e in subset)
+                    blocks[subset] = slice(start, start + rows)
+                    start += rows
+    return blocks, start
+
+
+def _fill(
+    spec: MatrixSpec,
+    term: Factors,
+    codes: tuple[bool, ...],
+    where: slice,
+    blocks: dict[Factors, slice],
+    out: Array,
+    zero_sum: bool,
+) -> None:
+    """Write the term's columns as effects: each coding C is 1 mean' + A (C - first row), A'1 = 0.
+
+    With `zero_sum`, factors coded by contrasts are taken to be coded by A itself.
+    """
+    names = _categorical(spec, term)
+    widths = _covariate_widths(spec, term, codes, where)
+    means, differences = {}, {}
+    for e, reduced in zip(term, codes, strict=True):
+        if e not in spec.factors:
+            continue
+        coding = spec.factors[e].matrix(reduced)
+        means[e], differences[e] = coding.mean(axis=0, keepdims=True), coding[1:] - coding[:1]
+        if zero_sum and reduced:
+            q = len(coding)
+            means[e], differences[e] = np.zeros((1, q - 1)), np.eye(q - 1)
+    for size in range(len(names) + 1):
+        for subset in combinations(names, size):
+            product = np.eye(1)
+            for e in term:  # the first factor varies fastest, so later ones multiply from the left
+                if e in spec.factors:
+                    step = differences[e] if e in subset else means[e]
+                else:
+                    step = np.eye(widths[e])
+                product = np.kron(step, product)
+            out[blocks[subset], where] = product
+
+
+def _null_space(X: Array, kept: NDArray[np.bool_]) -> Array:
+    """(p, n_dropped): coefficients that leave X beta unchanged."""
+    dropped = np.flatnonzero(~kept)
+    out = np.zeros((len(kept), len(dropped)))
+    if len(dropped):
+        out[dropped, np.arange(len(dropped))] = 1.0
+        out[kept] = -np.linalg.lstsq(X[:, kept], X[:, dropped], rcond=None)[0]
+    return out
+
+
+def _estimable(rows: Array, null: Array) -> Array:
+    """Combinations of the rows that do not depend on how the dropped columns were chosen."""
+    outside = rows @ null
+    u, d, _ = np.linalg.svd(outside)
+    rank = int((d > 1e-8 * max(1.0, float(np.abs(rows).max(initial=0.0)))).sum())
+    if rank == 0:
+        return rows
+    return np.asarray(u[:, rank:].T @ rows)

@@ -1,0 +1,265 @@
+"""Denominator degrees of freedom: one object a method, each answering for single rows and for several at once."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import chdtrc, fdtrc, ndtr, stdtr
+
+from fastlmm_core.errors import FastLMMWarning, ModelError
+from fastlmm_core.inference.information import VarianceInformation, variance_information
+from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
+
+if TYPE_CHECKING:
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["METHODS", "Ddf", "FTest", "Method", "ddf_method", "f_pvalue", "method_name", "t_pvalues"]
+
+Array = NDArray[np.float64]
+Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
+
+METHODS = ("satterthwaite", "kenward-roger", "residual", "normal")
+
+RANK = 1e-8
+"""Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
+
+PLAIN = 1e-10
+"""Smallest ratio of eigenvalues at which the rows' covariance is taken apart in their own units."""
+
+
+@dataclass(frozen=True)
+class FTest:
+    """A test of several linear hypotheses at once.
+
+    Attributes
+    ----------
+    F : float
+        Statistic, on `num_df` and `den_df` degrees of freedom.
+    num_df : int
+        Independent rows of the hypothesis.
+    den_df : float
+        Infinite for the chi-squared limit.
+    p : float
+    sum_sq : float
+        Residual variance times `num_df` times the unscaled statistic, as lmerTest reports it.
+    """
+
+    F: float
+    num_df: int
+    den_df: float
+    p: float
+    sum_sq: float
+
+    @property
+    def mean_sq(self) -> float:
+        """`sum_sq` over `num_df`."""
+        return self.sum_sq / self.num_df if self.num_df else np.nan
+
+    def __repr__(self) -> str:
+        return f"<FTest: F = {self.F:.4g} on {self.num_df} and {self.den_df:.4g} df, p = {self.p:.4g}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A method for one fit: the covariance of the estimates, and degrees of freedom of what is estimated.
+
+    Attributes
+    ----------
+    name : str
+    beta : (rank,)
+        Estimated coefficients; dropped columns are left out throughout.
+    cov : (rank, rank)
+        Their covariance as the method has it.
+    sigma : float
+    notes : tuple of str
+    """
+
+    name: str
+    beta: Array
+    cov: Array
+    sigma: float
+    notes: tuple[str, ...] = ()
+
+    def df(self, rows: Array) -> Array:
+        """Degrees of freedom (k,) of each row (k, rank) on its own."""
+        raise NotImplementedError
+
+    def joint(self, rows: Array, values: Array) -> tuple[float, float]:
+        """Degrees of freedom and scale of the F statistic of independent rows (l, rank), orthogonal under `cov`.
+
+        `values` (l,) are the rows' variances.
+        """
+        raise NotImplementedError
+
+    def f_test(self, rows: Array, values: Array | None = None) -> FTest:
+        """Test rows (k, rank) times beta against `values` (k,), zero by default."""
+        difference = rows @ self.beta - (0.0 if values is None else values)
+        v = rows @ self.cov @ rows.T
+        scale = np.sqrt(np.diag(v))
+        scale = np.where(scale > 0, scale, 1.0)
+        d, vectors = np.linalg.eigh(v / np.outer(scale, scale))
+        keep = d > RANK * max(1.0, d[-1] if len(d) else 0.0)
+        n = int(keep.sum())
+        if n == 0:
+            return FTest(np.nan, 0, np.nan, np.nan, np.nan)
+        if n < len(d) and values is not None and np.any(values):
+            left = vectors[:, ~keep].T @ (difference / scale)
+            if np.abs(left).max() > 1e-6 * np.abs(difference / scale).max():
+                raise ModelError("the hypotheses contradict one another: some rows are combinations of others")
+        plain, plain_vectors = np.linalg.eigh(v)
+        if n == len(d) and plain[0] > PLAIN * plain[-1]:
+            # lmerTest's orthogonal rows: Fai and Cornelius' degrees of freedom depend on how they are chosen
+            d, turned, difference = plain, plain_vectors.T @ rows, plain_vectors.T @ difference
+        else:
+            mixed = vectors[:, keep].T / scale
+            turned, difference, d = mixed @ rows, mixed @ difference, d[keep]
+        wald = float(np.sum(difference**2 / d)) / n
+        den_df, factor = self.joint(turned, d)
+        statistic = wald * factor
+        return FTest(statistic, n, den_df, f_pvalue(statistic, n, den_df), wald * n * self.sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedDf(Method):
+    """The same degrees of freedom for everything: residual, or infinite."""
+
+    value: float = np.inf
+
+    def df(self, rows: Array) -> Array:
+        return np.full(len(rows), self.value)
+
+    def joint(self, rows: Array, values: Array) -> tuple[float, float]:
+        return self.value, 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Satterthwaite(Method):
+    """Giesbrecht and Burns (1985) for single rows, Fai and Cornelius (1996) for several, as lmerTest."""
+
+    information: VarianceInformation | None = None
+
+    def df(self, rows: Array) -> Array:
+        info = self.information
+        assert info is not None
+        h = rows @ info.half
+        gradient = np.einsum("kx,axy,ky->ka", h, info.slopes, h)
+        spread = np.einsum("ka,ab,kb->k", gradient, info.cov, gradient)
+        variance = np.einsum("kx,kx->k", h, h)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(spread > 0, 2.0 * variance**2 / spread, np.inf)
+
+    def joint(self, rows: Array, values: Array) -> tuple[float, float]:
+        return pooled_df(self.df(rows)), 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class KenwardRoger(Method):
+    """Kenward and Roger (1997)."""
+
+    adjusted: Adjustment | None = None
+
+    def df(self, rows: Array) -> Array:
+        assert self.adjusted is not None
+        return np.array([scaled_f(self.adjusted, row[None])[0] if row.any() else np.nan for row in rows])
+
+    def joint(self, rows: Array, values: Array) -> tuple[float, float]:
+        assert self.adjusted is not None
+        return scaled_f(self.adjusted, rows)
+
+
+def pooled_df(df: Array) -> float:
+    """Degrees of freedom of an F statistic that averages squared t statistics on `df` degrees of freedom.
+
+    Fai and Cornelius (1996): the F distribution with the same mean, E = sum df / (df - 2); 2 where there is no mean.
+    """
+    if np.ptp(df) < 1e-8 or not np.isfinite(df).any():
+        return float(df.mean())
+    if (df <= 2.0).any():
+        return 2.0
+    expected = float(np.sum(1.0 / (1.0 - 2.0 / df)))
+    return 2.0 * expected / (expected - len(df))
+
+
+def method_name(ddf: str) -> str:
+    """The name of a method in its one spelling; ModelError for an unknown one."""
+    name = str(ddf).strip().lower().replace("_", "-").replace(" ", "-")
+    if name not in METHODS:
+        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, METHODS))}")
+    return name
+
+
+def ddf_method(result: LmerResult, ddf: str, *, stacklevel: int = 4) -> Method:
+    """The method named `ddf` for one fit.
+
+    Parameters
+    ----------
+    result : LmerResult
+    ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+    stacklevel : int
+        Of the warning, counted from here.
+
+    Warns
+    -----
+    FastLMMWarning
+        Kenward-Roger asked of a maximum-likelihood fit, which is refitted by REML.
+    """
+    name = method_name(ddf)
+    if name == "kenward-roger" and not result.reml:
+        warnings.warn(
+            "Kenward-Roger is defined for REML: the model was refitted by REML for its standard errors and degrees of "
+            "freedom",
+            FastLMMWarning,
+            stacklevel=stacklevel,
+        )
+        result = reml_fit(result)
+    core = result.core
+    kept = ~np.isnan(core.beta)
+    beta, cov = core.beta[kept], core.cov_beta[np.ix_(kept, kept)]
+    notes = () if not core.is_singular else (SINGULAR_NOTES.get(name, ""),)
+    if name == "satterthwaite":
+        return Satterthwaite(name, beta, cov, core.sigma, notes, variance_information(core))
+    if name == "kenward-roger":
+        adjusted = adjustment(core)
+        return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted)
+    return FixedDf(name, beta, cov, core.sigma, (), np.inf if name == "normal" else float(core.n - core.rank))
+
+
+SINGULAR_NOTES = {
+    "satterthwaite": "degrees of freedom: the fit is singular; parameters on the boundary count as known",
+    "kenward-roger": "degrees of freedom: the fit is singular; information is the expected one at the boundary",
+}
+
+
+def reml_fit(result: LmerResult) -> LmerResult:
+    """The REML fit of the same model; kept with the fit."""
+    if result.reml:
+        return result
+    from dataclasses import replace
+
+    from fastlmm_core.results.fitting import fit_design
+
+    cache = result.core._cache
+    if "reml_fit" not in cache:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FastLMMWarning)  # the fit's own warnings were given before
+            options = replace(result.options, reml=True, start=None, verbose=0)
+            cache["reml_fit"] = fit_design(result.design, result.formula, options, stacklevel=2)
+    found: LmerResult = cache["reml_fit"]
+    return found
+
+
+def t_pvalues(t: Array, df: Array) -> Array:
+    """Two-sided p-values of t statistics; the normal distribution's where df is infinite."""
+    finite = np.isfinite(df)
+    return np.asarray(2.0 * np.where(finite, stdtr(np.where(finite, df, 1.0), -np.abs(t)), ndtr(-np.abs(t))))
+
+
+def f_pvalue(statistic: float, num_df: int, den_df: float) -> float:
+    """Upper tail of the F distribution; of chi-squared over `num_df` where `den_df` is infinite."""
+    if np.isinf(den_df):
+        return float(chdtrc(num_df, num_df * statistic))
+    return float(fdtrc(num_df, den_df, statistic))

@@ -1,0 +1,189 @@
+"""Information on the variance parameters, and how the covariance of the fixed effects moves with them.
+
+In conditioned coordinates, with V = W^-1 + Z Sigma Z', X'V^-1X = L L' and F = Z'V^-1X L^-T (one row an effect of a
+level):
+
+    d Cov(beta) / d theta_a = sigma^2 H [F'(I x dSigma/dtheta_a) F] H',    Cov(beta) = sigma^2 H H'            (1)
+
+    deviance(theta, sigma) = log-determinants + nu log(2 pi sigma^2) + r^2(theta) / sigma^2                    (2)
+
+whose Hessian is the profiled criterion's plus the outer product that profiling sigma took off, with
+dr^2/dtheta_a = -t'(I x dSigma/dtheta_a) t, t = Z'Py. The profiled Hessian is the observed one: central differences of
+the exact gradient. Nothing here has n rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core.core.objective import Objective, blas_threads
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import CoreFit
+
+__all__ = [
+    "VarianceInformation",
+    "covariance_root",
+    "dense_products",
+    "group_factors",
+    "observed_hessian",
+    "pseudo_inverse",
+    "variance_information",
+]
+
+Array = NDArray[np.float64]
+
+WIDE_TAIL = 400
+"""Tails longer than this get two-point differences (1e-6 of the Hessian) for half the price of four-point ones."""
+
+DROPPED = 1e-8
+"""Eigenvalues of the scaled Hessian below this are left out of its inverse: the data say nothing in their direction."""
+
+
+@dataclass(frozen=True, eq=False)
+class VarianceInformation:
+    """What Satterthwaite's method needs of a fit.
+
+    Attributes
+    ----------
+    hessian : (k + 1, k + 1)
+        Second derivatives of the criterion, sigma not profiled out, in (conditioned theta, log sigma).
+    cov : (k + 1, k + 1)
+        Asymptotic covariance of the parameters: twice the inverse of `hessian` over its positive eigenvalues.
+    n_dropped : int
+        Eigenvalues left out of that inverse.
+    half : (rank, rank)
+        H, in the user's units: Cov(beta) = H H' for the columns kept.
+    slopes : (k + 1, rank, rank)
+        Derivative of Cov(beta) along parameter a is H slopes[a] H'.
+    """
+
+    hessian: Array
+    cov: Array
+    n_dropped: int
+    half: Array
+    slopes: Array
+
+
+def variance_information(core: CoreFit) -> VarianceInformation:
+    """Equations (1) and (2) at a fit; computed once and kept with the fit.
+
+    Parameters
+    ----------
+    core : CoreFit
+
+    Returns
+    -------
+    VarianceInformation
+    """
+    if "variance_information" not in core._cache:
+        core._cache["variance_information"] = _variance_information(core)
+    found: VarianceInformation = core._cache["variance_information"]
+    return found
+
+
+def _variance_information(core: CoreFit) -> VarianceInformation:
+    model = core.objective()
+    cross, evaluator = model.cross, model.evaluator
+    rank, k = cross.conditioning.rank, model.n_theta
+    theta = model.to_conditioned(core.theta)
+    with blas_threads(model.plan.threads):
+        gamma, _, _, ld, _ = evaluator.modes(theta)
+        cells = dense_products(model, theta)
+    fixed_factor = ld[:rank, :rank]
+    half = covariance_root(core, fixed_factor)
+    factors = group_factors(cross.theta_index, theta, [g.n_columns for g in cross.groups])
+    slopes = np.zeros((k + 1, rank, rank))
+    slopes[k] = 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
+    of_r2 = np.zeros(k)
+    whiten = np.linalg.inv(fixed_factor).T
+    for g, (group, products) in enumerate(zip(cross.groups, cells, strict=True)):
+        l = group.n_columns
+        f = (products[:, :rank] @ whiten).reshape(group.n_levels, l * rank)
+        gram = (f.T @ f).reshape(l, rank, l, rank)
+        t = (products[:, rank] - products[:, :rank] @ gamma).reshape(group.n_levels, l)
+        tt = t.T @ t
+        for a in np.flatnonzero(cross.theta_index[:, 0] == g):
+            _, i, j = cross.theta_index[a]
+            column = factors[g][:, j]
+            part = np.einsum("xsy,s->xy", gram[i], column)
+            slopes[a] = part + part.T
+            of_r2[a] = -2.0 * tt[i] @ column
+
+    nu = evaluator.nu
+    r2 = ld[-1, -1] ** 2
+    hessian = np.empty((k + 1, k + 1))
+    hessian[:k, :k] = observed_hessian(model, theta) + nu / r2**2 * np.outer(of_r2, of_r2)
+    hessian[k, :k] = hessian[:k, k] = -2.0 * nu / r2 * of_r2
+    hessian[k, k] = 4.0 * nu
+    inverse, dropped = pseudo_inverse(hessian)
+    return VarianceInformation(hessian, 2.0 * inverse, dropped, half, slopes)
+
+
+def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
+    """H (rank, rank) with Cov(beta) = H H' in the user's units, from L of the conditioned X'V^-1X = L L'."""
+    c = core.cross.conditioning
+    root = np.linalg.inv(fixed_factor.T @ c.r[: c.rank, : c.rank])
+    return np.asarray(core.sigma / np.sqrt(c.weight_scale) * root)
+
+
+def dense_products(model: Objective, theta: Array) -> list[Array]:
+    """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
+    cross, offsets = model.cross, model.plan.offsets
+    m = sum(group.size for group in cross.groups[1:])
+    tail = np.empty((cross.dtd.shape[0], m))
+    columns = [
+        (offset[:, None] + np.arange(g.n_columns)).ravel() for g, offset in zip(cross.groups[1:], offsets, strict=True)
+    ]
+    for where, dense in zip(columns, cross.dense[1:], strict=True):
+        tail[:, where] = dense.T
+    _, _, t_lead, t_tail = model.evaluator.solve(theta, np.ascontiguousarray(cross.dense[0].T), tail)
+    return [t_lead.T, *(t_tail[:, where].T for where in columns)]
+
+
+def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
+    """Relative covariance factor (l, l) of each group, its terms' factors along the diagonal."""
+    factors = [np.zeros((l, l)) for l in widths]
+    for (g, i, j), value in zip(index, theta, strict=True):
+        factors[g][i, j] = value
+    return factors
+
+
+def observed_hessian(model: Objective, theta: Array) -> Array:
+    """Second derivatives (k, k) of the profiled criterion in conditioned theta, from its exact gradient.
+
+    Steps are a fraction of the parameter's own scale: a level's conditional standard deviation when theta is small,
+    theta itself when it is large.
+    """
+    index = model.cross.theta_index
+    floors = np.array([g.n_levels / model.cross.n for g in model.cross.groups])
+    diagonal = {(g, i): theta[a] for a, (g, i, j) in enumerate(index) if i == j}
+    scales = np.array([np.hypot(diagonal[g, i], np.sqrt(floors[g])) for g, i, _ in index])
+    wide = sum(g.size for g in model.cross.groups[1:]) > WIDE_TAIL
+    step, weights = (1e-3, {1: 0.5}) if wide else (3e-3, {1: 8 / 12, 2: -1 / 12})
+    hessian = np.zeros((len(theta), len(theta)))
+    with blas_threads(model.plan.threads):
+        for a, scale in enumerate(scales):
+            h = step * scale
+            for multiple, weight in weights.items():
+                for sign in (1.0, -1.0):
+                    at = theta.copy()
+                    at[a] += sign * multiple * h
+                    hessian[a] += sign * weight / h * model.evaluator.derivatives(at)[1]
+    return 0.5 * (hessian + hessian.T)
+
+
+def pseudo_inverse(matrix: Array) -> tuple[Array, int]:
+    """Inverse of a symmetric matrix over its positive eigenvalues, and how many were left out.
+
+    The diagonal is scaled to one first, so that the units of a parameter decide nothing.
+    """
+    scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(matrix)), DROPPED))
+    values, vectors = np.linalg.eigh(matrix * np.outer(scale, scale))
+    keep = values > DROPPED
+    kept = vectors[:, keep] * scale[:, None]
+    return (kept / values[keep]) @ kept.T, int((~keep).sum())

@@ -1,0 +1,114 @@
+"""Likelihood-ratio comparison of fitted models: `fastlmm_core.anova`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtrc
+
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+
+if TYPE_CHECKING:
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["anova"]
+
+
+def anova(*models: LmerResult, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """Compare nested models by likelihood-ratio tests, each with the next smaller one.
+
+    Parameters
+    ----------
+    *models : LmerResult
+        At least two fits of the same rows and the same response, in any order.
+    refit : bool
+        Refit REML fits by maximum likelihood first: restricted likelihoods of models with different fixed effects
+        cannot be compared. False uses them as they are, which is right where only the random terms differ.
+    names : sequence of str, optional
+        Labels of the rows, in the order of `models`; the formulas by default.
+
+    Returns
+    -------
+    DataFrame
+        One row a model, by number of parameters: npar, aic, bic, llf, deviance, chisq, df, p.
+
+    Raises
+    ------
+    DataError
+        The models were fitted to different rows or responses.
+    ModelError
+        Fewer than two models, or REML fits that `refit=False` cannot compare.
+
+    Warns
+    -----
+    FastLMMWarning
+        Once, when REML fits were refitted by ML.
+
+    Notes
+    -----
+    Where the larger model adds a variance, the smaller one lies on the boundary of its parameters, and the p-value is
+    too large, by up to a factor of two for one variance; see `LmerResult.ranova`.
+
+    Examples
+    --------
+    >>> from fastlmm_core import anova, lmer, load_dataset
+    >>> data = load_dataset("sleepstudy")
+    >>> m0 = lmer("Reaction ~ 1 + (Days | Subject)", data, reml=False)
+    >>> m1 = lmer("Reaction ~ Days + (Days | Subject)", data, reml=False)
+    >>> anova(m0, m1, names=["no trend", "trend"])[["npar", "deviance", "chisq", "df", "p"]].round(4)
+              npar   deviance    chisq   df    p
+    no trend     5  1775.4759      NaN  NaN  NaN
+    trend        6  1751.9393  23.5365  1.0  0.0
+    """
+    if len(models) < 2:
+        raise ModelError("anova compares at least two models; for the terms of one, use its method anova()")
+    labels = [m.formula for m in models] if names is None else [str(name) for name in names]
+    if len(labels) != len(models):
+        raise DataError(f"{len(labels)} names were given for {len(models)} models")
+    first = models[0]
+    for model, label in zip(models[1:], labels[1:], strict=True):
+        check_same_data(first, model, labels[0], label)
+    fits = list(models)
+    if refit and any(m.reml for m in fits):
+        fits = [m.refit_ml() for m in fits]
+        warnings.warn(
+            "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
+            "compares restricted likelihoods where only the random terms differ",
+            FastLMMWarning,
+            stacklevel=2,
+        )
+    elif any(m.reml for m in fits):
+        if not all(m.reml for m in fits):
+            raise ModelError("some models were fitted by REML and some by maximum likelihood: leave refit=True")
+        if any(m.design.x_names != first.design.x_names for m in fits):
+            raise ModelError("restricted likelihoods of models with different fixed effects cannot be compared")
+    order = sorted(range(len(fits)), key=lambda k: (fits[k].df_model, -fits[k].criterion))
+    rows = []
+    for at, k in enumerate(order):
+        m = fits[k]
+        chisq = df = p = np.nan
+        if at:
+            smaller = fits[order[at - 1]]
+            df = float(m.df_model - smaller.df_model)
+            chisq = max(0.0, smaller.criterion - m.criterion)
+            p = float(chdtrc(df, chisq)) if df else np.nan
+        rows.append((m.df_model, m.aic, m.bic, m.llf, m.criterion, chisq, df, p))
+    return pd.DataFrame(
+        rows,
+        columns=["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"],
+        index=[labels[k] for k in order],
+    )
+
+
+def check_same_data(a: LmerResult, b: LmerResult, name_a: str, name_b: str) -> None:
+    """DataError where two fits do not share rows, response and weights."""
+    one, other = a.design, b.design
+    if len(one.y) != len(other.y) or not np.array_equal(one.row_index, other.row_index):
+        hint = "missing values in a variable of one of them?"
+        raise DataError(f"{name_a!r} used {len(one.y)} rows and {name_b!r} {len(other.y)}, not the same ones: {hint}")
+    if not np.array_equal(one.y, other.y):
+        raise DataError(f"{name_a!r} and {name_b!r} have different responses: their likelihoods cannot be compared")

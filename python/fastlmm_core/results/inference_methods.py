@@ -1,0 +1,212 @@
+"""Tests and degrees of freedom as methods of a result; each is one call into `fastlmm_core.inference`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.inference.ddf import FTest
+    from fastlmm_core.results.result import LmerResult
+
+__all__ = ["DdfMethods"]
+
+
+class DdfMethods:
+    """Coefficient tables, linear hypotheses and analysis of variance of a fitted model."""
+
+    def coef_table(self, ddf: str = "satterthwaite") -> pd.DataFrame:
+        """Coefficients with standard errors, degrees of freedom, t statistics and two-sided p-values.
+
+        Parameters
+        ----------
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Denominator degrees of freedom: Satterthwaite's from the observed information of the variance parameters
+            (as lmerTest), Kenward and Roger's (1997) with adjusted standard errors (as pbkrtest; a maximum-likelihood
+            fit is refitted by REML), `nobs` less the number of coefficients, or infinitely many.
+
+        Returns
+        -------
+        DataFrame
+            Columns estimate, std_error, df, t, p; a row a coefficient, NaN for a dropped one. A note about a singular
+            fit is in ``.attrs["notes"]``.
+
+        Raises
+        ------
+        ModelError
+            No such method, or a model too large for Kenward and Roger's.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.coef_table().round(3)
+                   estimate  std_error    df       t    p
+        Intercept   251.405      6.825  17.0  36.838  0.0
+        Days         10.467      1.546  17.0   6.771  0.0
+        """
+        from fastlmm_core.inference.coef_table import coef_table
+
+        return coef_table(cast("LmerResult", self), ddf=ddf)
+
+    @property
+    def pvalues(self) -> pd.Series:
+        """Two-sided p-values of `tvalues` with Satterthwaite's degrees of freedom, as in `coef_table` and `summary`."""
+        from fastlmm_core.inference.coef_table import coef_table
+
+        return coef_table(cast("LmerResult", self))["p"].rename(None)
+
+    def t_test(self, hypotheses: Any, *, ddf: str = "satterthwaite") -> pd.DataFrame:
+        """Test linear hypotheses R β = q, each on its own.
+
+        Parameters
+        ----------
+        hypotheses : str, list of str, array (p,) or (k, p), or tuple (array, values)
+            Text such as ``"Days = 0, Intercept = 250"``: equations in the coefficients' names separated by commas, set
+            to zero where there is no "=". An array has a column a coefficient.
+        ddf : str
+            As in `coef_table`.
+
+        Returns
+        -------
+        DataFrame
+            A row a hypothesis: estimate (R β), value (q), std_error, df, t, p.
+
+        Raises
+        ------
+        FormulaError
+            The text is not a linear equation in the coefficients.
+        DataError
+            An array of another width.
+        ModelError
+            A dropped coefficient is involved.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.t_test("Days = 10, Intercept + 9 * Days = 350").round(3)
+                                  estimate  value  std_error    df      t      p
+        hypothesis
+        Days = 10                   10.467   10.0      1.546  17.0  0.302  0.766
+        Intercept + 9 Days = 350   345.611  350.0     14.629  17.0 -0.300  0.768
+        """
+        from fastlmm_core.inference.hypotheses import t_test
+
+        return t_test(cast("LmerResult", self), hypotheses, ddf=ddf)
+
+    def f_test(self, hypotheses: Any, *, ddf: str = "satterthwaite") -> FTest:
+        """Test linear hypotheses R β = q all at once.
+
+        Parameters
+        ----------
+        hypotheses, ddf
+            As in `t_test`. Rows that follow from others are left out of the degrees of freedom.
+
+        Returns
+        -------
+        FTest
+            F, num_df, den_df, p, sum_sq, mean_sq. Satterthwaite's denominator is Fai and Cornelius' (1996), Kenward and
+            Roger's comes with their scale of F.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.f_test("Days = 0, Intercept = 250")
+        <FTest: F = 23.59 on 2 and 17 df, p = 1.249e-05>
+        """
+        from fastlmm_core.inference.hypotheses import f_test
+
+        return f_test(cast("LmerResult", self), hypotheses, ddf=ddf)
+
+    def anova(self, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+        """F tests of the terms of the fixed part.
+
+        Parameters
+        ----------
+        type : {3, 2, 1}
+            3: each term as if added last, factors taken to be coded by contrasts that sum to zero, whatever coding the
+            fit uses. 2: each term beyond the others that do not contain it. 1: one after the other as written.
+        ddf : str
+            As in `coef_table`.
+
+        Returns
+        -------
+        DataFrame
+            A row a term: sum_sq, mean_sq, num_df, den_df, F, p. The intercept has none. With dropped columns, type 3
+            tests the part of a term's hypothesis that the data can tell.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("angle ~ recipe + temperature + (1 | recipe:replicate)", load_dataset("cake"))
+        >>> fit.anova()[["num_df", "den_df", "F"]].round(2)
+                     num_df  den_df      F
+        term
+        recipe            2    42.0   0.25
+        temperature       5   220.0  20.51
+        """
+        from fastlmm_core.inference.anova import anova_table
+
+        return anova_table(cast("LmerResult", self), type=type, ddf=ddf)
+
+    def drop1(self, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
+        """Test each term of the fixed part that no other term contains, as if it alone were left out.
+
+        Parameters
+        ----------
+        test : {"F", "chisq"}
+            F tests with the columns of `anova`, or likelihood ratios of maximum-likelihood fits without the term:
+            npar, aic, deviance, chisq, df, p, the full model in the first row.
+        ddf : str
+            As in `coef_table`; for the F tests.
+
+        Raises
+        ------
+        ModelError
+            A factor has one dummy a level, so that columns change meaning when a term goes.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.drop1(test="chisq")[["npar", "deviance", "chisq", "df"]].round(2)
+                npar  deviance  chisq   df
+        term
+        <none>     6   1751.94    NaN  NaN
+        Days       5   1775.48  23.54  1.0
+        """
+        from fastlmm_core.inference.anova import drop1
+
+        return drop1(cast("LmerResult", self), test=test, ddf=ddf)
+
+    def ranova(self, *, reduce_terms: bool = True) -> pd.DataFrame:
+        """Likelihood-ratio tests of the random effects, by the criterion of the fit (REML or ML).
+
+        Parameters
+        ----------
+        reduce_terms : bool
+            Terms of several effects lose one at a time (the intercept stays); otherwise whole terms go.
+
+        Returns
+        -------
+        DataFrame
+            The full model, then a row a reduction: npar, llf, aic, lrt, df, p, p_mixture. A variance of zero lies on
+            the boundary, so p is too large; `p_mixture` is from the equal mixture of df and df - 1 degrees of freedom
+            (Stram and Lee 1994) where one variance is removed, and NaN elsewhere.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.ranova()[["npar", "llf", "lrt", "df"]].round(2)
+                                     npar     llf    lrt   df
+        term
+        <none>                          6 -871.81    NaN  NaN
+        Days in (1 + Days | Subject)    4 -893.23  42.84  2.0
+        """
+        from fastlmm_core.inference.ranova import ranova
+
+        return ranova(cast("LmerResult", self), reduce_terms=reduce_terms)

@@ -8,7 +8,7 @@ import oracle
 import prediction_oracle
 from fastlmm_core import Control, DataError, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.core import Objective
-from fastlmm_core.inference.prediction import factors_of, satterthwaite, targets, theta_covariance
+from fastlmm_core.inference.prediction import factors_of, targets, theta_covariance, uncertain_theta
 from problems import Problem, ProblemTerm
 
 
@@ -147,8 +147,8 @@ def test_degrees_of_freedom_are_those_of_the_joint_information(fit: LmerResult) 
     core = fit.core
     objective: Objective = core.objective()
     target = targets(fit.design, core, NEW, re_form="all", allow_new_levels=True, observation=True)
-    variance = target.variance(objective, core.theta)
-    df = satterthwaite(target, objective, core.theta, variance)
+    variance, _ = target.at(objective, core.theta)
+    df, _ = uncertain_theta(target, objective, core.theta, variance)
 
     nu, s2, at = objective.evaluator.nu, core.sigma**2, objective.to_conditioned(core.theta)
 
@@ -163,7 +163,7 @@ def test_degrees_of_freedom_are_those_of_the_joint_information(fit: LmerResult) 
         _, _, _, ld, _ = objective.evaluator.modes(theta)
         c = objective.cross.conditioning
         own = (ld[-1, -1] * c.y_scale) ** 2 * c.weight_scale / nu
-        return target.variance(objective, objective.to_user(theta)) / own
+        return target.at(objective, objective.to_user(theta))[0] / own
 
     steps = np.append(np.full(len(at), 2e-3), 2e-3 * s2)
     point = np.append(at, s2)
@@ -178,6 +178,30 @@ def test_degrees_of_freedom_are_those_of_the_joint_information(fit: LmerResult) 
     gradient = np.array([*slopes, per_sigma2(at)])
     noise = np.einsum("an,ab,bn->n", gradient, 2 * np.linalg.inv(hessian), gradient)
     np.testing.assert_allclose(df, 2 * variance**2 / noise, rtol=1e-3)
+
+
+def test_what_the_estimate_of_theta_adds(fit: LmerResult) -> None:
+    """Against predictions of the dense oracle at displaced theta."""
+    theta = fit.core.theta
+    X, parts = np.column_stack([np.ones(6), NEW["x"]]), known_parts(fit)
+
+    def predicted(at: np.ndarray) -> np.ndarray:
+        ev = oracle.evaluate(problem_of(fit), at, reml=True, dtype=float)
+        out = X @ ev.beta
+        for (codes, z), b in zip(parts, oracle.cond_modes(ev), strict=True):
+            out = out + np.where(codes >= 0, (z * b[codes]).sum(axis=1), 0.0)
+        return out.astype(float)
+
+    h = 1e-4
+    drift = np.array([(predicted(theta + h * e) - predicted(theta - h * e)) / (2 * h) for e in np.eye(len(theta))])
+    objective = fit.core.objective()
+    cov = objective.cross.to_conditioned
+    cov = np.linalg.inv(cov) @ theta_covariance(objective, theta) @ np.linalg.inv(cov).T
+    wanted = 2 * np.einsum("an,ab,bn->n", drift, cov, drift)
+    plain = fit.predict(NEW, allow_new_levels=True, interval="confidence", ddf="normal")
+    wider = fit.predict(NEW, allow_new_levels=True, interval="confidence", ddf="normal", theta_known=False)
+    np.testing.assert_allclose(wider["std_error"] ** 2 - plain["std_error"] ** 2, wanted, rtol=1e-4)
+    np.testing.assert_array_equal(wider["fit"], plain["fit"])
 
 
 SIGNS = [(1, 1), (1, -1), (-1, 1), (-1, -1)]

@@ -196,8 +196,7 @@ def _batches(cases: NDArray[np.int64], counts: NDArray[np.int64]) -> Iterator[ND
 def _user_half(core: CoreFit, parts: FittedRows) -> Array:
     """T (rank, rank) with beta's change = T (L_X^-1 g)' D^-1 e: r^-1 L_X^-T."""
     rank = core.cross.conditioning.rank
-    out: Array = np.linalg.inv(parts.inverse.l_x.T @ core.cross.conditioning.r[:rank, :rank])
-    return out
+    return np.asarray(np.linalg.inv(parts.inverse.l_x.T @ core.cross.conditioning.r[:rank, :rank]), np.float64)
 
 
 def _observations(design: Design, core: CoreFit, out: Deleted) -> None:

@@ -118,6 +118,10 @@ class JointInverse:
         N by grouping factor.
     l_x : (rank, rank)
         Lower factor of X'V^-1X.
+    gamma : (rank,)
+        Fixed effects of the response's residual on X, over its norm.
+    modes : tuple of (q, l)
+        Conditional modes by grouping factor, likewise.
     """
 
     def __init__(self, objective: Objective, theta: Array) -> None:
@@ -127,7 +131,7 @@ class JointInverse:
         rank = cross.conditioning.rank
         lead = cross.groups[0]
         with blas_threads(plan.threads):
-            _, _, _, ld, _ = objective.evaluator.modes(self.theta)
+            gamma, mode_lead, mode_tail, ld, _ = objective.evaluator.modes(self.theta)
             right = np.ascontiguousarray(cross.dense[0][:, :rank].T)
             tail = np.ascontiguousarray(plan.arrays["zd_tail"][:rank], dtype=np.float64)
             b_lead, b_tail, _, _ = objective.evaluator.solve(self.theta, right, tail)
@@ -139,6 +143,18 @@ class JointInverse:
         for group, offset in zip(cross.groups[1:], plan.offsets, strict=True):
             blocks.append(b_tail.T[offset[:, None] + np.arange(group.n_columns)])
         self.n_blocks: tuple[Array, ...] = tuple(blocks)
+        self.gamma: Array = gamma
+        modes = [
+            offset[:, None] + np.arange(g.n_columns) for g, offset in zip(cross.groups[1:], plan.offsets, strict=True)
+        ]
+        self.modes: tuple[Array, ...] = (mode_lead, *(mode_tail[where] for where in modes))
+
+    def predictions(self, rows: RowSet) -> Array:
+        """Predictions x'beta-hat + z'b-hat (n,), user's units, up to a constant of the row that is free of theta."""
+        out = rows.x @ self.gamma
+        for codes, z, b in zip(rows.codes, rows.z, self.modes, strict=True):
+            out += np.where(codes >= 0, np.einsum("ij,ij->i", z, b[codes]), 0.0)
+        return self.objective.cross.conditioning.y_scale * out
 
     def g(self, rows: RowSet) -> Array:
         """X'V^-1-weighted part x - N'z of each row, (n, rank)."""

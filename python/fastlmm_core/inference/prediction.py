@@ -11,7 +11,10 @@ Degrees of freedom by Satterthwaite's match of the estimated variance v to a chi
 Hessian K in theta and v(theta) taken along the profile sigma^2(theta) = r^2(theta) / nu,
     df = 2 v^2 / (v'_theta (2 K^-1) v_theta + 2 v^2 / nu)
 (the profile and what is left around it are asymptotically independent). The gradient of v is by central differences, so
-a call costs 4 n_theta + 1 factorisations whatever the number of rows.
+a call costs a few factorisations a parameter whatever the number of rows.
+
+All this is at the estimated theta. `theta_known=False` adds twice Kackar and Harville's (1984) d'(2 K^-1) d, with d the
+gradient in theta of the prediction itself: once for its spread, once for the bias of v (Prasad & Rao 1990).
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
-from fastlmm_core.core.objective import blas_threads
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 from fastlmm_core.results.predict import included_columns, predict, row_index
 
@@ -41,8 +44,8 @@ __all__ = ["DDF", "INTERVALS", "Targets", "factors_of", "predict_interval", "tar
 DDF = ("satterthwaite", "normal")
 INTERVALS = ("confidence", "prediction")
 
-STEP = 1e-4
-"""Central differences in conditioned theta: truncation and rounding are about equal, near 1e-8."""
+STEP = 1e-3
+"""Of central differences, relative to the scale of conditioned theta: an error of about 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,14 @@ class Targets:
     prior: tuple[NDArray[np.float64], ...]
     residual: NDArray[np.float64]
 
-    def variance(self, objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Prediction variance (n,) at ``theta`` (user's), in the response's units squared."""
+    def at(self, objective: Objective, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Prediction variance (n,) at ``theta`` (user's), and the prediction itself up to a constant of the row."""
         inverse = JointInverse(objective, theta)
         extra = self.residual.copy()
         for z, factor in zip(self.prior, factors_of([z.shape[1] for z in self.prior], theta), strict=True):
             extra += ((z @ factor) ** 2).sum(axis=1)
-        out: NDArray[np.float64] = inverse.scale * inverse.forms(self.rows) + inverse.sigma2 * extra
-        return out
+        variance = inverse.scale * inverse.forms(self.rows) + inverse.sigma2 * extra
+        return variance, inverse.predictions(self.rows)
 
 
 def factors_of(widths: Sequence[int], theta: NDArray[np.float64]) -> list[NDArray[np.float64]]:
@@ -131,40 +134,37 @@ def _weights(design: Design, weights: ArrayLike | None, n: int, fitted: bool) ->
 
 
 def theta_covariance(objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Covariance 2 K^-1 (n_theta, n_theta) of conditioned theta from the criterion's observed Hessian K.
+    """Covariance 2 K^-1 (n_theta, n_theta) of conditioned theta; directions without curvature get none."""
+    return 2.0 * pseudo_inverse(observed_hessian(objective, objective.to_conditioned(theta)))[0]
 
-    K is by central differences of the exact gradient. Directions without curvature (on the boundary) get none.
+
+def uncertain_theta(
+    target: Targets, objective: Objective, theta: NDArray[np.float64], variance: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What not knowing theta does to predictions.
+
+    Returns
+    -------
+    df : (n,)
+        Satterthwaite's degrees of freedom of the prediction variance; see the module's note.
+    moved : (n,)
+        Kackar and Harville's variance of the prediction due to the estimate of theta.
     """
     at = objective.to_conditioned(theta)
-    hessian = np.empty((len(at), len(at)))
-    with blas_threads(objective.plan.threads):
-        for a in range(len(at)):
-            step = np.zeros(len(at))
-            step[a] = STEP * max(1.0, abs(at[a]))
-            up = objective.evaluator.derivatives(at + step)[1]
-            hessian[a] = (up - objective.evaluator.derivatives(at - step)[1]) / (2.0 * step[a])
-    values, vectors = np.linalg.eigh(0.5 * (hessian + hessian.T))
-    keep = values > 1e-7 * max(values.max(initial=0.0), 1e-300)
-    out: NDArray[np.float64] = (vectors[:, keep] * (2.0 / values[keep])) @ vectors[:, keep].T
-    return out
-
-
-def satterthwaite(
-    target: Targets, objective: Objective, theta: NDArray[np.float64], variance: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Degrees of freedom (n,) of prediction variances; see the module's note."""
-    at = objective.to_conditioned(theta)
-    slopes = np.empty((len(at), len(variance)))
+    index, groups, n = objective.cross.theta_index, objective.cross.groups, objective.cross.n
+    slopes, drift = np.empty((2, len(at), len(variance)))
     for a in range(len(at)):
         step = np.zeros(len(at))
-        step[a] = STEP * max(1.0, abs(at[a]))
-        up = target.variance(objective, objective.to_user(at + step))
-        slopes[a] = (up - target.variance(objective, objective.to_user(at - step))) / (2.0 * step[a])
-    noise = np.einsum("an,ab,bn->n", slopes, theta_covariance(objective, theta), slopes)
-    noise += 2.0 * variance**2 / objective.evaluator.nu
+        # the variance changes over theta itself, or where theta is small over a level's conditional deviation
+        step[a] = STEP * max(np.sqrt(groups[index[a, 0]].n_levels / n), abs(at[a]))
+        up = target.at(objective, objective.to_user(at + step))
+        down = target.at(objective, objective.to_user(at - step))
+        slopes[a], drift[a] = ((u - d) / (2.0 * step[a]) for u, d in zip(up, down, strict=True))
+    cov = theta_covariance(objective, theta)
+    noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / objective.evaluator.nu
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(noise > 0, 2.0 * variance**2 / noise, np.inf)
-    return df
+    return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
 def predict_interval(
@@ -177,6 +177,7 @@ def predict_interval(
     interval: Literal["confidence", "prediction"] = "confidence",
     level: float = 0.95,
     ddf: Literal["satterthwaite", "normal"] = "satterthwaite",
+    theta_known: bool = True,
     weights: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Predictions with standard errors and intervals; see `LmerResult.predict`."""
@@ -197,9 +198,12 @@ def predict_interval(
         observation=interval == "prediction",
         weights=weights,
     )
-    variance = target.variance(objective, core.theta)
+    variance, _ = target.at(objective, core.theta)
+    if ddf == "satterthwaite" or not theta_known:
+        df, moved = uncertain_theta(target, objective, core.theta, variance)
+    if not theta_known:
+        variance = variance + 2.0 * moved
     if ddf == "satterthwaite":
-        df = satterthwaite(target, objective, core.theta, variance)
         quantile = stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level)
     else:
         df, quantile = np.full(len(fit), np.inf), np.full(len(fit), ndtri(0.5 + 0.5 * level))

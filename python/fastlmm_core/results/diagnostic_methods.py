@@ -36,6 +36,7 @@ class DiagnosticMethods(FittedModel):
         interval: Literal["confidence", "prediction"] | None = None,
         level: float = 0.95,
         ddf: Literal["satterthwaite", "normal"] = "satterthwaite",
+        theta_known: bool = True,
         weights: ArrayLike | None = None,
     ) -> pd.Series | pd.DataFrame:
         """Predicted response, with an interval where one is asked for.
@@ -58,6 +59,9 @@ class DiagnosticMethods(FittedModel):
         ddf : {"satterthwaite", "normal"}
             Quantiles of a t distribution, with degrees of freedom from the precision of the variance estimates, or
             normal ones.
+        theta_known : bool
+            Standard errors at the estimated θ; otherwise what its estimation adds is added (Kackar & Harville 1984;
+            Prasad & Rao 1990), which matters for the mean of a known group where groups are few or small.
         weights : float or (n,), optional
             Weights of the new observations, for ``interval="prediction"``: 1 by default, the fit's own where newdata is
             not given.
@@ -116,6 +120,7 @@ class DiagnosticMethods(FittedModel):
             interval=interval,
             level=level,
             ddf=ddf,
+            theta_known=theta_known,
             weights=weights,
         )
 

@@ -89,9 +89,7 @@ def _bar(n: int, progress: bool) -> Any:
     return tqdm(total=n, desc="bootstrap", unit="draw")
 
 
-def _estimates(
-    result: LmerResult, draw: Draw, streams: Iterator[np.random.Generator], shown: Any
-) -> tuple[Array, int]:
+def _estimates(result: LmerResult, draw: Draw, streams: Iterator[np.random.Generator], shown: Any) -> tuple[Array, int]:
     """Parameters of every draw (n, n_parameters), and how many fits did not converge."""
     design, core = result.design, result.core
     model = result.kept.setdefault("model", model_of(design, result.options))
@@ -126,7 +124,7 @@ def _statistics(
 
 
 def named(value: Any) -> dict[str, Any]:
-    """A statistic's value as columns: a mapping or Series by its keys, an array by position, a number as "statistic"."""
+    """A statistic's value as columns: a mapping or Series by its keys, an array by position, or one number."""
     if isinstance(value, Mapping) or hasattr(value, "items"):
         return {str(key): item for key, item in value.items()}
     array = np.asarray(value)
@@ -156,9 +154,7 @@ def residual(result: LmerResult) -> Draw:
     mean = design.X @ np.nan_to_num(core.beta)
     if design.offset is not None:
         mean = mean + design.offset
-    effects = [
-        reflated(b, core.sigma * factor) for b, factor in zip(core.b, core.L, strict=True)
-    ]
+    effects = [reflated(b, core.sigma * factor) for b, factor in zip(core.b, core.L, strict=True)]
     noise = reflated(((design.y - core.fitted) * root)[:, None], np.array([[core.sigma]]))[:, 0]
     groups = {term.group: len(term.level_set) for term in design.random}
 

@@ -140,9 +140,9 @@ def _bca_tails(values: Array, estimate: float, left_out: Array, tails: Array) ->
     Variances of zero are ties, though an optimiser leaves some a little above.
     """
     tie = 1e-3 * float(np.std(values))
-    below = (np.count_nonzero(values < estimate - tie) + 0.5 * np.count_nonzero(np.abs(values - estimate) <= tie)) / len(
-        values
-    )
+    below = (
+        np.count_nonzero(values < estimate - tie) + 0.5 * np.count_nonzero(np.abs(values - estimate) <= tie)
+    ) / len(values)
     smallest = 0.5 / len(values)
     bias = ndtri(min(max(below, smallest), 1.0 - smallest))
     gap = np.nanmean(left_out) - left_out[~np.isnan(left_out)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,8 +153,7 @@ def profile(
             better = max(better, core.criterion - found)
     if better > BETTER:
         warnings.warn(
-            f"profiling found a deviance {better:.3g} below the fit's: the fit is not the optimum, refit it from another "
-            "start",
+            f"profiling found a deviance {better:.3g} below the fit's, which is no optimum: fit it from another start",
             ConvergenceWarning,
             stacklevel=3,
         )
@@ -166,8 +165,8 @@ def _shown(chosen: list[Parameter], progress: bool) -> Iterable[Parameter]:
         return chosen
     from tqdm import tqdm
 
-    bar: Any = tqdm(chosen, desc="profile", unit="parameter")
-    return bar  # type: ignore[no-any-return]
+    bar: Iterable[Parameter] = tqdm(chosen, desc="profile", unit="parameter")
+    return bar
 
 
 class PathMaker:
@@ -230,23 +229,18 @@ def _curve(
     with np.errstate(invalid="ignore", divide="ignore"):
         slope = np.where(zeta != 0.0, slopes / (2.0 * zeta), 0.0)
     slope[at] = slope_at_estimate(w, zeta, slope, at)
+    ends = (low_end, high_end)
     if parameter.kind == "sigma":
         w = w + np.log(paths.sigma_unit)
-    curve = ProfileCurve(parameter.name, parameter.kind, estimate, w, zeta, slope, (low_end, high_end))
-    if parameter.kind == "cor":
-        curve = ProfileCurve(
-            parameter.name,
-            parameter.kind,
-            estimate,
-            w,
-            zeta,
-            slope,
-            (None if low_end is None else -1.0, None if high_end is None else 1.0),
-        )
+    elif parameter.kind == "cor":
+        ends = (None if low_end is None else -1.0, None if high_end is None else 1.0)
+    curve = ProfileCurve(parameter.name, parameter.kind, estimate, w, zeta, slope, ends)
     return curve, float(d.min())
 
 
-def _walk(path: Path, deviance: float, reach: float, direction: float) -> tuple[list[tuple[float, float, float]], float | None]:
+def _walk(
+    path: Path, deviance: float, reach: float, direction: float
+) -> tuple[list[tuple[float, float, float]], float | None]:
     """Points (w, deviance, slope) from the estimate until ζ passes `reach`, and the limit where it cannot.
 
     The size of a step comes from the slope at the last point; the start of a solution from the last two.

@@ -5,11 +5,11 @@ angle arcsin(correlation), a coefficient itself. In conditioned coordinates (rel
 triangular, the term's columns ordered such that the profiled ones come first)
 
     sd        L_c[0, 0] = s / (T[0, 0] sigma): a variable is given by tau = log(sigma), which becomes a free one
-    cor       row 2 of L = r (sin w, cos w): two variables become one, linearly; sigma stays profiled out
+    cor       row 2 of L = r (sin w, cos w): two variables become one; sigma stays profiled out
     sigma     tau is fixed
     beta_j    gamma = g0 a / |a|^2 + N eta with a'gamma = g0, N'a = 0: X loses a column, y moves along another
 
-With n the observations and r^2(theta) the penalised residual sum of squares, the deviance with sigma not profiled out is
+With n the observations and r^2(theta) the penalised residual sum of squares, the deviance at a given sigma is
 
     D(theta, tau) = value(theta) + kappa - n - n log(kappa / n),      kappa = r^2 exp(-2 tau)
 
@@ -88,7 +88,7 @@ class SplitCriterion:
         self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
 
     def log_r2(self, theta: Array) -> float:
-        """log r^2 at conditioned theta."""
+        """Logarithm of r^2 at conditioned theta."""
         return float((self.evaluator.value(theta) - self._one.value(theta) - self._constant) / (self.n - 1))
 
     def at(self, theta: Array, tau: float) -> tuple[float, Array, Array]:
@@ -192,8 +192,9 @@ class SdPath:
 class CorPath:
     """The correlation of the first two columns of term k; the coordinate is its arcsine.
 
-    The variables are theta with r, the length of row 2 of L in units of T[1, 1], in the place of L_c[1, 0] and L_c[1, 1]:
-    L_c[1, 0] = r sin(w) + lean L_c[0, 0], L_c[1, 1] = r cos(w).
+    With r the length of row 2 of L in units of T[1, 1], L_c[1, 0] = r sin(w) + lean L_c[0, 0], L_c[1, 1] = r cos(w).
+    Were r or L_c[0, 0] to become negative, the correlation would change its sign: the variables are theta with the
+    square root of L_c[0, 0] in its place, and that of r in the place of L_c[1, 0] and L_c[1, 1].
     """
 
     lower, upper = -np.pi / 2, np.pi / 2
@@ -201,31 +202,38 @@ class CorPath:
     def __init__(self, criterion: SplitCriterion, theta: Array, k: int) -> None:
         cross = criterion.cross
         self.evaluator = criterion.evaluator
-        self.first, self.below, self.diagonal = (position(cross, k, i, j) for i, j in ((0, 0), (1, 0), (1, 1)))
+        first, self.below, self.diagonal = (position(cross, k, i, j) for i, j in ((0, 0), (1, 0), (1, 1)))
         m = cross.to_conditioned
-        self.lean = float(m[self.below, self.first] / m[self.first, self.first])
-        across = float(theta[self.below] - self.lean * theta[self.first])
-        # an effect that does not vary has no correlation; its profile is flat, from anywhere
-        self.estimate = float(np.arctan2(across, abs(theta[self.diagonal])))
-        self.identified = theta[self.first] != 0.0 and np.hypot(across, theta[self.diagonal]) > 0.0
-        self.start = np.delete(theta, self.diagonal)
-        self.slot = self.below - (self.diagonal < self.below)
+        self.lean = float(m[self.below, first] / m[first, first])
+        across = float(theta[self.below] - self.lean * theta[first])
+        self.estimate = float(np.arctan2(across, theta[self.diagonal]))
+        self.others = np.delete(np.arange(len(theta)), self.diagonal)
+        self.roots = np.flatnonzero((self.others == first) | (self.others == self.below))
+        self.slot, self.first = int(np.searchsorted(self.others, self.below)), int(np.searchsorted(self.others, first))
+        self.start = theta[self.others]
         self.start[self.slot] = np.hypot(across, theta[self.diagonal])
+        self.start[self.roots] = np.sqrt(np.abs(self.start[self.roots]))
         self.step = float(1.0 / np.sqrt(levels_of(cross, k)))
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
-        n_theta = len(x) + 1
-        embed = np.zeros((n_theta, len(x)))
-        embed[np.delete(np.arange(n_theta), self.diagonal), np.arange(len(x))] = 1.0
+        embed = np.zeros((len(x) + 1, len(x)))
+        embed[self.others, np.arange(len(x))] = 1.0
         sine, cosine = np.sin(w), np.cos(w)
         embed[self.below, self.slot], embed[self.diagonal, self.slot] = sine, cosine
-        embed[self.below, self.first - (self.diagonal < self.first)] = self.lean
+        embed[self.below, self.first] = self.lean
+        roots = self.roots
 
         def function(x: Array) -> tuple[float, Array, Array, float]:
-            value, g, h = self.evaluator.derivatives(embed @ x)
-            slope = float(x[self.slot] * (cosine * g[self.below] - sine * g[self.diagonal]))
-            return value, g @ embed, embed.T @ h @ embed, slope
+            squared, rate = x.copy(), np.ones(len(x))
+            squared[roots] **= 2
+            rate[roots] = 2.0 * x[roots]
+            value, g, h = self.evaluator.derivatives(embed @ squared)
+            slope = float(squared[self.slot] * (cosine * g[self.below] - sine * g[self.diagonal]))
+            gradient = g @ embed
+            hessian = embed.T @ h @ embed * np.outer(rate, rate)
+            hessian[roots, roots] += 2.0 * gradient[roots]
+            return value, gradient * rate, hessian, slope
 
         return minimise(function, x)
 

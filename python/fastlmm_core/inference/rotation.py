@@ -71,7 +71,7 @@ def reorder_term(cross: CrossProducts, theta: Array, k: int, order: Sequence[int
         mapping[np.ix_(inside, inside)] = lower[c:, c:] * scale
     factor = np.zeros((l, l))
     factor[row, column] = theta[at]
-    turned = np.linalg.qr((rotation.T @ factor).T, mode="r").T
+    turned = np.linalg.qr((rotation.T @ factor).T)[1].T
     turned *= np.where(np.diag(turned) < 0, -1.0, 1.0)
     new_theta = theta.copy()
     new_theta[at] = turned[row, column]

@@ -129,7 +129,7 @@ def recipe(
     if newdata is None:
         X, offset, index = design.X, design.offset, row_index(design)
         parts = [(t.codes, t.z, len(t.level_set)) for t in design.random]
-        modes = [(t.codes, t.z) for t in design.random]
+        modes: list[tuple[NDArray[np.integer[Any]], Array | None]] = [(t.codes, t.z) for t in design.random]
         sd = np.full(len(X), sigma) if design.weights is None else sigma / np.sqrt(design.weights)
     else:
         kept = [k for k, mask in enumerate(masks) if mask.any()]

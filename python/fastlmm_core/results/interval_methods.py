@@ -66,7 +66,7 @@ class IntervalMethods(FittedModel):
         -------
         DataFrame
             Columns lower, upper. Rows as in lme4: standard deviations and correlations term by term
-            (``sd_Intercept|Subject``, ``cor_Days.Intercept|Subject``, ``sd_Days|Subject``), ``sigma``, the coefficients.
+            (``sd_Intercept|Subject``, ``cor_Days.Intercept|Subject``, ``sd_Days|Subject``), ``sigma``, coefficients.
             A profile that meets a bound first has 0 for a standard deviation, ±1 for a correlation.
 
         Raises
@@ -94,7 +94,16 @@ class IntervalMethods(FittedModel):
         from fastlmm_core.inference.intervals import conf_int
 
         return conf_int(
-            cast("LmerResult", self), method, level, parm, ddf=ddf, kind=kind, n=n, seed=seed, draws=draws, progress=progress
+            cast("LmerResult", self),
+            method,
+            level,
+            parm,
+            ddf=ddf,
+            kind=kind,
+            n=n,
+            seed=seed,
+            draws=draws,
+            progress=progress,
         )
 
     def profile(

@@ -1,8 +1,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._evaluator import Evaluator
+
 def row_forms(
-    evaluator: object,
+    evaluator: Evaluator,
     h_lead: NDArray[np.float64],
     ptr: NDArray[np.int64],
     rows: NDArray[np.int64],

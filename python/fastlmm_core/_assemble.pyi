@@ -1,0 +1,40 @@
+import numpy as np
+from numpy.typing import NDArray
+
+# cell_ptr, cell_idx, cell_val of `_crossprod.pair_cells`, then where each level of one or of both factors begins
+LeadingPair = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64]]
+TailPair = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
+
+def leading_rows(
+    q: int, l: int, m: int, pairs: list[LeadingPair]
+) -> tuple[
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.float64],
+    NDArray[np.int64],
+    NDArray[np.int32],
+    NDArray[np.int64],
+]: ...
+def tail_rows(
+    m: int, blocks: list[tuple[NDArray[np.float64], NDArray[np.int64]]], pairs: list[TailPair]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]: ...
+def schur_fill(
+    a_ptr: NDArray[np.int64],
+    a_idx: NDArray[np.int32],
+    ptr: NDArray[np.int64],
+    idx: NDArray[np.int32],
+    t_ptr: NDArray[np.int64],
+    t_lead: NDArray[np.int32],
+    t_pos: NDArray[np.int64],
+    sample: NDArray[np.int64],
+) -> float: ...
+def schur_pattern(
+    a_ptr: NDArray[np.int64],
+    a_idx: NDArray[np.int32],
+    ptr: NDArray[np.int64],
+    idx: NDArray[np.int32],
+    t_ptr: NDArray[np.int64],
+    t_lead: NDArray[np.int32],
+    t_pos: NDArray[np.int64],
+    limit: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None: ...

@@ -1,0 +1,23 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def sort_rows(codes: NDArray[np.int32], q: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...
+def level_blocks(
+    codes: NDArray[np.int32], q: int, z: NDArray[np.float64] | None, w: NDArray[np.float64] | None
+) -> NDArray[np.float64]: ...
+def level_sums(
+    codes: NDArray[np.int32],
+    z: NDArray[np.float64] | None,
+    w: NDArray[np.float64] | None,
+    d: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None: ...
+def pair_cells(
+    ptr: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    zg: NDArray[np.float64] | None,
+    codes_h: NDArray[np.int32],
+    qh: int,
+    zh: NDArray[np.float64] | None,
+    w: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]: ...

@@ -1,0 +1,14 @@
+import numpy as np
+from numpy.typing import NDArray
+
+TailRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+
+class Tail:
+    @property
+    def m(self) -> int: ...
+
+class EmptyTail(Tail):
+    def __init__(self) -> None: ...
+
+class DenseTail(Tail):
+    def __init__(self, rows: TailRows, threads: int) -> None: ...

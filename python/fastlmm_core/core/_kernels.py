@@ -1,9 +1,9 @@
 """Load the compiled kernels with threads that sleep while they wait.
 
-The kernels alternate between OpenMP loops and BLAS, which have a thread pool each. OpenMP's threads spin after a loop by
-default and take the processors that BLAS needs next: a fit on two busy cores then takes two to ten times as long. The
-policy is read from the environment once, when the OpenMP library is loaded, so it is set for that moment only, and a
-user's own setting is respected.
+The kernels alternate between OpenMP loops and BLAS, which have a thread pool each. OpenMP's threads spin after a loop
+by default and take the processors that BLAS needs next: a fit on two busy cores then takes two to ten times as long.
+The policy is read from the environment once, when the OpenMP library is loaded, so it is set for that moment only, and
+a user's own setting is respected.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Coordinates in which the fit is invariant to the data's units and origins.
 
-The independent columns of X are replaced by (nearly) orthonormal ones, Q = X r^-1, y by its residual on X, scaled to norm
-one, and the columns of each term's z by z T with T lower triangular, so that the term's Cholesky factor becomes T^-1 L
-and stays lower triangular: theta is mapped by a matrix. Any invertible r and T give the same model; they only have to be
-well chosen, since the cross-products are then taken from the transformed columns themselves.
+The independent columns of X are replaced by (nearly) orthonormal ones, Q = X r^-1, y by its residual on X, scaled to
+norm one, and the columns of each term's z by z T with T lower triangular, so that the term's Cholesky factor becomes
+T^-1 L and stays lower triangular: theta is mapped by a matrix. Any invertible r and T give the same model; they only
+have to be well chosen, since the cross-products are then taken from the transformed columns themselves.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Conditioning:
 
 
 def columns_factor(chunks: Callable[[], Iterator[Array]], width: int) -> Array:
-    """Upper triangular R, with R'R the Gram matrix of a tall matrix given as row chunks and a diagonal that is not negative.
+    """Upper triangular R, its diagonal not negative, with R'R the Gram matrix of a tall matrix given as row chunks.
 
     By Cholesky of the Gram matrix where that is accurate, by a chunked QR (R of [R; next chunk]) where it is not.
     """
@@ -91,9 +91,14 @@ def columns_factor(chunks: Callable[[], Iterator[Array]], width: int) -> Array:
         pass
     r = np.zeros((0, width))
     for chunk in chunks():
-        r = np.linalg.qr(np.vstack([r, chunk / scale]), mode="r")
+        r = qr_triangle(np.vstack([r, chunk / scale]))
     r = np.vstack([r, np.zeros((max(0, width - len(r)), width))])
     return positive_diagonal(r) * scale
+
+
+def qr_triangle(columns: Array) -> Array:
+    """R of a QR factorisation."""
+    return np.asarray(np.linalg.qr(columns, mode="r"))  # NumPy's types promise Q as well
 
 
 def positive_diagonal(r: Array) -> Array:
@@ -149,7 +154,7 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r
     keep = independent_columns(r)
-    return keep, positive_diagonal(np.linalg.qr(r[:, keep], mode="r"))
+    return keep, positive_diagonal(qr_triangle(r[:, keep]))
 
 
 def condition_term(z: Array, cov: str, root: Array | None) -> Array:

@@ -1,4 +1,4 @@
-"""Cross-products: everything a fit needs of the data, in one pass over the rows for the design and one for the response."""
+"""Cross-products: all that a fit needs of the data, from one pass over the rows for the design and one for y."""
 
 from __future__ import annotations
 
@@ -132,7 +132,9 @@ class DesignProducts:
         self.keep, self.r = condition_columns(self.X, root)
         self.rank = len(self.keep)
         if self.n <= self.rank:
-            raise ModelError(f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance")
+            raise ModelError(
+                f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance"
+            )
         self.inverse = np.linalg.inv(self.r)
         self.groups = group_terms(terms)
         self.transforms = tuple(
@@ -207,7 +209,9 @@ class DesignProducts:
             rest = (Y[:, near].astype(np.longdouble) - fit).astype(np.float64)
             coefficients[:, near], e[:, near], norms[near] = self.residuals(rest)
         if not (norms > nothing).all():
-            raise ModelError("the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit")
+            raise ModelError(
+                "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
+            )
         e /= norms
         dense = tuple(np.zeros((group.size, Y.shape[1])) for group in self.groups)
         xty = np.zeros((self.rank, Y.shape[1]))
@@ -246,9 +250,7 @@ class DesignProducts:
             self.pairs,
             tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
             dtd,
-            Conditioning(
-                self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, found.shift[:, k].copy()
-            ),
+            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, found.shift[:, k].copy()),
             self.transforms,
             self.theta_map,
         )

@@ -159,16 +159,17 @@ def minimise(
         theta, value, status = newton.minimise(first, report)
         if status == 3:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
-        rows = newton.log()
+        logs = [newton.log()]
         theta = parameters.canonical(theta)
         if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
-            rows = tuple(np.concatenate(pair) for pair in zip(rows, newton.log(), strict=True))
+            logs.append(newton.log())
             if other_status != 3 and other_value < value - 1e-9:
                 theta, value, status = parameters.canonical(other), other_value, other_status
         theta = snap(model, theta, value)
-    log = FitLog(model.to_user(rows[0].T).T, *rows[1:])
+    rows, *columns = (np.concatenate(parts) for parts in zip(*logs, strict=True))
+    log = FitLog(model.to_user(rows.T).T, *columns)
     return theta, log, newton.messages[status]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -179,7 +180,7 @@ class Model:
                 rows = slice(s, min(s + BATCH, part.stop))
                 fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
 
-        parts = [slice(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        parts = [slice(int(a), int(b)) for a, b in pairwise(cuts)]
         with blas_threads(1):
             if workers == 1:
                 work(parts[0])

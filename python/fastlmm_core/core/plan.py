@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +36,12 @@ FLOOR = 1e-6
 PARALLEL_ABOVE = 5e6
 """Flops of an evaluation below which waking a second thread costs more than it saves."""
 
-Offsets = list[NDArray[np.int64]]
+Longs = NDArray[np.int64]
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float64]
+Offsets = list[Longs]
+LeadingRows = tuple[Longs, Ints, Floats, Longs, Ints, Longs]
+TailRows = tuple[Longs, Ints, Floats]
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def natural_offsets(cross: CrossProducts) -> Offsets:
     return offsets
 
 
-def structures(cross: CrossProducts, offsets: Offsets) -> tuple[tuple[NDArray[np.generic], ...], ...]:
+def structures(cross: CrossProducts, offsets: Offsets) -> tuple[LeadingRows, TailRows]:
     """Leading rows and tail rows for one order of the tail."""
     lead = cross.groups[0]
     m = sum(group.size for group in cross.groups[1:])
@@ -99,7 +103,7 @@ def structures(cross: CrossProducts, offsets: Offsets) -> tuple[tuple[NDArray[np
     return leading, tail
 
 
-def pattern(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.generic]], limit: int) -> csr_array | None:
+def pattern(leading: LeadingRows, tail: TailRows, limit: int) -> csr_array | None:
     """Lower pattern of the Schur complement with sorted rows, or None where it has more entries than ``limit``."""
     ptr, idx, _, t_ptr, t_lead, t_pos = leading
     found = schur_pattern(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, limit)
@@ -112,7 +116,7 @@ def pattern(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.ge
     return matrix
 
 
-def sampled_fill(leading: Sequence[NDArray[np.generic]], tail: Sequence[NDArray[np.generic]]) -> float:
+def sampled_fill(leading: LeadingRows, tail: TailRows) -> float:
     """Fraction of the Schur complement's lower triangle that is nonzero, from evenly spaced rows."""
     ptr, idx, _, t_ptr, t_lead, t_pos = leading
     m = len(tail[0]) - 1
@@ -211,9 +215,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     return Plan(cross, control, engine, offsets, arrays, bytes_needed if m else 0, threads, tail)
 
 
-def evaluator_arrays(
-    cross: CrossProducts, offsets: Offsets, leading: Sequence[NDArray[np.generic]]
-) -> dict[str, NDArray[np.generic]]:
+def evaluator_arrays(cross: CrossProducts, offsets: Offsets, leading: LeadingRows) -> dict[str, NDArray[np.generic]]:
     """Constants of the evaluator, tail quantities in the tail's order."""
     groups = cross.groups
     m, d = sum(group.size for group in groups[1:]), cross.dtd.shape[0]

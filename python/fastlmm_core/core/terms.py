@@ -149,7 +149,7 @@ def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def check_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
-    """y as (n,) float64.
+    """Response as (n,) float64.
 
     Raises
     ------
@@ -180,8 +180,8 @@ def check_design(
         raise ModelError("a mixed model needs at least one random-effects term")
     n = len(terms[0].codes) if X is None else len(np.asarray(X))
     fixed = np.empty((n, 0)) if X is None else as_floats(X, "X")
-    if fixed.ndim != 2 or np.ndim(X) == 1:
-        raise DataError(f"X must be a matrix with a row an observation, not an array of shape {np.shape(X)}")
+    if fixed.ndim != 2 or (X is not None and np.ndim(X) == 1):
+        raise DataError(f"X must be a matrix with a row an observation, not an array of shape {np.asarray(X).shape}")
     for k, term in enumerate(terms):
         if len(term.codes) != n:
             raise DataError(f"term {k} has {len(term.codes)} rows, but there are {n} observations")

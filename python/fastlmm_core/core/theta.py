@@ -38,7 +38,7 @@ class ThetaMap:
     @cached_property
     def to_user(self) -> Array:
         """(n_theta, n_theta) the inverse map."""
-        return np.linalg.inv(self.to_conditioned)
+        return np.asarray(np.linalg.inv(self.to_conditioned), np.float64)
 
     @cached_property
     def diagonal(self) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._evaluator import Evaluator
 
+def explicit_parts(evaluator: object) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]: ...
 def row_forms(
     evaluator: Evaluator,
     h_lead: NDArray[np.float64],

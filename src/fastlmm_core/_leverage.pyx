@@ -23,7 +23,7 @@ from fastlmm_core._evaluator cimport Evaluator
 from fastlmm_core._leading cimport leading_t
 from fastlmm_core._tail cimport Tail
 
-__all__ = ["row_forms"]
+__all__ = ["explicit_parts", "row_forms"]
 
 
 def row_forms(Evaluator evaluator, const double[:, :, ::1] h_lead, const int64_t[::1] ptr, const int64_t[::1] rows,
@@ -74,6 +74,33 @@ def row_forms(Evaluator evaluator, const double[:, :, ::1] h_lead, const int64_t
                         &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], complete, &out[0],
                         &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
     return out_
+
+
+def explicit_parts(Evaluator evaluator):
+    """The inverse's parts as arrays of their own; call straight after ``evaluator.cond_var``, every entry being there.
+
+    Returns
+    -------
+    inverse : (m, m)
+        S^-1, both triangles.
+    k_lead : (q, l, l)
+        K_i.
+    lam : (sum of l^2,)
+        Conditioned relative factors, group by group.
+    """
+    cdef Py_ssize_t m = evaluator.tail.m, l = evaluator.lead.l, q = evaluator.lead.q, i, j, k
+    cdef Tail tail = evaluator.tail
+    inverse_ = np.empty((m, m))
+    cdef double[:, ::1] inverse = inverse_
+    with nogil:
+        for j in range(m):
+            for k in range(j, m):
+                inverse[j, k] = tail.inverse_entry(j, k)
+        for j in range(m):
+            for k in range(j):
+                inverse[j, k] = inverse[k, j]
+    root = np.asarray(evaluator.lead_m).reshape(q, l, l)
+    return inverse_, np.matmul(root.transpose(0, 2, 1), root), np.array(evaluator.lam)
 
 
 cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double *h_lead, const int64_t *ptr,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
+    from fastlmm_core.inference.joint_inverse import JointInverse
 
     Array = NDArray[np.float64]
 
@@ -45,7 +47,7 @@ Method = Literal["fixed", "one-step", "refit"]
 METHODS = ("fixed", "one-step", "refit")
 
 MANY_ROWS = 128
-"""Rows of a group above which leaving them out of the cross-products is cheaper than a solve for each."""
+"""Rows of a group above which leaving them out of the cross-products is cheaper than the joint covariance of each."""
 
 SOLVES = 256
 """Rows whose columns of the inverse are held at once."""
@@ -217,6 +219,21 @@ def _observations(design: Design, core: CoreFit, out: Deleted) -> None:
     out.sigma[:] = np.sqrt(unit * core.cross.conditioning.weight_scale)
 
 
+def _random_covariances(
+    inverse: JointInverse, parts: FittedRows, rows: NDArray[np.int64], sizes: list[int]
+) -> Iterator[Array]:
+    """Z_U H Z_U' of each case, whose rows stand one after another."""
+    starts = np.cumsum([0, *sizes])
+    if inverse.explicit is not None:
+        for a, b in pairwise(starts):
+            yield inverse.random_covariance(parts.rows.take(rows[a:b]))
+        return
+    lead, tail = inverse.functionals(parts.rows.take(rows))  # one factorisation for all
+    b_lead, b_tail = inverse.solve(lead, tail)
+    for a, b in pairwise(starts):
+        yield b_lead[a:b] @ lead[a:b].T + b_tail[a:b] @ tail[a:b].T
+
+
 def _groups(
     design: Design,
     core: CoreFit,
@@ -228,19 +245,15 @@ def _groups(
     """A batch of small groups at fixed theta; returns those whose deletion leaves the coefficients undetermined."""
     c, inverse = core.cross.conditioning, parts.inverse
     rows = np.concatenate([members[case] for case in batch])
-    taken = parts.rows.take(rows)
-    lead, tail = inverse.functionals(taken)
-    b_lead, b_tail = inverse.solve(lead, tail)
+    blocks = _random_covariances(inverse, parts, rows, [len(members[case]) for case in batch])
     t = _user_half(core, parts)
     e = design.y - core.fitted
     nu = inverse.objective.evaluator.nu
-    at, failed = 0, []
-    for case in batch:
+    failed = []
+    for case, block in zip(batch, blocks, strict=True):
         u = members[case]
-        s = slice(at, at + len(u))
-        at += len(u)
         half = parts.half[u]
-        d = np.diag(1.0 / parts.weights[u]) - half @ half.T - b_lead[s] @ lead[s].T - b_tail[s] @ tail[s].T
+        d = np.diag(1.0 / parts.weights[u]) - half @ half.T - block
         root = np.sqrt(parts.weights[u])
         if nu <= len(u) or np.linalg.eigvalsh(d * np.outer(root, root))[0] < 1e-10:
             failed.append(int(case))

@@ -14,18 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.sparse import csr_array
 
 from fastlmm_core._crossprod import sort_rows
-from fastlmm_core._leverage import row_forms
-from fastlmm_core._tail import DenseTail
+from fastlmm_core._leverage import explicit_parts, row_forms
+from fastlmm_core._tail import DenseTail, EmptyTail
 from fastlmm_core.core import CrossProducts, Objective
 from fastlmm_core.core.objective import blas_threads
 
-__all__ = ["JointInverse", "RowSet", "row_set"]
+__all__ = ["Explicit", "JointInverse", "RowSet", "row_set"]
 
 Array = NDArray[np.float64]
 Part = tuple[NDArray[np.integer], Array | None] | None
@@ -96,6 +98,55 @@ def row_set(cross: CrossProducts, X: Array | None, parts: Sequence[Part], n: int
         all_codes.append(codes)
         all_z.append(z)
     return RowSet(x, tuple(all_codes), tuple(all_z))
+
+
+@dataclass(frozen=True)
+class Explicit:
+    """The random effects' block of the inverse in parts: Z H Z' = V S^-1 V' + Z_1 K Z_1', V = Z_t Lambda - Z_1 U.
+
+    Attributes
+    ----------
+    inverse : (m, m)
+        S^-1.
+    k_lead : (q, l, l)
+    u : (q l, m) sparse
+        K_i B_i Lambda_t.
+    factors : list of (l, l)
+        Conditioned relative factors by grouping factor.
+    offsets : list of (q,)
+        Tail column at which each level of each further factor begins.
+    """
+
+    inverse: Array
+    k_lead: Array
+    u: csr_array
+    factors: list[Array]
+    offsets: list[NDArray[np.int64]]
+
+    def random_covariance(self, rows: RowSet) -> Array:
+        """Z H Z' of the rows, (n, n)."""
+        n, l = rows.z[0].shape
+        codes = rows.codes[0]
+        there = codes >= 0
+        same = there[:, None] & (codes[:, None] == codes[None, :])
+        z = rows.z[0]
+        out: Array = np.where(same, np.einsum("ij,ijk->ik", z, self.k_lead[codes]) @ z.T, 0.0)
+        if not len(self.inverse):
+            return out
+        at = np.flatnonzero(there)
+        columns = codes[at, None] * l + np.arange(l)
+        z_lead = csr_array((-z[at].ravel(), (np.repeat(at, l), columns.ravel())), shape=(n, self.u.shape[0]))
+        v = csr_array(z_lead @ self.u)
+        for factor, offset, level, z in zip(self.factors[1:], self.offsets, rows.codes[1:], rows.z[1:], strict=True):
+            at = np.flatnonzero(level >= 0)
+            columns = offset[level[at], None] + np.arange(len(factor))
+            data = ((z[at] @ factor).ravel(), (np.repeat(at, len(factor)), columns.ravel()))
+            v = v + csr_array(data, shape=v.shape)
+        used = np.unique(v.indices)
+        if 2 * len(used) < len(self.inverse):
+            v = v[:, used]
+            return out + v @ (v @ self.inverse[np.ix_(used, used)]).T
+        return out + v @ (v @ self.inverse).T
 
 
 class JointInverse:
@@ -229,12 +280,43 @@ class JointInverse:
         return b_lead, b_tail
 
     def covariance(self, rows: RowSet) -> Array:
-        """Joint covariance (n, n) of the combinations, over `scale`; one solve a row."""
-        n = len(rows)
+        """Joint covariance (n, n) of the combinations, over `scale`."""
         half = self.half(rows)
-        out: Array = half @ half.T
+        out: Array = half @ half.T + self.random_covariance(rows)
+        return 0.5 * (out + out.T)
+
+    def random_covariance(self, rows: RowSet) -> Array:
+        """Z H Z' of the rows, (n, n): from the inverse itself where it can be held, by a solve a row otherwise."""
+        if self.explicit is not None:
+            return self.explicit.random_covariance(rows)
+        n = len(rows)
+        out = np.zeros((n, n))
         all_lead, all_tail = self.functionals(rows)
         for s in range(0, n, SOLVES):
             b_lead, b_tail = self.solve(all_lead[s : s + SOLVES], all_tail[s : s + SOLVES])
-            out[s : s + SOLVES] += b_lead @ all_lead.T + b_tail @ all_tail.T
-        return 0.5 * (out + out.T)
+            out[s : s + SOLVES] = b_lead @ all_lead.T + b_tail @ all_tail.T
+        return out
+
+    @cached_property
+    def explicit(self) -> Explicit | None:
+        """The inverse as arrays, where the tail's is dense and a copy of it fits."""
+        plan, evaluator = self.objective.plan, self.objective.evaluator
+        if not isinstance(plan.tail, (DenseTail, EmptyTail)) or 16 * plan.tail.m**2 > self.objective.control.n_bytes:
+            return None
+        groups = self.objective.cross.groups
+        with blas_threads(plan.threads):
+            evaluator.cond_var(self.theta)
+            inverse, k_lead, lam = explicit_parts(evaluator)
+        q, l, m = groups[0].n_levels, groups[0].n_columns, plan.tail.m
+        u = csr_array((q * l, m))
+        if m:
+            # level i's strips are l rows of one pattern, one after another
+            ptr, idx = np.asarray(plan.arrays["ptr"]), np.asarray(plan.arrays["idx"])
+            widths = np.repeat(np.diff(ptr), l)
+            ends = np.cumsum(widths)
+            first = np.repeat(ptr[:-1], l)
+            columns = idx[np.arange(ends[-1]) + np.repeat(first - (ends - widths), widths)]
+            u = csr_array((evaluator.arrays["u"].copy(), columns, np.append(0, ends)), shape=(q * l, m))
+        ends = np.cumsum([0, *(g.n_columns**2 for g in groups)])
+        factors = [lam[a:b].reshape(g.n_columns, -1) for a, b, g in zip(ends[:-1], ends[1:], groups, strict=True)]
+        return Explicit(inverse, k_lead, u, factors, plan.offsets)

@@ -1,7 +1,7 @@
 """Quadratic forms of rows in the random effects' block of the inverse: leverages and prediction variances.
 
-With H = Lambda M^-1 Lambda' (the covariance of the random effects given the data and beta, over sigma^2) and a row z that
-meets one level i of the leading factor (z_1) and some levels of the tail (z_t):
+With H = Lambda M^-1 Lambda' (the covariance of the random effects given the data and beta, over sigma^2) and a row z
+that meets one level i of the leading factor (z_1) and some levels of the tail (z_t):
 
     z'Hz = z_1'H_ii z_1 - 2 z_1'(U_i S^-1) a + a'S^-1 a         U_i = K_i B_i Lambda_t,   a = Lambda_t'z_t
 

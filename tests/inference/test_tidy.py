@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from scipy import stats
 
 from fastlmm_core import DataError, LmerResult, ModelError, lmer, load_dataset
 
@@ -24,7 +25,7 @@ def test_parameters(fit: LmerResult) -> None:
     table = fit.tidy()
     terms = ["Intercept", "Days", "sd__Intercept", "sd__Days", "cor__Intercept.Days", "sd__Observation"]
     assert list(table["term"]) == terms
-    assert list(table.columns) == ["effect", "group", "term", "estimate", "std_error", "statistic"]
+    assert list(table.columns) == ["effect", "group", "term", "estimate", "std_error", "statistic", "df", "p_value"]
     np.testing.assert_allclose(table["estimate"][:2], fit.params)
     np.testing.assert_allclose(table["statistic"][:2], fit.tvalues)
     np.testing.assert_allclose(table["estimate"][2:], fit.var_corr().to_frame()["sdcor"])
@@ -32,9 +33,19 @@ def test_parameters(fit: LmerResult) -> None:
 
 
 def test_intervals(fit: LmerResult) -> None:
-    table = fit.tidy("fixed", conf_int=True, level=0.9)
+    table = fit.tidy("fixed", conf_int=True, level=0.9, ddf=None)
     np.testing.assert_allclose(table["conf_high"] - table["estimate"], 1.6448536269514722 * table["std_error"])
+    assert list(table.columns[-3:]) == ["statistic", "conf_low", "conf_high"]
     assert fit.tidy("ran_pars", conf_int=True)["conf_low"].isna().all()
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "residual"])
+def test_degrees_of_freedom(fit: LmerResult, ddf: str) -> None:
+    table, wanted = fit.tidy("fixed", conf_int=True, ddf=ddf), fit.coef_table(ddf)
+    np.testing.assert_allclose(table[["df", "p_value"]], wanted[["df", "p"]])
+    half = stats.t.ppf(0.975, wanted["df"]) * wanted["std_error"]
+    np.testing.assert_allclose(table["conf_low"], wanted["estimate"] - half)
+    assert fit.tidy()["df"].isna().sum() == 4  # the parameters of the random part have none
 
 
 def test_conditional_modes(fit: LmerResult) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
+from scipy.special import stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.diagnostics import residuals, weighted_residuals
 from fastlmm_core.inference.leverage import leverages
@@ -21,6 +22,7 @@ from fastlmm_core.results.var_corr import var_corr
 
 if TYPE_CHECKING:
     from fastlmm_core.results.fitted_model import FittedModel
+    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["EFFECTS", "augment", "glance", "tidy"]
 
@@ -33,6 +35,7 @@ def tidy(
     *,
     conf_int: bool = False,
     level: float = 0.95,
+    ddf: str | None = "satterthwaite",
 ) -> pd.DataFrame:
     """One row a parameter; see `LmerResult.tidy`."""
     wanted = [effects] if isinstance(effects, str) else list(effects)
@@ -41,14 +44,19 @@ def tidy(
             raise ModelError(f"effects has no {effect!r}: choose among {', '.join(map(repr, EFFECTS))}")
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level}")
-    parts = [{"fixed": _fixed, "ran_pars": _ran_pars, "ran_vals": _ran_vals}[effect](fit) for effect in wanted]
+    tables = {"fixed": lambda: _fixed(fit, ddf), "ran_pars": lambda: _ran_pars(fit), "ran_vals": lambda: _ran_vals(fit)}
+    parts = [tables[effect]() for effect in wanted]
     if not parts:
         raise ModelError("effects is empty")
     frame = pd.DataFrame({name: list(chain.from_iterable(part[name] for part in parts)) for name in parts[0]})
     if "ran_vals" not in wanted:
         frame = frame.drop(columns="level", errors="ignore")
+    if ddf is None or "fixed" not in wanted:
+        frame = frame.drop(columns=["df", "p_value"])
     if conf_int:
-        half = ndtri(0.5 + 0.5 * level) * frame["std_error"]
+        # no degrees of freedom, no t: the normal quantile
+        df = np.clip(frame["df"].fillna(np.inf), None, 1e12) if "df" in frame else 1e12
+        half = stdtrit(df, 0.5 + 0.5 * level) * frame["std_error"]
         frame = frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
     return frame
 
@@ -56,7 +64,16 @@ def tidy(
 Columns = dict[str, list[Any]]
 
 
-def _columns(effect: str, group: list[Any], level: list[Any], term: list[Any], estimate: Any, error: Any) -> Columns:
+def _columns(
+    effect: str,
+    group: list[Any],
+    level: list[Any],
+    term: list[Any],
+    estimate: Any,
+    error: Any,
+    df: pd.Series | None = None,
+    p_value: pd.Series | None = None,
+) -> Columns:
     estimate, error = np.asarray(estimate, dtype=float), np.asarray(error, dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
         statistic = estimate / error
@@ -68,12 +85,18 @@ def _columns(effect: str, group: list[Any], level: list[Any], term: list[Any], e
         "estimate": estimate.tolist(),
         "std_error": error.tolist(),
         "statistic": statistic.tolist(),
+        "df": [np.nan] * len(term) if df is None else df.tolist(),
+        "p_value": [np.nan] * len(term) if p_value is None else p_value.tolist(),
     }
 
 
-def _fixed(fit: FittedModel) -> Columns:
+def _fixed(fit: FittedModel, ddf: str | None) -> Columns:
     p = len(fit.params)
-    return _columns("fixed", [None] * p, [None] * p, list(fit.params.index), fit.params, fit.bse)
+    where = ("fixed", [None] * p, [None] * p, list(fit.params.index))
+    if ddf is None:
+        return _columns(*where, fit.params, fit.bse)
+    table = coef_table(cast("LmerResult", fit), ddf=ddf)
+    return _columns(*where, table["estimate"], table["std_error"], table["df"], table["p"])
 
 
 def _ran_pars(fit: FittedModel) -> Columns:

@@ -386,6 +386,7 @@ class DiagnosticMethods(FittedModel):
         *,
         conf_int: bool = False,
         level: float = 0.95,
+        ddf: str | None = "satterthwaite",
     ) -> pd.DataFrame:
         """One row a parameter, as broom.mixed's `tidy`.
 
@@ -397,11 +398,13 @@ class DiagnosticMethods(FittedModel):
             Add Wald intervals conf_low and conf_high where there is a standard error.
         level : float
             Of the intervals.
+        ddf : str, optional
+            Degrees of freedom of the fixed effects as in `coef_table`; None leaves df and p_value out.
 
         Returns
         -------
         DataFrame
-            Columns effect, group, (level,) term, estimate, std_error, statistic.
+            Columns effect, group, (level,) term, estimate, std_error, statistic, and with fixed effects df and p_value.
 
         Examples
         --------
@@ -414,7 +417,7 @@ class DiagnosticMethods(FittedModel):
         """
         from fastlmm_core.inference.tidy import tidy
 
-        return tidy(self, effects, conf_int=conf_int, level=level)
+        return tidy(self, effects, conf_int=conf_int, level=level, ddf=ddf)
 
     def glance(self) -> pd.DataFrame:
         """One row for the model, as broom.mixed's `glance`: nobs, sigma, llf, aic, aicc, bic, criterion, df_resid.

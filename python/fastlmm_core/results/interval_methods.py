@@ -141,7 +141,7 @@ class IntervalMethods(FittedModel):
         >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
         >>> pr = fit.profile("Days")
         >>> pr["Days"].zeta_at([8.0, 10.467286, 13.0]).round(3)
-        array([-1.59 ,  0.   ,  1.632])
+        array([-1.585,  0.   ,  1.624])
         """
         from fastlmm_core.inference.profile import profile
 

@@ -1,9 +1,9 @@
 """Hypotheses of the terms of the fixed part: types 1, 2 and 3.
 
 Type 1 and type 2 are read off the triangular factor of X with its columns reordered: row j of R, scaled to R_jj = 1, is
-what column j explains beyond the columns before it. Type 3 asks whether a term vanishes when factors are coded by
-contrasts that sum to zero; the model's own coding is translated into those, so the answer is the same for any coding.
-Rows are written as differences from the first level, the way lmerTest has them.
+what column j explains beyond the columns before it (a term that goes last is its own coefficients). Type 3 asks whether
+a term vanishes when factors are coded by contrasts that sum to zero; the model's own coding is translated into those,
+so the answer is the same for any coding. Rows are written as differences from the first level, as lmerTest has them.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[
     above = containing_terms(design.spec)
     out = {}
     for name in names:
+        if not above[name]:
+            out[name] = np.eye(r.shape[1])[columns[name]]
+            continue
         last = [*columns[name], *(j for other in above[name] for j in columns[other])]
         order = [j for j in range(r.shape[1]) if j not in set(last)]
         at = len(order)

@@ -164,7 +164,7 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
     diagonal = {(g, i): theta[a] for a, (g, i, j) in enumerate(index) if i == j}
     scales = np.array([np.hypot(diagonal[g, i], np.sqrt(floors[g])) for g, i, _ in index])
     wide = sum(g.size for g in model.cross.groups[1:]) > WIDE_TAIL
-    step, weights = (1e-3, {1: 0.5}) if wide else (3e-3, {1: 8 / 12, 2: -1 / 12})
+    step, weights = (1e-3, {1: 0.5}) if wide else (8e-4, {1: 8 / 12, 2: -1 / 12})
     hessian = np.zeros((len(theta), len(theta)))
     with blas_threads(model.plan.threads):
         for a, scale in enumerate(scales):

@@ -76,6 +76,8 @@ def _adjustment(core: CoreFit) -> Adjustment:
     model = core.objective()
     cross = model.cross
     rank, k = cross.conditioning.rank, model.n_theta
+    if rank == 0:
+        return Adjustment(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((k + 1, 0, 0)), np.zeros((k + 1, k + 1)))
     theta = model.to_conditioned(core.theta)
     with blas_threads(model.plan.threads):
         _, _, _, ld, _ = model.evaluator.modes(theta)

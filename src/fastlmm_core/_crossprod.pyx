@@ -12,7 +12,6 @@ depends on n. Codes are int32 and must lie in [0, q): the caller checks.
 
 import numpy as np
 
-cimport cython
 from libc.stdint cimport int32_t, int64_t
 
 __all__ = ["level_blocks", "level_sums", "pair_cells", "sort_rows"]

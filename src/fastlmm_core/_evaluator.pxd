@@ -57,4 +57,5 @@ cdef class Evaluator:
     cdef void tail_products(self) noexcept nogil
     cdef void project_information(self) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
-    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step, const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
+    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
+                             const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil

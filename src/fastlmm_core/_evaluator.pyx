@@ -1,7 +1,7 @@
 """One evaluation of the profiled criterion: value, exact gradient, average-information Hessian, conditional modes.
 
-Everything starts from the cross-products; n appears only in a constant. With K_i = L1 D_i^-1 L1', D_i = L1'A_i L1 + I for
-each leading level and C, S, L of the tail (`_tail`):
+Everything starts from the cross-products; n appears only in a constant. With K_i = L1 D_i^-1 L1', D_i = L1'A_i L1 + I
+for each leading level and C, S, L of the tail (`_tail`):
 
     log|M|       = sum_i log|D_i| + log|S|
     [C_tD; D'D]  = dense columns D = [X y] after the leading elimination;  Y = L^-1 Lambda_t'C_tD
@@ -15,7 +15,8 @@ With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative
     tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, at a floor when L_k is near singular
 where e_i (REML only) carries the fixed effects' share. The model Hessian is the average information (Gilmour, Thompson
 & Cullis 1995) plus the exact curvature of Sigma = L L':
-    H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column],  f_a = dV/dtheta_a Py
+    H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column]
+    f_a  = dV/dtheta_a Py
 
 In: the arrays of a plan. Out: doubles in the plan's conditioned coordinates. No allocation after construction, no GIL.
 Layout: tail vectors are stored one after another, (k, m); leading ones by level, (q * l, k). Level loops that sum run
@@ -33,7 +34,7 @@ from scipy.linalg.cython_lapack cimport dpotrf
 
 from fastlmm_core._leading cimport leading_t
 from fastlmm_core._tail cimport Tail
-from fastlmm_core._tiny cimport chol, lower_t_times, lower_times, matmul, solve_lower, solve_lower_t
+from fastlmm_core._tiny cimport chol, lower_t_times, lower_times, solve_lower_t
 
 from fastlmm_core.errors import NumericalError
 
@@ -229,12 +230,11 @@ cdef class Evaluator:
         tail : list of (q_h, l_h, l_h) arrays, blocks in the plan's order
             L_h [S^-1]_jj L_h'.
         """
-        cdef Py_ssize_t l = self.lead.l, i, r, c, b, o, lb, x, g
+        cdef Py_ssize_t l = self.lead.l, lb, g
         cdef int status
         cdef double value = 0.0
         lead_ = np.zeros((self.lead.q, l, l))
         cdef double[:, :, ::1] lead = lead_
-        cdef double[:, ::1] block
         with nogil:
             status = self.c_value(&theta[0], &value)
             self.current = False
@@ -411,7 +411,7 @@ cdef class Evaluator:
 
     cdef void solve_modes(self) noexcept nogil:
         """beta, b and t = Z'Py from the factors of the last value."""
-        cdef Py_ssize_t p = self.p, d = p + 1, m = self.tail.m, l = self.lead.l, i, j, x, b
+        cdef Py_ssize_t p = self.p, m = self.tail.m, i, j, x, b
         cdef double s
         for i in range(p - 1, -1, -1):  # L_XX' beta = L_D[p, :p]
             s = self.ld[p, i]
@@ -469,14 +469,13 @@ cdef class Evaluator:
         return 0
 
     cdef void information(self, double *fpy) noexcept nogil:
-        """h1 = f_a'P f_b and ``fpy`` = f_a'Py; also leaves sum t_i t_i' and sum (I - A_i K_i) A_i of the leading factor.
+        """h1 = f_a'P f_b and ``fpy`` = f_a'Py; also leaves the leading sums of t_i t_i' and (I - A_i K_i) A_i.
 
         f_a = Z_k v_a with v_a[j] = e_r (L'_c t_j) + L_c t_jr for theta_a = L[r, c].
         """
         cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, m = self.tail.m, d = self.lead.d, p = self.p
         cdef Py_ssize_t l = self.lead.l, i, j, a, b, c, r, x, g, o, k
         cdef Py_ssize_t size = self.chunk_size(), tails = nt - n1
-        cdef int64_t t, first, width
         cdef double s
         cdef double *part
         cdef const double *factor
@@ -580,7 +579,7 @@ cdef class Evaluator:
                 self.h1[b, a] = s
 
     cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil:
-        """Leading levels of one chunk: sums of v_a'A x_b, Z_X'x_a, t t', (I - A K) A and v_a't, with x = (I - K A) v."""
+        """Sums over a chunk of levels of v_a'A x_b, Z_X'x_a, t t', (I - A K) A and v_a't, with x = (I - K A) v."""
         cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, n1 = self.n_lead_theta
         cdef Py_ssize_t i, a, b, r, c, x, y, k
         cdef double *gram = &self.chunk_sums[chunk * self.chunk_size()]
@@ -789,7 +788,7 @@ cdef class Evaluator:
 
     cdef void fixed_correction(self, double *out) noexcept nogil:
         """Subtract sum_i e_i e_i', e_i = (I - A_i K_i) Z_X L_XX^-T - U_i omega, from ``out`` (l, l)."""
-        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, j, r, c, x
+        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, r
         cdef Py_ssize_t size = l * l
         cdef int dd = <int>d, pp = <int>p, rows = <int>(q * l)
         cdef char side = b"L", uplo = b"U", yes = b"T", no = b"N"
@@ -1021,8 +1020,8 @@ cdef inline void project_level(const leading_t *s, Py_ssize_t i, const double *l
 
 cdef inline void correction_chunk(const leading_t *s, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t p,
                                   const double *shrink, const double *omega, double *out) noexcept nogil:
-    """Sum of e_i e_i' over levels [start, stop); ``ud`` holds Z_X L_XX^-T and is overwritten, ``shrink`` is I - A_i K_i."""
-    cdef Py_ssize_t l = s.l, d = s.d, i, r, c, x, y
+    """Sum of e_i e_i' over levels [start, stop); ``ud`` holds Z_X L_XX^-T, overwritten; ``shrink`` is I - A_i K_i."""
+    cdef Py_ssize_t l = s.l, d = s.d, i, r, c, x
     cdef int64_t first, width, b
     cdef double *e
     cdef double u, total

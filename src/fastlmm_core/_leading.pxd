@@ -5,8 +5,8 @@ With U_i an l x m_i matrix a level (strips as in `_assemble`) and UD_i its l x d
     schur_row    subtracts from row j of the tail   sum_i U_i[:, a]' U_i[:, :a]   and   sum_i U_i[:, a]' UD_i
     gather_row   forms   sum_i U_i[:, a] (sum_{b > a} T[j, b] U_i[:, b])' + its transpose + U_i[:, a] T[j, j] U_i[:, a]'
 
-over the levels i that hold tail column j, at place a of their sorted list. A row belongs to one thread and its sums
-run in a fixed order, so results do not depend on the number of threads. Cost of either: sum_i l m_i^2 / 2 over all rows.
+over the levels i that hold tail column j, at place a of their sorted list. A row belongs to one thread and its sums run
+in a fixed order, so results do not depend on the number of threads. Cost of either: sum_i l m_i^2 / 2 over all rows.
 """
 
 from libc.stdint cimport int32_t, int64_t

@@ -1,9 +1,9 @@
 """Trust-region Newton minimisation of the criterion in theta, without a return to Python between evaluations.
 
-At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is the exact minimiser
-on a ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)), where mu >= 0 is
-the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an ordinary stationary
-point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
+At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is the exact
+minimiser on a ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)),
+where mu >= 0 is the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an
+ordinary stationary point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
 
 Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
 promises have been shrinking. That last step is taken and kept unless the criterion rises.
@@ -151,7 +151,7 @@ cdef class Newton:
                         ld[i, j, c] = self.evaluator.ld[j, c]
 
     def log(self):
-        """Arrays (theta, criterion, gradient norm, radius), one row an evaluation; the norm is NaN at rejected points."""
+        """Arrays (theta, criterion, gradient norm, radius), a row an evaluation; the norm is NaN at rejected points."""
         k = self.n_evaluations
         return (np.array(self.log_theta[:k]), np.array(self.log_value[:k]), np.array(self.log_norm[:k]),
                 np.array(self.log_radius[:k]))
@@ -279,7 +279,7 @@ cdef class Newton:
 
     cdef double solve(self, double radius, double *length, bint *interior) noexcept nogil:
         """Step into ``step``; returns the predicted decrease."""
-        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, it
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, _it
         cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
         largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
         gap = 1e-10 * largest + 1e-300
@@ -290,7 +290,7 @@ cdef class Newton:
                 high = max(2.0 * low, largest + 1e-300)
                 while self.length(high) > radius:
                     high *= 4.0
-                for it in range(200):  # bisection on a monotone function; nt is small
+                for _it in range(200):  # bisection on a monotone function; nt is small
                     mu = 0.5 * (low + high)
                     if self.length(mu) > radius:
                         low = mu

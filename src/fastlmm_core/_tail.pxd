@@ -23,6 +23,8 @@ cdef class Tail:
 
 cdef class DenseTail(Tail):
     cdef double[::1] buffer
+    cdef double[::1] panels
+    cdef Py_ssize_t tile
 
 
 cdef class EmptyTail(Tail):

@@ -26,4 +26,5 @@ cdef class SparseTail(Tail):
     cdef const double *lx
     cdef readonly double lnz, flops
     cdef int refactor(self) noexcept nogil
-    cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t b) noexcept nogil
+    cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr,
+                              Py_ssize_t b) noexcept nogil

@@ -1,7 +1,7 @@
 """The sparse engine of the tail: CHOLMOD's simplicial factor, refactorised in place, and Takahashi's inverse.
 
-Protocol as in `_tail`. The plan has already ordered the tail, so CHOLMOD works in natural order: C and S share one lower
-pattern stored by rows, which CHOLMOD reads as the upper triangle by columns and neither copies nor permutes.
+Protocol as in `_tail`. The plan has already ordered the tail, so CHOLMOD works in natural order: C and S share one
+lower pattern stored by rows, which CHOLMOD reads as the upper triangle by columns and neither copies nor permutes.
 
 The pattern is analysed once. CHOLMOD does not check that later values belong to the pattern it analysed, nor that they
 are finite, so the pattern lives here and never changes, and `factor` looks at every value before it calls. After each
@@ -33,7 +33,7 @@ __all__ = ["SparseTail", "fill_ordering"]
 
 
 cdef class Symbolic:
-    """One analysed pattern: the symbolic factor, its `cholmod_common`, and the matrix header that points at our arrays."""
+    """One analysed pattern: its symbolic factor, its `cholmod_common`, and a matrix header over arrays kept here."""
 
     cdef void open(self, object ptr, object idx, int ordering):
         self.ptr, self.idx = ptr, idx
@@ -125,7 +125,6 @@ cdef class SparseTail(Tail):
 
     def __init__(self, tuple rows, c_ptr, c_idx, int threads):
         cdef Py_ssize_t j
-        cdef int64_t t
         self.set_rows(rows, threads)
         self.c_ptr, self.c_idx = c_ptr, c_idx
         self.symbolic = Symbolic()
@@ -209,10 +208,9 @@ cdef class SparseTail(Tail):
                               Py_ssize_t b) noexcept nogil:
         """Block row b of S from C. Its rows list the same columns; row r stops r places into the diagonal block.
 
-        ``lam_ptr`` is by block and rows know blocks only through ``col_block``, so the block of a column is found from
-        the order: columns of one block are consecutive, and blocks are as long as their own rows say.
+        Columns of one block are consecutive, so an entry's column begins a block, found by bisection.
         """
-        cdef int64_t o = block_ptr[b], lb = block_ptr[b + 1] - o, r, c, x, y, lc, t, width
+        cdef int64_t o = block_ptr[b], lb = block_ptr[b + 1] - o, r, c, x, y, lc, t
         cdef int64_t start = self.c_ptr[o], full = self.c_ptr[o + 1] - start - 1  # entries before the diagonal block
         cdef Py_ssize_t bc = 0, low, high, mid
         cdef double total, inner, value

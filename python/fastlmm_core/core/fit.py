@@ -117,7 +117,7 @@ class CoreFit:
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
     """Var(b | y) of each term in the user's units."""
     cross = model.cross
-    with blas_threads(model.plan.threads):
+    with blas_threads(1):
         lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
     by_group = [lead]
     for offset, blocks in zip(model.plan.offsets, tail, strict=True):
@@ -155,7 +155,7 @@ def minimise(
             on_evaluation(k, model.to_user(theta), value, norm, radius)
 
     parameters = model.cross.theta_map
-    with blas_threads(model.plan.threads):
+    with blas_threads(1):
         theta, value, status = newton.minimise(first, report)
         if status == 3:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
@@ -188,7 +188,7 @@ def estimates(model: Objective, theta: Array, log: FitLog, message: str, design:
     """The fit at conditioned ``theta``, in the user's units."""
     cross, terms = model.cross, design.terms
     c = cross.conditioning
-    with blas_threads(model.plan.threads):
+    with blas_threads(1):
         gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
     rank, p = c.rank, c.n_columns
     sigma = float(ld[-1, -1] * c.y_scale * np.sqrt(c.weight_scale / model.evaluator.nu))

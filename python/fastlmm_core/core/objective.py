@@ -107,12 +107,12 @@ class Objective:
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""
-        with blas_threads(self.plan.threads):
+        with blas_threads(1):
             return self.evaluator.value(self.to_conditioned(theta))
 
     def derivatives(self, theta: ArrayLike) -> tuple[float, Array, Array]:
         """Criterion, gradient (n_theta,) and average-information Hessian (n_theta, n_theta) at ``theta``."""
-        with blas_threads(self.plan.threads):
+        with blas_threads(1):
             value, gradient, hessian = self.evaluator.derivatives(self.to_conditioned(theta))
         m = self.cross.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m

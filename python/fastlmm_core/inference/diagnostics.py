@@ -10,6 +10,7 @@ import pandas as pd
 
 from fastlmm_core.core.objective import blas_threads
 from fastlmm_core.errors import ModelError
+from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.leverage import leverages
 from fastlmm_core.results.predict import row_index
 from fastlmm_core.results.var_corr import theta_labels
@@ -150,7 +151,7 @@ class ConvergenceReport:
     promise : float
         Decrease of the criterion that a Newton step from here predicts: the gradient in the Hessian's own metric.
     eigenvalues : ndarray (n_theta,)
-        Of the criterion's Hessian in scale-free coordinates, ascending.
+        Of the criterion's observed Hessian in scale-free coordinates, ascending.
     boundary : tuple of str
         Parameters at zero: standard deviations (or what earlier effects of the term leave of them).
     negative : bool
@@ -205,8 +206,8 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     objective = core.objective()
     at = objective.to_conditioned(core.theta)
     with blas_threads(objective.plan.threads):
-        _, gradient, hessian = objective.evaluator.derivatives(at)
-    values, vectors = np.linalg.eigh(hessian)
+        _, gradient, _ = objective.evaluator.derivatives(at)
+    values, vectors = np.linalg.eigh(observed_hessian(objective, at))
     along = vectors.T @ gradient
     floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
     promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from fastlmm_core.core import Objective, Term, cross_products, fit
 from fastlmm_core.core.objective import blas_threads
@@ -78,6 +79,8 @@ class Influence:
         Determinant of the covariance of the fixed effects without the case over that with it.
     n_rows : Series (cases,)
         Rows deleted.
+    converged : Series (cases,)
+        Whether the refit did; True under the other methods.
     full : Series (p,)
         Estimates from all rows.
     """
@@ -91,6 +94,7 @@ class Influence:
     cooks_distance: pd.Series
     cov_ratio: pd.Series
     n_rows: pd.Series
+    converged: pd.Series
     full: pd.Series
 
     @property
@@ -132,13 +136,16 @@ class Deleted:
     logdet: Array  # (cases,) of the covariance of the coefficients estimated
     sigma: Array  # (cases,)
     theta: Array  # (cases, n_theta)
+    converged: NDArray[np.bool_]  # (cases,)
 
     @classmethod
     def empty(cls, cases: int, core: CoreFit) -> Deleted:
         p = len(core.beta)
         nan = np.nan
         theta = np.tile(core.theta, (cases, 1))
-        return cls(np.full((cases, p), nan), np.full((cases, p), nan), np.full(cases, nan), np.full(cases, nan), theta)
+        logdet, sigma = np.full((2, cases), nan)
+        converged = np.ones(cases, dtype=bool)
+        return cls(np.full((cases, p), nan), np.full((cases, p), nan), logdet, sigma, theta, converged)
 
     def set(self, case: int, beta: Array, cov: Array, sigma: float, keep: NDArray[np.int64]) -> None:
         """One case, given its covariance (p, p); ``keep`` are the columns the full fit estimates."""
@@ -148,7 +155,9 @@ class Deleted:
         self.logdet[case] = np.linalg.slogdet(part)[1] if np.isfinite(part).all() else np.nan
 
 
-def influence(design: Design, core: CoreFit, by: str | ArrayLike = "obs", method: Method = "fixed") -> Influence:
+def influence(
+    design: Design, core: CoreFit, by: str | ArrayLike = "obs", method: Method = "fixed", *, progress: bool = False
+) -> Influence:
     """Estimates without each observation or group; see `LmerResult.influence`."""
     if method not in METHODS:
         raise ModelError(f"influence has no method {method!r}: use one of {', '.join(map(repr, METHODS))}")
@@ -158,7 +167,7 @@ def influence(design: Design, core: CoreFit, by: str | ArrayLike = "obs", method
     counts = np.bincount(codes, minlength=len(cases))
     members = np.split(order, np.cumsum(counts)[:-1])
     if method != "fixed":
-        for case, rows in enumerate(members):
+        for case, rows in enumerate(tqdm(members, disable=not progress, unit="case")):
             _reduced(design, core, rows, method, out, case)
     elif name == "obs":
         _observations(design, core, out)
@@ -290,7 +299,7 @@ def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Met
                 y, X, terms, weights=weights, offset=offset, reml=core.reml, control=core.control, start=core.theta
             )
             out.set(case, again.beta, again.cov_beta, again.sigma, core.cross.conditioning.keep)
-            out.theta[case] = again.theta
+            out.theta[case], out.converged[case] = again.theta, again.converged
             return
         objective = Objective(cross_products(y, X, terms, weights=weights, offset=offset), core.reml, core.control)
         theta = core.theta if method == "fixed" else _one_step(objective, core.theta)
@@ -348,5 +357,6 @@ def _collect(
         cooks_distance=pd.Series(distance, index=cases),
         cov_ratio=pd.Series(ratio, index=cases),
         n_rows=pd.Series(counts, index=cases),
+        converged=pd.Series(out.converged, index=cases),
         full=pd.Series(core.beta, index=names),
     )

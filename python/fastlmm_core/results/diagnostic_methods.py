@@ -253,7 +253,7 @@ class DiagnosticMethods(FittedModel):
 
         return cooks_distance(self.design, self.core)
 
-    def influence(self, by: str | ArrayLike = "obs", *, method: Method = "fixed") -> Influence:
+    def influence(self, by: str | ArrayLike = "obs", *, method: Method = "fixed", progress: bool = False) -> Influence:
         """Estimates without each observation, or without each group.
 
         Parameters
@@ -264,11 +264,14 @@ class DiagnosticMethods(FittedModel):
             What becomes of the covariance parameters when a case is left out. "fixed": they keep the full data's
             estimates; exact for β and σ then, by deletion formulas. "one-step": they move by one Newton step on the
             remaining data. "refit": a fit of the remaining data, as lme4's `influence`.
+        progress : bool
+            Show a bar; for the methods that go case by case.
 
         Returns
         -------
         Influence
-            Tables with a row a case: params, dfbeta, dfbetas, std_errors, sigma, theta, cooks_distance, cov_ratio.
+            Tables with a row a case: params, dfbeta, dfbetas, std_errors, sigma, theta, cooks_distance, cov_ratio,
+            n_rows, converged.
 
         Examples
         --------
@@ -284,7 +287,7 @@ class DiagnosticMethods(FittedModel):
         """
         from fastlmm_core.inference.influence import influence
 
-        return influence(self.design, self.core, by, method)
+        return influence(self.design, self.core, by, method, progress=progress)
 
     # ------------------------------------------------------------------ is the fit sound
 

@@ -103,8 +103,13 @@ cdef class DenseTail(Tail):
     def __init__(self, tuple rows, int threads):
         self.set_rows(rows, threads)
         self.buffer = np.zeros((self.m + 1) * self.m)
-        self.tile = max(MIN_BLOCK, min(MAX_BLOCK, self.m // BLOCKS // 16 * 16))
+        self.tile = DenseTail.tile_size(self.m)
         self.panels = np.empty(threads * self.m * self.tile)
+
+    @staticmethod
+    def tile_size(Py_ssize_t m):
+        """Rows of a tile."""
+        return max(MIN_BLOCK, min(MAX_BLOCK, m // BLOCKS // 16 * 16))
 
     cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d

@@ -27,6 +27,9 @@ DENSE_FRACTION = 0.1
 DENSE_SPEED = 12.0
 """Flops of LAPACK's factorisation in the time of one of the simplicial factorisation."""
 
+PATTERN_BYTES = 32
+"""Bytes an entry of the Schur complement's pattern takes in the sparse engine: two indices and two values."""
+
 SAMPLED_ROWS = 64
 """Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
 
@@ -58,6 +61,9 @@ class Plan:
         Constants of the evaluator.
     factor_bytes : int
         Predicted size of the tail's matrices.
+    total_bytes : int
+        Predicted size of those, the index structures and the evaluator's workspace: what a fit needs beside the data
+        and their cross-products.
     threads : int
         Threads an evaluation uses: one where there is too little work to share.
     """
@@ -68,6 +74,7 @@ class Plan:
     offsets: Offsets
     arrays: dict[str, NDArray[np.generic]]
     factor_bytes: int
+    total_bytes: int
     threads: int
     tail: Tail
 
@@ -149,9 +156,20 @@ def elimination_flops(cross: CrossProducts, ptr: NDArray[np.generic], m: int) ->
     return float(lead.n_columns * (widths @ widths) + lead.size * d * (d + lead.n_columns) + m**3 / 3)
 
 
-def dense_bytes(m: int) -> int:
-    """Memory of the dense engine."""
-    return 8 * m * (m + 1)
+def dense_bytes(m: int, threads: int) -> int:
+    """Memory of the dense engine: both triangles, and a panel a thread for the inverse."""
+    return 8 * m * (m + 1 + threads * DenseTail.tile_size(m))
+
+
+def workspace_bytes(cross: CrossProducts, leading: LeadingRows, rows: TailRows) -> int:
+    """Memory of the index structures and of the evaluator's workspace, the tail's matrices left out."""
+    lead, d, parameters = cross.groups[0], cross.dtd.shape[0], cross.theta_map.index
+    q, l, m, n_theta = lead.n_levels, lead.n_columns, len(rows[0]) - 1, len(parameters)
+    own = int((parameters[:, 0] == 0).sum())
+    structure = sum(a.nbytes for a in (*leading, *rows)) + leading[2].nbytes  # the values twice: B and U
+    levels = 8 * q * (l * l + 1 + l * (2 * d + 2 + own))
+    columns = 8 * m * (4 * d + 2 + 2 * n_theta - own + l * l + 2 * (d - 1))
+    return int(structure + levels + columns)
 
 
 def refuse(needed: float, control: Control, what: str) -> None:
@@ -188,31 +206,39 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     leading, rows = structures(cross, offsets)
     threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
     tail: Tail | None = None
-    engine, bytes_needed = "dense", dense_bytes(m)
+    work = workspace_bytes(cross, leading, rows)
+    engine, factor_bytes = "dense", dense_bytes(m, threads)
     if m == 0:
-        tail, engine = EmptyTail(), "none"
+        tail, engine, factor_bytes = EmptyTail(), "none", 0
     elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
         forced = control.engine == "sparse"
-        limit = np.iinfo(np.int64).max if forced else int(DENSE_FRACTION * m * (m + 1) / 2)
+        limit = control.n_bytes // PATTERN_BYTES
+        if not forced:
+            limit = min(limit, int(DENSE_FRACTION * m * (m + 1) / 2))
         full = not forced and sampled_fill(leading, rows) > DENSE_FRACTION
         lower = None if full else pattern(leading, rows, limit)
         if lower is not None:
             new_offsets = order_blocks(cross, offsets, lower)
             new_leading, new_rows = structures(cross, new_offsets)
-            lower = pattern(new_leading, new_rows, np.iinfo(np.int64).max)
+            lower = pattern(new_leading, new_rows, limit)
             assert lower is not None
             c_ptr, c_idx = lower.indptr.astype(np.int64), lower.indices.astype(np.int64)
             lnz, flops = SparseTail.predict(c_ptr, c_idx)
-            sparse_bytes = int(24 * lnz + 32 * len(c_idx))
-            if forced or flops * DENSE_SPEED < m**3 / 3 or dense_bytes(m) > control.n_bytes:
-                refuse(sparse_bytes, control, f"the sparse factor of {m} random effects ({lnz:.3g} entries)")
+            sparse_bytes = int(24 * lnz + PATTERN_BYTES * len(c_idx))
+            if forced or flops * DENSE_SPEED < m**3 / 3 or factor_bytes + work > control.n_bytes:
+                refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects ({lnz:.3g} entries)")
                 offsets, leading, rows = new_offsets, new_leading, new_rows
-                tail, engine, bytes_needed = SparseTail(rows, c_ptr, c_idx, threads), "sparse", sparse_bytes
+                tail, engine, factor_bytes = SparseTail(rows, c_ptr, c_idx, threads), "sparse", sparse_bytes
+        elif forced:
+            raise MemoryLimitError(
+                f"the sparse engine's pattern of {m} random effects has more than {limit:.3g} entries, which is what "
+                f"{control.n_bytes / 2**30:.1f} GiB can hold"
+            )
     if tail is None:
-        refuse(dense_bytes(m), control, f"the dense factor of {m} random effects")
+        refuse(factor_bytes + work, control, f"the dense factor of {m} random effects")
         tail = DenseTail(rows, threads)
     arrays = evaluator_arrays(cross, offsets, leading)
-    return Plan(cross, control, engine, offsets, arrays, bytes_needed if m else 0, threads, tail)
+    return Plan(cross, control, engine, offsets, arrays, factor_bytes, factor_bytes + work, threads, tail)
 
 
 def evaluator_arrays(cross: CrossProducts, offsets: Offsets, leading: LeadingRows) -> dict[str, NDArray[np.generic]]:

@@ -176,7 +176,7 @@ def pooled_df(df: Array) -> float:
 
     Fai and Cornelius (1996): the F distribution with the same mean, E = sum df / (df - 2); 2 where there is no mean.
     """
-    if np.ptp(df) < 1e-8 or not np.isfinite(df).any():
+    if not np.isfinite(df).any() or np.ptp(df) < 1e-8:
         return float(df.mean())
     if (df <= 2.0).any():
         return 2.0

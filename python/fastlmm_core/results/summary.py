@@ -166,7 +166,7 @@ def _fixed(values: pd.Series, decimals: int) -> list[str]:
 def summary(result: LmerResult, ddf: str = "satterthwaite") -> Summary:
     """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`."""
     design, core = result.design, result.core
-    table, method = coef_table(result, ddf=ddf), method_name(ddf)
+    table, method = coef_table(result, ddf=ddf, stacklevel=5), method_name(ddf)
     coefficients = table.drop(columns="df").rename(columns={"t": "z"}) if method == "normal" else table
     estimated = ~np.isnan(core.beta)
     cov = core.cov_beta[np.ix_(estimated, estimated)]

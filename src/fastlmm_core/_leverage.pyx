@@ -88,7 +88,7 @@ def explicit_parts(Evaluator evaluator):
     lam : (sum of l^2,)
         Conditioned relative factors, group by group.
     """
-    cdef Py_ssize_t m = evaluator.tail.m, l = evaluator.lead.l, q = evaluator.lead.q, i, j, k
+    cdef Py_ssize_t m = evaluator.tail.m, l = evaluator.lead.l, q = evaluator.lead.q, j, k
     cdef Tail tail = evaluator.tail
     inverse_ = np.empty((m, m))
     cdef double[:, ::1] inverse = inverse_

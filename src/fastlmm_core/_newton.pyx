@@ -162,7 +162,7 @@ cdef class Newton:
 
     cdef bint interrupted(self, double radius, double norm, bint report) noexcept with gil:
         """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
-        k = self.n_evaluations
+        cdef Py_ssize_t k = self.n_evaluations
         try:
             PyErr_CheckSignals()
             if report:

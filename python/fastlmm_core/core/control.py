@@ -25,7 +25,7 @@ class Control:
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up.
     tol : float
-        Stop when the next Newton step promises a smaller decrease of the criterion than this.
+        Stop when the next step is expected to bring the criterion this near its minimum.
     threads : int or None
         Threads of the kernels and of BLAS; None takes every processor this process may use.
     memory_limit : int or None

@@ -178,6 +178,18 @@ def test_correlation_with_an_effect_that_does_not_vary_is_anything() -> None:
     assert ci.lower["sd_x|g"] == 0.0
 
 
+def test_confounded_terms_have_the_lower_of_two_optima() -> None:
+    """Two intercepts on one factor: holding one leaves the other to take its place, until it is used up."""
+    data = unbalanced(5).drop(columns="h")
+    fit = lmer("y ~ x + (1 | g) + (x | g)", data)
+    for curve in fit.profile("theta_"):
+        assert (np.diff(curve.zeta) > -1e-3).all()
+    alone = lmer("y ~ x + (x | g)", data).conf_int("profile")
+    both = fit.conf_int("profile")
+    np.testing.assert_allclose(both.loc["sigma"], alone.loc["sigma"], rtol=1e-3)
+    np.testing.assert_allclose(both.upper["sd_x|g.1"], alone.upper["sd_x|g"], rtol=0.02)
+
+
 def test_units_and_origins_do_not_matter() -> None:
     data = load_dataset("sleepstudy")
     plain = lmer("Reaction ~ Days + (Days | Subject)", data).conf_int("profile")
@@ -191,7 +203,7 @@ def test_units_and_origins_do_not_matter() -> None:
 def test_a_dropped_coefficient_has_no_profile() -> None:
     data = load_dataset("sleepstudy").assign(twice=lambda d: 2 * d.Days)
     with pytest.warns(UserWarning, match="twice"):
-        fit = lmer("Reaction ~ Days + twice + (1 | Subject)", data, reml=False)
+        fit = lmer("Reaction ~ Days + twice + (1 | Subject)", data)
     ci = fit.conf_int("profile")
     assert ci.loc["twice"].isna().all()
     assert np.isfinite(ci.drop("twice").to_numpy()).all()

@@ -63,3 +63,17 @@ def test_nothing_to_minimise() -> None:
     step, predicted, settled = model_step(np.empty(0), np.empty((0, 0)), 1.0)
     assert step.shape == (0,)
     assert (predicted, settled) == (0.0, True)
+
+
+def test_a_hessian_that_is_far_too_large_is_corrected() -> None:
+    calls = 0
+
+    def flat(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        nonlocal calls
+        calls += 1
+        true = np.diag([0.05, 3.0])
+        return float(0.5 * x @ true @ x), true @ x, np.diag([5.0, 3.0]), 0.0
+
+    _, _, x = minimise(flat, np.array([2.0, -1.0]))
+    np.testing.assert_allclose(x, 0.0, atol=1e-2)
+    assert calls < 15

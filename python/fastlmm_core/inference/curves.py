@@ -64,7 +64,7 @@ class ProfileCurve:
         return np.where((w >= self.coordinate[0]) & (w <= self.coordinate[-1]), found, np.nan)
 
     def value_at(self, zeta: float) -> float:
-        """The value at which ζ is reached, or the bound of the parameter where it never is.
+        """The value at which ζ is reached (the furthest one), or the bound of the parameter where it never is.
 
         Raises
         ------
@@ -82,7 +82,8 @@ class ProfileCurve:
             if bound is None:
                 raise ModelError(f"the profile of {self.name} ends at ζ = {z[end]:.2f}: ask for a higher level")
             return bound
-        i = int(np.searchsorted(z, zeta, side="right")) - 1
+        crossed = np.flatnonzero((z[:-1] <= zeta) & (zeta <= z[1:]))
+        i = int(crossed[0] if zeta < 0.0 else crossed[-1])
         h = float(self.coordinate[i + 1] - self.coordinate[i])
         piece = float(z[i]), float(z[i + 1]), h * float(self.slope[i]), h * float(self.slope[i + 1])
         low, high = 0.0, 1.0

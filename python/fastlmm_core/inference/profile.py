@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.objective import blas_threads
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
@@ -38,12 +38,16 @@ if TYPE_CHECKING:
 __all__ = ["Profile", "profile", "quantile_of_level"]
 
 Array = NDArray[np.float64]
+Point = tuple[float, float, float, Array]
 
 SPACING = 0.5
 """Distance in ζ between points: interpolation is then off by a thousandth of an interval's width at most."""
 
 MAX_POINTS = 60
 """Points on one side before a limit counts as infinite."""
+
+MAX_FAILURES = 40
+"""Steps that were taken back on one side before the profile is given up."""
 
 BETTER = 1e-4
 """A deviance this much below the fit's, met while profiling, says that the fit is not the optimum."""
@@ -70,7 +74,7 @@ class Profile:
     sigma                 38.2    67.7
     Intercept           1486.5  1568.5
     >>> pr["sigma"].zeta_at([40.0, 60.0]).round(2)
-    array([-1.58,  1.35])
+    array([-1.59,  1.25])
     """
 
     curves: tuple[ProfileCurve, ...]
@@ -138,7 +142,9 @@ def profile(
     chosen = choose(every, which)
     # as lme4: far enough for a joint region of 99 %
     reach = np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level)
-    fit = result.refit_ml()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RankWarning)  # the fit has said so
+        fit = result.refit_ml()
     core = fit.core
     values = parameter_values(fit.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
     estimates = {p.name: float(v) for p, v in zip(every, values, strict=True)}
@@ -250,15 +256,12 @@ def _walk(
     w, x, z = path.estimate, path.start, 0.0
     before: tuple[float, Array] | None = None
     step = aim * path.step
-    points: list[tuple[float, float, float]] = []
+    points: list[Point] = []
     failures = 0
-    while len(points) < MAX_POINTS:
-        if direction * (bound - w) <= 1e-9 * abs(w):
-            return points, bound
-        new_w = w + direction * step
-        at_bound = direction * (new_w - bound) >= 0.0
-        if at_bound:
-            new_w = bound
+    end: float | None = bound
+    while len(points) < MAX_POINTS and direction * (bound - w) > 1e-9 * abs(w):
+        at_bound = direction * (w + direction * step - bound) >= 0.0
+        new_w = bound if at_bound else w + direction * step
         guess = x if before is None else x + (x - before[1]) * ((new_w - w) / (w - before[0]))
         try:
             d, slope, new_x = path.solve(new_w, guess)
@@ -267,18 +270,32 @@ def _walk(
         new_z = float(np.sqrt(max(d - deviance, 0.0)))
         if new_z - z > 1.75 * aim:
             failures += 1
-            if failures > 40:
+            if failures > MAX_FAILURES:
                 raise NumericalError("a profile could not be followed: the deviance rises in a jump")
             step = abs(new_w - w) * (0.25 if not np.isfinite(d) else max(0.2, aim / (new_z - z)))
             continue
-        points.append((new_w, d, slope))
+        points.append((new_w, d, slope, new_x))
         before, w, x, z = (w, x), new_w, new_x, new_z
         if z >= reach:
-            return points, None
-        if at_bound:
-            return points, bound
+            end = None
+            break
         rise = abs(slope) / (2.0 * z) if z > 0.0 else 0.0
         left = reach - z
         target = 1.02 * left if left < 1.5 * aim else min(aim, left)
         step = min(target / rise, 3.0 * step) if rise > 0.0 else 3.0 * step
-    return points, bound
+    _look_back(path, points)
+    return [point[:3] for point in points], end
+
+
+def _look_back(path: Path, points: list[Point]) -> None:
+    """Where the deviance falls from a point to the next one out, solve again from there: its optimum may be lower."""
+    for i in range(len(points) - 2, -1, -1):
+        w, d, _, _ = points[i]
+        if d <= points[i + 1][1]:
+            continue
+        try:
+            again = path.solve(w, points[i + 1][3])
+        except NumericalError:
+            continue
+        if again[0] < d:
+            points[i] = (w, *again)

@@ -1,4 +1,9 @@
-"""A small trust-region Newton method for criteria put together in Python from the compiled evaluations."""
+"""A small trust-region Newton method for criteria put together in Python from the compiled evaluations.
+
+The average information may be far from the true curvature in a nearly flat direction, and Newton's steps then crawl. A
+structured secant correction (symmetric rank one, of what the model Hessian misses of the gradient's change) is added to
+it, which makes the convergence superlinear.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ FLAT = 1e-9
 
 
 def minimise(
-    function: Function, start: Array, *, tol: float = 1e-8, max_evaluations: int = 60
+    function: Function, start: Array, *, tol: float = 1e-8, max_evaluations: int = 100
 ) -> tuple[float, float, Array]:
     """Minimise a function with a gradient and a model of its Hessian.
 
@@ -50,8 +55,9 @@ def minimise(
     x = start
     value, gradient, hessian, figure = function(x)
     radius = max(1.0, 0.5 * float(np.sqrt(x @ x)))
+    missing = np.zeros((len(x), len(x)))
     for _ in range(max_evaluations):
-        step, predicted, settled = model_step(gradient, hessian, radius)
+        step, predicted, settled = model_step(gradient, hessian + missing, radius)
         if settled and predicted <= tol:
             return value - predicted, figure, x
         noise = 1e-13 * (abs(value) + 1.0)
@@ -62,8 +68,9 @@ def minimise(
         except NumericalError:
             ratio = -1.0
         if ratio > 1e-4:
-            x = x + step
+            x, change = x + step, trial[1] - gradient
             value, gradient, hessian, figure = trial
+            missing = missing + rank_one(change - (hessian + missing) @ step, step)
             if ratio > 0.75:
                 radius = max(radius, 3.0 * length)
             elif ratio < 0.25:
@@ -77,6 +84,14 @@ def minimise(
     else:
         raise NumericalError("a constrained optimum was not found")
     return value, figure, x
+
+
+def rank_one(left: Array, step: Array) -> Array:
+    """The symmetric rank-one matrix that takes `step` to `left`; zero where that is ill-defined."""
+    product = float(left @ step)
+    if product == 0.0 or abs(product) < 1e-3 * float(np.sqrt((left @ left) * (step @ step))):
+        return np.zeros((len(step), len(step)))
+    return np.outer(left, left) / product
 
 
 def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float, bool]:

@@ -140,8 +140,8 @@ class IntervalMethods(FittedModel):
         >>> from fastlmm_core import lmer, load_dataset
         >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
         >>> pr = fit.profile("Days")
-        >>> pr["Days"].zeta_at([8.0, 10.467286, 13.0]).round(3)
-        array([-1.585,  0.   ,  1.624])
+        >>> pr["Days"].zeta_at([7.5, 10.467286, 13.5]).round(2)
+        array([-1.88,  0.  ,  1.92])
         """
         from fastlmm_core.inference.profile import profile
 

@@ -110,6 +110,8 @@ def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::
     cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], k = d.shape[1], i, r, c
     cdef double wz
     cdef double *row
+    if k == 0:
+        return
     with nogil:
         for i in range(n):
             for r in range(l):

@@ -1,61 +1,19 @@
-from libc.stdint cimport int64_t
-from fastlmm_core._leading cimport leading_t
-from fastlmm_core._tail cimport Tail
+from fastlmm_core._solver cimport Solver
 
 
-cdef class Evaluator:
-    cdef leading_t lead
-    cdef readonly Tail tail
-    cdef int threads
-    cdef readonly Py_ssize_t n_theta, p, n_groups, n_chunks
-    cdef Py_ssize_t n_blocks, n_lead_theta
-    cdef readonly bint reml
-    cdef readonly double nu
-    cdef double constant
-    cdef readonly dict arrays        # owns what `lead` points at
-    cdef const int64_t[::1] block_ptr
-    cdef const int64_t[::1] block_lam
-    cdef const int64_t[::1] block_group
-    cdef const int64_t[::1] group_l
-    cdef const int64_t[::1] group_lam
-    cdef const double[::1] group_floor
-    cdef const int64_t[::1] column_block
-    cdef const int64_t[::1] theta_group
-    cdef const int64_t[::1] theta_row
-    cdef const int64_t[::1] theta_col
-    cdef double[:, ::1] dtd
-    cdef double[:, ::1] zd_tail
-    # state after `value`
-    cdef double[::1] lam, lam_lifted, lead_m, logd, work
-    cdef double[:, ::1] c_dense, y_dense, ld
-    cdef readonly double logdet_m, logdet_x, r2
-    # state after `solve_modes`
-    cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
-    # derivative workspace
+cdef class Evaluator(Solver):
+    cdef readonly Py_ssize_t n_chunks
     cdef double[:, ::1] ca, va, cx, h1
-    cdef double[::1] x_lead, omega, sums, traces, chunk_sums
-    cdef double[::1] small
-    cdef bint current                # the factors are those of the last value's theta
-    cdef readonly double criterion
-    cdef int c_value(self, const double *theta, double *value) noexcept nogil
-    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil
-    cdef void eliminate(self) noexcept nogil
-    cdef int finish(self, double *lam) noexcept nogil
-    cdef void lambda_t(self, const double *lam, double *x, Py_ssize_t k) noexcept nogil
-    cdef void solve_modes(self) noexcept nogil
-    cdef void information(self, double *gradient) noexcept nogil
-    cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil
-    cdef int lift_tail(self, double multiple) noexcept nogil
-    cdef int add_traces(self, const double *lam, double weight) noexcept nogil
-    cdef bint at(self, const double *theta) noexcept nogil
-    cdef void make_omega(self) noexcept nogil
-    cdef void project(self, const double *lam, bint posterior) noexcept nogil
-    cdef void fixed_correction(self, double *out) noexcept nogil
-    cdef int group_gradients(self) noexcept nogil
+    cdef double[::1] lam_lifted, x_lead, omega, sums, traces, chunk_sums, small
     cdef Py_ssize_t chunk_size(self) noexcept nogil
-    cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil
+    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil
+    cdef void information(self, double *fpy) noexcept nogil
+    cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil
     cdef void tail_products(self) noexcept nogil
     cdef void project_information(self) noexcept nogil
+    cdef int group_gradients(self) noexcept nogil
+    cdef int add_traces(self, const double *lam, double weight) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
-    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
-                             const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
+    cdef int lift_tail(self, double multiple) noexcept nogil
+    cdef void make_omega(self) noexcept nogil
+    cdef void fixed_correction(self, double *out) noexcept nogil

@@ -92,6 +92,7 @@ cdef class Newton:
         """
         cdef int status
         cdef bint report = on_evaluation is not None
+        self.evaluator.check_length(start)
         self.theta[:] = start
         self.on_evaluation = on_evaluation
         self.n_evaluations = self.n_derivatives = 0
@@ -160,13 +161,14 @@ cdef class Newton:
         """Gradient and model Hessian at the last accepted point but the final step."""
         return np.array(self.gradient), np.array(self.hessian)
 
-    cdef bint interrupted(self, double radius, double norm, bint report) noexcept with gil:
+    cdef bint interrupted(self, bint report) noexcept with gil:
         """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
         cdef Py_ssize_t k = self.n_evaluations
         try:
             PyErr_CheckSignals()
             if report:
-                self.on_evaluation(k, np.array(self.log_theta[k - 1]), self.log_value[k - 1], norm, radius)
+                self.on_evaluation(k, np.array(self.log_theta[k - 1]), self.log_value[k - 1], self.log_norm[k - 1],
+                                   self.log_radius[k - 1])
         except BaseException as error:
             self.pending = error
             return True
@@ -189,7 +191,6 @@ cdef class Newton:
             bad = self.evaluator.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
             self.record(&self.trial[0], value, radius)
-            norm = NAN
             if not have:
                 if bad:
                     return FAILED_AT_START
@@ -205,7 +206,7 @@ cdef class Newton:
                 if not bad and value <= self.value + noise:
                     self.accept(value)
                 status = CONVERGED
-                if interruptible and self.interrupted(radius, norm, report):
+                if interruptible and self.interrupted(report):
                     return INTERRUPTED
                 break
             if ratio > 1e-4:
@@ -227,7 +228,7 @@ cdef class Newton:
                     radius = 0.5 * length
             else:
                 radius = 0.25 * length
-            if interruptible and self.interrupted(radius, norm, report):
+            if interruptible and self.interrupted(report):
                 return INTERRUPTED
             before = predicted if last_interior else 0.0
             predicted = self.solve(radius, &length, &interior)

@@ -288,7 +288,8 @@ cdef inline void update_tile(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t 
     if row == column:
         dsyrk(&uplo, &no, &rows, &inner, &minus, a + k * m + i, &ld, &one, a + j * m + i, &ld)
     else:
-        dgemm(&no, &yes, &rows, &columns, &inner, &minus, a + k * m + i, &ld, a + k * m + j, &ld, &one, a + j * m + i, &ld)
+        dgemm(&no, &yes, &rows, &columns, &inner, &minus, a + k * m + i, &ld, a + k * m + j, &ld, &one,
+              a + j * m + i, &ld)
 
 
 cdef inline void inverse_columns(const double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
@@ -305,7 +306,8 @@ cdef inline void inverse_columns(const double *a, Py_ssize_t m, Py_ssize_t nb, P
     dtrsm(&side, &uplo, &yes, &no, &rows, &columns, &one, <double*>a + j * m + j, &ld, panel, &ld)
 
 
-cdef inline void store_columns(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b, const double *panel) noexcept nogil:
+cdef inline void store_columns(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
+                               const double *panel) noexcept nogil:
     """The lower part of a panel over the factor's columns."""
     cdef Py_ssize_t j = b * nb, c
     for c in range(min(nb, m - j)):

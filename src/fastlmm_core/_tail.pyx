@@ -243,7 +243,7 @@ cdef inline void scale_tile_blocks(double *s, Py_ssize_t m, const double *lam, c
 
 
 cdef int tiled_cholesky(double *a, Py_ssize_t m, Py_ssize_t nb, int threads) noexcept nogil:
-    """Lower Cholesky factor (LAPACK's order) of the m x m matrix in place; nonzero where it is not positive definite."""
+    """Lower Cholesky factor (LAPACK's order) of an m x m matrix in place; nonzero where it is not positive definite."""
     cdef Py_ssize_t k, next_k, below, pair, tiles
     cdef int n, ld = <int>m, info = 0
     cdef char uplo = b"L"

@@ -20,6 +20,9 @@ from fastlmm_core.core.plan import Plan, plan
 from fastlmm_core.core.terms import Term, as_floats
 from fastlmm_core.errors import DataError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["ManyFits", "Model", "fit", "fit_many"]
 
 Array = NDArray[np.float64]
@@ -52,6 +55,18 @@ class ManyFits:
 
     def __len__(self) -> int:
         return len(self.sigma)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a response: theta_0, ..., beta_0, ..., se_0, ..., sigma, criterion, converged, n_evaluations."""
+        import pandas as pd
+
+        columns = {}
+        for name in ("theta", "beta", "se"):
+            values = getattr(self, name)
+            columns.update({f"{name}_{j}": values[:, j] for j in range(values.shape[1])})
+        for name in ("sigma", "criterion", "converged", "n_evaluations"):
+            columns[name] = getattr(self, name)
+        return pd.DataFrame(columns)
 
 
 class Model:

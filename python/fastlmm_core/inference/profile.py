@@ -46,8 +46,8 @@ SPACING = 0.5
 MAX_POINTS = 60
 """Points on one side before a limit counts as infinite."""
 
-MAX_FAILURES = 40
-"""Steps that were taken back on one side before the profile is given up."""
+MAX_FAILURES = 20
+"""Steps taken back on one side before a rise counts as a jump, from one branch of optima to another."""
 
 BETTER = 1e-4
 """A deviance this much below the fit's, met while profiling, says that the fit is not the optimum."""
@@ -268,10 +268,10 @@ def _walk(
         except NumericalError:
             d, slope, new_x = np.inf, 0.0, x
         new_z = float(np.sqrt(max(d - deviance, 0.0)))
-        if new_z - z > 1.75 * aim:
+        if new_z - z > 1.75 * aim and (failures < MAX_FAILURES or not np.isfinite(d)):
+            if failures > 2 * MAX_FAILURES:
+                raise NumericalError(f"the deviance could not be minimised beyond {w:.6g} on the profile's scale")
             failures += 1
-            if failures > MAX_FAILURES:
-                raise NumericalError("a profile could not be followed: the deviance rises in a jump")
             step = abs(new_w - w) * (0.25 if not np.isfinite(d) else max(0.2, aim / (new_z - z)))
             continue
         points.append((new_w, d, slope, new_x))

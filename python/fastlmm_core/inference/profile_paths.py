@@ -290,8 +290,8 @@ class BetaPath:
             response(self.lead), response(self.tail), response(self.xty), self.constant + n * np.log(square)
         )
         theta, value, status = self.newton.minimise(np.ascontiguousarray(x))
-        if status != 0:
-            raise NumericalError(f"profiling a coefficient: {Newton.messages[status]}")
+        if status != 0:  # slow, in a nearly flat direction
+            value, _, theta = minimise(lambda theta: (*self.reduced.derivatives(theta), 0.0), x)
         # r^2(theta) of the constrained problem = least r^2 + (a'gamma^ - g0)^2 / a'(X'V^-1X)^-1 a
         self.full.value(theta)  # the tail is shared: its factor must be this theta's
         gamma, _, _, ld, _ = self.full.modes(theta)

@@ -37,7 +37,8 @@ Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
 before = status("VmRSS")
 model = Objective(cross, True, Control(threads=1))
 model.derivatives(np.ones(model.n_theta))
-print(json.dumps({"predicted": model.plan.total_bytes, "measured": status("VmHWM") - before, "engine": model.plan.engine}))
+measured = status("VmHWM") - before
+print(json.dumps({"predicted": model.plan.total_bytes, "measured": measured, "engine": model.plan.engine}))
 """
 
 

@@ -262,3 +262,16 @@ def test_values_that_are_not_numbers(levels, widths, engine):
             with pytest.raises(NumericalError, match="factorisation failed"):
                 method(wrong)
         assert objective.evaluator.value(theta) == before
+
+
+@models
+def test_a_theta_of_the_wrong_length_is_refused(levels, widths, engine):
+    objective, dense = both(problem(levels, widths), True, engine)
+    evaluator, sizes = objective.evaluator, (dense.lead_size, dense.Z.shape[1] - dense.lead_size)
+    for length in (0, objective.n_theta - 1, objective.n_theta + 1):
+        theta = np.ones(length)
+        for method in (evaluator.value, evaluator.derivatives, evaluator.modes, evaluator.cond_var):
+            with pytest.raises(ValueError, match=f"length {length}"):
+                method(theta)
+        with pytest.raises(ValueError, match=f"length {length}"):
+            evaluator.solve(theta, *(np.zeros((1, size)) for size in sizes))

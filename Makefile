@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-docs bench-kernels bench-compare clean distclean
+.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -65,6 +65,10 @@ bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/bench
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
+
+bench-readme: build $(STAMPS)/bench  ## the README's comparisons, five rounds of each: docs/benchmarks/readme.md
+	$(RUN) -m benchmarks -p insteval-3 -p insteval-slope -p sleepstudy -p eight-terms -p schools-3m -p ratings-866k \
+		-a fastlmm_core -a lme4 -a mixedlm -a cholmod -a pandas --rounds 5 --patience 120 --output docs/benchmarks/readme
 
 bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmarks shows; hours, mostly the peers'
 	$(RUN) -m benchmarks --problem all --patience 300 --output docs/benchmarks/all

@@ -125,18 +125,37 @@ def test_covariates_of_several_columns(data: pd.DataFrame) -> None:
     }
 
 
-def test_empty_cells_leave_what_the_data_tell(data: pd.DataFrame) -> None:
+def test_empty_cells(data: pd.DataFrame) -> None:
+    formula = "angle ~ recipe * temperature + x + (1 | replicate)"
     holes = data[~((data["recipe"] == "B") & (data["temperature"] == "205"))]
     with pytest.warns(RankWarning):
-        fit = lmer("angle ~ recipe * temperature + (1 | replicate)", holes)
+        fit = lmer(formula, holes)
+    # lmerTest
     table = fit.anova()
-    assert table.loc["recipe:temperature", "num_df"] == 9
-    assert np.isfinite(table.to_numpy(float)).all()
+    assert list(table["num_df"]) == [2, 5, 1, 9]
+    np.testing.assert_allclose(table["F"], [2.00969, 12.64389, 0.44316, 0.92622], rtol=2e-5)
+    np.testing.assert_allclose(table["den_df"], [154.48789, 154.38538, 154.35473, 154.40679], rtol=1e-4)
+    np.testing.assert_allclose(fit.anova(1)["F"], [2.15678, 12.39945, 0.41434, 0.92622], rtol=2e-5)
+    np.testing.assert_allclose(fit.anova(2)["F"], [1.90524, 12.48391, 0.44316, 0.92622], rtol=2e-5)
     with pytest.warns(RankWarning):
-        coded = lmer("angle ~ recipe * temperature + (1 | replicate)", holes, contrasts={"recipe": "sum"})
-    np.testing.assert_allclose(coded.anova()["F"], table["F"], rtol=1e-6)
-    assert list(fit.anova(1)["num_df"]) == [2, 5, 9]
-    assert list(fit.anova(2)["num_df"]) == [2, 5, 9]
+        coded = lmer(formula, holes, contrasts={"recipe": "sum", "temperature": "poly"})
+    np.testing.assert_allclose(coded.anova(), table, rtol=1e-5)
+
+    first = data[~((data["recipe"] == "A") & (data["temperature"] == "185"))]
+    with pytest.warns(RankWarning):
+        table = lmer(formula, first).anova()
+    np.testing.assert_allclose(table["F"], [1.74713, 13.37352, 0.51808, 1.02074], rtol=2e-5)
+
+
+def test_aliased_covariates(data: pd.DataFrame) -> None:
+    with pytest.warns(RankWarning):
+        fit = lmer("angle ~ x + twice + (1 | replicate)", data.assign(twice=2 * data["x"]))
+    alone = lmer("angle ~ x + (1 | replicate)", data).anova()
+    for type in (1, 2, 3):
+        table = fit.anova(type)
+        np.testing.assert_allclose(table.loc[["x"]], alone, rtol=1e-6)
+        assert table.loc["twice", "num_df"] == 0
+        assert np.isnan(table.loc["twice", "F"])
 
 
 def test_containment_needs_the_same_covariates(slopes: LmerResult) -> None:

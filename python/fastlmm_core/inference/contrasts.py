@@ -49,7 +49,7 @@ def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[
     columns = {name: [int(place[j]) for j in np.arange(len(kept))[where] if kept[j]] for name, where in design.x_terms}
     names = [name for name, _ in design.x_terms if name != "Intercept" or not design.spec.terms.intercept]
     if kind == 3:
-        return _type3(design, kept, names)
+        return _type3(design, kept)
     r = _triangular(design.X[:, kept])
     if kind == 1:
         unit = r / np.diag(r)[:, None]
@@ -96,7 +96,7 @@ def full_rank_codings(spec: MatrixSpec) -> bool:
     )
 
 
-def _type3(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[str, Array]:
+def _type3(design: Design, kept: NDArray[np.bool_]) -> dict[str, Array]:
     spec = design.spec
     terms: list[Factors] = ([()] if spec.terms.intercept else []) + list(spec.terms.terms)
     codes: list[tuple[bool, ...]] = ([()] if spec.terms.intercept else []) + list(spec.codes)
@@ -104,7 +104,8 @@ def _type3(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[st
     by_covariates: dict[Factors, list[int]] = {}
     for k, term in enumerate(terms):
         by_covariates.setdefault(tuple(e for e in term if e not in spec.factors), []).append(k)
-    rows = {}
+    deficient = not kept.all()
+    rows, blocks_of_groups, dummies_of_groups = {}, [], []
     for members in by_covariates.values():
         blocks, total = _effect_blocks(
             spec, [terms[k] for k in members], [codes[k] for k in members], [where[k] for k in members]
@@ -128,15 +129,78 @@ def _type3(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[st
             for k in members:
                 block = blocks[_categorical(spec, terms[k])]
                 rows[k] = phi[block]
+        if deficient:
+            blocks_of_groups.append(phi)
+            dummies_of_groups.append(_dummies(spec, terms, codes, where, blocks, total, members))
+    if deficient:
+        return _from_estimable_functions(design, kept, blocks_of_groups, dummies_of_groups, terms)
+    return {":".join(terms[k]): np.where(np.abs(rows[k]) < 1e-12, 0.0, rows[k]) for k in sorted(rows) if terms[k]}
+
+
+def _dummies(
+    spec: MatrixSpec,
+    terms: list[Factors],
+    codes: list[tuple[bool, ...]],
+    where: list[slice],
+    blocks: dict[Factors, slice],
+    total: int,
+    members: list[int],
+) -> dict[int, Array]:
+    """Each term coded by one column a cell, as effects: (total, cells)."""
     out = {}
-    null = _null_space(design.X, kept)
+    for k in members:
+        widths = _covariate_widths(spec, terms[k], codes[k], where[k])
+        cells = prod(widths.values()) * prod(len(spec.factors[e].levels) for e in _categorical(spec, terms[k]))
+        out[k] = np.zeros((total, cells))
+        every = tuple(False for _ in terms[k])
+        _fill(spec, terms[k], every, slice(0, cells), blocks, out[k], False, widths)
+    return out
+
+
+def _from_estimable_functions(
+    design: Design, kept: NDArray[np.bool_], phi: list[Array], dummies: list[dict[int, Array]], terms: list[Factors]
+) -> dict[str, Array]:
+    """Type 3 hypotheses where cells are empty, by Goodnight's definition (SAS technical report R-101, 1978).
+
+    Among the estimable functions of the model with one column a cell, those of a term involve it and the terms that
+    contain it only, and are orthogonal to those that involve the latter alone.
+
+    The kept coefficients are G times those of the cells, so that estimable functions are L = M G.
+    """
+    X = design.X
+    reduced = np.zeros((int(kept.sum()), len(kept)))
+    reduced[:, kept] = np.eye(len(reduced))
+    reduced[:, ~kept] = np.linalg.lstsq(X[:, kept], X[:, ~kept], rcond=None)[0]
+    g: dict[int, Array] = {}
+    for effects, of_terms in zip(phi, dummies, strict=True):
+        back = reduced @ np.linalg.pinv(effects)
+        g |= {k: back @ cells for k, cells in of_terms.items()}
+    above = containing_terms(design.spec)
+    columns = [where for _, where in design.spec.term_columns]
+    out = {}
     for k, term in enumerate(terms):
-        if term:
-            hypothesis = np.where(np.abs(rows[k]) < 1e-12, 0.0, rows[k])
-            if null.shape[1]:
-                hypothesis = _estimable(hypothesis, null)
-            out[":".join(term)] = hypothesis[:, kept]
-    return {name: out[name] for name in names}
+        if not term:
+            continue
+        containing = [h for h, other in enumerate(terms) if ":".join(other) in above[":".join(term)]]
+        rest = [h for h in g if h != k and h not in containing]
+        mine = _left_null(np.hstack([g[h] for h in rest])) if rest else np.eye(len(reduced))
+        if containing:
+            theirs = _left_null(mine @ g[k]) @ mine
+            both = np.hstack([g[h] for h in (k, *containing)])
+            mine = _left_null((mine @ both) @ (theirs @ both).T) @ mine
+        if (
+            not len(mine) and not containing
+        ):  # aliased with other terms: what is kept of it, beside what is kept of them
+            mine = np.eye(len(reduced))[np.isin(np.flatnonzero(kept), np.arange(len(kept))[columns[k]])]
+        out[":".join(term)] = mine
+    return out
+
+
+def _left_null(a: Array) -> Array:
+    """Orthonormal rows n with n a = 0."""
+    u, d, _ = np.linalg.svd(a)
+    rank = int((d > 1e-9 * max(1.0, d.max(initial=0.0))).sum())
+    return np.ascontiguousarray(u[:, rank:].T)
 
 
 def _categorical(spec: MatrixSpec, term: Factors) -> Factors:
@@ -185,13 +249,14 @@ def _fill(
     blocks: dict[Factors, slice],
     out: Array,
     zero_sum: bool,
+    widths: dict[str, int] | None = None,
 ) -> None:
     """Write the term's columns as effects: each coding C is 1 mean' + A (C - first row), A'1 = 0.
 
     With `zero_sum`, factors coded by contrasts are taken to be coded by A itself.
     """
     names = _categorical(spec, term)
-    widths = _covariate_widths(spec, term, codes, where)
+    widths = _covariate_widths(spec, term, codes, where) if widths is None else widths
     means, differences = {}, {}
     for e, reduced in zip(term, codes, strict=True):
         if e not in spec.factors:
@@ -211,23 +276,3 @@ def _fill(
                     step = np.eye(widths[e])
                 product = np.kron(step, product)
             out[blocks[subset], where] = product
-
-
-def _null_space(X: Array, kept: NDArray[np.bool_]) -> Array:
-    """(p, n_dropped): coefficients that leave X beta unchanged."""
-    dropped = np.flatnonzero(~kept)
-    out = np.zeros((len(kept), len(dropped)))
-    if len(dropped):
-        out[dropped, np.arange(len(dropped))] = 1.0
-        out[kept] = -np.linalg.lstsq(X[:, kept], X[:, dropped], rcond=None)[0]
-    return out
-
-
-def _estimable(rows: Array, null: Array) -> Array:
-    """Combinations of the rows that do not depend on how the dropped columns were chosen."""
-    outside = rows @ null
-    u, d, _ = np.linalg.svd(outside)
-    rank = int((d > 1e-8 * max(1.0, float(np.abs(rows).max(initial=0.0)))).sum())
-    if rank == 0:
-        return rows
-    return np.asarray(u[:, rank:].T @ rows)

@@ -135,8 +135,8 @@ class DdfMethods:
         Returns
         -------
         DataFrame
-            A row a term: sum_sq, mean_sq, num_df, den_df, F, p. The intercept has none. With dropped columns, type 3
-            tests the part of a term's hypothesis that the data can tell.
+            A row a term: sum_sq, mean_sq, num_df, den_df, F, p. The intercept has none. Where cells are empty, type 3
+            follows the definition by estimable functions (SAS, lmerTest).
 
         Examples
         --------

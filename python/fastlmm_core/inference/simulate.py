@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "TermRecipe", "draw_responses", "generators", "recipe", "simulate"]
 
 Array = NDArray[np.float64]
+
+DRAWS_PER_STREAM = 32
+"""Draws that one spawned generator serves, one after another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +71,10 @@ class Recipe:
 
 
 def generators(seed: int | Sequence[int] | np.random.SeedSequence | None, n: int) -> Iterator[np.random.Generator]:
-    """One generator a draw, spawned from the seed: draw i is the same however many draws there are.
+    """The generator of each of n draws, to be used in this order: draw i is the same however many there are.
 
-    A SeedSequence is taken for its entropy and key, and not advanced.
+    Every `DRAWS_PER_STREAM` draws a new one is spawned from the seed; one a draw would take longer than a small draw. A
+    SeedSequence is taken for its entropy and key, and not advanced.
     """
     if isinstance(seed, np.random.SeedSequence):
         root = seed
@@ -78,9 +83,10 @@ def generators(seed: int | Sequence[int] | np.random.SeedSequence | None, n: int
             root = np.random.SeedSequence(seed)
         except (TypeError, ValueError) as error:
             raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
-    for i in range(n):
-        child = np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, i))
-        yield np.random.Generator(np.random.PCG64(child))
+    for block in range(-(-n // DRAWS_PER_STREAM)):
+        child = np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, block))
+        stream = np.random.Generator(np.random.PCG64(child))
+        yield from repeat(stream, min(DRAWS_PER_STREAM, n - block * DRAWS_PER_STREAM))
 
 
 def draw_responses(source: Recipe, streams: Sequence[np.random.Generator]) -> Array:

@@ -169,7 +169,7 @@ class IntervalMethods(FittedModel):
             Called with each refitted result; returns a number, an array, or a mapping or Series of named values. By
             default the parameters, which takes a small part of the time.
         seed : int, sequence of int, SeedSequence, optional
-            Each draw has a generator of its own, spawned from this: the numbers do not depend on threads or on `n`.
+            Generators are spawned from this for every few draws: the numbers do not depend on threads or on `n`.
         progress : bool
             Show a bar.
 

@@ -92,7 +92,9 @@ def _bar(n: int, progress: bool) -> Any:
 def _estimates(result: LmerResult, draw: Draw, streams: Iterator[np.random.Generator], shown: Any) -> tuple[Array, int]:
     """Parameters of every draw (n, n_parameters), and how many fits did not converge."""
     design, core = result.design, result.core
-    model = result.kept.setdefault("model", model_of(design, result.options))
+    if "model" not in result.kept:
+        result.kept["model"] = model_of(design, result.options)
+    model: Model = result.kept["model"]
     # a singular fit is no place to start from: every zero is a stationary point
     start = core.objective().start if core.is_singular else core.theta
     size = max(1, CHUNK_NUMBERS // core.n)

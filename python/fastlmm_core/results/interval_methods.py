@@ -227,7 +227,7 @@ class IntervalMethods(FittedModel):
         Returns
         -------
         DataFrame
-            Columns sim_1, ..., a row an observation.
+            Columns sim_1, ..., a row an observation, on the scale of the formula's left side.
 
         Examples
         --------

@@ -53,7 +53,7 @@ class MarginalProducts:
         self.cross = cross
         self.l = lead.n_columns
         self.m = m = sum(g.size for g in rest)
-        needed = 8 * m * m * (6 + self.l**2)
+        needed = 8 * m * m * (8 + self.l**2)
         if needed > memory:
             raise ModelError(
                 f"Kenward-Roger needs matrices of {m} x {m}, for the random effects beside {lead.n_levels} levels of "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +28,10 @@ __all__ = ["ManyFits", "Model", "fit", "fit_many"]
 Array = NDArray[np.float64]
 
 BATCH = 256
-"""Responses conditioned at a time."""
+"""Responses conditioned at a time, at most."""
+
+PARTS = 16
+"""Batches that few responses are cut into, so that threads can share them."""
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,8 @@ class Model:
         if products.offset is not None:
             responses = responses - products.offset
         k = len(responses)
-        workers = max(1, min(self.control.n_threads if threads is None else threads, k))
-        first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
-        theta0 = first.to_conditioned(first.start if start is None else start)
-        single = Control(
-            self.control.engine, self.control.max_evaluations, self.control.tol, 1, self.control.memory_limit
-        )
         out = ManyFits(
-            np.empty((k, first.n_theta)),
+            np.empty((k, len(products.theta_map.index))),
             np.full((k, products.X.shape[1]), np.nan),
             np.full((k, products.X.shape[1]), np.nan),
             np.empty(k),
@@ -187,16 +183,25 @@ class Model:
             np.empty(k, bool),
             np.empty(k, np.int32),
         )
-        cuts = np.linspace(0, k, workers + 1).astype(int)
+        if k == 0:
+            return out
+        # cut without regard to the threads: the columns of a batch decide how BLAS rounds
+        size = min(BATCH, -(-k // PARTS))
+        batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
+        workers = max(1, min(self.control.n_threads if threads is None else threads, len(batches)))
+        first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
+        theta0 = first.to_conditioned(first.start if start is None else start)
+        single = Control(
+            self.control.engine, self.control.max_evaluations, self.control.tol, 1, self.control.memory_limit
+        )
 
-        def work(part: slice) -> None:
+        def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
             newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
-            for s in range(part.start, part.stop, BATCH):
-                rows = slice(s, min(s + BATCH, part.stop))
+            for rows in part:
                 fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
 
-        parts = [slice(int(a), int(b)) for a, b in pairwise(cuts)]
+        parts = [batches[i::workers] for i in range(workers)]
         with blas_threads(1):
             if workers == 1:
                 work(parts[0])

@@ -1,0 +1,179 @@
+"""The symbolic phase: which engine, which order, how many threads, how much memory."""
+
+import re
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import problems
+from fastlmm_core._tail import DenseTail, EmptyTail
+from fastlmm_core._tail_sparse import SparseTail
+from fastlmm_core.core import Control, Objective, Term, cross_products, plan
+from fastlmm_core.core.plan import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
+from fastlmm_core.datasets import load_dataset
+from fastlmm_core.errors import MemoryLimitError
+
+
+def nested(schools=120, classes=12, pupils=4, seed=0):
+    """Pupils in classes in schools: classes lead, and the schools that are left meet nobody."""
+    rng = np.random.default_rng(seed)
+    districts = np.repeat(np.arange(schools * 6) // 6, classes * pupils)
+    school = np.repeat(np.arange(schools * 6), classes * pupils)
+    cls = np.repeat(np.arange(schools * 6 * classes), pupils)
+    y = rng.normal(size=len(cls)) + rng.normal(size=schools * 6)[school]
+    return cross_products(y, np.ones((len(y), 1)), [Term(cls), Term(school), Term(districts)])
+
+
+def crossed(a=900, b=500, n=4000, seed=0):
+    rng = np.random.default_rng(seed)
+    terms = [Term(rng.permutation(np.arange(n) % q)) for q in (a, b)]
+    return cross_products(rng.normal(size=n), np.ones((n, 1)), terms)
+
+
+@pytest.fixture(scope="module")
+def insteval():
+    data = load_dataset("InstEval")
+    terms = [Term(np.unique(np.asarray(data[name]), return_inverse=True)[1]) for name in ("s", "d")]
+    y = np.asarray(data["y"], float)
+    return cross_products(y, np.ones((len(y), 1)), terms)
+
+
+def test_one_factor_needs_no_engine():
+    for engine in ("auto", "dense", "sparse"):
+        found = problems.build("slope").objective(engine=engine).plan
+        assert (found.engine, found.factor_bytes, found.offsets) == ("none", 0, [])
+        assert isinstance(found.tail, EmptyTail)
+
+
+def test_nested_factors_are_sparse():
+    cross = nested()
+    assert cross.groups[1].size > DENSE_BELOW
+    found = plan(cross)
+    assert found.engine == "sparse"
+    assert isinstance(found.tail, SparseTail)
+    m = found.tail.m
+    assert found.tail.lnz <= 2 * m  # a school and its district, nothing else: no fill
+
+
+def test_insteval_is_dense(insteval):
+    """Every lecturer was rated by students whom others rated too: elimination fills almost everything."""
+    found = plan(insteval)
+    assert found.engine == "dense"
+    assert isinstance(found.tail, DenseTail)
+    assert found.tail.m == 1128
+
+
+def test_small_tails_are_dense():
+    for name in ("crossed", "nested", "mixed"):
+        assert problems.build(name).objective().plan.engine == "dense"
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize("cross", [nested(20), crossed(90, 50, 300)], ids=["nested", "crossed"])
+def test_a_forced_engine_is_used(cross, engine):
+    assert plan(cross, Control(engine)).engine == engine
+
+
+def test_engines_agree_where_auto_would_take_the_other():
+    for cross in (nested(40, 3, 2), crossed(600, 450, 2500)):
+        theta = np.full(len(cross.theta_index), 0.7)
+        dense, sparse = (Objective(cross, True, Control(engine)).derivatives(theta) for engine in ("dense", "sparse"))
+        for a, b in zip(dense, sparse, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-7 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("engine", ["auto", "dense", "sparse"])
+@pytest.mark.parametrize("name", ["crossed_four", "mixed", "shared_codes", "factor_slope", "unobserved_levels"])
+def test_offsets_lay_out_the_tail(name, engine):
+    """Blocks of a level's columns side by side, no gap, no overlap."""
+    cross = problems.build(name).objective(engine=engine)
+    offsets, groups = cross.plan.offsets, cross.cross.groups[1:]
+    columns = [(o[:, None] + np.arange(g.n_columns)).ravel() for o, g in zip(offsets, groups, strict=True)]
+    m = sum(g.size for g in groups)
+    np.testing.assert_array_equal(np.sort(np.concatenate([*columns, np.empty(0, np.int64)])), np.arange(m))
+    assert cross.plan.tail.m == m
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_memory_limit_names_both_figures(engine):
+    cross = crossed(30_000, 20_000, 60_000) if engine == "dense" else crossed(900, 700, 6000)
+    limit = 2**30 if engine == "dense" else 2**20
+    with pytest.raises(MemoryLimitError) as caught:
+        plan(cross, Control(engine, memory_limit=limit))
+    message = str(caught.value)
+    assert f"{limit / 2**30:.1f} GiB" in message
+    assert "random effects" in message
+    if engine == "dense":
+        needed = float(re.search(r"would take ([\d.]+) GiB", message)[1])
+        m = cross.groups[1].size
+        assert needed == pytest.approx(8 * m**2 / 2**30, rel=0.25)
+        assert "memory_limit" in message
+    assert isinstance(caught.value, MemoryError)
+
+
+def test_a_limit_that_suffices_is_no_obstacle():
+    cross = crossed(90, 50, 300)
+    for engine in ("dense", "sparse"):
+        needed = plan(cross, Control(engine)).total_bytes
+        assert plan(cross, Control(engine, memory_limit=2 * needed)).engine == engine
+        with pytest.raises(MemoryLimitError):
+            plan(cross, Control(engine, memory_limit=needed // 4))
+
+
+def test_threads_wait_until_there_is_work():
+    small, large = crossed(90, 50, 300), crossed()
+    for cross, threads in ((small, 1), (large, 3)):
+        m = cross.groups[1].size
+        leading = structures(cross, [np.arange(m, dtype=np.int64)])[0]
+        assert (elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE) == (threads > 1)
+        assert plan(cross, Control("dense", threads=3)).threads == threads
+        assert plan(cross, Control("dense", threads=1)).threads == 1
+
+
+def allocated(make):
+    """Bytes that NumPy holds for what ``make`` returns."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kept = make()
+        after = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    return after - before, kept
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_predicted_bytes_of_the_dense_engine(threads):
+    cross = crossed(900, 800, 4000)
+    found = plan(cross, Control("dense", threads=threads))
+    size, _ = allocated(lambda: DenseTail(structures(cross, found.offsets)[1], threads))
+    rows = structures(cross, found.offsets)[1]
+    size -= sum(a.nbytes for a in rows)
+    assert found.factor_bytes == pytest.approx(size, rel=0.2)
+
+
+def test_predicted_bytes_of_the_sparse_engine():
+    """NumPy's share is measured; CHOLMOD's own arrays are an index and a value an entry of L."""
+    cross = crossed(1800, 700, 4000)
+    found = plan(cross, Control("sparse", threads=1))
+    tail = found.tail
+    rows = structures(cross, found.offsets)[1]
+
+    def make():
+        lower = pattern(structures(cross, found.offsets)[0], rows, np.iinfo(np.int64).max)
+        return SparseTail(rows, lower.indptr.astype(np.int64), lower.indices.astype(np.int64), 1)
+
+    size, again = allocated(make)
+    assert again.lnz == tail.lnz
+    assert found.factor_bytes == pytest.approx(size + 16 * tail.lnz, rel=0.2)
+
+
+def test_a_plan_of_a_plan_is_the_same():
+    """Ordering and engine are a function of the cross-products and the options alone."""
+    cross = nested(30)
+    one, two = plan(cross, Control("sparse")), plan(cross, Control("sparse"))
+    for a, b in zip(one.offsets, two.offsets, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for key, value in one.arrays.items():
+        np.testing.assert_array_equal(value, two.arrays[key])

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.inference.coef_table import coef_table
-from fastlmm_core.inference.ddf import method_name
 from fastlmm_core.results._text import abbreviate, html_table, text_table
 from fastlmm_core.results.coefficients import dropped_columns
 from fastlmm_core.results.var_corr import VarCorr
@@ -165,6 +163,9 @@ def _fixed(values: pd.Series, decimals: int) -> list[str]:
 
 def summary(result: LmerResult, ddf: str = "satterthwaite") -> Summary:
     """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`."""
+    from fastlmm_core.inference.coef_table import coef_table
+    from fastlmm_core.inference.ddf import method_name
+
     design, core = result.design, result.core
     table, method = coef_table(result, ddf=ddf, stacklevel=5), method_name(ddf)
     coefficients = table.drop(columns="df").rename(columns={"t": "z"}) if method == "normal" else table

@@ -15,7 +15,7 @@ import numpy as np
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport NAN, fabs, sqrt
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from scipy.linalg.cython_lapack cimport dsyev
 
 from fastlmm_core._evaluator cimport Evaluator
@@ -29,6 +29,7 @@ cdef enum:
     FAILED_AT_START = 3
     INTERRUPTED = 4
 
+cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
 cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
 
 
@@ -47,7 +48,8 @@ cdef class Newton:
     cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
     cdef readonly double tol
     cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
-    cdef double[:, ::1] hessian, vectors, log_theta
+    cdef double[:, ::1] hessian, correction, vectors, log_theta
+    cdef double[::1] before, lack, taken
     cdef double[::1] log_value, log_norm, log_radius
     cdef readonly double value
     cdef object on_evaluation, pending
@@ -66,6 +68,8 @@ cdef class Newton:
         self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
         self.work = np.zeros(max(64, 34 * nt))
         self.hessian, self.vectors = np.zeros((nt, nt)), np.zeros((nt, nt))
+        self.correction, self.before = np.zeros((nt, nt)), np.zeros(nt)
+        self.lack, self.taken = np.zeros(nt), np.zeros(nt)
         self.log_theta = np.zeros((max_evaluations + 1, nt))
         self.log_value = np.zeros(max_evaluations + 1)
         self.log_norm, self.log_radius = np.zeros(max_evaluations + 1), np.zeros(max_evaluations + 1)
@@ -177,10 +181,11 @@ cdef class Newton:
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
         cdef Py_ssize_t nt = self.evaluator.n_theta, i
         cdef double radius = 1.0, value = 0.0, noise = 0.0, predicted, ratio, length, norm
-        cdef double before, rate
-        cdef bint last, bad, interior = False, last_interior = False, have = False
+        cdef double before, rate, walked
+        cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
         memcpy(&self.trial[0], &self.theta[0], nt * sizeof(double))
+        memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
         predicted = 0.0
         last = False
         length = 0.0
@@ -211,7 +216,7 @@ cdef class Newton:
                 break
             if ratio > 1e-4:
                 self.accept(value)
-                have = True
+                memcpy(&self.before[0], &self.gradient[0], nt * sizeof(double))
                 noise = 1e-12 * (fabs(value - self.evaluator.constant) + self.evaluator.nu)  # whatever the units of y
                 if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
@@ -221,6 +226,8 @@ cdef class Newton:
                     norm += self.gradient[i] * self.gradient[i]
                 norm = sqrt(norm)
                 self.log_norm[self.n_evaluations - 1] = norm
+                memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
+                have = True
                 self.decompose()
                 if ratio > 0.75 and self.n_evaluations > 1:
                     radius = max(radius, 3.0 * length)
@@ -228,11 +235,21 @@ cdef class Newton:
                     radius = 0.5 * length
             else:
                 radius = 0.25 * length
+                if corrected:  # E may be what misled the step
+                    memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
+                    corrected = False
+                    self.decompose()
             if interruptible and self.interrupted(report):
                 return INTERRUPTED
             before = predicted if last_interior else 0.0
+            walked = length
             predicted = self.solve(radius, &length, &interior)
-            # average information converges linearly: what the step leaves is about predicted times its rate so far
+            if interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
+                self.correct(walked)
+                corrected = True
+                self.decompose()
+                predicted = self.solve(radius, &length, &interior)
+            # convergence is linear at first: what the step leaves is about predicted times its rate so far
             rate = 1.0
             if interior and before > 0.0:
                 rate = min(1.0, max(1e-3, predicted / before))
@@ -258,12 +275,41 @@ cdef class Newton:
         memcpy(&self.theta[0], &self.trial[0], self.evaluator.n_theta * sizeof(double))
         self.value = value
 
+    cdef void correct(self, double length) noexcept nogil:
+        """Update E from the step taken last, of the given length, and the gradients at its ends."""
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j
+        cdef double claimed = 0.0, shown = 0.0, scale = 1.0, norm = 0.0, slope = 0.0, es
+        for i in range(nt):  # lack = y - H s, what E s should be
+            self.lack[i] = self.gradient[i] - self.before[i]
+            for j in range(nt):
+                self.lack[i] -= self.hessian[i, j] * self.taken[j]
+            shown += self.taken[i] * self.lack[i]
+            for j in range(nt):
+                claimed += self.taken[i] * self.correction[i, j] * self.taken[j]
+        if fabs(claimed) > fabs(shown):
+            scale = fabs(shown) / fabs(claimed)
+        for i in range(nt):
+            es = 0.0
+            for j in range(nt):
+                self.correction[i, j] *= scale
+                es += self.correction[i, j] * self.taken[j]
+            self.lack[i] -= es
+        for i in range(nt):
+            norm += self.lack[i] * self.lack[i]
+            slope += self.lack[i] * self.taken[i]
+        if fabs(slope) > 1e-8 * sqrt(norm) * length:
+            for i in range(nt):
+                for j in range(nt):
+                    self.correction[i, j] += self.lack[i] * self.lack[j] / slope
+
     cdef void decompose(self) noexcept nogil:
-        """Eigendecomposition of the Hessian; row i of ``vectors`` is the i-th eigenvector (LAPACK's columns)."""
+        """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector (LAPACK's columns)."""
         cdef int n = <int>self.evaluator.n_theta, lwork = <int>self.work.shape[0], info = 0
         cdef char jobz = b"V", uplo = b"U"
         cdef Py_ssize_t i, j
-        memcpy(&self.vectors[0, 0], &self.hessian[0, 0], n * n * sizeof(double))
+        for i in range(n):
+            for j in range(n):
+                self.vectors[i, j] = self.hessian[i, j] + self.correction[i, j]
         dsyev(&jobz, &uplo, &n, &self.vectors[0, 0], &n, &self.eigen[0], &self.work[0], &lwork, &info)
         for i in range(n):
             self.rotated[i] = 0.0

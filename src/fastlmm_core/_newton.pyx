@@ -303,7 +303,7 @@ cdef class Newton:
                     self.correction[i, j] += self.lack[i] * self.lack[j] / slope
 
     cdef void decompose(self) noexcept nogil:
-        """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector (LAPACK's columns)."""
+        """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector."""
         cdef int n = <int>self.evaluator.n_theta, lwork = <int>self.work.shape[0], info = 0
         cdef char jobz = b"V", uplo = b"U"
         cdef Py_ssize_t i, j

@@ -1,0 +1,73 @@
+"""The bound on BLAS threads that evaluations are run under."""
+
+import pytest
+
+import problems
+from fastlmm_core.core import fit
+from fastlmm_core.core.objective import blas_libraries, blas_threads
+from fastlmm_core.errors import NumericalError
+
+
+@pytest.fixture
+def start():
+    """Every library at two threads, whatever it had."""
+    before = [library.num_threads for library in blas_libraries()]
+    for library in blas_libraries():
+        library.set_num_threads(2)
+    yield counts()
+    for library, count in zip(blas_libraries(), before, strict=True):
+        library.set_num_threads(count)
+
+
+def counts():
+    return [library.num_threads for library in blas_libraries()]
+
+
+def test_there_is_a_blas_to_bound():
+    assert blas_libraries()
+
+
+def test_the_bound_ends_with_its_block(start):
+    with blas_threads(1):
+        assert set(counts()) == {1}
+    assert counts() == start
+
+
+def test_blocks_inside_each_other(start):
+    with blas_threads(1):
+        with blas_threads(2):
+            assert counts() == start
+        assert set(counts()) == {1}
+    assert counts() == start
+
+
+def test_an_error_ends_the_block(start):
+    with pytest.raises(RuntimeError), blas_threads(1):
+        raise RuntimeError
+    assert counts() == start
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_evaluation_leaves_the_bound_as_it_was(start, threads):
+    objective = problems.build("crossed").objective(threads=threads)
+    objective.derivatives(objective.start)
+    assert counts() == start
+    with pytest.raises(NumericalError):
+        objective(1e300 * objective.start)
+    assert counts() == start
+
+
+def test_a_callback_sees_the_bound_and_may_evaluate(start):
+    """Fits inside a fit's report: the outer bound applies again after each."""
+    problem = problems.build("slope")
+    inner = problems.build("crossed")
+    seen = []
+
+    def report(*row):
+        inner.fit()
+        seen.append(counts())
+
+    fit(problem.y, problem.X, problem.core_terms(), on_evaluation=report)
+    assert seen
+    assert all(set(found) == {1} for found in seen)
+    assert counts() == start

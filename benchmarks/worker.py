@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
     reset_peak()
     say(ready=True, versions=versions)
     for line in sys.stdin:
-        enough, seconds = float(line), []
+        enough = float(line)
+        seconds: list[float] = []
         try:
             while not seconds or sum(seconds) < enough:
                 result = None

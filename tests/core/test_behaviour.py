@@ -13,9 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fastlmm_core.core import Control, Term, fit
 
 import problems
+from fastlmm_core.core import Control, Term, fit
 from problems import Problem, ProblemTerm
 
 

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare clean distclean
+.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,12 @@ bench: build $(STAMPS)/bench  ## time this package and its peers; BENCH='-p inst
 
 bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/benchmarks/growth.md and its plot
 	$(RUN) -m benchmarks.growth $(BENCH)
+
+bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/coverage.md; five minutes
+	$(RUN) -m benchmarks.coverage $(BENCH)
+
+bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
+	$(RUN) -m benchmarks.inference $(BENCH)
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)

@@ -20,6 +20,9 @@ __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
 
 Array = NDArray[np.float64]
 
+FAILED = 3
+"""The optimiser's status, of `Newton.messages`, where the criterion could not be evaluated at the start."""
+
 
 @dataclass(frozen=True)
 class FitLog:
@@ -157,7 +160,7 @@ def minimise(
     parameters = model.cross.theta_map
     with blas_threads(1):
         theta, value, status = newton.minimise(first, report)
-        if status == 3:
+        if status == FAILED:
             raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
         logs = [newton.log()]
         theta = parameters.canonical(theta)
@@ -165,7 +168,7 @@ def minimise(
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
             logs.append(newton.log())
-            if other_status != 3 and other_value < value - 1e-9:
+            if other_status != FAILED and other_value < value - 1e-9:
                 theta, value, status = parameters.canonical(other), other_value, other_status
         theta = snap(model, theta, value)
     rows, *columns = (np.concatenate(parts) for parts in zip(*logs, strict=True))

@@ -14,7 +14,7 @@ from fastlmm_core._newton import Newton
 from fastlmm_core.core.conditioning import Conditioning
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
-from fastlmm_core.core.fit import CoreFit, estimates, minimise
+from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
 from fastlmm_core.core.objective import Objective, blas_threads
 from fastlmm_core.core.plan import Plan, plan
 from fastlmm_core.core.terms import Term, as_floats
@@ -32,6 +32,12 @@ BATCH = 256
 
 PARTS = 16
 """Batches that few responses are cut into, so that threads can share them."""
+
+BATCH_NUMBERS = 1 << 25
+"""Numbers in a batch of responses, at most, unless one response has more."""
+
+WIDE_FLOPS = 1e8
+"""Flops of X'X above which conditioning X shares BLAS among the threads."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,12 @@ class Model:
         reml: bool = True,
         control: Control | None = None,
     ) -> None:
-        self.products = DesignProducts(X, terms, weights=weights, offset=offset)
-        self.reml = reml
         self.control = checked_control(control)
+        rows, columns = (0, 0) if X is None else (np.shape(X) + (1,))[:2]
+        wide = rows * columns**2 > WIDE_FLOPS
+        with blas_threads(self.control.n_threads if wide else 1):
+            self.products = DesignProducts(X, terms, weights=weights, offset=offset)
+        self.reml = reml
         self._objective: Objective | None = None
 
     def objective(self, y: ArrayLike) -> Objective:
@@ -147,9 +156,10 @@ class Model:
         NumericalError
             The criterion cannot be evaluated at the start.
         """
-        model = self.objective(y)
-        theta, log, message = minimise(model, start, on_evaluation)
-        return estimates(model, theta, log, message, self.products)
+        with blas_threads(1):  # a 2 x 2 solve wakes every thread of BLAS otherwise
+            model = self.objective(y)
+            theta, log, message = minimise(model, start, on_evaluation)
+            return estimates(model, theta, log, message, self.products)
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:
         """Fit the model to each row of ``Y``.
@@ -186,7 +196,7 @@ class Model:
         if k == 0:
             return out
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
-        size = min(BATCH, -(-k // PARTS))
+        size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
         workers = max(1, min(self.control.n_threads if threads is None else threads, len(batches)))
         first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
@@ -224,6 +234,7 @@ def fit_batch(
     tail = tail_columns(worker, found)
     constants = base + 2.0 * nu * np.log(found.norms)
     newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
+    ld[outcome[:, 0] == FAILED] = np.nan
     out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)

@@ -387,7 +387,7 @@ def section(outcome: Outcome, compared: int) -> list[str]:
 
 
 NOTES = """
-## Reading it
+## Reading it (seed 20240501)
 
 - **Known groups, new groups**: every draw predicts a later observation in each group, and one in as many groups not in
   the data; the standard error is from the spread between draws. “θ uncertain” is `theta_known=False`.
@@ -398,8 +398,9 @@ NOTES = """
   {exact}. What the table has for w and the intercept is to be held
   against that; with four times the groups it is gone. The fault is the method's. Where lme4's limits differ, with
   random slopes, refits with the coefficient held there say whose are exact (the line below the comparison).
-- **Profile, standard deviations and correlations of random effects**: the same cause, as maximum likelihood does not
-  count the coefficients between groups; lme4's limits stand beside these, and with four times the groups they cover.
+- **Profile, standard deviations and correlations of random effects**: probably the same cause, as maximum likelihood does
+  not count the coefficients between groups; with four times the groups they cover. With a random intercept lme4's limits
+  are the same; with random slopes they differ for some draws, and which are exact there was not established.
 - **Satterthwaite, w with random slopes**: lmerTest's limits are the same. Its standard error takes θ as known, and is
   smaller than the estimates vary (the line below the table); Kenward and Roger's larger one mends most of it. Singular
   fits, whose parameters on the boundary count as known, do worst. The fault is the method's, not the code's.

@@ -116,8 +116,8 @@ class Model:
         control: Control | None = None,
     ) -> None:
         self.control = checked_control(control)
-        rows, columns = (0, 0) if X is None else (np.shape(X) + (1,))[:2]
-        wide = rows * columns**2 > WIDE_FLOPS
+        shape = () if X is None else np.shape(X)
+        wide = len(shape) == 2 and shape[0] * shape[1] ** 2 > WIDE_FLOPS
         with blas_threads(self.control.n_threads if wide else 1):
             self.products = DesignProducts(X, terms, weights=weights, offset=offset)
         self.reml = reml

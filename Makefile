@@ -29,7 +29,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 
 help:  ## list the targets
 	@printf 'make TARGET [PYTHON=python3.12]\n\n'
-	grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 17
+	grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## */  \1\t/' | expand -t 20
 
 demo: build  ## fit a crossed model to 73,421 rows and show the summary, time and memory
 	$(SAY) 'Fitting y ~ service + (1|s) + (1|d) + (1|dept:service) to InstEval'

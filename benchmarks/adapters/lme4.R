@@ -73,12 +73,12 @@ cat(sprintf('{"ready":true,"versions":{"lme4":"%s","R":"%s","R BLAS":"%s"}}\n', 
 flush(stdout())
 input <- file("stdin", "r")
 while (length(line <- readLines(input, n = 1)) == 1) {
+  gc()  # once a turn, as in worker.py
   enough <- as.numeric(line)
   seconds <- c()
   failure <- tryCatch(suppressMessages({
     while (length(seconds) == 0 || sum(seconds) < enough) {
       result <- NULL
-      gc()
       start <- Sys.time()
       result <- run()
       seconds <- c(seconds, as.numeric(difftime(Sys.time(), start, units = "secs")))

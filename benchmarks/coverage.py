@@ -398,9 +398,9 @@ NOTES = """
   {exact}. What the table has for w and the intercept is to be held
   against that; with four times the groups it is gone. The fault is the method's. Where lme4's limits differ, with
   random slopes, refits with the coefficient held there say whose are exact (the line below the comparison).
-- **Profile, standard deviations and correlations of random effects**: probably the same cause, as maximum likelihood does
-  not count the coefficients between groups; with four times the groups they cover. With a random intercept lme4's limits
-  are the same; with random slopes they differ for some draws, and which are exact there was not established.
+- **Profile, standard deviations and correlations of random effects**: probably the same cause, as maximum likelihood
+  does not count the coefficients between groups; with four times the groups they cover. With a random intercept lme4's
+  limits are the same; with random slopes they differ for some draws, and which are exact there was not established.
 - **Satterthwaite, w with random slopes**: lmerTest's limits are the same. Its standard error takes θ as known, and is
   smaller than the estimates vary (the line below the table); Kenward and Roger's larger one mends most of it. Singular
   fits, whose parameters on the boundary count as known, do worst. The fault is the method's, not the code's.

@@ -111,8 +111,12 @@ cdef class Evaluator(Solver):
         cdef double *part
         cdef const double *factor
         memset(&self.chunk_sums[0], 0, self.n_chunks * size * sizeof(double))
-        for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
-            self.information_chunk(i)
+        if self.threads == 1:
+            for i in range(self.n_chunks):
+                self.information_chunk(i)
+        else:
+            for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
+                self.information_chunk(i)
         for i in range(1, self.n_chunks):
             for j in range(size):
                 self.chunk_sums[j] += self.chunk_sums[i * size + j]
@@ -419,9 +423,14 @@ cdef class Evaluator(Solver):
         cdef double one = 1.0
         memcpy(self.lead.ud, self.lead.zd, q * l * d * sizeof(double))
         dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
-        for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
-            correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
-                             &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
+        if self.threads == 1:
+            for i in range(self.n_chunks):
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
+        else:
+            for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
         for i in range(self.n_chunks):
             for r in range(size):
                 out[r] -= self.chunk_sums[i * self.chunk_size() + r]

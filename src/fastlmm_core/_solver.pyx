@@ -10,6 +10,8 @@ for each leading level (`_levels`) and C, S, L of the tail (`_tail`):
     REML         log|M| + log|X'V^-1X| + (n-p)(1 + log(2 pi r^2 / (n-p))) - sum log w
 
 In: the arrays of a plan. Out: doubles in the plan's conditioned coordinates. No allocation in an evaluation, no GIL.
+On one thread loops are plain ones: a parallel region of one thread still ends in a system call, which costs as much as
+18 levels do.
 Layout: tail vectors are stored one after another, (k, m); leading ones by level, (q * l, k).
 """
 
@@ -331,8 +333,12 @@ cdef class Solver:
         """Leading levels: M_i = R_i^-1 L1' with R_i R_i' = D_i (so K_i = M_i'M_i), then U_i = M_i B_i, C and C_tD."""
         cdef Py_ssize_t i, q = self.lead.q, m = self.tail.m, d = self.lead.d, j, x
         cdef double *dense
-        for i in prange(q, schedule="static", num_threads=self.threads if q * d > 4096 or m else 1):
-            eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
+        if self.threads == 1:
+            for i in range(q):
+                eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
+        else:
+            for i in prange(q, schedule="static", num_threads=self.threads):
+                eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
         if m:
             dense = &self.c_dense[0, 0]
             for x in range(d):
@@ -401,13 +407,24 @@ cdef class Solver:
                 for x in range(p):
                     s -= self.c_dense[x, j] * self.beta[x]
                 self.t_tail[j] = s - self.t_tail[j]
-        for i in prange(self.lead.q, schedule="static", num_threads=self.threads if m else 1):
-            level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
-                        &self.t_lead[0])
+        if self.threads == 1:
+            for i in range(self.lead.q):
+                level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
+                            &self.t_lead[0])
+        else:
+            for i in prange(self.lead.q, schedule="static", num_threads=self.threads):
+                level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
+                            &self.t_lead[0])
 
     cdef void project(self, const double *lam, bint posterior) noexcept nogil:
         """U_i <- (I - A_i K_i) B_i Lambda_t, or K_i B_i Lambda_t for conditional variances."""
         cdef Py_ssize_t i
-        for i in prange(self.lead.q, schedule="static", num_threads=self.threads if self.tail.m else 1):
-            project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
-                          &self.block_lam[0], posterior, &self.work[0] + threadid() * 2 * self.lead.l * self.lead.l)
+        if self.threads == 1:
+            for i in range(self.lead.q):
+                project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
+                              &self.block_lam[0], posterior, &self.work[0])
+        else:
+            for i in prange(self.lead.q, schedule="static", num_threads=self.threads):
+                project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
+                              &self.block_lam[0], posterior,
+                              &self.work[0] + threadid() * 2 * self.lead.l * self.lead.l)

@@ -60,16 +60,17 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     from fastlmm_core import build_design
     from fastlmm_core.core.crossprod import DesignProducts
     from fastlmm_core.core.fit import estimates, minimise
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.objective import Objective, blas_threads
     from fastlmm_core.results.fitting import core_terms
 
     design_seconds, design = timed(lambda: build_design(problem.formula, table))
     terms = core_terms(design)
     products_seconds, products = timed(lambda: DesignProducts(design.X, terms))
-    response_seconds, cross = timed(lambda: products.cross(design.y))
-    plan_seconds, model = timed(lambda: Objective(cross, problem.reml, control))
-    optimise_seconds, (theta, log, message) = timed(lambda: minimise(model))
-    estimate_seconds, fit = timed(lambda: estimates(model, theta, log, message, products))
+    response_seconds, found = timed(lambda: products.response(design.y))
+    plan_seconds, model = timed(lambda: Objective(products.complete(found), problem.reml, control))
+    with blas_threads(1):
+        optimise_seconds, reached = timed(lambda: minimise(model))
+        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found))
     cross_seconds = products_seconds + response_seconds
     return Phases(design_seconds, cross_seconds, plan_seconds, optimise_seconds, estimate_seconds), len(fit.log)
 

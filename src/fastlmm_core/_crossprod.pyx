@@ -107,20 +107,12 @@ def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::
     out : (q * l, k) float64
         Accumulated in place, so that rows can be passed chunk by chunk.
     """
-    cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], k = d.shape[1], i, r, c
-    cdef double wz
-    cdef double *row
-    if k == 0:
+    cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], k = d.shape[1]
+    if n == 0 or k == 0:
         return
     with nogil:
-        for i in range(n):
-            for r in range(l):
-                wz = 1.0 if w is None else w[i]
-                if z is not None:
-                    wz *= z[i, r]
-                row = &out[codes[i] * l + r, 0]
-                for c in range(k):
-                    row[c] += wz * d[i, c]
+        add_level_sums(&codes[0], NULL if z is None else &z[0, 0], NULL if w is None else &w[0], &d[0, 0], &out[0, 0],
+                       n, l, k)
 
 
 def pair_cells(const int64_t[::1] ptr, const int64_t[::1] rows,

@@ -48,9 +48,9 @@ cdef class Newton:
     cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
     cdef readonly double tol
     cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
-    cdef double[:, ::1] hessian, correction, vectors, log_theta
+    cdef double[:, ::1] hessian, correction, vectors, rows
+    cdef object log_rows
     cdef double[::1] before, lack, taken
-    cdef double[::1] log_value, log_norm, log_radius
     cdef readonly double value
     cdef object on_evaluation, pending
 
@@ -70,9 +70,8 @@ cdef class Newton:
         self.hessian, self.vectors = np.zeros((nt, nt)), np.zeros((nt, nt))
         self.correction, self.before = np.zeros((nt, nt)), np.zeros(nt)
         self.lack, self.taken = np.zeros(nt), np.zeros(nt)
-        self.log_theta = np.zeros((max_evaluations + 1, nt))
-        self.log_value = np.zeros(max_evaluations + 1)
-        self.log_norm, self.log_radius = np.zeros(max_evaluations + 1), np.zeros(max_evaluations + 1)
+        self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
+        self.rows = self.log_rows
 
     def minimise(self, const double[::1] start, on_evaluation=None):
         """Minimise from ``start`` (n_theta,).
@@ -155,11 +154,12 @@ cdef class Newton:
                     for c in range(j + 1):
                         ld[i, j, c] = self.evaluator.ld[j, c]
 
-    def log(self):
-        """Arrays (theta, criterion, gradient norm, radius), a row an evaluation; the norm is NaN at rejected points."""
-        k = self.n_evaluations
-        return (np.array(self.log_theta[:k]), np.array(self.log_value[:k]), np.array(self.log_norm[:k]),
-                np.array(self.log_radius[:k]))
+    def evaluations(self):
+        """(k, n_theta + 3) theta, criterion, gradient norm and trust radius, a row an evaluation.
+
+        The norm is NaN at rejected points and at the last one.
+        """
+        return self.log_rows[:self.n_evaluations].copy()
 
     def last_derivatives(self):
         """Gradient and model Hessian at the last accepted point but the final step."""
@@ -167,12 +167,12 @@ cdef class Newton:
 
     cdef bint interrupted(self, bint report) noexcept with gil:
         """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
-        cdef Py_ssize_t k = self.n_evaluations
+        cdef Py_ssize_t k = self.n_evaluations, nt = self.evaluator.n_theta
         try:
             PyErr_CheckSignals()
             if report:
-                self.on_evaluation(k, np.array(self.log_theta[k - 1]), self.log_value[k - 1], self.log_norm[k - 1],
-                                   self.log_radius[k - 1])
+                self.on_evaluation(k, self.log_rows[k - 1, :nt].copy(), self.rows[k - 1, nt], self.rows[k - 1, nt + 1],
+                                   self.rows[k - 1, nt + 2])
         except BaseException as error:
             self.pending = error
             return True
@@ -225,7 +225,7 @@ cdef class Newton:
                 for i in range(nt):
                     norm += self.gradient[i] * self.gradient[i]
                 norm = sqrt(norm)
-                self.log_norm[self.n_evaluations - 1] = norm
+                self.rows[self.n_evaluations - 1, nt + 1] = norm
                 memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
                 have = True
                 self.decompose()
@@ -265,11 +265,9 @@ cdef class Newton:
         return status
 
     cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
-        cdef Py_ssize_t k = self.n_evaluations - 1
-        memcpy(&self.log_theta[k, 0], theta, self.evaluator.n_theta * sizeof(double))
-        self.log_value[k] = value
-        self.log_norm[k] = NAN
-        self.log_radius[k] = radius
+        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.evaluator.n_theta
+        memcpy(&self.rows[k, 0], theta, nt * sizeof(double))
+        self.rows[k, nt], self.rows[k, nt + 1], self.rows[k, nt + 2] = value, NAN, radius
 
     cdef void accept(self, double value) noexcept nogil:
         memcpy(&self.theta[0], &self.trial[0], self.evaluator.n_theta * sizeof(double))

@@ -32,6 +32,7 @@ cdef class Solver:
     cdef bint current                # the factors are those of the last value's theta
     # state after `solve_modes`
     cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
+    cdef tuple solution              # beta, b_lead, b_tail and ld as arrays
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
     cdef int c_value(self, const double *theta, double *value) noexcept nogil

@@ -106,10 +106,11 @@ cdef class Solver:
         self.lead_m = np.empty(self.lead.q * l * l)
         self.logd = np.empty(self.lead.q)
         self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
-        self.c_dense, self.y_dense, self.ld = np.empty((d, m)), np.empty((d, m)), np.empty((d, d))
-        self.beta = np.zeros(d)
-        self.b_tail, self.t_tail = np.zeros(m + 1), np.zeros(m + 1)
-        self.b_lead, self.t_lead = np.zeros(self.lead.q * l), np.zeros(self.lead.q * l)
+        self.c_dense, self.y_dense = np.empty((d, m)), np.empty((d, m))
+        self.t_lead, self.t_tail = np.zeros(self.lead.q * l), np.zeros(m + 1)
+        beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((self.lead.q, l)), np.zeros(m + 1), np.empty((d, d))
+        self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
+        self.solution = (beta, b_lead, b_tail, ld)
 
     # ------------------------------------------------------------------ Python entry points
 
@@ -166,21 +167,25 @@ cdef class Solver:
         b_lead : (q, l) conditional modes of the leading factor
         b_tail : (m,) those of the tail, in the plan's order
         ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
-        logdet_m, logdet_x, r2 : float
+        value : float
         """
         self.check_length(theta)
         cdef double value = 0.0
         cdef int status = 0
+        cdef Py_ssize_t r, c
         with nogil:
             if not self.at(&theta[0]):
                 status = self.c_value(&theta[0], &value)
             if status == 0:
                 value = self.criterion
                 self.solve_modes()
+                for r in range(self.p):  # what LAPACK left above the diagonal
+                    for c in range(r + 1, self.p + 1):
+                        self.ld[r, c] = 0.0
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
-        return (np.array(self.beta[:self.p]), np.array(self.b_lead).reshape(self.lead.q, self.lead.l),
-                np.array(self.b_tail[:self.tail.m]), np.tril(self.ld), value)
+        beta, b_lead, b_tail, ld = self.solution
+        return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), value
 
     def cond_var(self, const double[::1] theta):
         """Conditional covariance of the random effects given ``theta``, in units of sigma^2.

@@ -69,7 +69,7 @@ def test_minimum(levels, widths, seed):
 def test_steps_shrink_the_gradient_by_a_steady_factor():
     _, newton, start = newton_for((40,), (2,), n=600)
     newton.minimise(start)
-    norms = newton.log()[2]
+    norms = newton.evaluations()[:, -2]
     norms = norms[np.isfinite(norms)]
     assert (norms[2:] < 0.5 * norms[1:-1]).all()
 
@@ -79,8 +79,9 @@ def test_log_has_a_row_an_evaluation():
     calls = []
     theta, value, _ = newton.minimise(start, lambda *row: calls.append(row))
     k, nt = newton.n_evaluations, objective.n_theta
-    log_theta, criterion, norm, radius = newton.log()
-    assert (log_theta.shape, criterion.shape, norm.shape, radius.shape) == ((k, nt), (k,), (k,), (k,))
+    rows = newton.evaluations()
+    assert rows.shape == (k, nt + 3)
+    log_theta, (criterion, norm, radius) = rows[:, :nt], rows[:, nt:].T
     np.testing.assert_array_equal(log_theta[0], start)
     for row, expected in zip(log_theta, criterion, strict=True):
         assert objective.evaluator.value(row) == expected
@@ -102,7 +103,7 @@ def test_out_of_evaluations(limit):
     assert status == OUT_OF_EVALUATIONS
     assert newton.messages[status] == "stopped at the limit on evaluations"
     assert newton.n_evaluations == limit
-    criterion = newton.log()[1]
+    criterion = newton.evaluations()[:, -3]
     assert len(criterion) == limit
     assert value == criterion.min() == objective.evaluator.value(theta)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
+from fastlmm_core._responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
 from fastlmm_core.core.terms import Group, Term, check_design, check_response, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
@@ -136,6 +138,7 @@ class DesignProducts:
                 f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance"
             )
         self.inverse = np.linalg.inv(self.r)
+        self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
         self.groups = group_terms(terms)
         self.transforms = tuple(
             np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms
@@ -162,7 +165,12 @@ class DesignProducts:
         for part in self.parts():
             q = self.q(part)
             self.xtx += q.T @ self.weighted(q, part)
-            self.add_sums(part, q, self.dense)
+            self.add_sums(part, q)
+        basis = np.zeros((self.X.shape[1], self.rank))
+        basis[self.keep] = self.inverse
+        levels = [group.n_levels for group in self.groups]
+        metric = np.asarray(np.linalg.inv(self.xtx), np.float64)
+        self._rows = ResponseProducts(self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK)
 
     def parts(self) -> list[slice]:
         """Chunks of rows."""
@@ -178,11 +186,11 @@ class DesignProducts:
         """Rows times their weights."""
         return columns if self.weights is None else columns * self.weights[part][:, None]
 
-    def add_sums(self, part: slice, columns: Array, out: Sequence[Array]) -> None:
-        """Add Z'W columns of some rows, group by group."""
+    def add_sums(self, part: slice, columns: Array) -> None:
+        """Add Z'W columns of some rows to `dense`, group by group."""
         weights = None if self.weights is None else self.weights[part]
         columns = np.ascontiguousarray(columns)
-        for codes, z, target in zip(self.codes, self.columns, out, strict=True):
+        for codes, z, target in zip(self.codes, self.columns, self.dense, strict=True):
             level_sums(codes[part], None if z is None else z[part], weights, columns, target)
 
     def responses(self, Y: Array) -> Responses:
@@ -198,44 +206,23 @@ class DesignProducts:
         ModelError
             Nothing is left of a response beside X.
         """
-        size = np.sqrt(self.squares(Y))
-        nothing = 1e2 * np.finfo(float).eps * size
-        shift = np.zeros((self.rank, Y.shape[1]))
-        coefficients, e, norms = self.residuals(Y)
-        near = (norms < SPAN_TOLERANCE * size) & (norms > nothing)
+        coefficients, sizes, norms, dense, xty = self._rows(Y)
+        shift = np.zeros(coefficients.shape)
+        near = norms <= SPAN_TOLERANCE * sizes
         if near.any():
-            shift[:, near] = self.inverse @ coefficients[:, near]
-            fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
-            rest = (Y[:, near].astype(np.longdouble) - fit).astype(np.float64)
-            coefficients[:, near], e[:, near], norms[near] = self.residuals(rest)
-        if not (norms > nothing).all():
-            raise ModelError(
-                "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
-            )
-        e /= norms
-        dense = tuple(np.zeros((group.size, Y.shape[1])) for group in self.groups)
-        xty = np.zeros((self.rank, Y.shape[1]))
-        for part in self.parts():
-            xty += self.q(part).T @ self.weighted(e[part], part)
-            self.add_sums(part, e[part], dense)
+            nothing = 1e2 * np.finfo(float).eps * sizes
+            if (norms > nothing).all():
+                shift[:, near] = self.inverse @ coefficients[:, near]
+                fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
+                rest = np.ascontiguousarray((Y[:, near].astype(np.longdouble) - fit).astype(np.float64))
+                coefficients[:, near], _, norms[near], found, xty[:, near] = self._rows(rest)
+                for target, part in zip(dense, found, strict=True):
+                    target[:, near] = part
+            if not (norms > nothing).all():
+                raise ModelError(
+                    "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
+                )
         return Responses(coefficients, shift, norms, dense, xty)
-
-    def squares(self, Y: Array) -> Array:
-        """Weighted sums of squares of columns."""
-        return np.einsum("ij,ij->j", Y, Y if self.weights is None else Y * self.weights[:, None])
-
-    def residuals(self, Y: Array) -> tuple[Array, Array, Array]:
-        """Coefficients (rank, k) on the conditioned columns, residuals (n, k) and their norms (k,)."""
-        e = Y
-        coefficients = np.zeros((self.rank, Y.shape[1]))
-        for _ in range(2 if self.rank else 0):  # the second pass takes off what rounding left of the first
-            moments = sum(self.q(part).T @ self.weighted(e[part], part) for part in self.parts())
-            step = np.linalg.solve(self.xtx, moments)
-            coefficients += step
-            e = e - np.concatenate([self.q(part) @ step for part in self.parts()])
-        if e is Y:
-            e = Y.copy()
-        return coefficients, e, np.sqrt(self.squares(e))
 
     def complete(self, found: Responses, k: int = 0) -> CrossProducts:
         """Cross-products of the design with the k-th of some responses."""
@@ -257,7 +244,15 @@ class DesignProducts:
 
     def cross(self, y: ArrayLike) -> CrossProducts:
         """Cross-products of the design with a response (n,), whose offset is subtracted here."""
-        return self.complete(self.responses(self.prepare(y)[:, None]))
+        return self.complete(self.response(y))
+
+    def constant(self, nu: float, reml: bool, norm: ArrayLike = 1.0) -> Any:
+        """`Conditioning.constant` of responses whose residuals have some norms."""
+        return 2.0 * nu * np.log(norm) - self.log_weights + (self.log_det if reml else 0.0)
+
+    def response(self, y: ArrayLike) -> Responses:
+        """Conditioned cross-products of one response (n,), whose offset is subtracted here."""
+        return self.responses(self.prepare(y)[:, None])
 
     def prepare(self, y: ArrayLike) -> Array:
         """A checked response less the offset."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective, blas_threads
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
@@ -48,6 +50,38 @@ class FitLog:
 
 
 @dataclass(frozen=True, eq=False)
+class Solution:
+    """The optimum in conditioned coordinates, and the rows that bring it to the user's.
+
+    Attributes
+    ----------
+    design : DesignProducts
+    response : Responses
+        Of one response.
+    offsets : list of (q,)
+        As in `Plan`.
+    b_lead, b_tail : (q, l), (m,)
+        Conditional modes of the leading factor and of the tail.
+    ld : (rank + 1, rank + 1)
+        Lower factor of the dense columns [X y].
+    evaluations : (k, n_theta + 3)
+        `Newton.evaluations`.
+    """
+
+    design: DesignProducts
+    response: Responses
+    offsets: list[NDArray[np.int64]]
+    b_lead: Array
+    b_tail: Array
+    ld: Array
+    evaluations: Array
+
+
+LATER = ("L", "cov_beta", "b", "fitted", "log", "cross")
+"""Attributes of a fit that are made when they are first asked for: they take longer than a refit of a small model."""
+
+
+@dataclass(frozen=True, eq=False)
 class CoreFit:
     """A fitted model as plain arrays, in the user's units.
 
@@ -77,29 +111,81 @@ class CoreFit:
     log : FitLog
     converged : bool
     message : str
+    cross : CrossProducts
+    control : Control
     """
 
     theta: Array
-    L: tuple[Array, ...]
     beta: Array
-    cov_beta: Array
     sigma: float
     criterion: float
     reml: bool
     n: int
     rank: int
     is_singular: bool
-    b: tuple[Array, ...]
-    fitted: Array
-    log: FitLog
     converged: bool
     message: str
-    cross: CrossProducts = field(repr=False)
     control: Control = field(repr=False)
+    _solution: Solution = field(repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        made = {name: getattr(self, name) for name in LATER}
+        return {**self.__dict__, **made, "_solution": None, "_cache": {}}
+
+    @cached_property
+    def L(self) -> tuple[Array, ...]:  # noqa: D102
+        factors, at = [], 0
+        for term in self._solution.design.terms:
+            factor = np.zeros((term.n_columns, term.n_columns))
+            rows, columns = zip(*term.index(), strict=True)
+            factor[rows, columns] = self.theta[at : at + term.n_theta]
+            at += term.n_theta
+            factors.append(factor)
+        return tuple(factors)
+
+    @cached_property
+    def cov_beta(self) -> Array:  # noqa: D102
+        design, rank, p = self._solution.design, self.rank, len(self.beta)
+        # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
+        half = design.inverse @ np.linalg.inv(self._solution.ld[:rank, :rank].T)
+        cov = np.full((p, p), np.nan)
+        cov[design.keep[:, None], design.keep] = self.sigma**2 / design.weight_scale * (half @ half.T)
+        return cov
+
+    @cached_property
+    def b(self) -> tuple[Array, ...]:  # noqa: D102
+        found, design = self._solution, self._solution.design
+        by_group = [found.b_lead]
+        for group, offset in zip(design.groups[1:], found.offsets, strict=True):
+            by_group.append(found.b_tail[offset[:, None] + np.arange(group.n_columns)])
+        b: list[Array] = [np.empty(0)] * len(design.terms)
+        for group, modes in zip(design.groups, by_group, strict=True):
+            for k, o in zip(group.terms, group.offsets, strict=True):
+                t = design.transforms[k]
+                b[k] = found.response.norms[0] * modes[:, o : o + len(t)] @ t.T
+        return tuple(b)
+
+    @cached_property
+    def fitted(self) -> Array:  # noqa: D102
+        design = self._solution.design
+        out = design.X @ np.nan_to_num(self.beta)
+        if design.offset is not None:
+            out += design.offset
+        for term, modes in zip(design.terms, self.b, strict=True):
+            rows = modes[term.codes]
+            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
+        return np.asarray(out)
+
+    @cached_property
+    def log(self) -> FitLog:  # noqa: D102
+        theta, criterion, norm, radius = np.split(self._solution.evaluations, np.arange(-3, 0), axis=1)
+        to_user = self._solution.design.theta_map.to_user
+        return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
+
+    @cached_property
+    def cross(self) -> CrossProducts:  # noqa: D102
+        return self._solution.design.complete(self._solution.response)
 
     def objective(self) -> Objective:
         """The model's criterion; its factor is rebuilt from the cross-products."""
@@ -140,45 +226,42 @@ def minimise(
     model: Objective,
     start: ArrayLike | None = None,
     on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
-) -> tuple[Array, FitLog, str]:
+) -> tuple[Array, Array, str]:
     """Minimise a criterion.
 
     Returns
     -------
     theta : (n_theta,) in conditioned coordinates, canonical signs
-    log : FitLog, in the user's coordinates
+    evaluations : (k, n_theta + 3), see `Newton.evaluations`
     message : str
     """
     first = model.to_conditioned(model.start if start is None else start)
-    newton = Newton(model.evaluator, model.control.max_evaluations, model.control.tol)
+    newton, parameters = model.newton, model.theta_map
     report = None
     if on_evaluation is not None:
 
         def report(k: int, theta: Array, value: float, norm: float, radius: float) -> None:
             on_evaluation(k, model.to_user(theta), value, norm, radius)
 
-    parameters = model.cross.theta_map
-    with blas_threads(1):
-        theta, value, status = newton.minimise(first, report)
-        if status == FAILED:
-            raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
-        logs = [newton.log()]
+    theta, value, status = newton.minimise(first, report)
+    if status == FAILED:
+        raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
+    evaluations = newton.evaluations()
+    if theta[parameters.diagonal].min() < SINGULAR:
         theta = parameters.canonical(theta)
         if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
-            logs.append(newton.log())
+            evaluations = np.concatenate([evaluations, newton.evaluations()])
             if other_status != FAILED and other_value < value - 1e-9:
                 theta, value, status = parameters.canonical(other), other_value, other_status
         theta = snap(model, theta, value)
-    rows, *columns = (np.concatenate(parts) for parts in zip(*logs, strict=True))
-    log = FitLog(model.to_user(rows.T).T, *columns)
-    return theta, log, newton.messages[status]
+    return theta, evaluations, newton.messages[status]
 
 
 def snap(model: Objective, theta: Array, value: float) -> Array:
     """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
-    for a in np.flatnonzero(model.cross.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
+    for a in np.flatnonzero(model.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
         trial = theta.copy()
         trial[a] = 0.0
         at_zero = model.evaluator.value(trial)
@@ -187,63 +270,27 @@ def snap(model: Objective, theta: Array, value: float) -> Array:
     return theta
 
 
-def estimates(model: Objective, theta: Array, log: FitLog, message: str, design: DesignProducts) -> CoreFit:
+def estimates(
+    model: Objective, theta: Array, evaluations: Array, message: str, design: DesignProducts, response: Responses
+) -> CoreFit:
     """The fit at conditioned ``theta``, in the user's units."""
-    cross, terms = model.cross, design.terms
-    c = cross.conditioning
-    with blas_threads(1):
-        gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
-    rank, p = c.rank, c.n_columns
-    sigma = float(ld[-1, -1] * c.y_scale * np.sqrt(c.weight_scale / model.evaluator.nu))
-    beta, cov_beta = np.full(p, np.nan), np.full((p, p), np.nan)
-    beta[c.keep] = c.shift + design.inverse @ (c.r[:rank, -1] + c.y_scale * gamma)
-    # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
-    half = design.inverse @ np.linalg.inv(ld[:rank, :rank].T)
-    cov_beta[c.keep[:, None], c.keep] = sigma**2 / c.weight_scale * (half @ half.T)
-
-    by_group = [b_lead]
-    for group, offset in zip(cross.groups[1:], model.plan.offsets, strict=True):
-        by_group.append(b_tail[offset[:, None] + np.arange(group.n_columns)])
-    b: list[Array] = [np.empty(0)] * len(terms)
-    for group, modes in zip(cross.groups, by_group, strict=True):
-        for k, o in zip(group.terms, group.offsets, strict=True):
-            t = cross.transforms[k]
-            b[k] = c.y_scale * modes[:, o : o + len(t)] @ t.T
-    user = model.to_user(theta)
-    factors, at = [], 0
-    for term in terms:
-        factor = np.zeros((term.n_columns, term.n_columns))
-        rows, columns = zip(*term.index(), strict=True)
-        factor[rows, columns] = user[at : at + term.n_theta]
-        at += term.n_theta
-        factors.append(factor)
+    gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
+    norm = float(response.norms[0])
+    beta = response.shift[:, 0] + design.inverse @ (response.coefficients[:, 0] + norm * gamma)
+    if design.rank < design.X.shape[1]:
+        kept, beta = beta, np.full(design.X.shape[1], np.nan)
+        beta[design.keep] = kept
     return CoreFit(
-        theta=user,
-        L=tuple(factors),
+        theta=model.to_user(theta),
         beta=beta,
-        cov_beta=cov_beta,
-        sigma=sigma,
-        criterion=float(value),
+        sigma=float(ld[-1, -1]) * norm * sqrt(design.weight_scale / model.evaluator.nu),
+        criterion=value,
         reml=model.reml,
-        n=cross.n,
-        rank=rank,
-        is_singular=cross.theta_map.is_singular(theta),
-        b=tuple(b),
-        fitted=fitted_values(beta, b, design),
-        log=log,
+        n=design.n,
+        rank=design.rank,
+        is_singular=design.theta_map.is_singular(theta),
         converged=message == Newton.messages[0],
         message=message,
-        cross=cross,
         control=model.control,
+        _solution=Solution(design, response, model.plan.offsets, b_lead, b_tail, ld, evaluations),
     )
-
-
-def fitted_values(beta: Array, b: Sequence[Array], design: DesignProducts) -> Array:
-    """X beta + Z b + offset, (n,)."""
-    out = design.X @ np.nan_to_num(beta)
-    if design.offset is not None:
-        out += design.offset
-    for term, modes in zip(design.terms, b, strict=True):
-        rows = modes[term.codes]
-        out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
-    return out

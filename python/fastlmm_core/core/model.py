@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._newton import Newton
-from fastlmm_core.core.conditioning import Conditioning
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
@@ -125,11 +124,13 @@ class Model:
 
     def objective(self, y: ArrayLike) -> Objective:
         """The criterion with response ``y`` (n,). It shares this model's workspace until the next call."""
-        cross = self.products.cross(y)
+        return self._respond(self.products.response(y))
+
+    def _respond(self, found: Responses) -> Objective:
         if self._objective is None:
-            self._objective = Objective(cross, self.reml, self.control)
+            self._objective = Objective(self.products.complete(found), self.reml, self.control)
         else:
-            self._objective.set_response(cross)
+            self._objective.set_response(self.products, found)
         return self._objective
 
     def fit(
@@ -157,9 +158,9 @@ class Model:
             The criterion cannot be evaluated at the start.
         """
         with blas_threads(1):  # a 2 x 2 solve wakes every thread of BLAS otherwise
-            model = self.objective(y)
-            theta, log, message = minimise(model, start, on_evaluation)
-            return estimates(model, theta, log, message, self.products)
+            found = self.products.response(y)
+            model = self._respond(found)
+            return estimates(model, *minimise(model, start, on_evaluation), self.products, found)
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:
         """Fit the model to each row of ``Y``.
@@ -230,9 +231,8 @@ def fit_batch(
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = newton.evaluator.nu
-    base = unit_constant(products, nu, newton.evaluator.reml)
-    tail = tail_columns(worker, found)
-    constants = base + 2.0 * nu * np.log(found.norms)
+    constants = products.constant(nu, newton.evaluator.reml, found.norms)
+    tail = worker.tail_columns(found.dense)
     newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
     ld[outcome[:, 0] == FAILED] = np.nan
     out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
@@ -246,25 +246,6 @@ def fit_batch(
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
-
-
-def unit_constant(products: DesignProducts, nu: float, reml: bool) -> float:
-    """`Conditioning.constant` of a response whose residual has norm one."""
-    p = products.rank
-    r = np.eye(p + 1)
-    r[:p, :p] = products.r
-    return Conditioning(
-        products.keep, r, products.X.shape[1], products.weight_scale, products.log_weights, np.zeros(p)
-    ).constant(nu, reml)
-
-
-def tail_columns(worker: Plan, found: Responses) -> Array:
-    """Z'We of the tail (m, k) in the plan's order."""
-    groups = worker.cross.groups[1:]
-    out = np.empty((sum(group.size for group in groups), len(found.norms)))
-    for group, offset, dense in zip(groups, worker.offsets, found.dense[1:], strict=True):
-        out[(offset[:, None] + np.arange(group.n_columns)).ravel()] = dense
-    return out
 
 
 def fit(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from threadpoolctl import ThreadpoolController
 
+from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
 from fastlmm_core.core.plan import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term
@@ -32,16 +33,14 @@ def blas_libraries() -> list[Any]:
 @contextmanager
 def blas_threads(threads: int) -> Iterator[None]:
     """Bound BLAS to ``threads`` inside the block."""
-    before = [(library, library.num_threads) for library in blas_libraries()]
+    changed = [(library, count) for library in blas_libraries() if (count := library.num_threads) != threads]
     try:
-        for library, count in before:
-            if count != threads:
-                library.set_num_threads(threads)
+        for library, _ in changed:
+            library.set_num_threads(threads)
         yield
     finally:
-        for library, count in before:
-            if count != threads:
-                library.set_num_threads(count)
+        for library, count in changed:
+            library.set_num_threads(count)
 
 
 class Objective:
@@ -64,31 +63,44 @@ class Objective:
     """
 
     def __init__(self, cross: CrossProducts, reml: bool = True, control: Control | None = None) -> None:
-        self.cross = cross
         self.reml = reml
         self.control = checked_control(control)
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
+        self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
+        self._cross: CrossProducts | None = cross
+        self._later: tuple[DesignProducts, Responses] | None = None
+
+    @property
+    def cross(self) -> CrossProducts:
+        """Cross-products of the design with the response in hand."""
+        if self._cross is None:
+            assert self._later is not None
+            design, found = self._later
+            self._cross = design.complete(found)
+        return self._cross
 
     @property
     def start(self) -> Array:
         """Where a fit begins (n_theta,), see `moment_start`."""
         return self.to_user(moment_start(self.cross))
 
-    def set_response(self, cross: CrossProducts) -> None:
-        """Replace the response; ``cross`` must come from the same design."""
-        p = cross.conditioning.rank
-        tail = np.empty(self.evaluator.tail.m)
-        for group, offset, dense in zip(cross.groups[1:], self.plan.offsets, cross.dense[1:], strict=True):
-            tail[(offset[:, None] + np.arange(group.n_columns)).ravel()] = dense[:, -1]
-        constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
-        self.evaluator.set_response(cross.dense[0][:, -1].copy(), tail, cross.dtd[:p, -1].copy(), constant)
-        self.cross = cross
+    @cached_property
+    def newton(self) -> Newton:
+        """The optimiser."""
+        return Newton(self.evaluator, self.control.max_evaluations, self.control.tol)
+
+    def set_response(self, design: DesignProducts, found: Responses) -> None:
+        """Replace the response by another, the only one of ``found``; the design must be the same."""
+        constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
+        tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
+        self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
+        self._cross, self._later = None, (design, found)
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
-        return self.cross.theta_map.to_user @ conditioned
+        return self.theta_map.to_user @ conditioned
 
     def to_conditioned(self, theta: ArrayLike) -> Array:
         """Conditioned theta for the user's.
@@ -98,12 +110,14 @@ class Objective:
         DataError
             The length is not n_theta.
         """
-        given = np.atleast_1d(np.asarray(theta, dtype=np.float64))
+        given = np.asarray(theta, dtype=np.float64)
+        if given.ndim == 0:
+            given = given[None]
         if given.shape != (self.n_theta,):
             raise DataError(f"theta has shape {given.shape}, but the model has {self.n_theta} covariance parameter(s)")
         if not np.isfinite(given).all():
             raise DataError(f"theta must be finite, not {given}")
-        return np.ascontiguousarray(self.cross.to_conditioned @ given)
+        return np.asarray(self.theta_map.to_conditioned @ given)
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""
@@ -114,7 +128,7 @@ class Objective:
         """Criterion, gradient (n_theta,) and average-information Hessian (n_theta, n_theta) at ``theta``."""
         with blas_threads(1):
             value, gradient, hessian = self.evaluator.derivatives(self.to_conditioned(theta))
-        m = self.cross.to_conditioned
+        m = self.theta_map.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m
 
     def gradient(self, theta: ArrayLike) -> Array:

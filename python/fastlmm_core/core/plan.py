@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,13 @@ class Plan:
         nu = c.n - c.conditioning.rank if reml else c.n
         constant = c.conditioning.constant(nu, reml)
         return Evaluator(self.arrays, self.tail, c.n, c.conditioning.rank, reml, constant, self.threads)
+
+    def tail_columns(self, dense: Sequence[Floats]) -> Floats:
+        """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""
+        out = np.empty((sum(len(rows) for rows in dense[1:]), *dense[0].shape[1:]))
+        for group, offset, rows in zip(self.cross.groups[1:], self.offsets, dense[1:], strict=True):
+            out[(offset[:, None] + np.arange(group.n_columns)).ravel()] = rows
+        return out
 
 
 def natural_offsets(cross: CrossProducts) -> Offsets:

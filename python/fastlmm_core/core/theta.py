@@ -67,7 +67,7 @@ class ThetaMap:
 
     def is_singular(self, theta: Array) -> bool:
         """Whether some conditioned factor has a diagonal element below the tolerance."""
-        return bool((theta[self.diagonal] < SINGULAR).any())
+        return bool(theta[self.diagonal].min() < SINGULAR)
 
 
 def theta_map(

@@ -13,6 +13,7 @@ class ResponseProducts:
         columns: list[NDArray[np.float64] | None],
         levels: list[int],
         chunk: int,
+        span: float,
     ) -> None: ...
     def __call__(
         self, Y: NDArray[np.float64]
@@ -22,4 +23,5 @@ class ResponseProducts:
         NDArray[np.float64],
         tuple[NDArray[np.float64], ...],
         NDArray[np.float64],
+        bool,
     ]: ...

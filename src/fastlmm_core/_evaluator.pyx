@@ -18,13 +18,14 @@ import numpy as np
 
 from cython.parallel cimport prange
 from libc.math cimport fabs
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
 
 from fastlmm_core._levels cimport correction_chunk, information_row, times_ka
 from fastlmm_core._solver cimport Solver
 from fastlmm_core._tail cimport Tail
-from fastlmm_core._tiny cimport chol, solve_lower_t
+from fastlmm_core._tiny cimport FEW, chol, solve_lower_t
 
 from fastlmm_core.errors import NumericalError
 
@@ -50,6 +51,8 @@ cdef class Evaluator(Solver):
         self.sums, self.traces = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
+        leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
+        self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:
         cdef Py_ssize_t n1 = self.n_lead_theta, l = self.lead.l
@@ -215,64 +218,16 @@ cdef class Evaluator(Solver):
 
     cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil:
         """Sums over a chunk of levels of v_a'A x_b, Z_X'x_a, t t', (I - A K) A and v_a't, with x = (I - K A) v."""
-        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, n1 = self.n_lead_theta
-        cdef Py_ssize_t i, a, b, r, c, x, y, k
-        cdef double *gram = &self.chunk_sums[chunk * self.chunk_size()]
-        cdef double *zx = gram + n1 * n1
-        cdef double *tt = zx + n1 * d
-        cdef double *shrunk = tt + l * l
-        cdef double *fpy = shrunk + l * l
-        cdef double *v = fpy + n1      # (n1, l)
-        cdef double *av = v + n1 * l   # (n1, l)
-        cdef double *ka = av + n1 * l  # K_i A_i
-        cdef const double *aa
-        cdef const double *mm
-        cdef const double *t
-        cdef const double *zd
-        cdef double *xl
-        cdef double s
-        for i in range(chunk * q // self.n_chunks, (chunk + 1) * q // self.n_chunks):
-            aa = self.lead.a + i * l * l
-            mm = &self.lead_m[i * l * l]
-            t = &self.t_lead[i * l]
-            zd = self.lead.zd + i * l * d
-            xl = &self.x_lead[0] + i * l * n1
-            times_ka(mm, aa, ka, l)
-            for r in range(l):
-                for c in range(l):
-                    tt[r * l + c] += t[r] * t[c]
-                    s = aa[r * l + c]
-                    for x in range(l):
-                        s -= aa[r * l + x] * ka[x * l + c]
-                    shrunk[r * l + c] += s
-            a = 0
-            for k in range(self.n_theta):
-                if self.theta_group[k] != 0:
-                    continue
-                r, c = self.theta_row[k], self.theta_col[k]
-                s = 0.0
-                for x in range(l):
-                    s += self.lam[x * l + c] * t[x]
-                    v[a * l + x] = self.lam[x * l + c] * t[r]
-                v[a * l + r] += s
-                for x in range(l):
-                    fpy[a] += v[a * l + x] * t[x]
-                    s = 0.0
-                    for y in range(l):
-                        s += aa[x * l + y] * v[a * l + y]
-                    av[a * l + x] = s
-                for x in range(l):
-                    s = v[a * l + x]
-                    for y in range(l):
-                        s -= ka[x * l + y] * v[a * l + y]
-                    xl[x * n1 + a] = s
-                    for y in range(p):
-                        zx[a * d + y] += s * zd[x * d + y]
-                a += 1
-            for a in range(n1):
-                for b in range(n1):
-                    for x in range(l):
-                        gram[a * n1 + b] += av[a * l + x] * xl[x * n1 + b]
+        cdef Py_ssize_t first = chunk * self.lead.q // self.n_chunks, last = (chunk + 1) * self.lead.q // self.n_chunks
+        cdef double *sums = &self.chunk_sums[chunk * self.chunk_size()]
+        if self.lead.l == 1:
+            information_levels(self, first, last, sums, 1)
+        elif self.lead.l == 2:
+            information_levels(self, first, last, sums, 2)
+        elif self.lead.l == 3:
+            information_levels(self, first, last, sums, 3)
+        else:
+            information_levels(self, first, last, sums, self.lead.l)
 
     cdef int group_gradients(self) noexcept nogil:
         """G of every factor, into ``sums``.
@@ -416,13 +371,20 @@ cdef class Evaluator(Solver):
 
     cdef void fixed_correction(self, double *out) noexcept nogil:
         """Subtract sum_i e_i e_i', e_i = (I - A_i K_i) Z_X L_XX^-T - U_i omega, from ``out`` (l, l)."""
-        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, r
+        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, r, c
         cdef Py_ssize_t size = l * l
         cdef int dd = <int>d, pp = <int>p, rows = <int>(q * l)
         cdef char side = b"L", uplo = b"U", yes = b"T", no = b"N"
         cdef double one = 1.0
         memcpy(self.lead.ud, self.lead.zd, q * l * d * sizeof(double))
-        dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
+        if p <= FEW:
+            for i in range(rows):
+                for r in range(p):
+                    for c in range(r):
+                        self.lead.ud[i * d + r] -= self.ld[r, c] * self.lead.ud[i * d + c]
+                    self.lead.ud[i * d + r] /= self.ld[r, r]
+        else:
+            dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
         if self.threads == 1:
             for i in range(self.n_chunks):
                 correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
@@ -434,3 +396,63 @@ cdef class Evaluator(Solver):
         for i in range(self.n_chunks):
             for r in range(size):
                 out[r] -= self.chunk_sums[i * self.chunk_size() + r]
+
+
+cdef inline void information_levels(Evaluator e, Py_ssize_t first, Py_ssize_t last, double *gram,
+                                    Py_ssize_t l) noexcept nogil:
+    """`Evaluator.information_chunk` for blocks of l columns."""
+    cdef Py_ssize_t d = e.lead.d, p = e.p, n1 = e.n_lead_theta, i, a, b, r, c, x, y
+    cdef double *zx = gram + n1 * n1
+    cdef double *tt = zx + n1 * d
+    cdef double *shrunk = tt + l * l
+    cdef double *fpy = shrunk + l * l
+    cdef double *v = fpy + n1      # (n1, l)
+    cdef double *av = v + n1 * l   # (n1, l)
+    cdef double *ka = av + n1 * l  # K_i A_i
+    cdef const double *lam = &e.lam[0]
+    cdef const int64_t *row = &e.lead_row[0]
+    cdef const int64_t *col = &e.lead_col[0]
+    cdef const double *aa
+    cdef const double *t
+    cdef const double *zd
+    cdef double *xl
+    cdef double s
+    for i in range(first, last):
+        aa = e.lead.a + i * l * l
+        t = &e.t_lead[0] + i * l
+        zd = e.lead.zd + i * l * d
+        xl = &e.x_lead[0] + i * l * n1
+        times_ka(&e.lead_m[0] + i * l * l, aa, ka, l)
+        for r in range(l):
+            for c in range(l):
+                tt[r * l + c] += t[r] * t[c]
+                s = aa[r * l + c]
+                for x in range(l):
+                    s -= aa[r * l + x] * ka[x * l + c]
+                shrunk[r * l + c] += s
+        for a in range(n1):
+            r, c = row[a], col[a]
+            s = 0.0
+            for x in range(l):
+                s += lam[x * l + c] * t[x]
+                v[a * l + x] = lam[x * l + c] * t[r]
+            v[a * l + r] += s
+            for x in range(l):
+                fpy[a] += v[a * l + x] * t[x]
+                s = 0.0
+                for y in range(l):
+                    s += aa[x * l + y] * v[a * l + y]
+                av[a * l + x] = s
+            for x in range(l):
+                s = v[a * l + x]
+                for y in range(l):
+                    s -= ka[x * l + y] * v[a * l + y]
+                xl[x * n1 + a] = s
+                for y in range(p):
+                    zx[a * d + y] += s * zd[x * d + y]
+        for a in range(n1):
+            for b in range(n1):
+                s = gram[a * n1 + b]
+                for x in range(l):
+                    s += av[a * l + x] * xl[x * n1 + b]
+                gram[a * n1 + b] = s

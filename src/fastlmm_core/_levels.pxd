@@ -1,5 +1,7 @@
 """What is done to one leading level: elimination, back-substitution, projection. Inlined into the loops over levels.
 
+Each is compiled for blocks of one, two and three columns, whose loops the compiler then unrolls, and once for any.
+
 With A the level's l x l block of Z'WZ, B its row block against the tail (l strips of `width`), Z_D its rows against the
 dense columns and L the leading factor's relative Cholesky factor:
 
@@ -33,7 +35,19 @@ cdef inline void times_ka(const double *m, const double *a, double *ka, Py_ssize
 
 cdef inline void eliminate_level(const leading_t *s, Py_ssize_t i, const double *lam, double *m_all,
                                  double *logd) noexcept nogil:
-    cdef Py_ssize_t l = s.l, d = s.d, r, c, x, y
+    if s.l == 1:
+        eliminate_block(s, i, lam, m_all, logd, 1)
+    elif s.l == 2:
+        eliminate_block(s, i, lam, m_all, logd, 2)
+    elif s.l == 3:
+        eliminate_block(s, i, lam, m_all, logd, 3)
+    else:
+        eliminate_block(s, i, lam, m_all, logd, s.l)
+
+
+cdef inline void eliminate_block(const leading_t *s, Py_ssize_t i, const double *lam, double *m_all, double *logd,
+                                 Py_ssize_t l) noexcept nogil:
+    cdef Py_ssize_t d = s.d, r, c, x, y
     cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *a = s.a + i * l * l
     cdef double *m = m_all + i * l * l
@@ -59,9 +73,13 @@ cdef inline void eliminate_level(const leading_t *s, Py_ssize_t i, const double 
                 m[r * l + c] = total
         chol(m, l)
         total = 0.0
-        for r in range(l):
-            total += 2.0 * log(m[r * l + r])
-        logd[i] = total
+        inner = 1.0
+        for r in range(l):  # pivots are at least one; a logarithm takes longer than the rest of a small block
+            inner *= m[r * l + r]
+            if inner > 1e100:
+                total += 2.0 * log(inner)
+                inner = 1.0
+        logd[i] = total + 2.0 * log(inner)
         # M = R^-1 L' column by column from the right: column c of L' is zero below row c, so row r of the result needs
         # R's rows up to r, which must stay intact until the last column is done; R moves to the stack of columns below
         level_m(m, lam, l)
@@ -108,14 +126,26 @@ cdef inline void level_m(double *m, const double *lam, Py_ssize_t l) noexcept no
 cdef inline void level_modes(const leading_t *s, Py_ssize_t i, const double *beta, const double *b_tail,
                              const double *m_all, double *b_lead, double *t_lead) noexcept nogil:
     """r_i = Z'y - Z'X beta, then `back_substitute`."""
-    cdef Py_ssize_t l = s.l, d = s.d, r, x
+    if s.l == 1:
+        block_modes(s, i, beta, b_tail, m_all, b_lead, t_lead, 1)
+    elif s.l == 2:
+        block_modes(s, i, beta, b_tail, m_all, b_lead, t_lead, 2)
+    elif s.l == 3:
+        block_modes(s, i, beta, b_tail, m_all, b_lead, t_lead, 3)
+    else:
+        block_modes(s, i, beta, b_tail, m_all, b_lead, t_lead, s.l)
+
+
+cdef inline void block_modes(const leading_t *s, Py_ssize_t i, const double *beta, const double *b_tail,
+                             const double *m_all, double *b_lead, double *t_lead, Py_ssize_t l) noexcept nogil:
+    cdef Py_ssize_t d = s.d, r, x
     cdef const double *zd = s.zd + i * l * d
     cdef double *t = t_lead + i * l
     for r in range(l):
         t[r] = zd[r * d + d - 1]
         for x in range(d - 1):
             t[r] -= zd[r * d + x] * beta[x]
-    back_substitute(s, i, m_all, b_tail, b_lead, t_lead)
+    back_substitute(s, i, m_all, b_tail, b_lead, t_lead, l)
 
 
 cdef inline void eliminate_rhs(const leading_t *s, Py_ssize_t i, const double *m_all, const double *rhs,
@@ -134,9 +164,9 @@ cdef inline void eliminate_rhs(const leading_t *s, Py_ssize_t i, const double *m
 
 
 cdef inline void back_substitute(const leading_t *s, Py_ssize_t i, const double *m_all, const double *b_tail,
-                                 double *b_lead, double *t_lead) noexcept nogil:
+                                 double *b_lead, double *t_lead, Py_ssize_t l) noexcept nogil:
     """t_i holds r_i: t_i <- t_i - B_i b_t;  b_i = K_i t_i;  t_i <- t_i - A_i b_i."""
-    cdef Py_ssize_t l = s.l, r, c
+    cdef Py_ssize_t r, c
     cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *val = s.val + l * first
     cdef const double *m = m_all + i * l * l
@@ -186,7 +216,20 @@ cdef inline void project_level(const leading_t *s, Py_ssize_t i, const double *l
                                const int64_t *column_block, const int64_t *block_ptr, const int64_t *block_lam,
                                bint posterior, double *work) noexcept nogil:
     """``work`` holds 2 l^2 doubles. Leaves (I - A K) in place of M_i unless ``posterior``."""
-    cdef Py_ssize_t l = s.l, r, c, x, y, lb
+    if s.l == 1:
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 1)
+    elif s.l == 2:
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 2)
+    elif s.l == 3:
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 3)
+    else:
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, s.l)
+
+
+cdef inline void project_block(const leading_t *s, Py_ssize_t i, const double *lam, double *m_all,
+                               const int64_t *column_block, const int64_t *block_ptr, const int64_t *block_lam,
+                               bint posterior, double *work, Py_ssize_t l) noexcept nogil:
+    cdef Py_ssize_t r, c, x, y, lb
     cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *a = s.a + i * l * l
     cdef double *m = m_all + i * l * l

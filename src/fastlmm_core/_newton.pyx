@@ -1,7 +1,8 @@
 """Trust-region Newton minimisation of the criterion in theta, without a return to Python between evaluations.
 
-At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is the exact
-minimiser on a ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)),
+At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is Newton's, by a
+Cholesky factor, where H is positive definite and the step lies in a ball; otherwise it is the exact minimiser on the
+ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)),
 where mu >= 0 is the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an
 ordinary stationary point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
 
@@ -19,6 +20,7 @@ from libc.string cimport memcpy, memset
 from scipy.linalg.cython_lapack cimport dsyev
 
 from fastlmm_core._evaluator cimport Evaluator
+from fastlmm_core._tiny cimport chol, solve_lower, solve_lower_t
 
 __all__ = ["Newton"]
 
@@ -105,7 +107,7 @@ cdef class Newton:
         if status == INTERRUPTED:
             error, self.pending = self.pending, None
             raise error
-        return np.array(self.theta), self.value, status
+        return np.asarray(self.theta).copy(), self.value, status
 
     def minimise_many(self, const double[:, ::1] lead, const double[:, ::1] tail, const double[:, ::1] xty,
                       const double[::1] constants, const double[::1] start, double[:, ::1] theta, double[::1] value,
@@ -228,7 +230,6 @@ cdef class Newton:
                 self.rows[self.n_evaluations - 1, nt + 1] = norm
                 memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
                 have = True
-                self.decompose()
                 if ratio > 0.75 and self.n_evaluations > 1:
                     radius = max(radius, 3.0 * length)
                 elif ratio < 0.25:
@@ -238,7 +239,6 @@ cdef class Newton:
                 if corrected:  # E may be what misled the step
                     memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
                     corrected = False
-                    self.decompose()
             if interruptible and self.interrupted(report):
                 return INTERRUPTED
             before = predicted if last_interior else 0.0
@@ -247,7 +247,6 @@ cdef class Newton:
             if interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
                 self.correct(walked)
                 corrected = True
-                self.decompose()
                 predicted = self.solve(radius, &length, &interior)
             # convergence is linear at first: what the step leaves is about predicted times its rate so far
             rate = 1.0
@@ -324,6 +323,41 @@ cdef class Newton:
 
     cdef double solve(self, double radius, double *length, bint *interior) noexcept nogil:
         """Step into ``step``; returns the predicted decrease."""
+        cdef double predicted = self.newton_step(radius, length)
+        interior[0] = predicted >= 0.0
+        if interior[0]:
+            return predicted
+        self.decompose()
+        return self.ball_step(radius, length, interior)
+
+    cdef double newton_step(self, double radius, double *length) noexcept nogil:
+        """The unconstrained step by a Cholesky factor; -1 where it is too long, or the Hessian not clearly positive."""
+        cdef Py_ssize_t n = self.evaluator.n_theta, i, j
+        cdef double *r = &self.vectors[0, 0]
+        cdef double largest = 0.0, total = 0.0, predicted = 0.0
+        for i in range(n):
+            largest = max(largest, self.hessian[i, i] + self.correction[i, i])
+            for j in range(i + 1):
+                r[i * n + j] = self.hessian[i, j] + self.correction[i, j]
+        if chol(r, n) != 0:
+            return -1.0
+        for i in range(n):
+            if not r[i * n + i] * r[i * n + i] > 1e-9 * largest:
+                return -1.0
+            self.step[i] = -self.gradient[i]
+        solve_lower(r, &self.step[0], n, 1)
+        for i in range(n):
+            predicted += 0.5 * self.step[i] * self.step[i]
+        solve_lower_t(r, &self.step[0], n, 1)
+        for i in range(n):
+            total += self.step[i] * self.step[i]
+        if not total <= radius * radius:
+            return -1.0
+        length[0] = sqrt(total)
+        return predicted
+
+    cdef double ball_step(self, double radius, double *length, bint *interior) noexcept nogil:
+        """The minimiser on the ball through the eigendecomposition."""
         cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, _it
         cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
         largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))

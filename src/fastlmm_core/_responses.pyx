@@ -11,7 +11,7 @@ hundred rows take a fraction of a call to BLAS; there a response's results do no
 
 import numpy as np
 
-from libc.math cimport sqrt
+from libc.math cimport INFINITY, sqrt
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -51,6 +51,8 @@ cdef class ResponseProducts:
         Levels of each.
     chunk : int
         Rows handled at a time.
+    span : float
+        A residual this much smaller than its response is not ordinary.
     """
 
     cdef list owned  # the arrays that the pointers point into
@@ -61,15 +63,16 @@ cdef class ResponseProducts:
     cdef const double *metric
     cdef factor_t *factors
     cdef Py_ssize_t n_factors, n, p, rank, chunk
+    cdef double span
 
     def __cinit__(self, const double[:, ::1] X, const double[:, ::1] basis, const double[:, ::1] q,
                   const double[::1] w, const double[:, ::1] metric, list codes, list columns, list levels,
-                  Py_ssize_t chunk):
+                  Py_ssize_t chunk, double span):
         cdef Py_ssize_t g
         cdef const int32_t[::1] c
         cdef const double[:, ::1] z
         self.n, self.p, self.rank, self.chunk = X.shape[0], X.shape[1], basis.shape[1], chunk
-        self.n_factors = len(codes)
+        self.n_factors, self.span = len(codes), span
         self.factors = <factor_t *>calloc(self.n_factors, sizeof(factor_t))
         if self.factors == NULL:
             raise MemoryError
@@ -115,12 +118,15 @@ cdef class ResponseProducts:
         dense : tuple of (q * l, k)
             Z'WE / norms, one array a grouping factor.
         xty : (rank, k)
+        ordinary : bool
+            Every norm is a number above ``span`` times its size.
         """
         if Y.shape[0] != self.n:
             raise ValueError(f"{Y.shape[0]} rows, but the design has {self.n}")
         cdef Py_ssize_t k = Y.shape[1], rank = self.rank, g, s, part = min(self.chunk, self.n)
         found, lengths = np.zeros((2, rank, k)), np.zeros((2, k))
         dense = tuple([np.zeros((self.factors[g].size, k)) for g in range(self.n_factors)])
+        cdef bint ordinary = True
         cdef double[:, :, ::1] c = found
         cdef double[:, ::1] size = lengths, target
         cdef double *coefficients = &c[0, 0, 0] if rank * k else NULL
@@ -146,6 +152,7 @@ cdef class ResponseProducts:
                     self.add_squares(e, &size[1, 0], k)
                     for g in range(k):
                         size[0, g], size[1, g] = sqrt(size[0, g]), sqrt(size[1, g])
+                        ordinary = ordinary and self.span * size[0, g] < size[1, g] < INFINITY
                     scale(moments, &size[1, 0], rank, k)
                 for g in range(self.n_factors):
                     target = dense[g]
@@ -155,7 +162,7 @@ cdef class ResponseProducts:
                         scale(&target[0, 0], &size[1, 0], self.factors[g].size, k)
         finally:
             free(e)
-        return found[0], lengths[0], lengths[1], dense, found[1]
+        return found[0], lengths[0], lengths[1], dense, found[1], ordinary
 
     cdef const double *basis_rows(self, Py_ssize_t start, Py_ssize_t rows, double *buffer) noexcept nogil:
         """Rows of Q (rows, rank)."""

@@ -26,7 +26,7 @@ from scipy.linalg.cython_lapack cimport dpotrf
 
 from fastlmm_core._levels cimport back_substitute, eliminate_level, eliminate_rhs, level_modes, project_level
 from fastlmm_core._tail cimport Tail
-from fastlmm_core._tiny cimport lower_t_times, lower_times
+from fastlmm_core._tiny cimport FEW, chol, lower_t_times, lower_times, subtract_gram
 
 from fastlmm_core.errors import NumericalError
 
@@ -272,7 +272,7 @@ cdef class Solver:
                 for v in prange(k, schedule="static", num_threads=self.threads):
                     for i in range(self.lead.q):
                         back_substitute(&self.lead, i, &self.lead_m[0], &b_tail[v, 0] if m else NULL, &b_lead[v, 0],
-                                        &t_lead[v, 0])
+                                        &t_lead[v, 0], self.lead.l)
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
         return b_lead_, b_tail_, t_lead_, t_tail_
@@ -362,13 +362,19 @@ cdef class Solver:
             return 1
         memcpy(ld, &self.dtd[0, 0], d * d * sizeof(double))
         # row-major lower triangles are LAPACK's upper ones throughout
-        dsyrk(&uplo, &no, &d, &n, &minus, self.lead.ud, &d, &one, ld, &d)
+        if d <= FEW:
+            subtract_gram(self.lead.ud, ld, n, d)
+        else:
+            dsyrk(&uplo, &no, &d, &n, &minus, self.lead.ud, &d, &one, ld, &d)
         if m:
             memcpy(&self.y_dense[0, 0], &self.c_dense[0, 0], d * m * sizeof(double))
             self.lambda_t(lam, &self.y_dense[0, 0], d)
             self.tail.forward(&self.y_dense[0, 0], d)
             dsyrk(&uplo, &yes, &d, &k, &minus, &self.y_dense[0, 0], &k, &one, ld, &d)
-        dpotrf(&uplo, &d, ld, &d, &info)
+        if d <= FEW:
+            info = chol(ld, d)
+        else:
+            dpotrf(&uplo, &d, ld, &d, &info)
         if info != 0:
             return 1
         self.logdet_x = 0.0

@@ -4,7 +4,9 @@ Loops over small l beat BLAS by an order of magnitude here: a dpotrf call alone 
 """
 
 from libc.math cimport sqrt
-cimport cython
+
+cdef enum:
+    FEW = 8  # columns up to which loops beat BLAS whatever the number of rows
 
 
 cdef inline int chol(double *a, Py_ssize_t l) noexcept nogil:
@@ -76,3 +78,12 @@ cdef inline void matmul(const double *a, const double *b, double *c, Py_ssize_t 
             for k in range(l):
                 s += a[i * l + k] * b[k * l + j]
             c[i * l + j] = s
+
+
+cdef inline void subtract_gram(const double *x, double *out, Py_ssize_t n, Py_ssize_t d) noexcept nogil:
+    """Lower triangle of out (d, d) -= X'X for rows x (n, d)."""
+    cdef Py_ssize_t i, r, c
+    for i in range(n):
+        for r in range(d):
+            for c in range(r + 1):
+                out[r * d + c] -= x[i * d + r] * x[i * d + c]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
 from fastlmm_core._responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
-from fastlmm_core.core.terms import Group, Term, check_design, check_response, group_terms
+from fastlmm_core.core.terms import Group, Term, check_design, check_finite, check_response, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError
 
@@ -170,7 +170,9 @@ class DesignProducts:
         basis[self.keep] = self.inverse
         levels = [group.n_levels for group in self.groups]
         metric = np.asarray(np.linalg.inv(self.xtx), np.float64)
-        self._rows = ResponseProducts(self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK)
+        self._rows = ResponseProducts(
+            self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK, SPAN_TOLERANCE
+        )
 
     def parts(self) -> list[slice]:
         """Chunks of rows."""
@@ -203,19 +205,22 @@ class DesignProducts:
 
         Raises
         ------
+        DataError
+            A value is not finite.
         ModelError
             Nothing is left of a response beside X.
         """
-        coefficients, sizes, norms, dense, xty = self._rows(Y)
+        coefficients, sizes, norms, dense, xty, ordinary = self._rows(Y)
         shift = np.zeros(coefficients.shape)
-        near = norms <= SPAN_TOLERANCE * sizes
-        if near.any():
+        if not ordinary:
+            check_finite(Y[:, 0] if Y.shape[1] == 1 else Y, "y")
+            near = norms <= SPAN_TOLERANCE * sizes
             nothing = 1e2 * np.finfo(float).eps * sizes
             if (norms > nothing).all():
                 shift[:, near] = self.inverse @ coefficients[:, near]
                 fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
                 rest = np.ascontiguousarray((Y[:, near].astype(np.longdouble) - fit).astype(np.float64))
-                coefficients[:, near], _, norms[near], found, xty[:, near] = self._rows(rest)
+                coefficients[:, near], _, norms[near], found, xty[:, near], _ = self._rows(rest)
                 for target, part in zip(dense, found, strict=True):
                     target[:, near] = part
             if not (norms > nothing).all():

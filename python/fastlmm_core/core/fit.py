@@ -247,7 +247,7 @@ def minimise(
     if status == FAILED:
         raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
     evaluations = newton.evaluations()
-    if theta[parameters.diagonal].min() < SINGULAR:
+    if parameters.is_singular(theta):
         theta = parameters.canonical(theta)
         if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ class Objective:
             given = given[None]
         if given.shape != (self.n_theta,):
             raise DataError(f"theta has shape {given.shape}, but the model has {self.n_theta} covariance parameter(s)")
-        if not np.isfinite(given).all():
+        if not all(map(isfinite, given.tolist())):
             raise DataError(f"theta must be finite, not {given}")
         return np.asarray(self.theta_map.to_conditioned @ given)
 

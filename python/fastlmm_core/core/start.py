@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._moments import ridge_sums
 from fastlmm_core.core.crossprod import CrossProducts
 
 __all__ = ["moment_start"]
@@ -32,27 +33,24 @@ def moment_start(cross: CrossProducts) -> Array:
     ]
     explained = sum(float(np.trace(e)) for e in estimates)
     residual = max(total / n - explained, 0.1 * total / n)
+    low, high = START_RANGE
     factors = []
     for g, estimate in enumerate(estimates):
+        if estimate.size == 1:
+            factors.append(np.sqrt(np.clip(estimate / residual, low**2, high**2)))
+            continue
         free = np.zeros(estimate.shape, bool)
         index = cross.theta_index[cross.theta_index[:, 0] == g]
         free[index[:, 1], index[:, 2]] = True
-        masked = np.where(free | free.T, estimate, 0.0) / residual
-        values, vectors = np.linalg.eigh(masked)
-        factors.append(np.linalg.cholesky((vectors * np.clip(values, *np.square(START_RANGE))) @ vectors.T))
-    return np.array([factors[g][i, j] for g, i, j in cross.theta_index])
+        values, vectors = np.linalg.eigh(np.where(free | free.T, estimate, 0.0) / residual)
+        factors.append(np.linalg.cholesky((vectors * np.clip(values, low**2, high**2)) @ vectors.T))
+    return np.array([factors[g][i, j] for g, i, j in cross.theta_index.tolist()])
 
 
 def group_moment(blocks: Array, s: Array, n: int, total: float) -> Array:
     """Sigma (l, l) times sigma^2 of one grouping factor, not necessarily positive definite."""
-    q, l, _ = blocks.shape
-    ridged = np.linalg.inv(blocks + RIDGE * np.eye(l))
-    shrink = ridged @ blocks
-    s = s.reshape(q, l)
-    b = np.einsum("jrc,jc->jr", ridged, s)
-    fitted = 2.0 * np.sum(b * s) - np.einsum("jr,jrc,jc->", b, blocks, b)  # sum of squares the estimates take away
-    freedom = 2.0 * np.trace(shrink, axis1=1, axis2=2).sum() - np.einsum("jrc,jcr->", shrink, shrink)
+    q = len(blocks)
+    bb, spread, kept, fitted, freedom = ridge_sums(blocks, s, RIDGE)
     noise = max(total - fitted, 0.0) / max(n - freedom, 1.0)
-    raw = b.T @ b / q - noise * np.einsum("jrc,jdc->rd", ridged, shrink) / q
-    kept = np.sqrt(np.maximum(np.square(np.diagonal(shrink, axis1=1, axis2=2)).mean(axis=0), 1e-8))
-    return raw / np.outer(kept, kept)
+    root = np.sqrt(np.maximum(kept / q, 1e-8))
+    return np.asarray((bb - noise * spread) / (q * np.outer(root, root)))

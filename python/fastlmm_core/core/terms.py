@@ -140,23 +140,28 @@ def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
     DataError
         The values are not numbers, or not finite.
     """
-    try:
-        out = np.ascontiguousarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
+    out = as_doubles(values, name)
     check_finite(out, name)
     return out
 
 
+def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """A C-contiguous float64 array; DataError where the values are not numbers."""
+    try:
+        return np.ascontiguousarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
+
+
 def check_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
-    """Response as (n,) float64.
+    """Response as (n,) float64; `DesignProducts.responses` sees to it that the values are finite.
 
     Raises
     ------
     DataError
-        Not a vector of n finite numbers.
+        Not a vector of n numbers.
     """
-    response = as_floats(y, "y")
+    response = as_doubles(y, "y")
     if response.ndim != 1 or np.ndim(y) != 1:
         raise DataError(f"y must be a vector, not an array of shape {np.shape(y)}")
     if n is not None and len(response) != n:

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
 from fastlmm_core.core.terms import Group, Term
 
@@ -65,9 +64,15 @@ class ThetaMap:
             out[..., column] *= np.where(theta[..., a] < 0, -1.0, 1.0)[..., None]
         return out
 
+    @cached_property
+    def diagonal_places(self) -> list[int]:
+        """Places of the diagonal elements."""
+        return [int(a) for a in np.flatnonzero(self.diagonal)]
+
     def is_singular(self, theta: Array) -> bool:
-        """Whether some conditioned factor has a diagonal element below the tolerance."""
-        return bool(theta[self.diagonal].min() < SINGULAR)
+        """Whether some diagonal element of conditioned ``theta`` (n_theta,) is below the tolerance, or negative."""
+        values = theta.tolist()  # a few floats: quicker than through arrays
+        return min(values[a] for a in self.diagonal_places) < SINGULAR
 
 
 def theta_map(
@@ -76,11 +81,13 @@ def theta_map(
     """The parameters of some terms; conditioning makes column c of L into T^-1 L[:, c]."""
     place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
     rows = [(place[k][0], place[k][1] + i, place[k][1] + j) for k, term in enumerate(terms) for i, j in term.index()]
-    parts = []
+    out = np.zeros((len(rows), len(rows)))
+    at = 0
     for term, t in zip(terms, transforms, strict=True):
         inverse = np.linalg.inv(t.T).T * np.sqrt(weight_scale)  # upper triangular: no pivoting
-        if term.cov == "diag":
-            parts.append(np.diag(np.diag(inverse)))
-        else:
-            parts.extend(inverse[c:, c:] for c in range(len(t)))
-    return ThetaMap(np.array(rows, np.int64), np.asarray(block_diag(*parts)))
+        l = len(t)
+        for c in range(l):
+            width = 1 if term.cov == "diag" else l - c
+            out[at : at + width, at : at + width] = inverse[c : c + width, c : c + width]
+            at += width
+    return ThetaMap(np.array(rows, np.int64), out)

@@ -143,6 +143,12 @@ class Design:
     state: Mapping[str, Any] = field(repr=False)
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
 
+    def with_response(self, y: Array) -> Design:
+        """The same design with another response (n,)."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, y=y)  # `dataclasses.replace` takes longer than some refits
+        return other
+
     def rebuild(
         self,
         newdata: Any,

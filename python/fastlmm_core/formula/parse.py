@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastlmm_core.errors import FormulaError
 
@@ -97,6 +98,11 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula must be a string, not {type(text).__name__}")
+    return _parse(text)
+
+
+@lru_cache(maxsize=256)
+def _parse(text: str) -> ParsedFormula:
     depths = _depths(text)
     tildes = [i for i, c in enumerate(text) if c == "~" and depths[i] == 0]
     if len(tildes) != 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from formulaic import Formula, SimpleFormula
 from formulaic.errors import FormulaicError
@@ -47,7 +48,11 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 
     Raises FormulaError where formulaic cannot read the text, or reads something that is not a sum of terms.
     """
-    text = quote_dotted(text, columns)
+    return _read(quote_dotted(text, columns))
+
+
+@lru_cache(maxsize=256)  # reading a formula takes as long as fitting it to some hundred rows
+def _read(text: str) -> Terms:
     try:
         formula = Formula(text)
     except FormulaicError as error:

@@ -34,4 +34,6 @@ def cov_params(design: Design, core: CoreFit) -> pd.DataFrame:
 
 def dropped_columns(design: Design, core: CoreFit) -> list[str]:
     """Names of the fixed-effects columns that depend linearly on the others and have no coefficient of their own."""
+    if core.rank == len(design.x_names):
+        return []
     return [name for name, value in zip(design.x_names, core.beta, strict=True) if np.isnan(value)]

@@ -108,7 +108,8 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    return wrap(design, formula, options, core_fit(model_of(design, options), design.y, options), {}, stacklevel + 1)
+    core = core_fit(model_of(design, options), design.y, options.start, options)
+    return wrap(design, formula, options, core, {}, stacklevel + 1)
 
 
 def model_of(design: Design, options: FitOptions) -> Model:
@@ -123,9 +124,9 @@ def model_of(design: Design, options: FitOptions) -> Model:
     )
 
 
-def core_fit(model: Model, y: NDArray[np.float64], options: FitOptions) -> CoreFit:
-    """Fit one response as the options say."""
-    return model.fit(y, start=options.start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+def core_fit(model: Model, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
+    """Fit one response, verbosely if the options say so."""
+    return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
 
 
 def wrap(
@@ -170,11 +171,11 @@ def refit(result: LmerResult, new_y: Any) -> LmerResult:
     options = result.options
     if "model" not in result.kept:
         result.kept["model"] = model_of(result.design, options)
-    nearby = options
-    if options.start is None and not result.core.is_singular:
-        nearby = replace(options, start=result.core.theta)
-    core = core_fit(result.kept["model"], y, nearby)
-    return wrap(replace(result.design, y=y), result.formula, options, core, result.kept, 3)
+    start = options.start
+    if start is None and not result.core.is_singular:
+        start = result.core.theta
+    core = core_fit(result.kept["model"], y, start, options)
+    return wrap(result.design.with_response(y), result.formula, options, core, result.kept, 3)
 
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
@@ -188,11 +189,13 @@ def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
         raise DataError(f"new_y has shape {y.shape}, but the fit used {rows}")
     if len(y) != n:
         y = y[design.row_index]  # a response for the whole table: the rows that the fit used
-    bad = int(np.count_nonzero(~np.isfinite(y)))
-    if bad:
-        raise DataError(f"new_y has {bad} missing or infinite values among the rows of the fit")
-    if np.ptp(y) == 0.0:
-        raise DataError("new_y is constant: there is no variation to model")
+    spread = float(y.max()) - float(y.min())
+    if not 0.0 < spread < np.inf:
+        bad = int(np.count_nonzero(~np.isfinite(y)))
+        if bad:
+            raise DataError(f"new_y has {bad} missing or infinite values among the rows of the fit")
+        if spread == 0.0:
+            raise DataError("new_y is constant: there is no variation to model")
     return y
 
 

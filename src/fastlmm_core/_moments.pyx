@@ -1,7 +1,7 @@
-"""Ridge estimates of each level's effects, summed over the levels of one grouping factor: what `core.start` begins with.
+"""Ridge estimates of each level's effects, summed over the levels of one grouping factor, for `core.start`.
 
-With A_j the level's block of Z'WZ, s_j its cross-products with the response, R_j = (A_j + ridge I)^-1, H_j = R_j A_j and
-b_j = R_j s_j. Cost: O(l^3) a level; no array of levels is made.
+With A_j the level's block of Z'WZ, s_j its cross-products with the response, R_j = (A_j + ridge I)^-1, H_j = R_j A_j
+and b_j = R_j s_j. Cost: O(l^3) a level; no array of levels is made.
 """
 
 import numpy as np

@@ -182,7 +182,7 @@ cdef class Newton:
 
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
         cdef Py_ssize_t nt = self.evaluator.n_theta, i
-        cdef double radius = 1.0, value = 0.0, noise = 0.0, predicted, ratio, length, norm
+        cdef double radius, value = 0.0, noise = 0.0, predicted, ratio, length, norm
         cdef double before, rate, walked
         cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
@@ -191,9 +191,7 @@ cdef class Newton:
         predicted = 0.0
         last = False
         length = 0.0
-        for i in range(nt):
-            length += self.theta[i] * self.theta[i]
-        radius = max(1.0, 0.5 * sqrt(length))
+        radius = self.natural_radius()
         while self.n_evaluations < self.max_evaluations:
             bad = self.evaluator.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
@@ -328,7 +326,17 @@ cdef class Newton:
         if interior[0]:
             return predicted
         self.decompose()
+        if self.eigen[0] < 0.0:  # far from a minimum the model is good for a step of theta's own size
+            radius = min(radius, self.natural_radius())
         return self.ball_step(radius, length, interior)
+
+    cdef double natural_radius(self) noexcept nogil:
+        """max(1, |theta| / 2): conditioning makes one the scale of a relative standard deviation."""
+        cdef Py_ssize_t i
+        cdef double total = 0.0
+        for i in range(self.evaluator.n_theta):
+            total += self.theta[i] * self.theta[i]
+        return max(1.0, 0.5 * sqrt(total))
 
     cdef double newton_step(self, double radius, double *length) noexcept nogil:
         """The unconstrained step by a Cholesky factor; -1 where it is too long, or the Hessian not clearly positive."""

@@ -39,7 +39,7 @@ def test_balanced_one_way_layout(seed, start):
     assert status == CONVERGED
     np.testing.assert_allclose(abs(objective.to_user(theta)), np.sqrt(square), rtol=1e-5)
     assert value == newton.value == objective.evaluator.value(theta)
-    assert newton.n_evaluations <= 20
+    assert newton.n_evaluations <= 15
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,14 @@ def test_level_sums(benchmark: Any, ready: Model) -> None:
     benchmark(level_sums, term.codes, None, None, values, out)
 
 
+def test_response(benchmark: Any, ready: Model) -> None:
+    """What a refit does with the rows."""
+    from fastlmm_core.core.crossprod import DesignProducts
+
+    products = DesignProducts(ready.design.X, ready.terms)
+    benchmark(products.response, ready.design.y)
+
+
 def test_plan(benchmark: Any, ready: Model) -> None:
     from fastlmm_core.core import plan
 

@@ -15,6 +15,8 @@ class ResponseProducts:
         chunk: int,
         span: float,
     ) -> None: ...
+    @property
+    def calls_blas(self) -> bool: ...
     def __call__(
         self, Y: NDArray[np.float64]
     ) -> tuple[

@@ -102,6 +102,11 @@ cdef class ResponseProducts:
     def __dealloc__(self):
         free(self.factors)
 
+    @property
+    def calls_blas(self):
+        """Whether BLAS takes part: Q is wide, or not kept."""
+        return self.rank >= WIDE or (self.rank > 0 and self.kept == NULL)
+
     def __call__(self, const double[:, ::1] Y):
         """Residualise responses, scale the residuals to norm one and take their cross-products.
 

@@ -114,6 +114,11 @@ cdef class Solver:
 
     # ------------------------------------------------------------------ Python entry points
 
+    @property
+    def calls_blas(self):
+        """Whether an evaluation calls BLAS: there is a tail, or more than a few dense columns."""
+        return self.tail.m > 0 or self.p >= FEW
+
     def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):
         """Replace the response.
 

@@ -6,8 +6,8 @@ import pytest
 from fastlmm_core._evaluator import Evaluator
 from fastlmm_core._tail import DenseTail, EmptyTail
 from fastlmm_core._tail_sparse import SparseTail
-from fastlmm_core.core.objective import blas_threads
 from fastlmm_core.core.plan import evaluator_arrays, pattern, structures
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import NumericalError
 from kernel_oracle import Dense, both, diagonal_blocks, problem, shuffled_offsets
 

@@ -170,7 +170,7 @@ class DesignProducts:
         basis[self.keep] = self.inverse
         levels = [group.n_levels for group in self.groups]
         metric = np.asarray(np.linalg.inv(self.xtx), np.float64)
-        self._rows = ResponseProducts(
+        self.rows = ResponseProducts(
             self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK, SPAN_TOLERANCE
         )
 
@@ -210,7 +210,7 @@ class DesignProducts:
         ModelError
             Nothing is left of a response beside X.
         """
-        coefficients, sizes, norms, dense, xty, ordinary = self._rows(Y)
+        coefficients, sizes, norms, dense, xty, ordinary = self.rows(Y)
         shift = np.zeros(coefficients.shape)
         if not ordinary:
             check_finite(Y[:, 0] if Y.shape[1] == 1 else Y, "y")
@@ -220,7 +220,7 @@ class DesignProducts:
                 shift[:, near] = self.inverse @ coefficients[:, near]
                 fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
                 rest = np.ascontiguousarray((Y[:, near].astype(np.longdouble) - fit).astype(np.float64))
-                coefficients[:, near], _, norms[near], found, xty[:, near], _ = self._rows(rest)
+                coefficients[:, near], _, norms[near], found, xty[:, near], _ = self.rows(rest)
                 for target, part in zip(dense, found, strict=True):
                     target[:, near] = part
             if not (norms > nothing).all():

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
-from fastlmm_core.core.objective import Objective, blas_threads
+from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, cached_property
+from collections.abc import Sequence
+from functools import cached_property
 from math import isfinite
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from threadpoolctl import ThreadpoolController
 
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control, checked_control
@@ -18,30 +15,12 @@ from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.plan import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError
 
-__all__ = ["Objective", "blas_threads", "objective"]
+__all__ = ["Objective", "objective"]
 
 Array = NDArray[np.float64]
-
-
-@cache
-def blas_libraries() -> list[Any]:
-    """The BLAS libraries loaded in this process; looking for them takes longer than a small fit."""
-    return [c for c in ThreadpoolController().lib_controllers if c.user_api == "blas"]
-
-
-@contextmanager
-def blas_threads(threads: int) -> Iterator[None]:
-    """Bound BLAS to ``threads`` inside the block."""
-    changed = [(library, count) for library in blas_libraries() if (count := library.num_threads) != threads]
-    try:
-        for library, _ in changed:
-            library.set_num_threads(threads)
-        yield
-    finally:
-        for library, count in changed:
-            library.set_num_threads(count)
 
 
 class Objective:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.leverage import leverages

@@ -27,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fastlmm_core.core import Objective, Term, cross_products, fit
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
 from fastlmm_core.results.predict import row_index

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.objective import Objective, blas_threads
+from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.threads import blas_threads
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit

@@ -25,7 +25,7 @@ from fastlmm_core._crossprod import sort_rows
 from fastlmm_core._leverage import explicit_parts, row_forms
 from fastlmm_core._tail import DenseTail, EmptyTail
 from fastlmm_core.core import CrossProducts, Objective
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.threads import blas_threads
 
 __all__ = ["Explicit", "JointInverse", "RowSet", "row_set"]
 

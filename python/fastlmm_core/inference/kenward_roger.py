@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.inference.information import covariance_root, dense_products, pseudo_inverse
 from fastlmm_core.inference.marginal_products import MarginalProducts
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters

@@ -1,10 +1,13 @@
 """The bound on BLAS threads that evaluations are run under."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 
 import problems
 from fastlmm_core.core import fit
-from fastlmm_core.core.objective import blas_libraries, blas_threads
+from fastlmm_core.core.threads import blas_libraries, blas_threads
 from fastlmm_core.errors import NumericalError
 
 
@@ -38,6 +41,33 @@ def test_blocks_inside_each_other(start):
         with blas_threads(2):
             assert counts() == start
         assert set(counts()) == {1}
+    assert counts() == start
+
+
+def test_a_bound_raised_inside_another_is_taken_back(start):
+    with blas_threads(2):
+        with blas_threads(1):
+            assert set(counts()) == {1}
+        assert set(counts()) == {2}
+    assert counts() == start
+
+
+def test_a_thread_keeps_its_bound_when_another_leaves(start):
+    """The first to enter leaves first: BLAS stays bounded until the other has left too."""
+    inside, leave = Event(), Event()
+
+    def other():
+        with blas_threads(1):
+            inside.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        with blas_threads(1):
+            done = pool.submit(other)
+            assert inside.wait(60)
+        assert set(counts()) == {1}
+        leave.set()
+        done.result()
     assert counts() == start
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import problems
-from fastlmm_core.core import Control, Model, Term, fit, fit_many
+from fastlmm_core.core import Control, Model, Term, fit, fit_many, plan
 from fastlmm_core.errors import DataError, ModelError
 
 NAMES = ["crossed", "mixed_weights", "three_columns", "shared_codes", "deficient_X", "no_X", "unobserved_levels"]
@@ -252,6 +252,19 @@ def test_threads_do_not_change_a_bit(engine):
     for other in answers[1:]:
         for field in ("theta", "beta", "se", "sigma", "criterion", "converged", "n_evaluations"):
             np.testing.assert_array_equal(getattr(other, field), getattr(answers[0], field))
+
+
+@pytest.mark.parametrize(("room", "workers"), [(1.5, 1), (2.5, 2), (50.0, 3)])
+def test_no_more_workspaces_than_the_memory_limit_holds(monkeypatch, room, workers):
+    from fastlmm_core.core import model as module
+
+    problem = problems.build("mixed_weights")
+    Y = responses(problem, 7)
+    needed = model_of(problem).objective(Y[0]).plan.total_bytes
+    made = []
+    monkeypatch.setattr(module, "plan", lambda *args: made.append(plan(*args)) or made[-1])
+    model_of(problem, memory_limit=int(room * needed)).fit_many(Y, threads=3)
+    assert len(made) == workers
 
 
 def test_a_row_does_not_depend_on_its_neighbours():

@@ -208,8 +208,9 @@ class Model:
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
-        workers = max(1, min(self.control.n_threads if threads is None else threads, len(batches)))
         first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
+        workers = min(self.control.n_threads if threads is None else threads, len(batches))
+        workers = max(1, min(workers, self.control.n_bytes // max(1, first.plan.total_bytes)))  # a workspace each
         theta0 = first.to_conditioned(first.start if start is None else start)
         single = Control(
             self.control.engine, self.control.max_evaluations, self.control.tol, 1, self.control.memory_limit

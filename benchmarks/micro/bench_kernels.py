@@ -107,13 +107,13 @@ def test_scatter(benchmark: Any, steps: Any) -> None:
 
 
 def test_factor(benchmark: Any, steps: Any) -> None:
-    """Potrf of the dense tail; CHOLMOD's refactorisation of the sparse one."""
+    """Potrf of the dense tail; the supernodal factor of the sparse one."""
     steps.scatter()
     benchmark(steps.factor)
 
 
 def test_inverse(benchmark: Any, steps: Any) -> None:
-    """Potri of the dense tail; Takahashi's recurrence on the sparse one."""
+    """The whole inverse of the dense tail; the selected inverse of the sparse one."""
     steps.scatter()
     # an inverse takes the place of its factor
     benchmark.pedantic(steps.inverse, setup=steps.factor, rounds=20)

@@ -29,7 +29,7 @@ cdef class Steps:
             self.evaluator.eliminate()
 
     def factor(self):
-        """S scaled from C and factored: LAPACK's potrf, or CHOLMOD's refactorisation; then the dense columns."""
+        """S scaled from C and factored: dense or supernodal; then the dense columns."""
         cdef int status
         with nogil:
             status = self.evaluator.finish(&self.evaluator.lam[0])
@@ -37,7 +37,7 @@ cdef class Steps:
             raise ArithmeticError("the factorisation failed")
 
     def inverse(self):
-        """Inverse entries from the factor: potri, or Takahashi's recurrence."""
+        """Entries of the inverse from the factor: all of them, or those on its pattern."""
         cdef int status
         with nogil:
             status = self.evaluator.tail.inverse()

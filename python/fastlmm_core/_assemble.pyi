@@ -38,3 +38,6 @@ def schur_pattern(
     t_pos: NDArray[np.int64],
     limit: int,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None: ...
+def permuted_pattern(
+    ptr: NDArray[np.int64], idx: NDArray[np.int64], position: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]: ...

@@ -9,6 +9,7 @@ the plan's order). Three structures come out of this file:
     tail rows      the lower triangle of the tail's own block of Z'WZ, compressed by rows
 
 `schur_pattern` gives the lower pattern of C = A_tt - sum_i B_i' K_i B_i: every pair of columns of a level meets.
+`permuted_pattern` sorts it, in the same or another order of the columns.
 Patterns come from which levels occur together, never from values.
 """
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["leading_rows", "schur_fill", "schur_pattern", "tail_rows"]
+__all__ = ["leading_rows", "permuted_pattern", "schur_fill", "schur_pattern", "tail_rows"]
 
 
 def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
@@ -238,3 +239,46 @@ def schur_pattern(const int64_t[::1] a_ptr, const int32_t[::1] a_idx, const int6
             c_idx_ = np.empty(nnz, np.int64)
             c_idx = c_idx_
     return c_ptr_, c_idx_
+
+
+def permuted_pattern(const int64_t[::1] ptr, const int64_t[::1] idx, const int64_t[::1] position):
+    """A symmetric pattern's lower triangle with its columns moved, by sorted rows. Cost: linear.
+
+    Parameters
+    ----------
+    ptr : (m + 1,) int64
+    idx : (nnz,) int64, in any order within rows
+    position : (m,) int64
+        New place of each column.
+
+    Returns
+    -------
+    ptr (m + 1,) int64, idx (nnz,) int64
+    """
+    cdef Py_ssize_t m = position.shape[0], j
+    cdef int64_t t, row, column
+    ptr_, idx_ = np.zeros(m + 2, np.int64), np.empty(idx.shape[0], np.int64)
+    cdef int64_t[::1] by_row = ptr_, out = idx_
+    cdef int64_t[::1] by_column = np.zeros(m + 2, np.int64)
+    cdef int32_t[::1] rows = np.empty(idx.shape[0], np.int32)
+    with nogil:
+        for j in range(m):
+            row = position[j]
+            for t in range(ptr[j], ptr[j + 1]):
+                column = position[idx[t]]
+                by_column[min(row, column) + 2] += 1
+                by_row[max(row, column) + 2] += 1
+        for j in range(m):
+            by_column[j + 2] += by_column[j + 1]
+            by_row[j + 2] += by_row[j + 1]
+        for j in range(m):
+            row = position[j]
+            for t in range(ptr[j], ptr[j + 1]):
+                column = position[idx[t]]
+                rows[by_column[min(row, column) + 1]] = <int32_t>max(row, column)
+                by_column[min(row, column) + 1] += 1
+        for j in range(m):  # columns in order: each row comes out sorted
+            for t in range(by_column[j], by_column[j + 1]):
+                out[by_row[rows[t] + 1]] = j
+                by_row[rows[t] + 1] += 1
+    return ptr_[:m + 1].copy(), idx_

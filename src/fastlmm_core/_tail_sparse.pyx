@@ -1,113 +1,26 @@
-"""The sparse engine of the tail: CHOLMOD's simplicial factor, refactorised in place, and Takahashi's inverse.
+"""The sparse engine of the tail: a supernodal factor and selected inverse on one fixed pattern.
 
-Protocol as in `_tail`. The plan has already ordered the tail, so CHOLMOD works in natural order: C and S share one
-lower pattern stored by rows, which CHOLMOD reads as the upper triangle by columns and neither copies nor permutes.
-
-The pattern is analysed once. CHOLMOD does not check that later values belong to the pattern it analysed, nor that they
-are finite, so the pattern lives here and never changes, and `factor` looks at every value before it calls. After each
-call both `Common.status` and `L.minor` are read. One `cholmod_common` a factor: nothing is shared between objects.
-
-Selected inverse (Takahashi, Fagan & Chin 1973; Erisman & Tinney 1975): with column j of L = (l_jj, l) on rows I,
-    Z[I, j] = -Z[I, I] l / l_jj        Z[j, j] = 1 / l_jj^2 - l'Z[I, j] / l_jj
-from the last column to the first; every entry needed lies on the pattern of L. Cost: the columns' lengths summed over
-the entries of L, about that of the factorisation.
+Protocol as in `_tail`. The plan has already ordered the tail: C and S share the sorted rows of one lower pattern, made
+from which levels occur together and never from values. S goes straight from C into the factor's panels, each entry to
+a place found once. A value that is not finite makes a pivot, or the log-determinant, that is none.
 """
 
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport isfinite, log
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from fastlmm_core._cholmod cimport (
-    CHOLMOD_AMD, CHOLMOD_DOUBLE, CHOLMOD_LONG, CHOLMOD_METIS, CHOLMOD_NATURAL, CHOLMOD_OK, CHOLMOD_OUT_OF_MEMORY,
-    CHOLMOD_PATTERN, CHOLMOD_REAL, CHOLMOD_SIMPLICIAL, CHOLMOD_TOO_LARGE, cholmod_l_analyze, cholmod_l_factorize,
-    cholmod_l_finish, cholmod_l_free_factor, cholmod_l_start)
 from fastlmm_core._leading cimport gather_row, leading_t, schur_row
+from fastlmm_core._supernodal cimport SupernodalCholesky
+from fastlmm_core._supernodes cimport Supernodes
 from fastlmm_core._tail cimport Tail
 
-from fastlmm_core.errors import NumericalError
-
-__all__ = ["SparseTail", "fill_ordering"]
-
-
-cdef class Symbolic:
-    """One analysed pattern: its symbolic factor, its `cholmod_common`, and a matrix header over arrays kept here."""
-
-    cdef void open(self, object ptr, object idx, int ordering):
-        self.ptr, self.idx = ptr, idx
-        cdef Py_ssize_t m = self.ptr.shape[0] - 1
-        cholmod_l_start(&self.common)
-        self.started = True
-        self.common.print_ = 0
-        self.common.supernodal = CHOLMOD_SIMPLICIAL
-        self.common.final_asis = 0
-        self.common.final_ll = 1
-        self.common.final_pack = 1
-        self.common.final_monotonic = 1
-        self.common.nmethods = 1
-        self.common.method[0].ordering = ordering
-        self.common.postorder = ordering != CHOLMOD_NATURAL
-        self.matrix.nrow = self.matrix.ncol = m
-        self.matrix.nzmax = self.idx.shape[0]
-        self.matrix.p = <void*>&self.ptr[0]
-        self.matrix.i = <void*>&self.idx[0]
-        self.matrix.nz = self.matrix.x = self.matrix.z = NULL
-        self.matrix.stype = 1
-        self.matrix.itype = CHOLMOD_LONG
-        self.matrix.xtype = CHOLMOD_PATTERN
-        self.matrix.dtype = CHOLMOD_DOUBLE
-        self.matrix.sorted = 1
-        self.matrix.packed = 1
-
-    def analyse(self):
-        """Run the symbolic analysis; returns (entries of L, flops of a factorisation)."""
-        self.factor = cholmod_l_analyze(&self.matrix, &self.common)
-        if self.factor == NULL or self.common.status != CHOLMOD_OK:
-            raise_status(self.common.status, "analysis")
-        return self.common.lnz, self.common.fl
-
-    def permutation(self):
-        """The ordering found: entry i is the old position of new position i."""
-        cdef const int64_t *perm = <const int64_t*>self.factor.Perm
-        return np.array([perm[i] for i in range(self.factor.n)], np.int64)
-
-    def __dealloc__(self):
-        if self.started:
-            if self.factor != NULL:
-                cholmod_l_free_factor(&self.factor, &self.common)
-            cholmod_l_finish(&self.common)
-
-
-def raise_status(int status, str stage):
-    if status == CHOLMOD_OUT_OF_MEMORY or status == CHOLMOD_TOO_LARGE:
-        raise MemoryError(f"the sparse {stage} ran out of memory")
-    raise NumericalError(f"the sparse {stage} failed with CHOLMOD status {status}")
-
-
-def fill_ordering(ptr, idx, method="amd"):
-    """A fill-reducing, postordered permutation of a symmetric pattern given by the rows of its lower triangle.
-
-    Parameters
-    ----------
-    ptr : (m + 1,) int64
-    idx : (nnz,) int64, sorted within rows
-    method : {"amd", "metis"}
-
-    Returns
-    -------
-    perm : (m,) int64
-        New position i holds old index ``perm[i]``.
-    """
-    cdef Symbolic symbolic = Symbolic()
-    symbolic.open(ptr, idx, {"amd": CHOLMOD_AMD, "metis": CHOLMOD_METIS}[method])
-    symbolic.analyse()
-    return symbolic.permutation()
+__all__ = ["SparseTail"]
 
 
 cdef class SparseTail(Tail):
-    """CHOLMOD on a fixed pattern; see the module's note.
+    """A supernodal factor on a fixed pattern; see the module's note.
 
     Parameters
     ----------
@@ -116,50 +29,25 @@ cdef class SparseTail(Tail):
     c_ptr, c_idx : int64
         Lower pattern of C by rows, sorted, from `_assemble.schur_pattern`.
     threads : int
+    tree : Supernodes, optional
+        Those of the pattern, if already made.
 
     Attributes
     ----------
-    lnz, flops : float
-        Entries of L and flops of one factorisation, as predicted by the analysis.
+    cholesky : SupernodalCholesky
     """
 
-    def __init__(self, tuple rows, c_ptr, c_idx, int threads):
-        cdef Py_ssize_t j
+    def __init__(self, tuple rows, c_ptr, c_idx, int threads, Supernodes tree=None):
         self.set_rows(rows, threads)
         self.c_ptr, self.c_idx = c_ptr, c_idx
-        self.symbolic = Symbolic()
-        self.symbolic.open(c_ptr, c_idx, CHOLMOD_NATURAL)
-        self.lnz, self.flops = self.symbolic.analyse()
+        self.cholesky = SupernodalCholesky(c_ptr, c_idx, threads, tree)
         self.c_val = np.zeros(self.c_idx.shape[0])
-        self.s_val = np.zeros(self.c_idx.shape[0])
         self.rows_work = np.zeros(threads * self.m)
-        self.symbolic.matrix.x = &self.s_val[0]
-        self.symbolic.matrix.xtype = CHOLMOD_REAL
-        for j in range(self.m):  # an identity factor fixes the layout of L; later calls refill it in place
-            self.s_val[self.c_ptr[j + 1] - 1] = 1.0
-        if self.refactor() != 0:
-            raise_status(self.symbolic.common.status, "factorisation")
-        self.lp = <const int64_t*>self.symbolic.factor.p
-        self.li = <const int64_t*>self.symbolic.factor.i
-        self.lx = <const double*>self.symbolic.factor.x
-        self.z_val = np.zeros(self.lp[self.m])
 
     @staticmethod
-    def predict(c_ptr, c_idx):
-        """Entries of L and flops of a factorisation for a lower pattern of C, from the symbolic analysis alone."""
-        cdef Symbolic symbolic = Symbolic()
-        symbolic.open(c_ptr, c_idx, CHOLMOD_NATURAL)
-        return symbolic.analyse()
-
-    cdef int refactor(self) noexcept nogil:
-        """S's values into the factor; nonzero where S is not positive definite or the call failed."""
-        cholmod_l_factorize(&self.symbolic.matrix, self.symbolic.factor, &self.symbolic.common)
-        if self.symbolic.common.status != CHOLMOD_OK or self.symbolic.factor.minor != self.symbolic.factor.n:
-            return 1
-        self.lp = <const int64_t*>self.symbolic.factor.p
-        self.li = <const int64_t*>self.symbolic.factor.i
-        self.lx = <const double*>self.symbolic.factor.x
-        return 0
+    def bytes(Supernodes tree, Py_ssize_t nnz, int threads):
+        """Memory of the engine for a pattern of ``nnz`` entries: its indices, C, and the factor."""
+        return 16 * nnz + 8 * (1 + threads) * tree.m + SupernodalCholesky.bytes(tree, nnz, threads)
 
     cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d
@@ -185,24 +73,19 @@ cdef class SparseTail(Tail):
                     double *logdet) noexcept nogil:
         cdef Py_ssize_t m = self.m, j, b
         cdef int64_t t
+        cdef double *s = &self.cholesky.panels[0]
+        cdef const int64_t *place = &self.cholesky.place[0]
+        self.cholesky.clear()
         if n_blocks == m:
             for j in range(m):
                 for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
-                    self.s_val[t] = lam[lam_ptr[j]] * self.c_val[t] * lam[lam_ptr[self.c_idx[t]]]
+                    s[place[t]] = lam[lam_ptr[j]] * self.c_val[t] * lam[lam_ptr[self.c_idx[t]]]
         else:
             for b in range(n_blocks):
                 self.scale_block_row(lam, block_ptr, lam_ptr, b)
         for j in range(m):
-            self.s_val[self.c_ptr[j + 1] - 1] += 1.0
-        for t in range(self.c_ptr[m]):
-            if not isfinite(self.s_val[t]):
-                return 1
-        if self.refactor() != 0:
-            return 1
-        logdet[0] = 0.0
-        for j in range(m):
-            logdet[0] += 2.0 * log(self.lx[self.lp[j]])
-        return 0
+            s[place[self.c_ptr[j + 1] - 1]] += 1.0
+        return self.cholesky.factor(logdet)
 
     cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr,
                               Py_ssize_t b) noexcept nogil:
@@ -216,6 +99,8 @@ cdef class SparseTail(Tail):
         cdef double total, inner, value
         cdef const double *fb = lam + lam_ptr[b]
         cdef const double *fc
+        cdef double *s = &self.cholesky.panels[0]
+        cdef const int64_t *place = &self.cholesky.place[0]
         t = 0
         while t < full:
             low, high = 0, b  # the block that begins at this column
@@ -236,7 +121,7 @@ cdef class SparseTail(Tail):
                         for y in range(c, lc):
                             inner += self.c_val[self.c_ptr[o + x] + t + y] * fc[y * lc + c]
                         total += fb[x * lb + r] * inner
-                    self.s_val[self.c_ptr[o + r] + t + c] = total
+                    s[place[self.c_ptr[o + r] + t + c]] = total
             t += lc
         for r in range(lb):
             for c in range(r + 1):
@@ -250,96 +135,36 @@ cdef class SparseTail(Tail):
                             value = self.c_val[self.c_ptr[o + y] + full + x]
                         inner += value * fb[y * lb + c]
                     total += fb[x * lb + r] * inner
-                self.s_val[self.c_ptr[o + r] + full + c] = total
+                s[place[self.c_ptr[o + r] + full + c]] = total
 
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
-        cdef Py_ssize_t i, j, m = self.m
-        cdef int64_t t
-        cdef double *v
-        cdef double xj
-        for i in prange(k, schedule="static", num_threads=self.threads):
-            v = x + i * m
-            for j in range(m):
-                xj = v[j] / self.lx[self.lp[j]]
-                v[j] = xj
-                for t in range(self.lp[j] + 1, self.lp[j + 1]):
-                    v[self.li[t]] -= self.lx[t] * xj
+        self.cholesky.forward(x, k)
 
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
-        cdef Py_ssize_t i, j, m = self.m
-        cdef int64_t t
-        cdef double *v
-        cdef double xj
-        for i in prange(k, schedule="static", num_threads=self.threads):
-            v = x + i * m
-            for j in range(m - 1, -1, -1):
-                xj = v[j]
-                for t in range(self.lp[j] + 1, self.lp[j + 1]):
-                    xj = xj - self.lx[t] * v[self.li[t]]
-                v[j] = xj / self.lx[self.lp[j]]
+        self.cholesky.backward(x, k)
 
     cdef int inverse(self) noexcept nogil:
-        cdef Py_ssize_t m = self.m, j
-        cdef int64_t t, s, first, last, c, r
-        cdef double *z = &self.z_val[0]
-        cdef double *y = &self.rows_work[0]
-        cdef double pivot, lc, total
-        cdef const int64_t *lp = self.lp
-        cdef const int64_t *li = self.li
-        cdef const double *lx = self.lx
-        for j in range(m - 1, -1, -1):
-            first, last = lp[j], lp[j + 1]
-            pivot = lx[first]
-            for t in range(first + 1, last):
-                z[t] = 0.0
-                y[li[t]] = 0.0
-            # y <- Z[I, I] l, from the lower triangle: column c gives its own row's sum and adds to the rows below
-            for t in range(first + 1, last):
-                c = li[t]
-                lc = lx[t]
-                total = z[lp[c]] * lc
-                s = lp[c] + 1
-                for r in range(t + 1, last):  # rows of I below c, all on the pattern of column c
-                    while li[s] != li[r]:
-                        s += 1
-                    total += z[s] * lx[r]
-                    y[li[r]] += z[s] * lc
-                y[c] += total
-            total = 0.0
-            for t in range(first + 1, last):
-                z[t] = -y[li[t]] / pivot
-                total += lx[t] * z[t]
-            z[first] = (1.0 / pivot - total) / pivot
+        self.cholesky.inverse()
         return 0
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-        cdef int64_t low = self.lp[j], high = self.lp[j + 1], mid
-        while low < high:
-            mid = (low + high) // 2
-            if self.li[mid] < k:
-                low = mid + 1
-            else:
-                high = mid
-        return self.z_val[low] if low < self.lp[j + 1] and self.li[low] == k else 0.0
+        return self.cholesky.inverse_entry(j, k)
 
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
         """``work`` as in `DenseTail.gather`."""
         cdef Py_ssize_t j, x, m = self.m, l = lead.l, size = l * l
-        cdef int64_t t
         cdef double *parts = work + self.threads * l
         cdef double *row
         if per_level:  # rows share levels: one thread
             row = &self.rows_work[0]
             for j in range(m):
-                for t in range(self.lp[j], self.lp[j + 1]):
-                    row[self.li[t]] = self.z_val[t]
+                self.cholesky.inverse_column(j, row)
                 gather_row(lead, j, row, out, True, work)
             return
         memset(parts, 0, m * size * sizeof(double))
         for j in prange(m, schedule="dynamic", chunksize=32, num_threads=self.threads):
             row = &self.rows_work[0] + threadid() * m
-            for t in range(self.lp[j], self.lp[j + 1]):
-                row[self.li[t]] = self.z_val[t]
+            self.cholesky.inverse_column(j, row)
             gather_row(lead, j, row, parts + j * size, False, work + threadid() * l)
         for j in range(m):
             for x in range(size):

@@ -1,18 +1,26 @@
 """The symbolic phase: which engine, which order, how many threads, how much memory."""
 
 import re
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 import problems
+from fastlmm_core._ordering import fill_ordering
+from fastlmm_core._supernodes import dense_seconds
 from fastlmm_core._tail import DenseTail, EmptyTail
 from fastlmm_core._tail_sparse import SparseTail
 from fastlmm_core.core import Control, Objective, Term, cross_products, plan
 from fastlmm_core.core.plan import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
 from fastlmm_core.datasets import load_dataset
 from fastlmm_core.errors import MemoryLimitError
+
+
+def module(name):
+    """The module itself, where a function of its name hides it."""
+    return sys.modules[f"fastlmm_core.core.{name}"]
 
 
 def nested(schools=120, classes=12, pupils=4, seed=0):
@@ -53,15 +61,76 @@ def test_nested_factors_are_sparse():
     assert found.engine == "sparse"
     assert isinstance(found.tail, SparseTail)
     m = found.tail.m
-    assert found.tail.lnz <= 2 * m  # a school and its district, nothing else: no fill
+    assert found.tail.cholesky.tree.entries <= 5 * m  # a school and its district, nothing else: next to no fill
 
 
-def test_insteval_is_dense(insteval):
-    """Every lecturer was rated by students whom others rated too: elimination fills almost everything."""
+def test_insteval_is_sparse(insteval):
+    """Only a fifth of the pairs of lecturers share a student: an order leaves most of the flops in one panel."""
     found = plan(insteval)
-    assert found.engine == "dense"
-    assert isinstance(found.tail, DenseTail)
+    assert found.engine == "sparse"
     assert found.tail.m == 1128
+    tree = found.tail.cholesky.tree
+    assert tree.seconds < dense_seconds(tree.m) / 2
+
+
+def test_full_tails_are_dense(monkeypatch):
+    """Nobody looks at the pattern of one that a few rows show to be full."""
+    monkeypatch.setattr(module("plan"), "pattern", None)
+    found = plan(crossed(n=40_000))
+    assert found.tail.m > DENSE_BELOW
+    assert isinstance(found.tail, DenseTail)
+
+
+def test_the_cheaper_engine_is_taken():
+    for n in (900, 1800, 4000, 8000, 16_000):
+        found = plan(crossed(n=n))
+        tree = plan(crossed(n=n), Control("sparse")).tail.cholesky.tree
+        assert found.engine == ("sparse" if tree.seconds < dense_seconds(tree.m) else "dense")
+
+
+def grid(side=60, seed=0):
+    """Rows at random places, with one factor of cells and one of coarser, shifted cells: neighbours meet neighbours."""
+    rng = np.random.default_rng(seed)
+    at = rng.uniform(0, side, (2, 4 * side * side))
+    fine = np.floor(at).astype(int)
+    coarse = np.floor(at * 0.7 + rng.uniform(-0.6, 0.6, at.shape)).clip(0).astype(int)
+    terms = [Term(np.unique(a * 1000 + b, return_inverse=True)[1]) for a, b in (fine, coarse)]
+    return cross_products(rng.normal(size=at.shape[1]), np.ones((at.shape[1], 1)), terms)
+
+
+def test_the_order_does_not_change_the_criterion(monkeypatch):
+    """AMD's, METIS's, and AMD's where CHOLMOD has no METIS."""
+    answers, orders = [], []
+    cross, ordering = grid(), fill_ordering
+    assert ordering(np.array([0, 1]), np.array([0]), "metis") is not None, "this CHOLMOD was built without METIS"
+    for methods in (("amd",), ("metis",), ("amd", "metis")):
+
+        def only(ptr, idx, method, methods=methods):
+            return ordering(ptr, idx, method) if method in methods else None
+
+        monkeypatch.setattr(module("plan"), "fill_ordering", only)
+        monkeypatch.setattr(module("plan"), "METIS_SECONDS", 0.0)
+        objective = Objective(cross, True, Control("sparse"))
+        answers.append(objective.derivatives(np.array([0.7, 0.9])))
+        orders.append(objective.plan)
+    for answer in answers[1:]:
+        for a, b in zip(answer, answers[0], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.abs(b).max())
+    seconds = [found.tail.cholesky.tree.seconds for found in orders]
+    assert not np.array_equal(orders[0].offsets[0], orders[1].offsets[0])
+    assert seconds[2] == min(seconds)
+
+
+def test_metis_is_tried_only_where_it_can_pay(monkeypatch):
+    asked = []
+
+    def counted(ptr, idx, method):
+        asked.append(method)
+        return fill_ordering(ptr, idx, method)
+
+    monkeypatch.setattr(module("plan"), "fill_ordering", counted)
+    plan(nested())
+    assert asked == ["amd"]
 
 
 def test_small_tails_are_dense():
@@ -153,20 +222,15 @@ def test_predicted_bytes_of_the_dense_engine(threads):
     assert found.factor_bytes == pytest.approx(size, rel=0.2)
 
 
-def test_predicted_bytes_of_the_sparse_engine():
-    """NumPy's share is measured; CHOLMOD's own arrays are an index and a value an entry of L."""
+@pytest.mark.parametrize("threads", [1, 3])
+def test_predicted_bytes_of_the_sparse_engine(threads):
     cross = crossed(1800, 700, 4000)
-    found = plan(cross, Control("sparse", threads=1))
-    tail = found.tail
-    rows = structures(cross, found.offsets)[1]
-
-    def make():
-        lower = pattern(structures(cross, found.offsets)[0], rows, np.iinfo(np.int64).max)
-        return SparseTail(rows, lower.indptr.astype(np.int64), lower.indices.astype(np.int64), 1)
-
-    size, again = allocated(make)
-    assert again.lnz == tail.lnz
-    assert found.factor_bytes == pytest.approx(size + 16 * tail.lnz, rel=0.2)
+    found = plan(cross, Control("sparse", threads=threads))
+    leading, rows = structures(cross, found.offsets)
+    size, again = allocated(lambda: SparseTail(rows, *pattern(leading, rows, 10**9), found.threads))
+    assert found.threads == threads
+    assert again.cholesky.tree.entries == found.tail.cholesky.tree.entries
+    assert found.factor_bytes == pytest.approx(size, rel=0.05)
 
 
 def test_a_plan_of_a_plan_is_the_same():

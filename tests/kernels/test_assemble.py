@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._assemble import leading_rows, schur_fill, schur_pattern, tail_rows
+from fastlmm_core._assemble import leading_rows, permuted_pattern, schur_fill, schur_pattern, tail_rows
 from kernel_oracle import expand, incidence, lower_rows, problem, shuffled_offsets
 
 CASES = [
@@ -124,3 +124,19 @@ def test_no_tail():
     np.testing.assert_array_equal(ptr, np.zeros(4))
     assert len(idx) == len(val) == len(t_lead) == len(t_pos) == 0
     np.testing.assert_array_equal(t_ptr, [0])
+
+
+@pytest.mark.parametrize(("m", "density"), [(0, 0.0), (1, 0.0), (7, 0.3), (40, 0.1), (20, 1.0)])
+def test_permuted_pattern_moves_and_sorts(m, density):
+    rng = np.random.default_rng(m)
+    full = rng.uniform(size=(m, m)) < density
+    full = full | full.T | np.eye(m, dtype=bool)
+    lists = [rng.permutation(np.flatnonzero(full[j, : j + 1])) for j in range(m)]
+    ptr = np.cumsum([0, *map(len, lists)])
+    idx = np.concatenate([*lists, np.empty(0)]).astype(np.int64)
+    for position in (np.arange(m), rng.permutation(m)):
+        new_ptr, new_idx = permuted_pattern(ptr, idx, position)
+        moved = np.zeros_like(full)
+        moved[np.ix_(position, position)] = full
+        for j in range(m):
+            np.testing.assert_array_equal(new_idx[new_ptr[j] : new_ptr[j + 1]], np.flatnonzero(moved[j, : j + 1]))

@@ -238,11 +238,10 @@ def test_sparse_threads_do_not_change_a_bit():
     theta, plan, cross = dense.random_theta(0), objective.plan, objective.cross
     leading, rows = structures(cross, plan.offsets)
     lower = pattern(leading, rows, np.iinfo(np.int64).max)
-    c_ptr, c_idx = lower.indptr.astype(np.int64), lower.indices.astype(np.int64)
     answers = []
     with blas_threads(1):
         for threads in (1, 2):
-            tail = SparseTail(rows, c_ptr, c_idx, threads)
+            tail = SparseTail(rows, *lower, threads)
             constant = cross.conditioning.constant(objective.evaluator.nu, True)
             rank = cross.conditioning.rank
             answers.append(Evaluator(plan.arrays, tail, cross.n, rank, True, constant, threads).derivatives(theta))

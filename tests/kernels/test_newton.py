@@ -154,7 +154,7 @@ def test_an_exception_of_the_report_comes_through(error, at):
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
 def test_a_signal_stops_between_evaluations():
     """Ctrl-C without any Python code in the loop: here a timer's signal, whose handler raises."""
-    _, newton, start = newton_for((900, 500), (1, 1), n=2000)
+    _, newton, start = newton_for((900, 500), (1, 1), n=20_000)  # milliseconds an evaluation: the tail is full
     expected = newton.minimise(start)
     n_evaluations = newton.n_evaluations
 

@@ -20,8 +20,8 @@ class Control:
     Parameters
     ----------
     engine : {"auto", "dense", "sparse"}
-        How the random effects that remain after the leading factor is eliminated are factored: LAPACK, or CHOLMOD's
-        sparse Cholesky. "auto" compares the predicted flops.
+        How the random effects that remain after the leading factor is eliminated are factored: as one matrix, or by
+        supernodes of a sparse one. "auto" compares the predicted times.
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up.
     tol : float

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fastlmm_core._assemble import leading_rows, schur_fill, schur_pattern, tail_rows
+from fastlmm_core._assemble import leading_rows, permuted_pattern, schur_fill, schur_pattern, tail_rows
 from fastlmm_core._evaluator import Evaluator
+from fastlmm_core._ordering import elimination_tree, fill_ordering
+from fastlmm_core._supernodes import Supernodes, dense_seconds
 from fastlmm_core._tail import DenseTail, EmptyTail, Tail
-from fastlmm_core._tail_sparse import SparseTail, fill_ordering
+from fastlmm_core._tail_sparse import SparseTail
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts
 from fastlmm_core.errors import MemoryLimitError, ModelError
@@ -22,14 +24,16 @@ __all__ = ["Plan", "plan"]
 DENSE_BELOW = 400
 """Tails smaller than this are dense without a look at their pattern."""
 
-DENSE_FRACTION = 0.1
-"""Schur complements fuller than this are dense: elimination fills the rest."""
+DENSE_FILL = 0.6
+"""Schur complements fuller than this are dense without a look at their pattern: even if all their entries lay in one
+block, as fill would have them, a sparse factor would take about half as long as a dense one, and is slower per flop."""
 
-DENSE_SPEED = 12.0
-"""Flops of LAPACK's factorisation in the time of one of the simplicial factorisation."""
+PATTERN_BYTES = 24
+"""Bytes an entry of the Schur complement's pattern takes in the sparse engine, its factor left out: an index, a value,
+and a place in the factor."""
 
-PATTERN_BYTES = 32
-"""Bytes an entry of the Schur complement's pattern takes in the sparse engine: two indices and two values."""
+METIS_SECONDS = 2e-6
+"""Seconds that METIS takes an entry of the pattern of blocks, about. It is tried where an evaluation takes longer."""
 
 SAMPLED_ROWS = 64
 """Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
@@ -46,6 +50,7 @@ Floats = NDArray[np.float64]
 Offsets = list[Longs]
 LeadingRows = tuple[Longs, Ints, Floats, Longs, Ints, Longs]
 TailRows = tuple[Longs, Ints, Floats]
+Pattern = tuple[Longs, Longs]
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,11 @@ def structures(cross: CrossProducts, offsets: Offsets) -> tuple[LeadingRows, Tai
     return leading, tail
 
 
-def pattern(leading: LeadingRows, tail: TailRows, limit: int) -> csr_array | None:
+def pattern(leading: LeadingRows, tail: TailRows, limit: int) -> Pattern | None:
     """Lower pattern of the Schur complement with sorted rows, or None where it has more entries than ``limit``."""
     ptr, idx, _, t_ptr, t_lead, t_pos = leading
     found = schur_pattern(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, limit)
-    if found is None:
-        return None
-    c_ptr, c_idx = found
-    m = len(c_ptr) - 1
-    matrix = csr_array((np.ones(len(c_idx), np.int8), c_idx, c_ptr), shape=(m, m))
-    matrix.sort_indices()
-    return matrix
+    return None if found is None else permuted_pattern(*found, np.arange(len(tail[0]) - 1))
 
 
 def sampled_fill(leading: LeadingRows, tail: TailRows) -> float:
@@ -139,22 +138,58 @@ def sampled_fill(leading: LeadingRows, tail: TailRows) -> float:
     return float(schur_fill(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, sample))
 
 
-def order_blocks(cross: CrossProducts, offsets: Offsets, lower: csr_array) -> Offsets:
-    """A fill-reducing order of the tail's blocks (levels): columns of one level share a pattern and stay together."""
-    groups = cross.groups[1:]
-    starts = np.concatenate(offsets)
-    widths = np.concatenate([np.full(g.n_levels, g.n_columns, np.int64) for g in groups])
-    by_place = np.argsort(starts, kind="stable")
-    block_of = np.repeat(np.arange(len(starts)), widths[by_place])
-    first = starts[by_place] + widths[by_place] - 1  # a block's last row lists all of its diagonal block
-    rows = lower[first]
-    blocks = csr_array((rows.data, block_of[rows.indices], rows.indptr), shape=(len(starts), len(starts)))
+def block_pattern(lower: Pattern, widths: Longs) -> Pattern:
+    """Pattern of blocks of columns from that of the columns."""
+    if widths.max() == 1:
+        return lower
+    ptr, idx = lower
+    last = np.cumsum(widths) - 1  # a block's last row lists all of its diagonal block
+    block_of = np.repeat(np.arange(len(widths)), widths)
+    rows = csr_array((np.ones(len(idx), np.int8), idx, ptr), shape=(len(block_of),) * 2)[last]
+    blocks = csr_array((rows.data, block_of[rows.indices], rows.indptr), shape=(len(widths),) * 2)
     blocks.sum_duplicates()
-    perm = fill_ordering(blocks.indptr.astype(np.int64), blocks.indices.astype(np.int64))
-    new_start = np.empty(len(starts), np.int64)
-    ordered = by_place[perm]
-    new_start[ordered] = np.concatenate([[0], np.cumsum(widths[ordered])[:-1]])
-    return np.split(new_start, np.cumsum([g.n_levels for g in groups])[:-1])
+    return blocks.indptr.astype(np.int64), blocks.indices.astype(np.int64)
+
+
+def order_blocks(cross: CrossProducts, lower: Pattern) -> tuple[Offsets, Longs, Supernodes]:
+    """The cheaper of AMD's and METIS's orders of the tail's blocks (levels), and what a factor looks like in it.
+
+    Columns of one level share a pattern and stay together.
+
+    Parameters
+    ----------
+    cross : CrossProducts
+    lower : Pattern
+        In the natural order.
+
+    Returns
+    -------
+    offsets
+        As `Plan` has them.
+    position : (m,) int64
+        New place of each column.
+    tree : Supernodes
+    """
+    groups = cross.groups[1:]
+    widths = np.concatenate([np.full(g.n_levels, g.n_columns, np.int64) for g in groups])
+    starts = np.cumsum(widths) - widths
+    blocks = block_pattern(lower, widths)
+    best: tuple[Longs, Supernodes] | None = None
+    for method in ("amd", "metis"):
+        if best is not None and best[1].seconds < METIS_SECONDS * len(blocks[1]):
+            break
+        perm = fill_ordering(*blocks, method)
+        if perm is None:
+            continue
+        place = np.cumsum(widths[perm]) - widths[perm]
+        columns = np.repeat(starts[perm] - place, widths[perm]) + np.arange(widths.sum())
+        tree = Supernodes(*elimination_tree(*lower, columns))
+        if best is None or tree.seconds < best[1].seconds:
+            best = columns, tree
+    assert best is not None
+    position = np.empty_like(best[0])
+    position[best[0]] = np.arange(len(position))
+    return np.split(position[starts], np.cumsum([g.n_levels for g in groups])[:-1]), position, best[1]
 
 
 def elimination_flops(cross: CrossProducts, ptr: NDArray[np.generic], m: int) -> float:
@@ -221,22 +256,17 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
         forced = control.engine == "sparse"
         limit = control.n_bytes // PATTERN_BYTES
-        if not forced:
-            limit = min(limit, int(DENSE_FRACTION * m * (m + 1) / 2))
-        full = not forced and sampled_fill(leading, rows) > DENSE_FRACTION
+        full = not forced and sampled_fill(leading, rows) > DENSE_FILL
         lower = None if full else pattern(leading, rows, limit)
         if lower is not None:
-            new_offsets = order_blocks(cross, offsets, lower)
-            new_leading, new_rows = structures(cross, new_offsets)
-            lower = pattern(new_leading, new_rows, limit)
-            assert lower is not None
-            c_ptr, c_idx = lower.indptr.astype(np.int64), lower.indices.astype(np.int64)
-            lnz, flops = SparseTail.predict(c_ptr, c_idx)
-            sparse_bytes = int(24 * lnz + PATTERN_BYTES * len(c_idx))
-            if forced or flops * DENSE_SPEED < m**3 / 3 or factor_bytes + work > control.n_bytes:
-                refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects ({lnz:.3g} entries)")
-                offsets, leading, rows = new_offsets, new_leading, new_rows
-                tail, engine, factor_bytes = SparseTail(rows, c_ptr, c_idx, threads), "sparse", sparse_bytes
+            new_offsets, position, tree = order_blocks(cross, lower)
+            sparse_bytes = SparseTail.bytes(tree, len(lower[1]), threads)
+            if forced or tree.seconds < dense_seconds(m) or factor_bytes + work > control.n_bytes:
+                refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects")
+                offsets = new_offsets
+                leading, rows = structures(cross, offsets)
+                tail = SparseTail(rows, *permuted_pattern(*lower, position), threads, tree)
+                engine, factor_bytes = "sparse", sparse_bytes
         elif forced:
             raise MemoryLimitError(
                 f"the sparse engine's pattern of {m} random effects has more than {limit:.3g} entries, which is what "

@@ -78,6 +78,7 @@ PATTERNS: dict[str, Lower] = {
     "grid": grid(14),
     "sparse": random_pattern(150, 0.006, 0),
     "less sparse": random_pattern(150, 0.03, 1),
+    "large panels": dense_blocks([300, 120, 60, 9], 350),
     "two components": dense_blocks([40, 30], 0),
 }
 

@@ -1,19 +1,25 @@
 """What a supernodal factorisation and selected inverse do to one supernode; the equations are in `_supernodal`.
 
 Panels of more than a few columns go to BLAS and LAPACK; for the rest loops are faster than calls. A narrow leaf has no
-front: it reads and writes its parent's panel and front.
+front: it reads and writes its parent's panel and front. The work of a large supernode is shared out among threads.
 """
 
+from cython.parallel cimport prange
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrsm
 from scipy.linalg.cython_lapack cimport dpotrf, dpotri
 
+from fastlmm_core._tiles cimport (
+    subtract_square, tile_size, tiled_cholesky, tiled_divide, tiled_inverse, tiled_symmetric)
+
 
 cdef enum:
-    SMALL = 8      # columns of a panel that loops serve better than LAPACK
-    SHORT = 24     # rows of a front that loops serve better than BLAS
+    SMALL = 8          # columns of a panel that loops serve better than LAPACK
+    SHORT = 24         # rows of a front that loops serve better than BLAS
+    WIDE = 256         # columns of a square whose inverse is worth sharing out
+    LARGE = 4_000_000  # flops of a supernode that are worth sharing out
 
 
 cdef struct node_t:
@@ -24,6 +30,7 @@ cdef struct node_t:
     const int32_t *to               # (r) places among the parent's columns and rows
     node_t *parent                  # NULL for a root
     bint leaf, direct, last         # no children; no front either; the child that its parent visits last, going down
+    bint large                      # shared out among threads
 
 
 cdef inline double *shared_column(const node_t *parent, Py_ssize_t place) noexcept nogil:
@@ -33,15 +40,18 @@ cdef inline double *shared_column(const node_t *parent, Py_ssize_t place) noexce
     return parent.front + (place - parent.w) * parent.r - parent.w
 
 
-cdef inline int panel_cholesky(double *a, Py_ssize_t w, Py_ssize_t height) noexcept nogil:
+cdef inline int panel_cholesky(const node_t *s, int threads) noexcept nogil:
     """L11 and L21 in place; nonzero where a pivot is not positive."""
-    cdef Py_ssize_t c, k, i
+    cdef Py_ssize_t c, k, i, w = s.w, height = s.height
     cdef double pivot, factor
+    cdef double *a = s.panel
     cdef double *x
     cdef double *y
     cdef char right = b"R", lower = b"L", yes = b"T", no = b"N"
     cdef int n = <int>w, r = <int>(height - w), ld = <int>height, info = 0
     cdef double one = 1.0
+    if s.large and w > SMALL:
+        return tiled_cholesky(a, height, w, tile_size(height), threads)
     if w > SMALL:
         dpotrf(&lower, &n, a, &ld, &info)
         if info == 0 and r:
@@ -64,7 +74,7 @@ cdef inline int panel_cholesky(double *a, Py_ssize_t w, Py_ssize_t height) noexc
     return 0
 
 
-cdef inline void update_front(const node_t *x) noexcept nogil:
+cdef inline void update_front(const node_t *x, int threads) noexcept nogil:
     """U <- U - L21 L21', nothing being there yet in a leaf."""
     cdef Py_ssize_t a, b, c
     cdef double factor
@@ -73,6 +83,9 @@ cdef inline void update_front(const node_t *x) noexcept nogil:
     cdef char lower = b"L", no = b"N"
     cdef int w = <int>x.w, r = <int>x.r, height = <int>x.height
     cdef double minus = -1.0, beta = 0.0 if x.leaf else 1.0
+    if x.large:
+        subtract_square(x.panel + x.w, x.height, x.w, x.front, x.r, x.r, x.r, beta, tile_size(x.r), threads)
+        return
     if x.w > SMALL or x.r > SHORT:
         dsyrk(&lower, &no, &r, &w, &minus, x.panel + x.w, &height, &beta, x.front, &r)
         return
@@ -87,22 +100,29 @@ cdef inline void update_front(const node_t *x) noexcept nogil:
                 u[a] -= factor * column[a]
 
 
-cdef inline void add_to_parent(const node_t *x) noexcept nogil:
+cdef inline void add_to_parent(const node_t *x, int threads) noexcept nogil:
     """U into the parent's panel and front."""
-    cdef Py_ssize_t a, b, r = x.r, last = x.to[r - 1]
+    cdef Py_ssize_t b
+    if x.large:
+        for b in prange(x.r, schedule="static", chunksize=16, num_threads=threads):
+            add_column(x, b)
+    else:
+        for b in range(x.r):
+            add_column(x, b)
+
+
+cdef inline void add_column(const node_t *x, Py_ssize_t b) noexcept nogil:
+    cdef Py_ssize_t a, r = x.r
     cdef const int32_t *to = x.to
-    cdef double *target
-    cdef const double *u
-    for b in range(r):
-        u = x.front + b * r
-        target = shared_column(x.parent, to[b])
-        if last - to[b] == r - 1 - b:  # no gap from here on
-            target += last - r + 1
-            for a in range(b, r):
-                target[a] += u[a]
-        else:
-            for a in range(b, r):
-                target[to[a]] += u[a]
+    cdef const double *u = x.front + b * r
+    cdef double *target = shared_column(x.parent, to[b])
+    if to[r - 1] - to[b] == r - 1 - b:  # no gap from here on
+        target += to[r - 1] - r + 1
+        for a in range(b, r):
+            target[a] += u[a]
+    else:
+        for a in range(b, r):
+            target[to[a]] += u[a]
 
 
 cdef inline void update_parent(const node_t *x) noexcept nogil:
@@ -121,15 +141,19 @@ cdef inline void update_parent(const node_t *x) noexcept nogil:
                 target[to[a]] -= factor * column[a]
 
 
-cdef inline void panel_ratio(double *a, Py_ssize_t w, Py_ssize_t height) noexcept nogil:
+cdef inline void panel_ratio(const node_t *s, int threads) noexcept nogil:
     """Y = L21 L11^-1 in place of L21."""
-    cdef Py_ssize_t c, k, i
+    cdef Py_ssize_t c, k, i, w = s.w, height = s.height
     cdef double factor
+    cdef double *a = s.panel
     cdef double *x
     cdef double *y
     cdef char right = b"R", lower = b"L", no = b"N"
     cdef int n = <int>w, r = <int>(height - w), ld = <int>height
     cdef double one = 1.0
+    if s.large and w > SMALL:
+        tiled_divide(a, height, w, tile_size(s.r), threads)
+        return
     if w > SMALL:
         dtrsm(&right, &lower, &no, &no, &r, &n, &one, a, &ld, a + w, &ld)
         return
@@ -145,23 +169,30 @@ cdef inline void panel_ratio(double *a, Py_ssize_t w, Py_ssize_t height) noexcep
             x[i] *= factor
 
 
-cdef inline void read_parent(const node_t *x) noexcept nogil:
+cdef inline void read_parent(const node_t *x, int threads) noexcept nogil:
     """The front's lower triangle from the parent's panel and front."""
-    cdef Py_ssize_t a, b, r = x.r, last = x.to[r - 1]
+    cdef Py_ssize_t b
+    if x.large:
+        for b in prange(x.r, schedule="static", chunksize=16, num_threads=threads):
+            read_column(x, b)
+    else:
+        for b in range(x.r):
+            read_column(x, b)
+
+
+cdef inline void read_column(const node_t *x, Py_ssize_t b) noexcept nogil:
+    cdef Py_ssize_t a, r = x.r
     cdef const int32_t *to = x.to
-    cdef double *u
-    cdef const double *source
-    for b in range(r):
-        u = x.front + b * r
-        source = shared_column(x.parent, to[b])
-        if last - to[b] == r - 1 - b:
-            memcpy(u + b, source + to[b], (r - b) * sizeof(double))
-        else:
-            for a in range(b, r):
-                u[a] = source[to[a]]
+    cdef double *u = x.front + b * r
+    cdef const double *source = shared_column(x.parent, to[b])
+    if to[r - 1] - to[b] == r - 1 - b:
+        memcpy(u + b, source + to[b], (r - b) * sizeof(double))
+    else:
+        for a in range(b, r):
+            u[a] = source[to[a]]
 
 
-cdef inline void multiply_front(const node_t *x, double *z) noexcept nogil:
+cdef inline void multiply_front(const node_t *x, double *z, int threads) noexcept nogil:
     """z (r, w) <- -Z22 Y."""
     cdef Py_ssize_t a, b, c
     cdef double factor, total
@@ -170,6 +201,9 @@ cdef inline void multiply_front(const node_t *x, double *z) noexcept nogil:
     cdef char left = b"L", lower = b"L"
     cdef int w = <int>x.w, r = <int>x.r, height = <int>x.height
     cdef double minus = -1.0, zero = 0.0
+    if x.large:
+        tiled_symmetric(x.front, x.r, x.panel + x.w, x.height, x.w, z, tile_size(x.r), threads)
+        return
     if x.w > SMALL or x.r > SHORT:
         dsymm(&left, &lower, &r, &w, &minus, x.front, &r, x.panel + x.w, &height, &zero, z, &r)
         return
@@ -231,12 +265,16 @@ cdef inline void leaf_inverse(const node_t *x, double *z) noexcept nogil:
     x.panel[0] = corner
 
 
-cdef inline void square_inverse(double *a, Py_ssize_t w, Py_ssize_t height) noexcept nogil:
-    """Lower triangle of (L11 L11')^-1 in place of L11."""
-    cdef Py_ssize_t i, j, k
+cdef inline void square_inverse(const node_t *s, double *work, int threads) noexcept nogil:
+    """Lower triangle of (L11 L11')^-1 in place of L11; ``work`` as `tiled_inverse` wants it where w > WIDE."""
+    cdef Py_ssize_t i, j, k, w = s.w, height = s.height
     cdef double total
+    cdef double *a = s.panel
     cdef char lower = b"L"
     cdef int n = <int>w, ld = <int>height, info = 0
+    if w > WIDE:
+        tiled_inverse(a, height, w, tile_size(w), threads, work)
+        return
     if w > SMALL:
         dpotri(&lower, &n, a, &ld, &info)
         return

@@ -24,9 +24,10 @@ from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dtrsm
 
 from fastlmm_core._panels cimport (
-    SMALL, add_to_parent, finish_panel, leaf_inverse, multiply_front, multiply_parent, node_t, panel_cholesky,
-    panel_ratio, read_parent, square_inverse, update_front, update_parent)
+    LARGE, SMALL, WIDE, add_to_parent, finish_panel, leaf_inverse, multiply_front, multiply_parent, node_t,
+    panel_cholesky, panel_ratio, read_parent, square_inverse, update_front, update_parent)
 from fastlmm_core._supernodes cimport NARROW, Supernodes
+from fastlmm_core._tiles cimport tile_size
 
 from fastlmm_core._ordering import elimination_tree
 from fastlmm_core._supernodes import index_maps
@@ -38,6 +39,11 @@ cdef enum:
     VECTORS = 4  # right-hand sides that are solved together
 
 
+cdef Py_ssize_t inverse_work(Supernodes tree, int threads):
+    """Workspace of the widest square's inverse."""
+    return threads * tree.widest * tile_size(tree.widest) if tree.widest > WIDE else 0
+
+
 cdef class SupernodalCholesky:
     """Workspace of one pattern.
 
@@ -47,7 +53,7 @@ cdef class SupernodalCholesky:
     idx : (nnz,) int64
         Sorted rows of the lower triangle, diagonal included.
     threads : int
-        Threads that share out right-hand sides.
+        Threads that share out right-hand sides and large supernodes.
     tree : Supernodes, optional
         Those of this pattern, if already made.
     """
@@ -58,7 +64,8 @@ cdef class SupernodalCholesky:
         self.rows, self.relative, self.place = index_maps(self.tree, ptr, idx)
         # one spare entry each: an empty array still has an address
         self.panels, self.fronts = np.zeros(self.tree.entries + 1), np.empty(self.tree.front_size + 1)
-        self.work, self.vectors = np.empty(self.tree.largest + 1), np.empty(threads * self.tree.longest * VECTORS + 1)
+        self.work = np.empty(self.tree.largest + inverse_work(self.tree, threads) + 1)
+        self.vectors = np.empty(threads * self.tree.longest * VECTORS + 1)
         if self.tree.row_count == 0:
             self.rows = self.relative = np.zeros(1, np.int32)
         self.lay_out()
@@ -88,6 +95,7 @@ cdef class SupernodalCholesky:
             x.leaf = self.tree.heavy[s] < 0
             x.direct = x.leaf and x.w <= NARROW
             x.last = False
+            x.large = (<double>x.w) * x.height * x.height > LARGE
             if self.tree.parent[s] >= 0:
                 x.parent = self.nodes + at[self.tree.parent[s]]
                 x.last = self.tree.heavy[self.tree.parent[s]] == s
@@ -97,7 +105,7 @@ cdef class SupernodalCholesky:
     @staticmethod
     def bytes(Supernodes tree, Py_ssize_t nnz, int threads):
         """Memory of the workspace of a pattern of ``nnz`` entries."""
-        return tree.bytes + 8 * (nnz + threads * tree.longest * VECTORS)
+        return tree.bytes + 8 * (nnz + threads * tree.longest * VECTORS + inverse_work(tree, threads))
 
     # ------------------------------------------------------------------ Python entry points
 
@@ -166,7 +174,7 @@ cdef class SupernodalCholesky:
         for i in range(self.tree.n - 1, -1, -1):
             x = self.nodes + i
             y = x.parent
-            if panel_cholesky(x.panel, x.w, x.height) != 0:
+            if panel_cholesky(x, self.threads) != 0:
                 return 1
             for c in range(x.w):  # pivots are square roots: no product of a bounded one and another overflows
                 product *= x.panel[c * x.height + c]
@@ -181,8 +189,8 @@ cdef class SupernodalCholesky:
             if x.direct:
                 update_parent(x)
             else:
-                update_front(x)
-                add_to_parent(x)
+                update_front(x, self.threads)
+                add_to_parent(x, self.threads)
         logdet[0] += 2.0 * log(product)
         return 0 if isfinite(logdet[0]) else 1  # LAPACK lets a NaN through
 
@@ -277,13 +285,13 @@ cdef class SupernodalCholesky:
                 leaf_inverse(x, &self.work[0])
                 continue
             if x.r:
-                panel_ratio(x.panel, x.w, x.height)
+                panel_ratio(x, self.threads)
                 if x.direct:
                     multiply_parent(x, &self.work[0])
                 else:
-                    read_parent(x)
-                    multiply_front(x, &self.work[0])
-            square_inverse(x.panel, x.w, x.height)
+                    read_parent(x, self.threads)
+                    multiply_front(x, &self.work[0], self.threads)
+            square_inverse(x, &self.work[0] + x.w * x.r, self.threads)
             if x.r:
                 finish_panel(x, &self.work[0])
 

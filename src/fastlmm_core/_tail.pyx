@@ -12,28 +12,24 @@ C = A_tt - sum_i B_i'K_i B_i (m x m, unscaled) is kept beside S = Lambda'C Lambd
 
 Dense engine: one buffer of (m + 1) m doubles holds both matrices. S, its factor and its inverse occupy the upper
 triangle of rows 0..m-1 (row-major; LAPACK's 'L' reads the same memory by columns); C the lower triangle shifted down by
-one row, so the diagonals do not collide. Cost: m^3/3 flops a factorisation (potrf), 2m^3/3 more for the inverse
-(potri).
+one row, so the diagonals do not collide. Cost: m^3/3 flops a factorisation, 2m^3/3 more for the inverse (`_tiles`).
 """
 
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport log, sqrt
+from libc.math cimport log
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy, memset
-from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrsm
-from scipy.linalg.cython_lapack cimport dpotrf
+from libc.string cimport memset
+from scipy.linalg.cython_blas cimport dsymm, dtrsm
 
 from fastlmm_core._leading cimport gather_row, leading_t, schur_row
+from fastlmm_core._tiles cimport tile_size, tiled_cholesky, tiled_inverse
 
 __all__ = ["DenseTail", "EmptyTail", "Tail"]
 
 cdef enum:
-    TILE = 48        # two tiles of 48 x 48 doubles stay in a 32 KB first-level cache
-    BLOCKS = 12      # block columns of a factorisation: enough to share out, few enough to keep BLAS at its best
-    MIN_BLOCK = 64
-    MAX_BLOCK = 256
+    TILE = 48  # two tiles of 48 x 48 doubles stay in a 32 KB first-level cache
 
 
 cdef class Tail:
@@ -109,7 +105,7 @@ cdef class DenseTail(Tail):
     @staticmethod
     def tile_size(Py_ssize_t m):
         """Rows of a tile."""
-        return max(MIN_BLOCK, min(MAX_BLOCK, m // BLOCKS // 16 * 16))
+        return tile_size(m)
 
     cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d
@@ -136,7 +132,7 @@ cdef class DenseTail(Tail):
                 scale_tile(s, m, lam, lam_ptr, tile)
             else:
                 scale_tile_blocks(s, m, lam, block_ptr, lam_ptr, n_blocks, tile)
-        if tiled_cholesky(s, m, self.tile, self.threads) != 0:
+        if tiled_cholesky(s, m, m, self.tile, self.threads) != 0:
             return 1
         logdet[0] = 0.0
         for j in range(m):
@@ -150,17 +146,7 @@ cdef class DenseTail(Tail):
         triangular(&self.buffer[0], x, self.m, k, b"T")
 
     cdef int inverse(self) noexcept nogil:
-        cdef Py_ssize_t m = self.m, nb = self.tile, blocks = (m + nb - 1) // nb, first, b, last
-        cdef double *s = &self.buffer[0]
-        cdef double *panels = &self.panels[0]
-        first = 0
-        while first < blocks:
-            last = min(blocks, first + self.threads)
-            for b in prange(first, last, schedule="static", chunksize=1, num_threads=self.threads):
-                inverse_columns(s, m, nb, b, panels + (b - first) * m * nb)
-            for b in prange(first, last, schedule="static", chunksize=1, num_threads=self.threads):
-                store_columns(s, m, nb, b, panels + (b - first) * m * nb)
-            first = last
+        tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panels[0])
         return 0
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
@@ -240,78 +226,6 @@ cdef inline void scale_tile_blocks(double *s, Py_ssize_t m, const double *lam, c
     for bj in range(j0, j1):
         for x in range(block_ptr[bj], block_ptr[bj + 1]):
             s[x * m + x] += 1.0
-
-
-cdef int tiled_cholesky(double *a, Py_ssize_t m, Py_ssize_t nb, int threads) noexcept nogil:
-    """Lower Cholesky factor (LAPACK's order) of an m x m matrix in place; nonzero where it is not positive definite."""
-    cdef Py_ssize_t k, next_k, below, pair, tiles
-    cdef int n, ld = <int>m, info = 0
-    cdef char uplo = b"L"
-    k = 0
-    while k < m:
-        next_k = min(m, k + nb)
-        n = <int>(next_k - k)
-        dpotrf(&uplo, &n, a + k * m + k, &ld, &info)
-        if info != 0:
-            return 1
-        tiles = (m - next_k + nb - 1) // nb
-        for below in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
-            solve_tile(a, m, nb, k, next_k + below * nb)
-        for pair in prange(tiles * (tiles + 1) // 2, schedule="dynamic", chunksize=1, num_threads=threads):
-            update_tile(a, m, nb, k, next_k, pair)
-        k = next_k
-    return 0
-
-
-cdef inline void solve_tile(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t k, Py_ssize_t i) noexcept nogil:
-    """Rows i of block column k: A_ik <- A_ik L_kk^-T."""
-    cdef char side = b"R", uplo = b"L", trans = b"T", diag = b"N"
-    cdef int rows = <int>min(nb, m - i), columns = <int>min(nb, m - k), ld = <int>m
-    cdef double one = 1.0
-    dtrsm(&side, &uplo, &trans, &diag, &rows, &columns, &one, a + k * m + k, &ld, a + k * m + i, &ld)
-
-
-cdef inline void update_tile(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t k, Py_ssize_t start,
-                             Py_ssize_t pair) noexcept nogil:
-    """Tile number ``pair`` of the trailing triangle from ``start``, by rows: A_ij <- A_ij - A_ik A_jk'."""
-    cdef char uplo = b"L", no = b"N", yes = b"T"
-    cdef Py_ssize_t row = <Py_ssize_t>((sqrt(8.0 * pair + 1.0) - 1.0) / 2.0), column, i, j
-    cdef int rows, columns, inner = <int>min(nb, m - k), ld = <int>m
-    cdef double one = 1.0, minus = -1.0
-    while row * (row + 1) // 2 > pair:  # the root may round either way
-        row -= 1
-    while (row + 1) * (row + 2) // 2 <= pair:
-        row += 1
-    column = pair - row * (row + 1) // 2
-    i, j = start + row * nb, start + column * nb
-    rows, columns = <int>min(nb, m - i), <int>min(nb, m - j)
-    if row == column:
-        dsyrk(&uplo, &no, &rows, &inner, &minus, a + k * m + i, &ld, &one, a + j * m + i, &ld)
-    else:
-        dgemm(&no, &yes, &rows, &columns, &inner, &minus, a + k * m + i, &ld, a + k * m + j, &ld, &one,
-              a + j * m + i, &ld)
-
-
-cdef inline void inverse_columns(const double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
-                                 double *panel) noexcept nogil:
-    """Rows b * nb and below of block column b of the inverse into ``panel``, columns m apart."""
-    cdef char side = b"L", uplo = b"L", no = b"N", yes = b"T"
-    cdef Py_ssize_t j = b * nb, c
-    cdef int rows = <int>(m - j), columns = <int>min(nb, m - j), ld = <int>m
-    cdef double one = 1.0
-    for c in range(columns):
-        memset(panel + c * m, 0, rows * sizeof(double))
-        panel[c * m + c] = 1.0
-    dtrsm(&side, &uplo, &no, &no, &rows, &columns, &one, <double*>a + j * m + j, &ld, panel, &ld)
-    dtrsm(&side, &uplo, &yes, &no, &rows, &columns, &one, <double*>a + j * m + j, &ld, panel, &ld)
-
-
-cdef inline void store_columns(double *a, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
-                               const double *panel) noexcept nogil:
-    """The lower part of a panel over the factor's columns."""
-    cdef Py_ssize_t j = b * nb, c
-    for c in range(min(nb, m - j)):
-        memcpy(a + (j + c) * m + j + c, panel + c * m + c, (m - j - c) * sizeof(double))
 
 
 cdef inline void triangular(double *factor, double *x, Py_ssize_t size, Py_ssize_t k, char trans) noexcept nogil:

@@ -21,8 +21,8 @@ from fastlmm_core.errors import MemoryLimitError, ModelError
 
 __all__ = ["Plan", "plan"]
 
-DENSE_BELOW = 400
-"""Tails smaller than this are dense without a look at their pattern."""
+DENSE_BELOW = 100
+"""Tails no larger than this are dense without a look at their pattern, which would cost more than it saves."""
 
 DENSE_FILL = 0.6
 """Schur complements fuller than this are dense without a look at their pattern: even if all their entries lay in one

@@ -22,6 +22,10 @@ kind = sys.argv[1]
 if kind == "crossed":
     a, b = rng.integers(0, 9000, 600_000), rng.integers(0, 4000, 600_000)
     terms = [Term(a, n_levels=9000), Term(b, n_levels=4000)]
+elif kind == "thin":
+    a, b = rng.integers(0, 20_000, 60_000), rng.integers(0, 8000, 60_000)
+    b = np.where(rng.uniform(size=60_000) < 0.4, b, rng.integers(0, 1000, 60_000))
+    terms = [Term(a, n_levels=20_000), Term(b, n_levels=8000)]
 elif kind == "slopes":
     a, x = rng.integers(0, 200_000, 600_000), rng.normal(size=600_000)
     terms = [Term(a, z=np.column_stack([np.ones(600_000), x]), n_levels=200_000)]
@@ -43,7 +47,9 @@ print(json.dumps({"predicted": model.plan.total_bytes, "measured": measured, "en
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
-@pytest.mark.parametrize(("kind", "engine"), [("crossed", "dense"), ("slopes", "none"), ("nested", "sparse")])
+@pytest.mark.parametrize(
+    ("kind", "engine"), [("crossed", "dense"), ("slopes", "none"), ("nested", "sparse"), ("thin", "sparse")]
+)
 def test_peak_is_predicted(kind, engine):
     # arrays of their own pages: otherwise what an earlier step freed is used again, and not counted
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -84,8 +84,19 @@ def test_full_tails_are_dense(monkeypatch):
 def test_the_cheaper_engine_is_taken():
     for n in (900, 1800, 4000, 8000, 16_000):
         found = plan(crossed(n=n))
-        tree = plan(crossed(n=n), Control("sparse")).tail.cholesky.tree
-        assert found.engine == ("sparse" if tree.seconds < dense_seconds(tree.m) else "dense")
+        forced = plan(crossed(n=n), Control("sparse"))
+        tree, dense = forced.tail.cholesky.tree, plan(crossed(n=n), Control("dense"))
+        seconds = tree.seconds * max(1.0, forced.factor_bytes / dense.factor_bytes)
+        assert found.engine == ("sparse" if seconds < dense_seconds(tree.m) else "dense")
+
+
+def test_the_engine_that_fits_is_taken():
+    """The faster one only where there is memory for it."""
+    cross = crossed(1800, 700, 6000)
+    sizes = {engine: plan(cross, Control(engine, threads=1)).total_bytes for engine in ("dense", "sparse")}
+    larger, smaller = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
+    between = (sizes[larger] + sizes[smaller]) // 2
+    assert plan(cross, Control(threads=1, memory_limit=between)).engine == smaller
 
 
 def grid(side=60, seed=0):

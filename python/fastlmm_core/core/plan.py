@@ -24,16 +24,17 @@ __all__ = ["Plan", "plan"]
 DENSE_BELOW = 100
 """Tails no larger than this are dense without a look at their pattern, which would cost more than it saves."""
 
-DENSE_FILL = 0.6
-"""Schur complements fuller than this are dense without a look at their pattern: even if all their entries lay in one
-block, as fill would have them, a sparse factor would take about half as long as a dense one, and is slower per flop."""
+DENSE_FILL = 0.4
+"""Schur complements fuller than this are dense without a look at their pattern. Elimination fills them further: at 0.46
+(ten million ratings) a sparse factor was predicted to take 0.7 of the time and twice the memory."""
 
 PATTERN_BYTES = 24
 """Bytes an entry of the Schur complement's pattern takes in the sparse engine, its factor left out: an index, a value,
 and a place in the factor."""
 
-METIS_SECONDS = 2e-6
-"""Seconds that METIS takes an entry of the pattern of blocks, about. It is tried where an evaluation takes longer."""
+METIS_SECONDS = 2.5e-7
+"""Predicted seconds of a factor and inverse, an entry of the pattern of blocks, from which on METIS is tried. It takes
+6e-7 an entry, and where it beats AMD it does so by about a quarter, in each of some ten evaluations."""
 
 SAMPLED_ROWS = 64
 """Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
@@ -261,7 +262,10 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
         if lower is not None:
             new_offsets, position, tree = order_blocks(cross, lower)
             sparse_bytes = SparseTail.bytes(tree, len(lower[1]), threads)
-            if forced or tree.seconds < dense_seconds(m) or factor_bytes + work > control.n_bytes:
+            fits, dense_fits = (size + work <= control.n_bytes for size in (sparse_bytes, factor_bytes))
+            # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much
+            better = tree.seconds * max(1.0, sparse_bytes / factor_bytes) < dense_seconds(m)
+            if forced or not dense_fits or (fits and better):
                 refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects")
                 offsets = new_offsets
                 leading, rows = structures(cross, offsets)

@@ -77,11 +77,11 @@ cdef class SparseTail(Tail):
         cdef const int64_t *place = &self.cholesky.place[0]
         self.cholesky.clear()
         if n_blocks == m:
-            for j in range(m):
+            for j in prange(m, schedule="static", num_threads=self.threads):
                 for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
                     s[place[t]] = lam[lam_ptr[j]] * self.c_val[t] * lam[lam_ptr[self.c_idx[t]]]
         else:
-            for b in range(n_blocks):
+            for b in prange(n_blocks, schedule="static", num_threads=self.threads):
                 self.scale_block_row(lam, block_ptr, lam_ptr, b)
         for j in range(m):
             s[place[self.c_ptr[j + 1] - 1]] += 1.0

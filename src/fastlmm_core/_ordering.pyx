@@ -51,9 +51,13 @@ cdef class Pattern:
             cholmod_l_free_factor(&self.factor, &self.common)
         cholmod_l_finish(&self.common)
 
-    def check_memory(self):
-        if self.common.status == CHOLMOD_OUT_OF_MEMORY or self.common.status == CHOLMOD_TOO_LARGE:
+    def check(self):
+        """Raise what the last call's status calls for."""
+        cdef int status = self.common.status
+        if status == CHOLMOD_OUT_OF_MEMORY or status == CHOLMOD_TOO_LARGE:
             raise MemoryError("the sparse analysis ran out of memory")
+        if status != CHOLMOD_OK:
+            raise NumericalError(f"the sparse analysis failed with CHOLMOD status {status}")
 
 
 def fill_ordering(ptr, idx, method="amd"):
@@ -76,11 +80,9 @@ def fill_ordering(ptr, idx, method="amd"):
     pattern.common.method[0].ordering = ordering
     pattern.common.postorder = 1
     pattern.factor = cholmod_l_analyze(&pattern.matrix, &pattern.common)
-    pattern.check_memory()
-    if pattern.factor == NULL or pattern.common.status != CHOLMOD_OK:
-        if ordering == CHOLMOD_METIS:
-            return None
-        raise NumericalError(f"the sparse analysis failed with CHOLMOD status {pattern.common.status}")
+    if ordering == CHOLMOD_METIS and (pattern.factor == NULL or pattern.common.status != CHOLMOD_OK):
+        return None
+    pattern.check()
     perm = <const int64_t*>pattern.factor.Perm
     return np.array([perm[i] for i in range(pattern.factor.n)], np.int64)
 
@@ -111,7 +113,5 @@ def elimination_tree(ptr, idx, perm=None):
     cdef int64_t[::1] parent = parent_, counts = counts_, order = order_, work = np.empty(3 * m, np.int64)
     cholmod_l_analyze_ordering(&pattern.matrix, CHOLMOD_NATURAL if perm is None else CHOLMOD_GIVEN, &order[0], NULL, 0,
                                &parent[0], &work[0], &counts[0], &work[m], &work[2 * m], &pattern.common)
-    pattern.check_memory()
-    if pattern.common.status != CHOLMOD_OK:
-        raise NumericalError(f"the sparse analysis failed with CHOLMOD status {pattern.common.status}")
+    pattern.check()
     return parent_, counts_

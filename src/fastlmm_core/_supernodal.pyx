@@ -20,7 +20,7 @@ import numpy as np
 from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite, log
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from scipy.linalg.cython_blas cimport dgemm, dtrsm
 
 from fastlmm_core._panels cimport (
@@ -315,6 +315,7 @@ cdef class SupernodalCholesky:
         cdef const node_t *x = self.nodes + self.owner[j]
         cdef Py_ssize_t a
         cdef const double *column = x.panel + (j - x.first) * x.height
-        memcpy(out + j, column + j - x.first, (x.first + x.w - j) * sizeof(double))
+        for a in range(j - x.first, x.w):
+            out[x.first + a] = column[a]
         for a in range(x.r):
             out[x.rows[a]] = column[x.w + a]

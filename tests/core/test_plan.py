@@ -39,6 +39,14 @@ def crossed(a=900, b=500, n=4000, seed=0):
     return cross_products(rng.normal(size=n), np.ones((n, 1)), terms)
 
 
+def popular(q=1500, items=900, n=5000, seed=0):
+    """Most items met once or twice, a few by everybody: leaves of every width around a large last panel."""
+    rng = np.random.default_rng(seed)
+    item = np.minimum(rng.pareto(0.6, n), 1e6).astype(np.int64) % items
+    terms = [Term(rng.integers(0, q, n), n_levels=q), Term(item, n_levels=items)]
+    return cross_products(rng.normal(size=n), np.ones((n, 1)), terms)
+
+
 @pytest.fixture(scope="module")
 def insteval():
     data = load_dataset("InstEval")
@@ -156,7 +164,7 @@ def test_a_forced_engine_is_used(cross, engine):
 
 
 def test_engines_agree_where_auto_would_take_the_other():
-    for cross in (nested(40, 3, 2), crossed(600, 450, 2500)):
+    for cross in (nested(40, 3, 2), crossed(600, 450, 2500), popular(), crossed(2500, 1200, 6000)):
         theta = np.full(len(cross.theta_index), 0.7)
         dense, sparse = (Objective(cross, True, Control(engine)).derivatives(theta) for engine in ("dense", "sparse"))
         for a, b in zip(dense, sparse, strict=True):

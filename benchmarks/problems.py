@@ -145,6 +145,15 @@ _ALL = (
         note="heavy-tailed, 6,040 x 3,706 levels",
     ),
     Problem(
+        "ratings-300k",
+        "rating ~ 1 + (1|user) + (1|item)",
+        generators.ratings,
+        size={"n_users": 30_000, "n_items": 6_000, "n_rows": 300_000, "item_shape": 0.42},
+        small=RATINGS_SMALL,
+        tasks=("fit", "evaluate", "derivatives"),
+        note="most items rarely rated, 30,000 x 6,000 levels",
+    ),
+    Problem(
         "ratings-10m",
         "rating ~ 1 + (1|user) + (1|item)",
         generators.ratings,

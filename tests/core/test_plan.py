@@ -92,10 +92,11 @@ def test_full_tails_are_dense(monkeypatch):
 def test_the_cheaper_engine_is_taken():
     for n in (900, 1800, 4000, 8000, 16_000):
         found = plan(crossed(n=n))
-        forced = plan(crossed(n=n), Control("sparse"))
-        tree, dense = forced.tail.cholesky.tree, plan(crossed(n=n), Control("dense"))
+        forced = plan(crossed(n=n), Control("sparse", threads=1))
+        tree, dense = forced.tail.cholesky.tree, plan(crossed(n=n), Control("dense", threads=1))
         seconds = tree.seconds * max(1.0, forced.factor_bytes / dense.factor_bytes)
         assert found.engine == ("sparse" if seconds < dense_seconds(tree.m) else "dense")
+        assert plan(crossed(n=n), Control(threads=7)).engine == found.engine
 
 
 def test_the_engine_that_fits_is_taken():

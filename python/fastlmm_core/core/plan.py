@@ -263,8 +263,10 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
             new_offsets, position, tree = order_blocks(cross, lower)
             sparse_bytes = SparseTail.bytes(tree, len(lower[1]), threads)
             fits, dense_fits = (size + work <= control.n_bytes for size in (sparse_bytes, factor_bytes))
-            # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much
-            better = tree.seconds * max(1.0, sparse_bytes / factor_bytes) < dense_seconds(m)
+            # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much; judged
+            # on one thread, so that their number does not change the engine and with it the last digits
+            memory = SparseTail.bytes(tree, len(lower[1]), 1) / dense_bytes(m, 1)
+            better = tree.seconds * max(1.0, memory) < dense_seconds(m)
             if forced or not dense_fits or (fits and better):
                 refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects")
                 offsets = new_offsets

@@ -10,6 +10,7 @@ cdef class Solver:
     cdef readonly Py_ssize_t n_theta, p, n_groups
     cdef Py_ssize_t n_blocks, n_lead_theta
     cdef readonly bint reml
+    cdef bint ones                   # each leading entry is one: unweighted intercepts, a row a cell
     cdef readonly double nu
     cdef double constant
     cdef readonly dict arrays        # owns what `lead` points at

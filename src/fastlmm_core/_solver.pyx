@@ -19,7 +19,7 @@ import numpy as np
 
 from cython.parallel cimport prange, threadid
 from libc.math cimport M_PI, isfinite, log
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t
 from libc.string cimport memcpy
 from scipy.linalg.cython_blas cimport dsyrk
 from scipy.linalg.cython_lapack cimport dpotrf
@@ -31,6 +31,9 @@ from fastlmm_core._tiny cimport FEW, chol, lower_t_times, lower_times, subtract_
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Solver"]
+
+cdef enum:
+    SHORT = 1 << 16  # tail columns that 16-bit numbers tell apart
 
 
 cdef class Solver:
@@ -58,6 +61,7 @@ cdef class Solver:
         cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column
         cdef const int64_t[::1] longs
         cdef const int32_t[::1] ints
+        cdef const uint16_t[::1] shorts
         cdef const double[::1] doubles
         cdef double[::1] scratch
         cdef double[:, ::1] scratch2
@@ -83,11 +87,15 @@ cdef class Solver:
         self.lead.a, self.lead.zd = &a[0, 0, 0], &zd[0, 0]
         longs = arrays["ptr"]
         self.lead.ptr = &longs[0]
+        self.lead.short_idx = NULL
         longs = arrays["t_ptr"]
         self.lead.t_ptr = &longs[0]
         if arrays["idx"].shape[0]:
             ints = arrays["idx"]
             self.lead.idx = &ints[0]
+            if m <= SHORT:
+                shorts = self.arrays["short_idx"] = arrays["idx"].astype(np.uint16)
+                self.lead.short_idx = &shorts[0]
             doubles = arrays["val"]
             self.lead.val = &doubles[0]
             ints = arrays["t_lead"]
@@ -97,6 +105,7 @@ cdef class Solver:
             scratch = np.empty(arrays["val"].shape[0])
             self.arrays["u"] = scratch
             self.lead.u = &scratch[0]
+            self.ones = l == 1 and bool((arrays["val"] == 1.0).all())
         scratch2 = np.empty((self.lead.q * l, d))
         self.arrays["ud"] = scratch2
         self.lead.ud = &scratch2[0, 0]
@@ -343,6 +352,7 @@ cdef class Solver:
         """Leading levels: M_i = R_i^-1 L1' with R_i R_i' = D_i (so K_i = M_i'M_i), then U_i = M_i B_i, C and C_tD."""
         cdef Py_ssize_t i, q = self.lead.q, m = self.tail.m, d = self.lead.d, j, x
         cdef double *dense
+        self.lead.even = self.ones
         if self.threads == 1:
             for i in range(q):
                 eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
@@ -435,6 +445,7 @@ cdef class Solver:
     cdef void project(self, const double *lam, bint posterior) noexcept nogil:
         """U_i <- (I - A_i K_i) B_i Lambda_t, or K_i B_i Lambda_t for conditional variances."""
         cdef Py_ssize_t i
+        self.lead.even = self.ones and self.n_groups == 2 and self.group_l[1] == 1  # one factor for all columns
         if self.threads == 1:
             for i in range(self.lead.q):
                 project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],

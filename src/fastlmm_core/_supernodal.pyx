@@ -39,9 +39,9 @@ cdef enum:
     VECTORS = 4  # right-hand sides that are solved together
 
 
-cdef Py_ssize_t inverse_work(Supernodes tree, int threads):
+cdef Py_ssize_t inverse_work(Supernodes tree):
     """Workspace of the widest square's inverse."""
-    return threads * tree.widest * tile_size(tree.widest) if tree.widest > WIDE else 0
+    return tree.widest * tile_size(tree.widest) if tree.widest > WIDE else 0
 
 
 cdef class SupernodalCholesky:
@@ -64,7 +64,7 @@ cdef class SupernodalCholesky:
         self.rows, self.relative, self.place = index_maps(self.tree, ptr, idx)
         # one spare entry each: an empty array still has an address
         self.panels, self.fronts = np.zeros(self.tree.entries + 1), np.empty(self.tree.front_size + 1)
-        self.work = np.empty(self.tree.largest + inverse_work(self.tree, threads) + 1)
+        self.work = np.empty(self.tree.largest + inverse_work(self.tree) + 1)
         self.vectors = np.empty(threads * self.tree.longest * VECTORS + 1)
         if self.tree.row_count == 0:
             self.rows = self.relative = np.zeros(1, np.int32)
@@ -105,7 +105,7 @@ cdef class SupernodalCholesky:
     @staticmethod
     def bytes(Supernodes tree, Py_ssize_t nnz, int threads):
         """Memory of the workspace of a pattern of ``nnz`` entries."""
-        return tree.bytes + 8 * (nnz + threads * tree.longest * VECTORS + inverse_work(tree, threads))
+        return tree.bytes + 8 * (nnz + threads * tree.longest * VECTORS + inverse_work(tree))
 
     # ------------------------------------------------------------------ Python entry points
 

@@ -23,7 +23,7 @@ cdef class Tail:
 
 cdef class DenseTail(Tail):
     cdef double[::1] buffer
-    cdef double[::1] panels
+    cdef double[::1] panel
     cdef Py_ssize_t tile
 
 

@@ -21,7 +21,7 @@ from cython.parallel cimport prange, threadid
 from libc.math cimport log
 from libc.stdint cimport int64_t
 from libc.string cimport memset
-from scipy.linalg.cython_blas cimport dsymm, dtrsm
+from scipy.linalg.cython_blas cimport dtrsm
 
 from fastlmm_core._leading cimport gather_row, leading_t, schur_row
 from fastlmm_core._tiles cimport tile_size, tiled_cholesky, tiled_inverse
@@ -100,7 +100,7 @@ cdef class DenseTail(Tail):
         self.set_rows(rows, threads)
         self.buffer = np.zeros((self.m + 1) * self.m)
         self.tile = DenseTail.tile_size(self.m)
-        self.panels = np.empty(threads * self.m * self.tile)
+        self.panel = np.empty(self.m * self.tile)
 
     @staticmethod
     def tile_size(Py_ssize_t m):
@@ -146,8 +146,7 @@ cdef class DenseTail(Tail):
         triangular(&self.buffer[0], x, self.m, k, b"T")
 
     cdef int inverse(self) noexcept nogil:
-        tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panels[0])
-        return 0
+        return tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panel[0])
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
         return self.buffer[j * self.m + k]
@@ -169,11 +168,29 @@ cdef class DenseTail(Tail):
                 out[x] += parts[j * size + x]
 
     cdef void times(self, const double *x, double *y, Py_ssize_t k) noexcept nogil:
-        cdef char side = b"L", uplo = b"U"  # the lower triangle by rows is the upper one by columns
-        cdef int m = <int>self.m, n = <int>k
-        cdef double one = 1.0, zero = 0.0
-        if k:
-            dsymm(&side, &uplo, &m, &n, &one, &self.buffer[0] + m, &m, <double*>x, &m, &zero, y, &m)
+        cdef Py_ssize_t v
+        for v in range(k):
+            symmetric_times(&self.buffer[0] + self.m, self.m, x + v * self.m, y + v * self.m)
+
+
+cdef inline void symmetric_times(const double *c, Py_ssize_t m, const double *x, double *y) noexcept nogil:
+    """y <- C x from C's lower triangle by rows, read once; dsymm copies C, and dsymv rounds by its threads."""
+    cdef Py_ssize_t j, k
+    cdef const double *row
+    cdef double even, odd, xj
+    for j in range(m):
+        row, xj, even, odd = c + j * m, x[j], 0.0, 0.0
+        k = 0
+        while k + 1 < j:
+            even += row[k] * x[k]
+            odd += row[k + 1] * x[k + 1]
+            y[k] += xj * row[k]
+            y[k + 1] += xj * row[k + 1]
+            k += 2
+        if k < j:
+            even += row[k] * x[k]
+            y[k] += xj * row[k]
+        y[j] = even + odd + xj * row[j]
 
 
 cdef inline void scale_tile(double *s, Py_ssize_t m, const double *lam, const int64_t *lam_ptr,

@@ -7,14 +7,14 @@ tiles of a matrix depend on its size alone, so results do not depend on the numb
 from cython.parallel cimport prange
 from libc.math cimport sqrt
 from libc.string cimport memcpy, memset
-from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrsm
-from scipy.linalg.cython_lapack cimport dpotrf
+from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrmm, dtrsm
+from scipy.linalg.cython_lapack cimport dpotrf, dtrtri
 
 
 cdef enum:
     BLOCKS = 12      # tiles along a matrix: enough to share out, few enough to keep BLAS at its best
     MIN_BLOCK = 64
-    MAX_BLOCK = 256
+    MAX_BLOCK = 384
 
 
 cdef inline Py_ssize_t tile_size(Py_ssize_t m) noexcept nogil:
@@ -117,36 +117,87 @@ cdef inline void symmetric_tile(const double *s, Py_ssize_t r, const double *y, 
               &one, z + i, &ld)
 
 
-cdef inline void tiled_inverse(double *a, Py_ssize_t ld, Py_ssize_t m, Py_ssize_t nb, int threads,
-                               double *panels) noexcept nogil:
-    """Lower triangle of the inverse in place of an m x m factor; ``panels`` is workspace of threads * m * nb."""
-    cdef Py_ssize_t blocks = (m + nb - 1) // nb, first = 0, b, last
-    while first < blocks:
-        last = min(blocks, first + threads)
-        for b in prange(first, last, schedule="static", chunksize=1, num_threads=threads):
-            inverse_columns(a, ld, m, nb, b, panels + (b - first) * m * nb)
-        for b in prange(first, last, schedule="static", chunksize=1, num_threads=threads):
-            store_columns(a, ld, m, nb, b, panels + (b - first) * m * nb)
-        first = last
+cdef inline int tiled_inverse(double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, int threads,
+                              double *panel) noexcept nogil:
+    """Lower triangle of (L L')^-1 in the place of L, m x m; nonzero where L is singular.
+
+    W = L^-1 in place, then W'W, by products of triangles: BLAS's trmm is twice as fast as its trsm. ``panel`` is
+    workspace of m * nb.
+    """
+    cdef Py_ssize_t tiles = (m + nb - 1) // nb, i, j, n
+    cdef int failed = 0
+    for i in prange(tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+        failed += invert_diagonal(a, lda, m, nb, i)
+    if failed:
+        return 1
+    for j in range(tiles - 2, -1, -1):  # W from the last block column to the first
+        for i in prange(j + 1, tiles, schedule="dynamic", chunksize=1, num_threads=threads):
+            panel_tile(a, lda, m, nb, i, j, panel)
+        for i in prange(tiles - 1, j, -1, schedule="dynamic", chunksize=1, num_threads=threads):
+            inverse_tile(a, lda, m, nb, i, j, panel)
+    for i in range(tiles):  # W'W by block rows; W_ii is needed by all of its row, so it is set aside
+        n = min(nb, m - i * nb)
+        for j in range(n):
+            memset(panel + j * n, 0, j * sizeof(double))
+            memcpy(panel + j * n + j, a + (i * nb + j) * lda + i * nb + j, (n - j) * sizeof(double))
+        for j in prange(i + 1, schedule="dynamic", chunksize=1, num_threads=threads):
+            product_tile(a, lda, m, nb, i, j, panel)
+    return 0
 
 
-cdef inline void inverse_columns(const double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
-                                 double *panel) noexcept nogil:
-    """Rows b * nb and below of block column b of the inverse into ``panel``, columns m apart."""
-    cdef char side = b"L", uplo = b"L", no = b"N", yes = b"T"
-    cdef Py_ssize_t j = b * nb, c
-    cdef int rows = <int>(m - j), columns = <int>min(nb, m - j), ld = <int>m, ld_a = <int>lda
+cdef inline int invert_diagonal(double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t i) noexcept nogil:
+    """W_ii = L_ii^-1; one where L_ii is singular."""
+    cdef char uplo = b"L", diag = b"N"
+    cdef int n = <int>min(nb, m - i * nb), ld = <int>lda, info = 0
+    dtrtri(&uplo, &diag, &n, a + i * nb * lda + i * nb, &ld, &info)
+    return 1 if info != 0 else 0
+
+
+cdef inline void panel_tile(const double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t i, Py_ssize_t j,
+                            double *panel) noexcept nogil:
+    """P_i = -L_ij W_jj."""
+    cdef char side = b"R", uplo = b"L", no = b"N"
+    cdef Py_ssize_t c
+    cdef int rows = <int>min(nb, m - i * nb), columns = <int>nb, ld = <int>lda, ld_p = <int>m
+    cdef double minus = -1.0
+    for c in range(nb):
+        memcpy(panel + c * m + i * nb, a + (j * nb + c) * lda + i * nb, rows * sizeof(double))
+    dtrmm(&side, &uplo, &no, &no, &rows, &columns, &minus, <double*>a + j * nb * lda + j * nb, &ld, panel + i * nb,
+          &ld_p)
+
+
+cdef inline void inverse_tile(double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t i, Py_ssize_t j,
+                              double *panel) noexcept nogil:
+    """W_ij = W_ii P_i + sum_{j < k < i} W_ik P_k."""
+    cdef char side = b"L", uplo = b"L", no = b"N"
+    cdef Py_ssize_t c, k = j + 1
+    cdef int rows = <int>min(nb, m - i * nb), columns = <int>nb, inner = <int>((i - k) * nb)
+    cdef int ld = <int>lda, ld_p = <int>m
     cdef double one = 1.0
-    for c in range(columns):
-        memset(panel + c * m, 0, rows * sizeof(double))
-        panel[c * m + c] = 1.0
-    dtrsm(&side, &uplo, &no, &no, &rows, &columns, &one, <double*>a + j * lda + j, &ld_a, panel, &ld)
-    dtrsm(&side, &uplo, &yes, &no, &rows, &columns, &one, <double*>a + j * lda + j, &ld_a, panel, &ld)
+    cdef double *out = a + j * nb * lda + i * nb
+    for c in range(nb):
+        memcpy(out + c * lda, panel + c * m + i * nb, rows * sizeof(double))
+    dtrmm(&side, &uplo, &no, &no, &rows, &columns, &one, a + i * nb * lda + i * nb, &ld, out, &ld)
+    if inner:
+        dgemm(&no, &no, &rows, &columns, &inner, &one, a + k * nb * lda + i * nb, &ld, panel + k * nb, &ld_p, &one,
+              out, &ld)
 
 
-cdef inline void store_columns(double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t b,
-                               const double *panel) noexcept nogil:
-    """The lower part of a panel over the factor's columns."""
-    cdef Py_ssize_t j = b * nb, c
-    for c in range(min(nb, m - j)):
-        memcpy(a + (j + c) * lda + j + c, panel + c * m + c, (m - j - c) * sizeof(double))
+cdef inline void product_tile(double *a, Py_ssize_t lda, Py_ssize_t m, Py_ssize_t nb, Py_ssize_t i, Py_ssize_t j,
+                              double *w) noexcept nogil:
+    """Tile (i, j), j <= i, of W'W: W_ii'W_ij + sum_{k > i} W_ki'W_kj, with W_ii in ``w``, zeros above its diagonal."""
+    cdef char side = b"L", uplo = b"L", no = b"N", yes = b"T"
+    cdef Py_ssize_t below = min(m, (i + 1) * nb)
+    cdef int rows = <int>(below - i * nb), columns = <int>nb, inner = <int>(m - below), ld = <int>lda
+    cdef double one = 1.0, zero = 0.0
+    cdef double *left = a + i * nb * lda + below
+    cdef double *out = a + j * nb * lda + i * nb
+    if i == j:
+        # not dlauum: its rounding depends on the threads that BLAS may use, whatever the size
+        dsyrk(&uplo, &yes, &rows, &rows, &one, w, &rows, &zero, out, &ld)
+        if inner:
+            dsyrk(&uplo, &yes, &rows, &inner, &one, left, &ld, &one, out, &ld)
+        return
+    dtrmm(&side, &uplo, &yes, &no, &rows, &columns, &one, w, &rows, out, &ld)
+    if inner:
+        dgemm(&yes, &no, &rows, &columns, &inner, &one, left, &ld, a + j * nb * lda + below, &ld, &one, out, &ld)

@@ -200,9 +200,9 @@ def elimination_flops(cross: CrossProducts, ptr: NDArray[np.generic], m: int) ->
     return float(lead.n_columns * (widths @ widths) + lead.size * d * (d + lead.n_columns) + m**3 / 3)
 
 
-def dense_bytes(m: int, threads: int) -> int:
-    """Memory of the dense engine: both triangles, and a panel a thread for the inverse."""
-    return 8 * m * (m + 1 + threads * DenseTail.tile_size(m))
+def dense_bytes(m: int) -> int:
+    """Memory of the dense engine: both triangles, and a panel for the inverse."""
+    return 8 * m * (m + 1 + DenseTail.tile_size(m))
 
 
 def workspace_bytes(cross: CrossProducts, leading: LeadingRows, rows: TailRows) -> int:
@@ -211,6 +211,7 @@ def workspace_bytes(cross: CrossProducts, leading: LeadingRows, rows: TailRows) 
     q, l, m, n_theta = lead.n_levels, lead.n_columns, len(rows[0]) - 1, len(parameters)
     own = int((parameters[:, 0] == 0).sum())
     structure = sum(a.nbytes for a in (*leading, *rows)) + leading[2].nbytes  # the values twice: B and U
+    structure += 2 * len(leading[1])  # the columns once more, as 16-bit numbers
     levels = 8 * q * (l * l + 1 + l * (2 * d + 2 + own))
     columns = 8 * m * (4 * d + 2 + 2 * n_theta - own + l * l + 2 * (d - 1))
     return int(structure + levels + columns)
@@ -251,7 +252,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
     tail: Tail | None = None
     work = workspace_bytes(cross, leading, rows)
-    engine, factor_bytes = "dense", dense_bytes(m, threads)
+    engine, factor_bytes = "dense", dense_bytes(m)
     if m == 0:
         tail, engine, factor_bytes = EmptyTail(), "none", 0
     elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
@@ -265,7 +266,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
             fits, dense_fits = (size + work <= control.n_bytes for size in (sparse_bytes, factor_bytes))
             # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much; judged
             # on one thread, so that their number does not change the engine and with it the last digits
-            memory = SparseTail.bytes(tree, len(lower[1]), 1) / dense_bytes(m, 1)
+            memory = SparseTail.bytes(tree, len(lower[1]), 1) / dense_bytes(m)
             better = tree.seconds * max(1.0, memory) < dense_seconds(m)
             if forced or not dense_fits or (fits and better):
                 refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects")

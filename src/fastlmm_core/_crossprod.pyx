@@ -108,6 +108,8 @@ def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::
         Accumulated in place, so that rows can be passed chunk by chunk.
     """
     cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], k = d.shape[1]
+    if d.shape[0] != n or out.shape[1] != k or (z is not None and z.shape[0] != n) or (w is not None and len(w) != n):
+        raise ValueError("rows or columns do not match")
     if n == 0 or k == 0:
         return
     with nogil:

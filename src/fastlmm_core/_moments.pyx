@@ -37,6 +37,8 @@ def ridge_sums(const double[:, :, ::1] blocks, const double[:] s, double ridge):
     cdef Py_ssize_t q = blocks.shape[0], l = blocks.shape[1], j, r, c, x
     if blocks.shape[2] != l or s.shape[0] != q * l:
         raise ValueError(f"blocks of {l} x {blocks.shape[2]} and {s.shape[0]} cross-products do not match")
+    if not ridge > 0.0:
+        raise ValueError(f"ridge must be positive, not {ridge}")
     bb_, noise_, kept_ = np.zeros((l, l)), np.zeros((l, l)), np.zeros(l)
     cdef double[:, ::1] bb = bb_, noise = noise_
     cdef double[::1] kept = kept_, work = np.empty(3 * l * l + l)

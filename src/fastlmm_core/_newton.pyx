@@ -8,7 +8,7 @@ ordinary stationary point of a smooth even function, and when it is a saddle the
 
 Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
 promises have been shrinking. That last step is taken and kept unless the criterion rises.
-The log has one row an evaluation. Cost beside the evaluations: an eigendecomposition of size n_theta each.
+The log has one row an evaluation. Cost beside the evaluations: a factor of size n_theta each, or its eigenvectors.
 """
 
 import numpy as np
@@ -241,11 +241,11 @@ cdef class Newton:
                 return INTERRUPTED
             before = predicted if last_interior else 0.0
             walked = length
-            predicted = self.solve(radius, &length, &interior)
+            predicted = self.solve(&radius, &length, &interior)
             if interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
                 self.correct(walked)
                 corrected = True
-                predicted = self.solve(radius, &length, &interior)
+                predicted = self.solve(&radius, &length, &interior)
             # convergence is linear at first: what the step leaves is about predicted times its rate so far
             rate = 1.0
             if interior and before > 0.0:
@@ -319,16 +319,16 @@ cdef class Newton:
             total += s * s
         return sqrt(total)
 
-    cdef double solve(self, double radius, double *length, bint *interior) noexcept nogil:
-        """Step into ``step``; returns the predicted decrease."""
-        cdef double predicted = self.newton_step(radius, length)
+    cdef double solve(self, double *radius, double *length, bint *interior) noexcept nogil:
+        """Step into ``step``; returns the predicted decrease. Narrows a ``radius`` that means nothing."""
+        cdef double predicted = self.newton_step(radius[0], length)
         interior[0] = predicted >= 0.0
         if interior[0]:
             return predicted
         self.decompose()
         if self.eigen[0] < 0.0:  # far from a minimum the model is good for a step of theta's own size
-            radius = min(radius, self.natural_radius())
-        return self.ball_step(radius, length, interior)
+            radius[0] = min(radius[0], 2.0 * self.natural_radius())
+        return self.ball_step(radius[0], length, interior)
 
     cdef double natural_radius(self) noexcept nogil:
         """max(1, |theta| / 2): conditioning makes one the scale of a relative standard deviation."""

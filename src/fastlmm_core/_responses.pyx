@@ -5,8 +5,8 @@ For responses Y (n, k) with Q'WQ = I but for rounding, in three passes over the 
     E = Y - Q (C_1 + C_2)       C_1 from Y, C_2 from what rounding left in Y - Q C_1
     norms^2 = diag(E'WE),  xty = Q'WE / norms,  Z'WE / norms for every grouping factor
 
-Cost: O(n k (p + sum l)); memory n k doubles. Q of few columns goes through plain loops, which for one response of some
-hundred rows take a fraction of a call to BLAS; there a response's results do not depend on those beside it.
+Cost: O(n k (p + sum l)); memory n k doubles. Products of a few thousand flops go through plain loops, which take a
+fraction of a call to BLAS; there a response's results do not depend on those beside it.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from fastlmm_core._crossprod cimport add_level_sums
 __all__ = ["ResponseProducts"]
 
 cdef enum:
-    WIDE = 32  # columns of Q from which BLAS takes the products
+    LOOPS = 4096  # numbers in Q, or in Q for k responses, up to which loops beat BLAS
 
 
 cdef struct factor_t:
@@ -55,7 +55,8 @@ cdef class ResponseProducts:
         A residual this much smaller than its response is not ordinary.
     """
 
-    cdef list owned  # the arrays that the pointers point into
+    cdef tuple arguments  # of the constructor; own the arrays that the pointers point into
+    cdef list owned
     cdef const double *X
     cdef const double *basis
     cdef const double *kept
@@ -72,13 +73,18 @@ cdef class ResponseProducts:
         cdef const int32_t[::1] c
         cdef const double[:, ::1] z
         self.n, self.p, self.rank, self.chunk = X.shape[0], X.shape[1], basis.shape[1], chunk
+        if not len(codes) == len(columns) == len(levels):
+            raise ValueError("codes, columns and levels differ in length")
+        if chunk < 1:
+            raise ValueError(f"{chunk} rows at a time")
         self.n_factors, self.span = len(codes), span
-        self.factors = <factor_t *>calloc(self.n_factors, sizeof(factor_t))
+        self.factors = <factor_t *>calloc(self.n_factors + 1, sizeof(factor_t))
         if self.factors == NULL:
             raise MemoryError
         if basis.shape[0] != self.p or metric.shape[0] != self.rank or metric.shape[1] != self.rank:
             raise ValueError("the basis and its metric do not match X")
-        self.owned = [X, basis, q, w, metric]
+        self.arguments = (X, basis, q, w, metric, codes, columns, levels, chunk, span)
+        self.owned = []
         if self.rank:
             self.X, self.basis, self.metric = &X[0, 0], &basis[0, 0], &metric[0, 0]
         if q is not None and self.rank:
@@ -102,10 +108,15 @@ cdef class ResponseProducts:
     def __dealloc__(self):
         free(self.factors)
 
+    def __reduce__(self):
+        X, basis, q, w, metric, *rest = self.arguments
+        return ResponseProducts, (np.asarray(X), np.asarray(basis), None if q is None else np.asarray(q),
+                                  None if w is None else np.asarray(w), np.asarray(metric), *rest)
+
     @property
     def calls_blas(self):
-        """Whether BLAS takes part: Q is wide, or not kept."""
-        return self.rank >= WIDE or (self.rank > 0 and self.kept == NULL)
+        """Whether BLAS takes part for a single response: Q is large, or not kept."""
+        return self.rank * self.n > LOOPS or (self.rank > 0 and self.kept == NULL)
 
     def __call__(self, const double[:, ::1] Y):
         """Residualise responses, scale the residuals to norm one and take their cross-products.
@@ -137,7 +148,10 @@ cdef class ResponseProducts:
         cdef double *coefficients = &c[0, 0, 0] if rank * k else NULL
         cdef double *moments = coefficients + rank * k
         # residuals, a step, a chunk of Q where it is not kept, a weighted chunk of residuals where BLAS needs one
-        cdef double *e = <double *>malloc((self.n * k + rank * k + part * rank + part * k + 1) * sizeof(double))
+        cdef bint blas = rank * self.n * k > LOOPS
+        cdef Py_ssize_t spare = part * rank if self.kept == NULL else 0
+        cdef Py_ssize_t total = self.n * k + rank * k + spare + (part * k if blas and self.w != NULL else 0) + 1
+        cdef double *e = <double *>malloc(total * sizeof(double))
         cdef double *step = e + self.n * k
         cdef double *buffer = step + rank * k
         if e == NULL:
@@ -150,7 +164,7 @@ cdef class ResponseProducts:
                     self.add_squares(e, &size[0, 0], k)
                     for g in range(3 if rank else 0):  # C_1, C_2, and what is left
                         memset(moments, 0, rank * k * sizeof(double))
-                        self.sweep(e, step, moments, buffer, buffer + part * rank, k)
+                        self.sweep(e, step, moments, buffer, buffer + spare, k, blas)
                         times_metric(self.metric, moments, step, rank, k)
                         for s in range(rank * k if g < 2 else 0):
                             coefficients[s] += step[s]
@@ -181,15 +195,15 @@ cdef class ResponseProducts:
         return buffer
 
     cdef void sweep(self, double *e, const double *step, double *moments, double *buffer, double *weighted,
-                    Py_ssize_t k) noexcept nogil:
+                    Py_ssize_t k, bint blas) noexcept nogil:
         """e <- E - Q step, then moments (rank, k) += Q'WE."""
         cdef Py_ssize_t start = 0, rows
         cdef const double *q
         while start < self.n:
             rows = min(self.chunk, self.n - start)
             q = self.basis_rows(start, rows, buffer)
-            subtract(q, step, e + start * k, rows, self.rank, k)
-            self.add_moments(q, start, rows, e + start * k, moments, k, weighted)
+            subtract(q, step, e + start * k, rows, self.rank, k, blas)
+            self.add_moments(q, start, rows, e + start * k, moments, k, weighted, blas)
             start += rows
 
     cdef void add_squares(self, const double *e, double *out, Py_ssize_t k) noexcept nogil:
@@ -203,14 +217,14 @@ cdef class ResponseProducts:
                 out[c] += w * e[i * k + c] * e[i * k + c]
 
     cdef void add_moments(self, const double *q, Py_ssize_t start, Py_ssize_t rows, const double *e, double *out,
-                          Py_ssize_t k, double *weighted) noexcept nogil:
-        """out (rank, k) += Q'We; ``weighted`` has room for e where there are weights and Q is wide."""
+                          Py_ssize_t k, double *weighted, bint blas) noexcept nogil:
+        """out (rank, k) += Q'We; ``weighted`` has room for e where BLAS meets weights."""
         cdef Py_ssize_t i, a, c, rank = self.rank
         cdef double w = 1.0, x
         cdef char no = b"N", yes = b"T"
         cdef int n = <int>rows, p = <int>rank, kk = <int>k
         cdef double one = 1.0
-        if rank >= WIDE:
+        if blas:
             if self.w != NULL:
                 for i in range(rows):
                     for c in range(k):
@@ -227,14 +241,14 @@ cdef class ResponseProducts:
                     out[a * k + c] += x * (w * e[i * k + c])
 
 
-cdef void subtract(const double *q, const double *step, double *e, Py_ssize_t rows, Py_ssize_t rank,
-                   Py_ssize_t k) noexcept nogil:
+cdef void subtract(const double *q, const double *step, double *e, Py_ssize_t rows, Py_ssize_t rank, Py_ssize_t k,
+                   bint blas) noexcept nogil:
     """e (rows, k) -= Q step."""
     cdef Py_ssize_t i, a, c
     cdef double x, one = 1.0, minus = -1.0
     cdef char no = b"N"
     cdef int n = <int>rows, p = <int>rank, kk = <int>k
-    if rank >= WIDE:
+    if blas:
         dgemm(&no, &no, &kk, &n, &p, &minus, <double *>step, &kk, <double *>q, &p, &one, e, &kk)
         return
     for i in range(rows):

@@ -125,7 +125,7 @@ cdef class Solver:
 
     @property
     def calls_blas(self):
-        """Whether an evaluation calls BLAS: there is a tail, or more than a few dense columns."""
+        """Whether an evaluation calls BLAS for more than n_theta columns: there is a tail, or many dense columns."""
         return self.tail.m > 0 or self.p >= FEW
 
     def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):

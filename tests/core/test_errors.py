@@ -97,6 +97,9 @@ class TestValues:
     def test_zero_weights(self, problem):
         refused(problem.but(weights=np.zeros(len(problem.y))), DataError, "weight")
 
+    def test_y_whose_squares_overflow(self, problem):
+        refused(problem.but(y=problem.y * 1e170), DataError, r"y has values up to .*e\+170, whose squares overflow")
+
     def test_constant_y(self, problem):
         with pytest.raises(FastLMMError, match="constant"):
             problem.but(y=np.full(len(problem.y), 3.25)).fit()

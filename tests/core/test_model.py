@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -254,7 +255,43 @@ def test_threads_do_not_change_a_bit(engine):
             np.testing.assert_array_equal(getattr(other, field), getattr(answers[0], field))
 
 
-@pytest.mark.parametrize(("room", "workers"), [(1.5, 1), (2.5, 2), (50.0, 3)])
+@pytest.mark.parametrize("threads", [0, -3])
+def test_threads_that_are_no_number_of_threads(threads):
+    problem = problems.build(NAMES[0])
+    with pytest.raises(ModelError, match="threads must be at least 1"):
+        model_of(problem).fit_many(responses(problem, 2), threads=threads)
+
+
+def test_a_model_goes_through_pickle_before_its_first_fit():
+    problem = problems.build("mixed_weights")
+    again = pickle.loads(pickle.dumps(model_of(problem)))
+    same_bits(again.fit(problem.y), model_of(problem).fit(problem.y))
+
+
+def test_figures_made_later_are_those_made_at_once():
+    """Other responses have gone through the model's workspace in the meantime."""
+    problem = problems.build("mixed_weights")
+    model = model_of(problem)
+    Y = responses(problem, 3)
+    at_once = [model.fit(y).complete() for y in Y]
+    later = [model.fit(y) for y in Y]
+    for one, two in zip(at_once, later, strict=True):
+        same_bits(one, two)
+        for field in ("theta", "criterion", "radius"):
+            np.testing.assert_array_equal(getattr(one.log, field), getattr(two.log, field))
+        for a, b in zip(one.cross.dense, two.cross.dense, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_fit_does_not_look_at_its_arrays_again():
+    problem = problems.build("slope")
+    X = problem.X.copy()
+    found = fit(problem.y, X, problem.core_terms())
+    X *= 2.0
+    np.testing.assert_array_equal(found.fitted, fit(problem.y, problem.X, problem.core_terms()).fitted)
+
+
+@pytest.mark.parametrize(("room", "workers"), [(1.5, 1), (2.5, 1), (3.5, 2), (50.0, 3)])
 def test_no_more_workspaces_than_the_memory_limit_holds(monkeypatch, room, workers):
     from fastlmm_core.core import model as module
 

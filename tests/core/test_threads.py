@@ -1,5 +1,7 @@
 """The bound on BLAS threads that evaluations are run under."""
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -7,7 +9,7 @@ import pytest
 
 import problems
 from fastlmm_core.core import fit
-from fastlmm_core.core.threads import blas_libraries, blas_threads
+from fastlmm_core.core.threads import BOUNDS, blas_libraries, blas_threads
 from fastlmm_core.errors import NumericalError
 
 
@@ -68,6 +70,44 @@ def test_a_thread_keeps_its_bound_when_another_leaves(start):
         assert set(counts()) == {1}
         leave.set()
         done.result()
+    assert counts() == start
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forking with threads, which is the point
+def test_a_child_inherits_no_other_threads_bound(start):
+    """Forked while another thread is inside a block and holds the lock: the child has neither."""
+    inside, leave = Event(), Event()
+
+    def other():
+        with blas_threads(1), BOUNDS.lock:
+            inside.set()
+            leave.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(other)
+        assert inside.wait(60)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            good = counts() == start
+            with blas_threads(1):
+                good = good and set(counts()) == {1}
+            os._exit(0 if good and counts() == start else 1)
+        status = os.waitpid(child, 0)[1]
+        leave.set()
+        done.result()
+    assert status == 0
+    assert counts() == start
+
+
+def test_leaving_in_another_order(start):
+    first, second = blas_threads(1), blas_threads(2)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert set(counts()) == {2}
+    second.__exit__(None, None, None)
     assert counts() == start
 
 

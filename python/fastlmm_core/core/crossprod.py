@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
 from fastlmm_core._responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
-from fastlmm_core.core.terms import Group, Term, check_design, check_finite, check_response, group_terms
+from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import DataError, ModelError
 
 __all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
 
@@ -214,6 +213,10 @@ class DesignProducts:
         shift = np.zeros(coefficients.shape)
         if not ordinary:
             check_finite(Y[:, 0] if Y.shape[1] == 1 else Y, "y")
+            if not np.isfinite(sizes).all():
+                raise DataError(
+                    f"y has values up to {np.abs(Y).max():.3g}, whose squares overflow: choose another unit"
+                )
             near = norms <= SPAN_TOLERANCE * sizes
             nothing = 1e2 * np.finfo(float).eps * sizes
             if (norms > nothing).all():
@@ -251,8 +254,8 @@ class DesignProducts:
         """Cross-products of the design with a response (n,), whose offset is subtracted here."""
         return self.complete(self.response(y))
 
-    def constant(self, nu: float, reml: bool, norm: ArrayLike = 1.0) -> Any:
-        """`Conditioning.constant` of responses whose residuals have some norms."""
+    def constant(self, nu: float, reml: bool, norm: Array) -> Array:
+        """`Conditioning.constant` of responses whose residuals have the norms given (k,)."""
         return 2.0 * nu * np.log(norm) - self.log_weights + (self.log_det if reml else 0.0)
 
     def response(self, y: ArrayLike) -> Responses:
@@ -261,7 +264,7 @@ class DesignProducts:
 
     def prepare(self, y: ArrayLike) -> Array:
         """A checked response less the offset."""
-        response = check_response(y, self.n)
+        response = as_response(y, self.n)
         return response if self.offset is None else response - self.offset
 
 
@@ -289,9 +292,9 @@ def cross_products(
     Raises
     ------
     DataError, ModelError
-        See `check_design`, `check_response` and `DesignProducts.responses`.
+        See `check_design`, `as_response` and `DesignProducts.responses`.
     """
-    response = check_response(y, None)
+    response = as_response(y, None)
     fixed = np.empty((len(response), 0)) if X is None else X
     return DesignProducts(fixed, terms, weights=weights, offset=offset).cross(response)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from math import sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,13 +78,26 @@ class Solution:
     evaluations: Array
 
 
-LATER = ("L", "cov_beta", "b", "fitted", "log", "cross")
-"""Attributes of a fit that are made when they are first asked for: they take longer than a refit of a small model."""
+T = TypeVar("T")
+
+
+def later(make: Callable[[CoreFit], T]) -> cached_property[T]:
+    """A figure of a fit that is made when it is first asked for, under the bound on BLAS that fits have."""
+
+    @wraps(make)
+    def bounded(fit: CoreFit) -> T:
+        with blas_threads(1):
+            return make(fit)
+
+    return cached_property(bounded)
 
 
 @dataclass(frozen=True, eq=False)
 class CoreFit:
     """A fitted model as plain arrays, in the user's units.
+
+    What takes longer than a refit of a small model (L, cov_beta, b, fitted, log, cross) is made when it is first asked
+    for, from the model's arrays, which must not change until then; `core.fit` makes all of it at once.
 
     Attributes
     ----------
@@ -127,17 +140,33 @@ class CoreFit:
     converged: bool
     message: str
     control: Control = field(repr=False)
-    _solution: Solution = field(repr=False)
+    _solution: Solution | None = field(repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        made = {name: getattr(self, name) for name in LATER}
-        return {**self.__dict__, **made, "_solution": None, "_cache": {}}
+        return {**self.complete().__dict__, "_cache": {}}
 
-    @cached_property
-    def L(self) -> tuple[Array, ...]:  # noqa: D102
+    def complete(self) -> CoreFit:
+        """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
+        if self._solution is not None:
+            for name, value in vars(type(self)).items():
+                if isinstance(value, cached_property):
+                    getattr(self, name)
+            object.__setattr__(self, "_solution", None)
+        return self
+
+    @property
+    def solution(self) -> Solution:
+        """What is not made yet is made from this."""
+        if self._solution is None:
+            raise AttributeError("a copy of a fit with other values has no figures of its own to be made later")
+        return self._solution
+
+    @later
+    def L(self) -> tuple[Array, ...]:
+        """Relative covariance factor of each term, tuple of (l, l)."""
         factors, at = [], 0
-        for term in self._solution.design.terms:
+        for term in self.solution.design.terms:
             factor = np.zeros((term.n_columns, term.n_columns))
             rows, columns = zip(*term.index(), strict=True)
             factor[rows, columns] = self.theta[at : at + term.n_theta]
@@ -145,18 +174,20 @@ class CoreFit:
             factors.append(factor)
         return tuple(factors)
 
-    @cached_property
-    def cov_beta(self) -> Array:  # noqa: D102
-        design, rank, p = self._solution.design, self.rank, len(self.beta)
+    @later
+    def cov_beta(self) -> Array:
+        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+        design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
-        half = design.inverse @ np.linalg.inv(self._solution.ld[:rank, :rank].T)
+        half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)
         cov = np.full((p, p), np.nan)
         cov[design.keep[:, None], design.keep] = self.sigma**2 / design.weight_scale * (half @ half.T)
         return cov
 
-    @cached_property
-    def b(self) -> tuple[Array, ...]:  # noqa: D102
-        found, design = self._solution, self._solution.design
+    @later
+    def b(self) -> tuple[Array, ...]:
+        """Conditional modes of each term, tuple of (q, l)."""
+        found, design = self.solution, self.solution.design
         by_group = [found.b_lead]
         for group, offset in zip(design.groups[1:], found.offsets, strict=True):
             by_group.append(found.b_tail[offset[:, None] + np.arange(group.n_columns)])
@@ -167,9 +198,10 @@ class CoreFit:
                 b[k] = found.response.norms[0] * modes[:, o : o + len(t)] @ t.T
         return tuple(b)
 
-    @cached_property
-    def fitted(self) -> Array:  # noqa: D102
-        design = self._solution.design
+    @later
+    def fitted(self) -> Array:
+        """X beta + Z b + offset, (n,)."""
+        design = self.solution.design
         out = design.X @ np.nan_to_num(self.beta)
         if design.offset is not None:
             out += design.offset
@@ -178,15 +210,17 @@ class CoreFit:
             out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
         return np.asarray(out)
 
-    @cached_property
-    def log(self) -> FitLog:  # noqa: D102
-        theta, criterion, norm, radius = np.split(self._solution.evaluations, np.arange(-3, 0), axis=1)
-        to_user = self._solution.design.theta_map.to_user
+    @later
+    def log(self) -> FitLog:
+        """What the optimiser did."""
+        theta, criterion, norm, radius = np.split(self.solution.evaluations, np.arange(-3, 0), axis=1)
+        to_user = self.solution.design.theta_map.to_user
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
 
-    @cached_property
-    def cross(self) -> CrossProducts:  # noqa: D102
-        return self._solution.design.complete(self._solution.response)
+    @later
+    def cross(self) -> CrossProducts:
+        """Cross-products of the design with the response."""
+        return self.solution.design.complete(self.solution.response)
 
     def objective(self) -> Objective:
         """The model's criterion; its factor is rebuilt from the cross-products."""
@@ -248,7 +282,7 @@ def minimise(
     if status == FAILED:
         raise NumericalError(f"{newton.messages[status]} theta = {model.to_user(first)}")
     evaluations = newton.evaluations()
-    if parameters.is_singular(theta):
+    if parameters.is_singular(theta):  # or a sign to turn
         theta = parameters.canonical(theta)
         if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank

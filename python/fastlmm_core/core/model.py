@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -158,6 +158,10 @@ class Model:
             The response, the model, or the machine cannot support the fit.
         NumericalError
             The criterion cannot be evaluated at the start.
+
+        Notes
+        -----
+        Some figures of the fit are made when they are asked for, from X, z and the codes: see `CoreFit`.
         """
         model = self._objective
         calls_blas = model is None or model.evaluator.calls_blas or self.products.rows.calls_blas
@@ -187,6 +191,7 @@ class Model:
         -------
         ManyFits
         """
+        chosen = self.control if threads is None else replace(self.control, threads=threads)
         responses = as_floats(Y, "Y")
         products = self.products
         if responses.ndim != 2 or responses.shape[1] != products.n:
@@ -209,12 +214,11 @@ class Model:
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
         first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
-        workers = min(self.control.n_threads if threads is None else threads, len(batches))
-        workers = max(1, min(workers, self.control.n_bytes // max(1, first.plan.total_bytes)))  # a workspace each
+        # a workspace each; the model's own is among what a limit counts, but no longer free memory
+        room = self.control.n_bytes // max(1, first.plan.total_bytes) - (self.control.memory_limit is not None)
+        workers = max(1, min(chosen.n_threads, len(batches), room))
         theta0 = first.to_conditioned(first.start if start is None else start)
-        single = Control(
-            self.control.engine, self.control.max_evaluations, self.control.tol, 1, self.control.memory_limit
-        )
+        single = replace(self.control, threads=1)
 
         def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
@@ -299,8 +303,9 @@ def fit(
     >>> result.beta.round(2)
     array([3.05])
     """
-    model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
-    return model.fit(y, start=start, on_evaluation=on_evaluation)
+    with blas_threads(1):  # once for all that nests in it
+        model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
+        return model.fit(y, start=start, on_evaluation=on_evaluation).complete()
 
 
 def fit_many(

@@ -73,7 +73,7 @@ class Objective:
 
     def set_response(self, design: DesignProducts, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
-        constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
+        constant = float(design.constant(self.evaluator.nu, self.reml, found.norms)[0])
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
         self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)

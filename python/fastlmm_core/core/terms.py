@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
 
-__all__ = ["Group", "Term", "as_floats", "check_design", "check_response", "group_terms"]
+__all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "group_terms"]
 
 COVARIANCES = ("us", "diag")
 
@@ -153,7 +153,7 @@ def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
         raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
 
 
-def check_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
+def as_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
     """Response as (n,) float64; `DesignProducts.responses` sees to it that the values are finite.
 
     Raises

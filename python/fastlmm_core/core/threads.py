@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from functools import cache
 from threading import Lock, get_ident
 from typing import Any
@@ -22,7 +21,8 @@ def blas_libraries() -> list[Any]:
 def set_threads(library: Any, count: int) -> None:
     """Set one library's count from whatever Python thread.
 
-    threadpoolctl lets the thread that set it first keep control, and takes no notice of others; `Bounds` decides here.
+    threadpoolctl lets the thread that set it first keep control, and takes no notice of others; `Bounds` decides here,
+    also over a limit that another thread of the caller's holds.
     """
     clear = getattr(library, "clear_controlling_thread", None)  # OpenBLAS's, in recent versions
     if clear is not None:
@@ -37,55 +37,64 @@ class Bounds:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.asked: dict[int, list[int]] = {}  # by thread, the innermost block last
+        self.asked: dict[object, tuple[int, int]] = {}  # by block, in order of entry: Python thread, and bound
         self.before: list[int] = []  # the libraries' own counts, while a block is open
-        self.now = 0  # the bound in force, while a block is open
+        self.now: int | None = None  # the bound in force, while a block is open
 
-    def enter(self, threads: int) -> None:
+    def enter(self, block: object, threads: int) -> None:
         """Open a block."""
         with self.lock:
             if not self.asked:
-                self.before = [library.num_threads for library in blas_libraries()]
-                self.now = 0
-            self.asked.setdefault(get_ident(), []).append(threads)
+                self.before, self.now = [library.num_threads for library in blas_libraries()], None
+            self.asked[block] = get_ident(), threads
             self.apply()
 
-    def leave(self) -> None:
-        """Close this thread's innermost block."""
+    def leave(self, block: object) -> None:
+        """Close a block, if it was opened."""
         with self.lock:
-            mine = self.asked[get_ident()]
-            mine.pop()
-            if not mine:
-                del self.asked[get_ident()]
-            if self.asked:
+            if self.asked.pop(block, None) is not None:
                 self.apply()
-            else:
-                for library, count in zip(blas_libraries(), self.before, strict=True):
-                    if count != self.now:
-                        set_threads(library, count)
 
     def apply(self) -> None:
-        """Bring the libraries to the least of what the threads' innermost blocks ask for."""
-        least = min([blocks[-1] for blocks in self.asked.values()])
+        """Bring the libraries to the least of what the threads' innermost blocks ask for; back when none is left."""
+        least = min(dict(self.asked.values()).values()) if self.asked else None
         for library, count in zip(blas_libraries(), self.before, strict=True):
-            if least != (self.now or count):
-                set_threads(library, least)
+            wanted, current = (count if bound is None else bound for bound in (least, self.now))
+            if wanted != current:
+                set_threads(library, wanted)
         self.now = least
+
+    def after_fork(self) -> None:
+        """In a child there are no threads but the one that forked, and nobody holds the lock."""
+        self.lock = Lock()
+        here = get_ident()
+        for block in [block for block, (thread, _) in self.asked.items() if thread != here]:
+            self.leave(block)
 
 
 BOUNDS = Bounds()
 """One for the process, as the libraries are."""
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=BOUNDS.after_fork)
 
-@contextmanager
-def blas_threads(threads: int) -> Iterator[None]:
-    """Bound BLAS to ``threads`` inside the block.
+
+class blas_threads:
+    """Bound BLAS to ``threads`` inside a `with` block.
 
     Blocks nest, and may be open in several Python threads at once: the bound of a thread that is still inside its block
     is not lifted by another that leaves its own.
     """
-    BOUNDS.enter(threads)
-    try:
-        yield
-    finally:
-        BOUNDS.leave()
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        try:
+            BOUNDS.enter(self, self.threads)
+        except BaseException:
+            BOUNDS.leave(self)
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        BOUNDS.leave(self)

@@ -144,7 +144,7 @@ class Design:
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
 
     def with_response(self, y: Array) -> Design:
-        """The same design with another response (n,)."""
+        """The same design with another response (n,), which nothing else in it depends on."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, y=y)  # `dataclasses.replace` takes longer than some refits
         return other

@@ -98,11 +98,12 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula must be a string, not {type(text).__name__}")
-    return _parse(text)
+    return _parse(str(text))
 
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> ParsedFormula:
+    """`parse_formula`, once a text."""
     depths = _depths(text)
     tildes = [i for i, c in enumerate(text) if c == "~" and depths[i] == 0]
     if len(tildes) != 1:

@@ -53,6 +53,7 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 
 @lru_cache(maxsize=256)  # reading a formula takes as long as fitting it to some hundred rows
 def _read(text: str) -> Terms:
+    """`parse_terms` of a text whose dotted names are quoted."""
     try:
         formula = Formula(text)
     except FormulaicError as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
+from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
 from fastlmm_core.results.coefficients import dropped_columns
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from fastlmm_core.results.result import LmerResult
 
 __all__ = ["FitOptions", "core_terms", "fit_design", "objective_of", "refit", "refit_ml"]
+
+LATER_ROWS = 10_000
+"""Fits of more rows make all of their figures at once, which takes little of their time, and let go of the rows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +112,10 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    core = core_fit(model_of(design, options), design.y, options.start, options)
+    with blas_threads(1):  # once for all that nests in it
+        core = core_fit(model_of(design, options), design.y, options.start, options)
+        if len(design.y) > LATER_ROWS:
+            core.complete()
     return wrap(design, formula, options, core, {}, stacklevel + 1)
 
 

@@ -21,3 +21,11 @@ def pair_cells(
     zh: NDArray[np.float64] | None,
     w: NDArray[np.float64] | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]: ...
+def nested_cells(
+    codes_g: NDArray[np.int32],
+    qg: int,
+    zg: NDArray[np.float64] | None,
+    codes_h: NDArray[np.int32],
+    zh: NDArray[np.float64] | None,
+    w: NDArray[np.float64] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]] | None: ...

@@ -5,6 +5,7 @@ For grouping factors g, h with codes c_g(i), c_h(i), row vectors z_g(i) (length 
     level_blocks:  A_g[j]      = sum over rows of level j of  w_i z_g(i) z_g(i)'          (q_g, l_g, l_g)
     level_sums:    (Z'WD)[j]   = sum over rows of level j of  w_i z_g(i) d(i)'            (q_g * l_g, d)
     pair_cells:    Z_g'WZ_h    as block compressed rows, one block per (level, level) pair that occurs
+    nested_cells:  the same where each level of g has rows of one level of h only, with no sort and no random reads
 
 All loops are O(n l^2). Rows of equal (level, level) pairs collapse into one cell, so nothing after this file
 depends on n. Codes are int32 and must lie in [0, q): the caller checks.
@@ -14,7 +15,7 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["level_blocks", "level_sums", "pair_cells", "sort_rows"]
+__all__ = ["level_blocks", "level_sums", "nested_cells", "pair_cells", "sort_rows"]
 
 
 def sort_rows(const int32_t[::1] codes, Py_ssize_t q):
@@ -193,3 +194,51 @@ def pair_cells(const int64_t[::1] ptr, const int64_t[::1] rows,
                         for c in range(lh):
                             block[r * lh + c] += wz if zh is None else wz * zh[i, c]
     return cell_ptr_, cell_idx_, cell_val_
+
+
+def nested_cells(const int32_t[::1] codes_g, Py_ssize_t qg, const double[:, ::1] zg, const int32_t[::1] codes_h,
+                 const double[:, ::1] zh, const double[::1] w):
+    """Z_g'WZ_h as block compressed rows where g is nested in h; None at the first row that says it is not.
+
+    Parameters
+    ----------
+    codes_g, codes_h : (n,) int32
+    qg : int
+    zg, zh, w
+        As in `pair_cells`.
+
+    Returns
+    -------
+    cell_ptr, cell_idx, cell_val
+        As in `pair_cells`.
+    """
+    cdef Py_ssize_t n = codes_g.shape[0], g, r, c, i
+    cdef Py_ssize_t lg = 1 if zg is None else zg.shape[1], lh = 1 if zh is None else zh.shape[1], size = lg * lh
+    cdef double wi = 1.0, wz
+    cdef double *block
+    cdef bint nested = True
+    parent_, val_ = np.full(qg, -1, np.int32), np.zeros((qg, lg, lh))
+    cdef int32_t[::1] parent = parent_
+    cdef double[:, :, ::1] val = val_
+    if codes_h.shape[0] != n:
+        raise ValueError(f"{n} and {codes_h.shape[0]} codes")
+    with nogil:
+        for i in range(n):
+            g = codes_g[i]
+            if parent[g] != codes_h[i]:
+                if parent[g] >= 0:
+                    nested = False
+                    break
+                parent[g] = codes_h[i]
+            if w is not None:
+                wi = w[i]
+            block = &val[g, 0, 0]
+            for r in range(lg):
+                wz = wi if zg is None else wi * zg[i, r]
+                for c in range(lh):
+                    block[r * lh + c] += wz if zh is None else wz * zh[i, c]
+    if not nested:
+        return None
+    seen = parent_ >= 0
+    ptr = np.concatenate([[0], np.cumsum(seen)])
+    return (ptr, parent_, val_) if ptr[qg] == qg else (ptr, parent_[seen], val_[seen])

@@ -22,7 +22,8 @@ from fastlmm_core._crossprod cimport add_level_sums
 __all__ = ["ResponseProducts"]
 
 cdef enum:
-    LOOPS = 4096  # numbers in Q, or in Q for k responses, up to which loops beat BLAS
+    FEW = 4       # columns of Q for which a single response takes one loop over the rows, however many
+    LOOPS = 4096  # numbers in Q, or in Q for k responses, up to which loops beat BLAS otherwise
 
 
 cdef struct factor_t:
@@ -116,7 +117,7 @@ cdef class ResponseProducts:
     @property
     def calls_blas(self):
         """Whether BLAS takes part for a single response: Q is large, or not kept."""
-        return self.rank * self.n > LOOPS or (self.rank > 0 and self.kept == NULL)
+        return (self.rank > FEW and self.rank * self.n > LOOPS) or (self.rank > 0 and self.kept == NULL)
 
     def __call__(self, const double[:, ::1] Y):
         """Residualise responses, scale the residuals to norm one and take their cross-products.
@@ -202,6 +203,10 @@ cdef class ResponseProducts:
         while start < self.n:
             rows = min(self.chunk, self.n - start)
             q = self.basis_rows(start, rows, buffer)
+            if k == 1 and self.rank <= FEW:
+                few_columns(q, NULL if self.w == NULL else self.w + start, step, e + start, moments, rows, self.rank)
+                start += rows
+                continue
             subtract(q, step, e + start * k, rows, self.rank, k, blas)
             self.add_moments(q, start, rows, e + start * k, moments, k, weighted, blas)
             start += rows
@@ -239,6 +244,40 @@ cdef class ResponseProducts:
                 x = q[i * rank + a]
                 for c in range(k):
                     out[a * k + c] += x * (w * e[i * k + c])
+
+
+cdef void few_columns(const double *q, const double *w, const double *step, double *e, double *moments,
+                      Py_ssize_t rows, Py_ssize_t rank) noexcept nogil:
+    """A sweep over rows for one response and one to four columns, each number of them compiled by itself."""
+    if rank == 1:
+        sweep_rows(q, w, step, e, moments, rows, 1)
+    elif rank == 2:
+        sweep_rows(q, w, step, e, moments, rows, 2)
+    elif rank == 3:
+        sweep_rows(q, w, step, e, moments, rows, 3)
+    else:
+        sweep_rows(q, w, step, e, moments, rows, 4)
+
+
+cdef inline void sweep_rows(const double *q, const double *w, const double *step, double *e, double *moments,
+                            Py_ssize_t rows, Py_ssize_t rank) noexcept nogil:
+    """e <- e - Q step and moments += Q'We, in the order in which `subtract` and `add_moments` sum."""
+    cdef Py_ssize_t i, a
+    cdef double x
+    cdef double total[FEW]
+    for a in range(rank):
+        total[a] = moments[a]
+    for i in range(rows):
+        x = e[i]
+        for a in range(rank):
+            x -= q[i * rank + a] * step[a]
+        e[i] = x
+        if w != NULL:
+            x *= w[i]
+        for a in range(rank):
+            total[a] += q[i * rank + a] * x
+    for a in range(rank):
+        moments[a] = total[a]
 
 
 cdef void subtract(const double *q, const double *step, double *e, Py_ssize_t rows, Py_ssize_t rank, Py_ssize_t k,

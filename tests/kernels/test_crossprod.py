@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
+from fastlmm_core._crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
 from kernel_oracle import incidence
 
 N = 57
@@ -95,3 +95,26 @@ def test_pair_cells_keep_pairs_whose_product_is_zero():
     np.testing.assert_array_equal(ptr, [0, 1, 2])
     np.testing.assert_array_equal(idx, [0, 0])
     np.testing.assert_array_equal(val.ravel(), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("lg", "lh"), [(0, 0), (2, 0), (0, 3), (2, 3)])
+@pytest.mark.parametrize("q", [9, 90], ids=["every level", "levels without rows"])
+def test_nested_cells_are_pair_cells(q, lg, lh, weighted):
+    codes, zg = factor(6, q, lg)
+    outer, zh = (codes // 3).astype(np.int32), factor(7, 4, lh)[1]
+    w = weights(weighted)
+    found = nested_cells(codes, q, zg, outer, zh, w)
+    assert found is not None
+    for got, expected in zip(found, pair_cells(*sort_rows(codes, q), zg, outer, q, zh, w), strict=True):
+        assert got.dtype == expected.dtype
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_nested_cells_of_crossed_factors():
+    """Also where the last row alone says so."""
+    codes = np.array([0, 1, 2, 0], np.int32)
+    assert nested_cells(codes, 3, None, np.array([0, 0, 1, 1], np.int32), None, None) is None
+    assert nested_cells(codes, 3, None, np.array([0, 0, 1, 0], np.int32), None, None) is not None
+    with pytest.raises(ValueError, match="4 and 2 codes"):
+        nested_cells(codes, 3, None, np.zeros(2, np.int32), None, None)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._crossprod import level_blocks, level_sums, pair_cells, sort_rows
+from fastlmm_core._crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
 from fastlmm_core._responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
@@ -154,11 +154,17 @@ class DesignProducts:
         )
         self.pairs: dict[tuple[int, int], Cells] = {}
         for g, group in enumerate(self.groups[:-1]):
-            ptr, rows = sort_rows(self.codes[g], group.n_levels)
+            order = None
             for h in range(g + 1, len(self.groups)):
-                self.pairs[g, h] = pair_cells(
-                    ptr, rows, self.columns[g], self.codes[h], self.groups[h].n_levels, self.columns[h], w
+                cells = nested_cells(
+                    self.codes[g], group.n_levels, self.columns[g], self.codes[h], self.columns[h], w
                 )
+                if cells is None:
+                    order = sort_rows(self.codes[g], group.n_levels) if order is None else order
+                    cells = pair_cells(
+                        *order, self.columns[g], self.codes[h], self.groups[h].n_levels, self.columns[h], w
+                    )
+                self.pairs[g, h] = cells
         self.dense = tuple(np.zeros((group.size, self.rank)) for group in self.groups)
         self.xtx = np.zeros((self.rank, self.rank))
         for part in self.parts():

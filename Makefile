@@ -72,11 +72,13 @@ bench-inference: build  ## inference next to the fit and to lme4: docs/benchmark
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
 
-bench-readme: build $(STAMPS)/bench  ## the README's comparisons, five rounds of each: docs/benchmarks/{readme,large}.md
+bench-readme: build $(STAMPS)/bench  ## the README's comparisons: docs/benchmarks/{readme,slope,large,ratings}.md; half an hour
 	$(RUN) -m benchmarks -p sleepstudy -p insteval-3 -p eight-terms -a fastlmm_core -a lme4 -a mixedlm --rounds 5 \
 		--output docs/benchmarks/readme
 	$(RUN) -m benchmarks -p schools-3m -p ratings-866k -a fastlmm_core -a pandas -a cholmod --rounds 5 --patience 20 \
 		--output docs/benchmarks/large
+	$(RUN) -m benchmarks -p insteval-slope -a fastlmm_core -a lme4 --rounds 5 --output docs/benchmarks/slope
+	$(RUN) -m benchmarks -p ratings-10m -a fastlmm_core --rounds 2 --output docs/benchmarks/ratings
 
 bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmarks shows; hours, mostly the peers'
 	$(RUN) -m benchmarks --problem all --patience 300 --output docs/benchmarks/all

@@ -213,7 +213,7 @@ def nested_cells(const int32_t[::1] codes_g, Py_ssize_t qg, const double[:, ::1]
         As in `pair_cells`.
     """
     cdef Py_ssize_t n = codes_g.shape[0], g, r, c, i
-    cdef Py_ssize_t lg = 1 if zg is None else zg.shape[1], lh = 1 if zh is None else zh.shape[1], size = lg * lh
+    cdef Py_ssize_t lg = 1 if zg is None else zg.shape[1], lh = 1 if zh is None else zh.shape[1]
     cdef double wi = 1.0, wz
     cdef double *block
     cdef bint nested = True

@@ -156,9 +156,7 @@ class DesignProducts:
         for g, group in enumerate(self.groups[:-1]):
             order = None
             for h in range(g + 1, len(self.groups)):
-                cells = nested_cells(
-                    self.codes[g], group.n_levels, self.columns[g], self.codes[h], self.columns[h], w
-                )
+                cells = nested_cells(self.codes[g], group.n_levels, self.columns[g], self.codes[h], self.columns[h], w)
                 if cells is None:
                     order = sort_rows(self.codes[g], group.n_levels) if order is None else order
                     cells = pair_cells(

@@ -1,4 +1,4 @@
-"""The part of CHOLMOD that is called, all of it symbolic and LGPL (Core, Cholesky), through the long-integer interface.
+"""The part of CHOLMOD that is called, through the long-integer interface: symbolic, LGPL (Core, Cholesky, Partition).
 
 Index arrays are passed as ``void *``: CHOLMOD's 64-bit integer is ``long`` on some systems, ``int64_t`` on others.
 """

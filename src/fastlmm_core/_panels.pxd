@@ -9,7 +9,7 @@ from libc.math cimport sqrt
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dsymm, dsyrk, dtrsm
-from scipy.linalg.cython_lapack cimport dpotrf, dpotri
+from scipy.linalg.cython_lapack cimport dpotrf, dtrtri
 
 from fastlmm_core._tiles cimport (
     subtract_square, tile_size, tiled_cholesky, tiled_divide, tiled_inverse, tiled_symmetric)
@@ -266,17 +266,22 @@ cdef inline void leaf_inverse(const node_t *x, double *z) noexcept nogil:
 
 
 cdef inline void square_inverse(const node_t *s, double *work, int threads) noexcept nogil:
-    """Lower triangle of (L11 L11')^-1 in place of L11; ``work`` as `tiled_inverse` wants it where w > WIDE."""
+    """Lower triangle of (L11 L11')^-1 in place of L11, whose pivots are positive; ``work`` as `inverse_work` says."""
     cdef Py_ssize_t i, j, k, w = s.w, height = s.height
     cdef double total
     cdef double *a = s.panel
-    cdef char lower = b"L"
+    cdef char lower = b"L", no = b"N", yes = b"T"
     cdef int n = <int>w, ld = <int>height, info = 0
+    cdef double one = 1.0, zero = 0.0
     if w > WIDE:
         tiled_inverse(a, height, w, tile_size(w), threads, work)
         return
-    if w > SMALL:
-        dpotri(&lower, &n, a, &ld, &info)
+    if w > SMALL:  # not potri, as its rounding depends on the threads that BLAS may use
+        dtrtri(&lower, &no, &n, a, &ld, &info)
+        for j in range(w):
+            memset(work + j * w, 0, j * sizeof(double))
+            memcpy(work + j * w + j, a + j * height + j, (w - j) * sizeof(double))
+        dsyrk(&lower, &yes, &n, &n, &one, work, &n, &zero, a, &ld)
         return
     for j in range(w):  # L11^-1, columns from the left
         a[j * height + j] = 1.0 / a[j * height + j]
@@ -293,15 +298,16 @@ cdef inline void square_inverse(const node_t *s, double *work, int threads) noex
             a[j * height + i] = total
 
 
-cdef inline void finish_panel(const node_t *x, const double *z) noexcept nogil:
+cdef inline void finish_panel(const node_t *x, const double *z, int threads) noexcept nogil:
     """Z11 <- Z11 - Y'Z21, and Z21 = ``z`` in place of Y."""
-    cdef Py_ssize_t b, c, k
+    cdef Py_ssize_t b, c, k, nb = tile_size(x.w)
     cdef double total
-    cdef char yes = b"T", no = b"N"
-    cdef int w = <int>x.w, r = <int>x.r, height = <int>x.height
-    cdef double one = 1.0, minus = -1.0
-    if x.w > SMALL:
-        dgemm(&yes, &no, &w, &w, &r, &minus, x.panel + x.w, &height, <double*>z, &r, &one, x.panel, &height)
+    if x.large:
+        for b in prange((x.w + nb - 1) // nb, schedule="dynamic", chunksize=1, num_threads=threads):
+            finish_columns(x, z, b * nb, nb)
+    elif x.w > SMALL:
+        for b in range((x.w + nb - 1) // nb):
+            finish_columns(x, z, b * nb, nb)
     else:
         for c in range(x.w):
             for k in range(c, x.w):
@@ -311,3 +317,12 @@ cdef inline void finish_panel(const node_t *x, const double *z) noexcept nogil:
                 x.panel[c * x.height + k] -= total
     for c in range(x.w):
         memcpy(x.panel + c * x.height + x.w, z + c * x.r, x.r * sizeof(double))
+
+
+cdef inline void finish_columns(const node_t *x, const double *z, Py_ssize_t j, Py_ssize_t nb) noexcept nogil:
+    """Columns j to j + nb of Z11 - Y'Z21, from the diagonal down; what lies above it in a panel means nothing."""
+    cdef char yes = b"T", no = b"N"
+    cdef int rows = <int>(x.w - j), columns = <int>min(nb, x.w - j), r = <int>x.r, height = <int>x.height
+    cdef double one = 1.0, minus = -1.0
+    dgemm(&yes, &no, &rows, &columns, &r, &minus, x.panel + j * x.height + x.w, &height, <double*>z + j * x.r, &r, &one,
+          x.panel + j * x.height + j, &height)

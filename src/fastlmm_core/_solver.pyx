@@ -32,10 +32,6 @@ from fastlmm_core.errors import NumericalError
 
 __all__ = ["Solver"]
 
-cdef enum:
-    SHORT = 1 << 16  # tail columns that 16-bit numbers tell apart
-
-
 cdef class Solver:
     """Workspace and methods of one planned model.
 
@@ -93,8 +89,8 @@ cdef class Solver:
         if arrays["idx"].shape[0]:
             ints = arrays["idx"]
             self.lead.idx = &ints[0]
-            if m <= SHORT:
-                shorts = self.arrays["short_idx"] = arrays["idx"].astype(np.uint16)
+            shorts = arrays["short_idx"]
+            if shorts.shape[0]:
                 self.lead.short_idx = &shorts[0]
             doubles = arrays["val"]
             self.lead.val = &doubles[0]
@@ -105,7 +101,7 @@ cdef class Solver:
             scratch = np.empty(arrays["val"].shape[0])
             self.arrays["u"] = scratch
             self.lead.u = &scratch[0]
-            self.ones = l == 1 and bool((arrays["val"] == 1.0).all())
+            self.ones = bool(arrays["ones"][0])
         scratch2 = np.empty((self.lead.q * l, d))
         self.arrays["ud"] = scratch2
         self.lead.ud = &scratch2[0, 0]

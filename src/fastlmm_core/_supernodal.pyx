@@ -40,8 +40,9 @@ cdef enum:
 
 
 cdef Py_ssize_t inverse_work(Supernodes tree):
-    """Workspace of the widest square's inverse."""
-    return tree.widest * tile_size(tree.widest) if tree.widest > WIDE else 0
+    """Workspace of the squares' inverses: a panel of tiles for a wide one, a copy of another."""
+    cdef Py_ssize_t panel = tree.widest * tile_size(tree.widest) if tree.widest > WIDE else 0
+    return max(panel, min(tree.widest, WIDE) ** 2)
 
 
 cdef class SupernodalCholesky:
@@ -60,6 +61,8 @@ cdef class SupernodalCholesky:
 
     def __init__(self, const int64_t[::1] ptr, const int64_t[::1] idx, int threads=1, Supernodes tree=None):
         self.tree = Supernodes(*elimination_tree(ptr, idx)) if tree is None else tree
+        if self.tree.m != ptr.shape[0] - 1:
+            raise ValueError(f"supernodes of {self.tree.m} columns, but the pattern has {ptr.shape[0] - 1}")
         self.threads = threads
         self.rows, self.relative, self.place = index_maps(self.tree, ptr, idx)
         # one spare entry each: an empty array still has an address
@@ -293,7 +296,7 @@ cdef class SupernodalCholesky:
                     multiply_front(x, &self.work[0], self.threads)
             square_inverse(x, &self.work[0] + x.w * x.r, self.threads)
             if x.r:
-                finish_panel(x, &self.work[0])
+                finish_panel(x, &self.work[0], self.threads)
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
         """Entry (j, k), j <= k, of the inverse; zero outside the pattern."""

@@ -2,7 +2,7 @@
 
 Protocol as in `_tail`. The plan has already ordered the tail: C and S share the sorted rows of one lower pattern, made
 from which levels occur together and never from values. S goes straight from C into the factor's panels, each entry to
-a place found once. A value that is not finite makes a pivot, or the log-determinant, that is none.
+a place found once. A value that is not finite fails a pivot's test, or makes log|S| one that is not finite.
 """
 
 import numpy as np

@@ -1,7 +1,9 @@
 """Dense factor, inverse and products by tiles, shared out among threads: the dense tail, and large supernodes.
 
-Matrices are column-major, symmetric ones in their lower triangle. Each tile is one call to BLAS by one thread, and the
-tiles of a matrix depend on its size alone, so results do not depend on the number of threads.
+Matrices are column-major, symmetric ones in their lower triangle; what lies above the diagonal of a square belongs to
+somebody else (the dense tail keeps C there) and is not written to, hence syrk for tiles on the diagonal. Each tile is
+one call to BLAS by one thread, and the tiles of a matrix depend on its size alone, so results do not depend on the
+number of threads.
 """
 
 from cython.parallel cimport prange

@@ -74,11 +74,12 @@ def test_a_tail_wider_than_short_numbers(weighted):
     )
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+def test_threads_do_not_change_a_bit(engine):
     given = distinct((400, 300), n=20_000)
     found = []
     for threads in (1, 2, 3):
-        objective = given.model(engine="dense", threads=threads).objective(given.y)
+        objective = given.model(engine=engine, threads=threads).objective(given.y)
         assert objective.plan.threads == threads
         with blas_threads(1):
             found.append(objective.evaluator.derivatives(np.array([0.7, 0.4])))

@@ -53,13 +53,14 @@ def test_factor_and_inverse_over_several_tiles(levels, widths):
         np.testing.assert_allclose(got, expected[order], atol=1e-10)
 
 
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
 @pytest.mark.parametrize("m", [97, 300])
-def test_fits_of_several_tiles_in_two_threads_are_the_fits_of_one(m):
+def test_fits_of_several_tiles_in_two_threads_are_the_fits_of_one(m, engine):
     """BLAS may use more threads under one Python thread than under another: the tail asks what rounds alike."""
     given = problem((320, m), (1, 1), n=900)
 
     def fit(_):
-        return given.model(engine="dense", threads=1).fit(given.y)
+        return given.model(engine=engine, threads=1).fit(given.y)
 
     alone = fit(0)
     with ThreadPoolExecutor(2) as pool:

@@ -34,7 +34,7 @@ def test_cholmod_through_another_binding(levels, widths, engine):
 
 
 def test_two_factors_share_nothing():
-    """One CHOLMOD workspace each: evaluations of two models may alternate."""
+    """Each has a workspace of its own: evaluations of two models may alternate."""
     first, dense1 = both(problem((30, 11), (1, 1), seed=1), True, "sparse")
     second, dense2 = both(problem((25, 7, 6), (2, 3, 1), seed=2), True, "sparse")
     theta1, theta2 = dense1.random_theta(0), dense2.random_theta(0)

@@ -78,8 +78,9 @@ class Responses:
 
     Attributes
     ----------
-    coefficients, shift : (rank, k)
-        y = Q coefficients + X shift + norm e.
+    coefficients : (rank, k)
+    shift : (rank, k) or None
+        y = Q coefficients + X shift + norm e; None stands for zeros.
     norms : (k,)
     dense : tuple of (q * l, k)
         Z'We, one array a group.
@@ -88,7 +89,7 @@ class Responses:
     """
 
     coefficients: Array
-    shift: Array
+    shift: Array | None
     norms: Array
     dense: tuple[Array, ...]
     xty: Array
@@ -214,8 +215,9 @@ class DesignProducts:
             Nothing is left of a response beside X.
         """
         coefficients, sizes, norms, dense, xty, ordinary = self.rows(Y)
-        shift = np.zeros(coefficients.shape)
+        shift = None
         if not ordinary:
+            shift = np.zeros(coefficients.shape)
             check_finite(Y[:, 0] if Y.shape[1] == 1 else Y, "y")
             if not np.isfinite(sizes).all():
                 raise DataError(
@@ -239,6 +241,7 @@ class DesignProducts:
     def complete(self, found: Responses, k: int = 0) -> CrossProducts:
         """Cross-products of the design with the k-th of some responses."""
         p = self.rank
+        shift = np.zeros(p) if found.shift is None else found.shift[:, k].copy()
         r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
         r[:p, :p], r[:p, p], r[p, p] = self.r, found.coefficients[:, k], found.norms[k]
         dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
@@ -249,7 +252,7 @@ class DesignProducts:
             self.pairs,
             tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
             dtd,
-            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, found.shift[:, k].copy()),
+            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift),
             self.transforms,
             self.theta_map,
         )
@@ -258,8 +261,8 @@ class DesignProducts:
         """Cross-products of the design with a response (n,), whose offset is subtracted here."""
         return self.complete(self.response(y))
 
-    def constant(self, nu: float, reml: bool, norm: Array) -> Array:
-        """`Conditioning.constant` of responses whose residuals have the norms given (k,)."""
+    def constant(self, nu: float, reml: bool, norm: Array | np.float64) -> Array | np.float64:
+        """`Conditioning.constant` of a response whose residual has the norm given, or of several (k,)."""
         return 2.0 * nu * np.log(norm) - self.log_weights + (self.log_det if reml else 0.0)
 
     def response(self, y: ArrayLike) -> Responses:

@@ -50,7 +50,7 @@ class FitLog:
         return len(self.criterion)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Solution:
     """The optimum in conditioned coordinates, and the rows that bring it to the user's.
 
@@ -311,7 +311,11 @@ def estimates(
     """The fit at conditioned ``theta``, in the user's units."""
     gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
     norm = float(response.norms[0])
-    beta = response.shift[:, 0] + design.inverse @ (response.coefficients[:, 0] + norm * gamma)
+    gamma *= norm
+    gamma += response.coefficients[:, 0]
+    beta = design.inverse.dot(gamma)
+    if response.shift is not None:
+        beta += response.shift[:, 0]
     if design.rank < design.X.shape[1]:
         kept, beta = beta, np.full(design.X.shape[1], np.nan)
         beta[design.keep] = kept

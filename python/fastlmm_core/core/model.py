@@ -218,7 +218,8 @@ class Model:
         room = self.control.n_bytes // max(1, first.plan.total_bytes) - (self.control.memory_limit is not None)
         workers = max(1, min(chosen.n_threads, len(batches), room))
         theta0 = first.to_conditioned(first.start if start is None else start)
-        single = replace(self.control, threads=1)
+        engine = self.control.engine if first.plan.engine == "none" else first.plan.engine
+        single = replace(self.control, threads=1, engine=engine)  # the same one, whatever memory is free by then
 
         def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
@@ -253,7 +254,9 @@ def fit_batch(
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
     out.sigma[rows] = sigma
-    beta = found.shift + products.inverse @ (found.coefficients + found.norms * gamma.T)
+    beta = products.inverse @ (found.coefficients + found.norms * gamma.T)
+    if found.shift is not None:
+        beta += found.shift
     half = products.inverse @ np.linalg.inv(ld[:, :p, :p]).transpose(0, 2, 1)
     se = np.sqrt(np.square(half).sum(axis=2)) * (sigma / np.sqrt(products.weight_scale))[:, None]
     out.beta[rows][:, products.keep] = beta.T

@@ -73,14 +73,14 @@ class Objective:
 
     def set_response(self, design: DesignProducts, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
-        constant = float(design.constant(self.evaluator.nu, self.reml, found.norms)[0])
+        constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
         self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
-        return self.theta_map.to_user @ conditioned
+        return np.asarray(self.theta_map.to_user.dot(conditioned))
 
     def to_conditioned(self, theta: ArrayLike) -> Array:
         """Conditioned theta for the user's.
@@ -97,7 +97,7 @@ class Objective:
             raise DataError(f"theta has shape {given.shape}, but the model has {self.n_theta} covariance parameter(s)")
         if not all(map(isfinite, given.tolist())):
             raise DataError(f"theta must be finite, not {given}")
-        return np.asarray(self.theta_map.to_conditioned @ given)
+        return np.asarray(self.theta_map.to_conditioned.dot(given))
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""

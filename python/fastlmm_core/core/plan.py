@@ -39,6 +39,9 @@ METIS_SECONDS = 2.5e-7
 SAMPLED_ROWS = 64
 """Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
 
+SHORT = 1 << 16
+"""Tail columns that 16-bit numbers tell apart."""
+
 FLOOR = 1e-6
 """Squared floor of a tail factor's singular values, relative to one over the rows a level has."""
 
@@ -211,17 +214,17 @@ def workspace_bytes(cross: CrossProducts, leading: LeadingRows, rows: TailRows) 
     q, l, m, n_theta = lead.n_levels, lead.n_columns, len(rows[0]) - 1, len(parameters)
     own = int((parameters[:, 0] == 0).sum())
     structure = sum(a.nbytes for a in (*leading, *rows)) + leading[2].nbytes  # the values twice: B and U
-    structure += 2 * len(leading[1])  # the columns once more, as 16-bit numbers
+    structure += 2 * len(leading[1]) if m <= SHORT else 0  # the columns once more, as 16-bit numbers
     levels = 8 * q * (l * l + 1 + l * (2 * d + 2 + own))
     columns = 8 * m * (4 * d + 2 + 2 * n_theta - own + l * l + 2 * (d - 1))
     return int(structure + levels + columns)
 
 
-def refuse(needed: float, control: Control, what: str) -> None:
+def refuse(needed: float, available: int, what: str) -> None:
     """Refuse a factor that the machine cannot hold."""
-    if needed > control.n_bytes:
+    if needed > available:
         raise MemoryLimitError(
-            f"{what} would take {needed / 2**30:.1f} GiB, but {control.n_bytes / 2**30:.1f} GiB can be used: "
+            f"{what} would take {needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB can be used: "
             "simplify the random effects, or raise Control(memory_limit=...) if the machine has more"
         )
 
@@ -247,6 +250,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     m = sum(group.size for group in cross.groups[1:])
     if m > np.iinfo(np.int32).max:
         raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
+    available = control.n_bytes  # before the structures, which `work` counts
     offsets = natural_offsets(cross)
     leading, rows = structures(cross, offsets)
     threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
@@ -257,30 +261,32 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
         tail, engine, factor_bytes = EmptyTail(), "none", 0
     elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
         forced = control.engine == "sparse"
-        limit = control.n_bytes // PATTERN_BYTES
-        full = not forced and sampled_fill(leading, rows) > DENSE_FILL
+        limit = available // PATTERN_BYTES
+        dense_fits = factor_bytes + work <= available
+        full = not forced and dense_fits and sampled_fill(leading, rows) > DENSE_FILL
         lower = None if full else pattern(leading, rows, limit)
         if lower is not None:
             new_offsets, position, tree = order_blocks(cross, lower)
             sparse_bytes = SparseTail.bytes(tree, len(lower[1]), threads)
-            fits, dense_fits = (size + work <= control.n_bytes for size in (sparse_bytes, factor_bytes))
+            fits = sparse_bytes + work <= available
             # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much; judged
             # on one thread, so that their number does not change the engine and with it the last digits
             memory = SparseTail.bytes(tree, len(lower[1]), 1) / dense_bytes(m)
             better = tree.seconds * max(1.0, memory) < dense_seconds(m)
             if forced or not dense_fits or (fits and better):
-                refuse(sparse_bytes + work, control, f"the sparse factor of {m} random effects")
+                refuse(sparse_bytes + work, available, f"the sparse factor of {m} random effects")
                 offsets = new_offsets
+                del leading, rows  # before the others are made
                 leading, rows = structures(cross, offsets)
                 tail = SparseTail(rows, *permuted_pattern(*lower, position), threads, tree)
                 engine, factor_bytes = "sparse", sparse_bytes
         elif forced:
             raise MemoryLimitError(
                 f"the sparse engine's pattern of {m} random effects has more than {limit:.3g} entries, which is what "
-                f"{control.n_bytes / 2**30:.1f} GiB can hold"
+                f"{available / 2**30:.1f} GiB can hold"
             )
     if tail is None:
-        refuse(factor_bytes + work, control, f"the dense factor of {m} random effects")
+        refuse(factor_bytes + work, available, f"the dense factor of {m} random effects")
         tail = DenseTail(rows, threads)
     arrays = evaluator_arrays(cross, offsets, leading)
     return Plan(cross, control, engine, offsets, arrays, factor_bytes, factor_bytes + work, threads, tail)
@@ -308,6 +314,8 @@ def evaluator_arrays(cross: CrossProducts, offsets: Offsets, leading: LeadingRow
         "zd": cross.dense[0],
         "ptr": ptr,
         "idx": idx,
+        "short_idx": idx.astype(np.uint16) if m <= SHORT else np.empty(0, np.uint16),
+        "ones": np.array([cross.groups[0].n_columns == 1 and bool((val == 1.0).all())]),
         "val": val,
         "t_ptr": t_ptr,
         "t_lead": t_lead,

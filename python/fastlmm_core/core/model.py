@@ -246,7 +246,7 @@ def fit_batch(
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = newton.evaluator.nu
-    constants = products.constant(nu, newton.evaluator.reml, found.norms)
+    constants = np.asarray(products.constant(nu, newton.evaluator.reml, found.norms))
     tail = worker.tail_columns(found.dense)
     newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
     ld[outcome[:, 0] == FAILED] = np.nan

@@ -113,9 +113,14 @@ def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::
         raise ValueError("rows or columns do not match")
     if n == 0 or k == 0:
         return
+    cdef const double *z_rows = NULL
+    cdef const double *w_rows = NULL
+    if z is not None:
+        z_rows = &z[0, 0]
+    if w is not None:
+        w_rows = &w[0]
     with nogil:
-        add_level_sums(&codes[0], NULL if z is None else &z[0, 0], NULL if w is None else &w[0], &d[0, 0], &out[0, 0],
-                       n, l, k)
+        add_level_sums(&codes[0], z_rows, w_rows, &d[0, 0], &out[0, 0], n, l, k)
 
 
 def pair_cells(const int64_t[::1] ptr, const int64_t[::1] rows,

@@ -102,8 +102,9 @@ cdef class ResponseProducts:
                 raise ValueError(f"grouping factor {g} does not match X")
             self.owned += [c, z]
             self.factors[g].codes = &c[0]
-            self.factors[g].z = NULL if z is None else &z[0, 0]
-            self.factors[g].l = 1 if z is None else z.shape[1]
+            self.factors[g].l = 1
+            if z is not None:
+                self.factors[g].z, self.factors[g].l = &z[0, 0], z.shape[1]
             self.factors[g].size = self.factors[g].l * <Py_ssize_t>levels[g]
 
     def __dealloc__(self):
@@ -200,11 +201,15 @@ cdef class ResponseProducts:
         """e <- E - Q step, then moments (rank, k) += Q'WE."""
         cdef Py_ssize_t start = 0, rows
         cdef const double *q
+        cdef const double *w
         while start < self.n:
             rows = min(self.chunk, self.n - start)
             q = self.basis_rows(start, rows, buffer)
             if k == 1 and self.rank <= FEW:
-                few_columns(q, NULL if self.w == NULL else self.w + start, step, e + start, moments, rows, self.rank)
+                w = NULL
+                if self.w != NULL:
+                    w = self.w + start
+                few_columns(q, w, step, e + start, moments, rows, self.rank)
                 start += rows
                 continue
             subtract(q, step, e + start * k, rows, self.rank, k, blas)

@@ -71,7 +71,7 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     plan_seconds, model = timed(lambda: Objective(products.complete(found), problem.reml, control))
     with blas_threads(1):
         optimise_seconds, reached = timed(lambda: minimise(model))
-        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found))
+        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found).complete())
     cross_seconds = products_seconds + response_seconds
     return Phases(design_seconds, cross_seconds, plan_seconds, optimise_seconds, estimate_seconds), len(fit.log)
 

@@ -250,7 +250,7 @@ def plan(cross: CrossProducts, control: Control | None = None) -> Plan:
     m = sum(group.size for group in cross.groups[1:])
     if m > np.iinfo(np.int32).max:
         raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
-    available = control.n_bytes  # before the structures, which `work` counts
+    available = control.n_bytes if m else 0  # before the structures, which `work` counts
     offsets = natural_offsets(cross)
     leading, rows = structures(cross, offsets)
     threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
     from fastlmm_core.inference.likelihood_ratio import anova
+    from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -48,6 +49,7 @@ __all__ = [
     "build_design",
     "compare",
     "dataset_names",
+    "glmer",
     "is_singular",
     "lmer",
     "load_dataset",
@@ -71,6 +73,7 @@ _LAZY = {
     "build_design": "formula",
     "compare": "inference.comparison",
     "dataset_names": "datasets",
+    "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
@@ -78,7 +81,7 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

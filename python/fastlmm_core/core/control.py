@@ -30,6 +30,9 @@ class Control:
         Threads of the kernels and of BLAS; None takes every processor this process may use.
     memory_limit : int or None
         Bytes a factor may take; None takes what the machine has free. A larger prediction is refused.
+    weights : {"observed", "expected"}
+        Curvature of a generalised model's rows in Laplace's approximation: of the log-likelihood itself, which is the
+        approximation proper, or its expectation, which lme4 uses and which differs for links that are not canonical.
     """
 
     engine: str = "auto"
@@ -37,10 +40,13 @@ class Control:
     tol: float = 1e-10
     threads: int | None = None
     memory_limit: int | None = None
+    weights: str = "observed"
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ModelError(f"engine {self.engine!r} does not exist: use one of {', '.join(map(repr, ENGINES))}")
+        if self.weights not in ("observed", "expected"):
+            raise ModelError(f"weights {self.weights!r} do not exist: use 'observed' or 'expected'")
         if self.max_evaluations < 1:
             raise ModelError(f"max_evaluations must be at least 1, not {self.max_evaluations}")
         if not self.tol > 0:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
@@ -223,9 +224,10 @@ class Model:
 
         def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
-            newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
+            evaluator = worker.evaluator(self.reml)
+            newton = Newton(evaluator, single.max_evaluations, single.tol)
             for rows in part:
-                fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
+                fit_batch(products, worker, evaluator, newton, responses[rows], theta0, rows, out)
 
         parts = [batches[i::workers] for i in range(workers)]
         with blas_threads(1):
@@ -238,15 +240,22 @@ class Model:
 
 
 def fit_batch(
-    products: DesignProducts, worker: Plan, newton: Newton, Y: Array, start: Array, rows: slice, out: ManyFits
+    products: DesignProducts,
+    worker: Plan,
+    evaluator: Evaluator,
+    newton: Newton,
+    Y: Array,
+    start: Array,
+    rows: slice,
+    out: ManyFits,
 ) -> None:
     """Fit some responses (k, n) and write their estimates into rows of ``out``."""
     found = products.responses(np.ascontiguousarray(Y.T))
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
-    nu = newton.evaluator.nu
-    constants = np.asarray(products.constant(nu, newton.evaluator.reml, found.norms))
+    nu = evaluator.nu
+    constants = np.asarray(products.constant(nu, evaluator.reml, found.norms))
     tail = worker.tail_columns(found.dense)
     newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
     ld[outcome[:, 0] == FAILED] = np.nan

@@ -233,6 +233,7 @@ def build_design(
     na_action: Literal["drop", "raise"] = "drop",
     contrasts: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
+    residual: bool = True,
 ) -> Design:
     """Arrays of a mixed model from its formula and a table.
 
@@ -250,6 +251,9 @@ def build_design(
         object, or a matrix with one row a level.
     env : mapping, optional
         Names that the formula's calls may use besides the columns and the built-in transforms.
+    residual : bool
+        Whether rows have a residual variance of their own, from which a term with as many levels as rows could not be
+        told apart.
 
     Returns
     -------
@@ -315,7 +319,7 @@ def build_design(
     ]
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
-    check_sizes(designs, n)
+    check_sizes(designs, n, residual)
     context.forget()
     return Design(
         formula=parsed,

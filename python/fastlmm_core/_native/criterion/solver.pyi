@@ -5,7 +5,9 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.tail.tail import Tail
 
-class Solver:
+from fastlmm_core._native.criterion.criterion import Criterion
+
+class Solver(Criterion):
     def __init__(
         self,
         arrays: dict[str, NDArray[Any]],

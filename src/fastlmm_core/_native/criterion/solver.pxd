@@ -1,9 +1,10 @@
 from libc.stdint cimport int64_t
+from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.leading.rows cimport leading_t
 from fastlmm_core._native.tail.tail cimport Tail
 
 
-cdef class Solver:
+cdef class Solver(Criterion):
     cdef leading_t lead
     cdef readonly Tail tail
     cdef int threads
@@ -36,7 +37,6 @@ cdef class Solver:
     cdef tuple solution              # beta, b_lead, b_tail and ld as arrays
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
-    cdef int c_value(self, const double *theta, double *value) noexcept nogil
     cdef bint at(self, const double *theta) noexcept nogil
     cdef void eliminate(self) noexcept nogil
     cdef int finish(self, double *lam) noexcept nogil

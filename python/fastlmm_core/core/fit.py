@@ -222,6 +222,28 @@ class CoreFit:
         """Cross-products of the design with the response."""
         return self.solution.design.complete(self.solution.response)
 
+    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the data determine each linear function L beta of the coefficients.
+
+        Where columns of X depend on others, some functions are the same whichever columns are set aside; the value of
+        such a one is L[kept] beta[kept], and its variance L[kept] cov_beta[kept, kept] L[kept]'.
+
+        Parameters
+        ----------
+        rows : (k, p) or (p,)
+            L, over all p columns of X, those set aside included.
+
+        Returns
+        -------
+        (k,) bool
+            See `NullSpace.estimable`.
+        """
+        if self.rank == len(self.beta):
+            return np.ones(len(np.atleast_2d(rows)), dtype=bool)
+        space = self.cross.conditioning.null_space
+        assert space is not None
+        return space.estimable(rows)
+
     def objective(self) -> Objective:
         """The model's criterion; its factor is rebuilt from the cross-products."""
         return Objective(self.cross, self.reml, self.control)

@@ -323,7 +323,11 @@ def build_design(
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
     check_sizes(designs, n)
-    offset_names = [name for expr in [*parsed.offsets, *([offset] if isinstance(offset, str) else [])] for name in _names_of(expr, evaluate)]
+    offset_names = [
+        name
+        for expr in [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
+        for name in _names_of(expr, evaluate)
+    ]
     grid_source = _grid_source(fixed_terms, spec, offset_names, evaluate, rows, n)
     context.forget()
     return Design(
@@ -354,7 +358,12 @@ def _names_of(expr: str, evaluate: Evaluator) -> list[str]:
 
 
 def _grid_source(
-    terms: Terms, spec: MatrixSpec, offset_names: Sequence[str], evaluate: Evaluator, rows: NDArray[np.int64] | None, n: int
+    terms: Terms,
+    spec: MatrixSpec,
+    offset_names: Sequence[str],
+    evaluate: Evaluator,
+    rows: NDArray[np.int64] | None,
+    n: int,
 ) -> GridSource:
     fixed = dict.fromkeys(_columns_of([terms], evaluate))
     calls = [expr for expr in spec.factors if expr in terms.computed]

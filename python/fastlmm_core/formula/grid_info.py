@@ -138,9 +138,7 @@ def _recoded(expr: str) -> str | None:
     return None
 
 
-def _number(
-    name: str, values: NDArray[Any], coded: bool
-) -> tuple[ColumnInfo, NDArray[np.integer[Any]] | None]:
+def _number(name: str, values: NDArray[Any], coded: bool) -> tuple[ColumnInfo, NDArray[np.integer[Any]] | None]:
     """A numeric column's figures, and the codes of its values where it acts as a factor."""
     n = len(values)
     many = n > LATER_ROWS and not coded and len(pd.unique(values[:LOOK_AHEAD])) > FEW_VALUES
@@ -189,10 +187,15 @@ def _joint_counts(
 
 
 class GridSource:
-    """The `GridInfo` of a design: made at once from long columns, when asked for from short ones; pickles as the former."""
+    """The `GridInfo` of a design: made at once from long columns, when asked for from short ones; pickles as itself."""
 
     def __init__(
-        self, variables: Mapping[str, Variable], rows: NDArray[np.int64] | None, n: int, calls: list[str], offset_only: frozenset[str]
+        self,
+        variables: Mapping[str, Variable],
+        rows: NDArray[np.int64] | None,
+        n: int,
+        calls: list[str],
+        offset_only: frozenset[str],
     ) -> None:
         self._info: GridInfo | None = None
         self._given = (set_apart(variables, rows), calls, offset_only)

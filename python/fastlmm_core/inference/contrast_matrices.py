@@ -88,7 +88,8 @@ def _given(coefficients: Any, labels: Labels) -> ContrastMatrix:
     for name, row in zip(names, values, strict=True):
         if np.shape(row) != (k,):
             raise DataError(
-                f"the contrast {name or 'given'!r} has {np.size(row)} coefficients for {k} levels: {', '.join(labels[:10])}"
+                f"the contrast {name or 'given'!r} has {np.size(row)} coefficients, but there are {k} levels: "
+                f"{', '.join(labels[:10])}"
             )
     array = np.array(values, dtype=np.float64).reshape(-1, k)
     if not np.isfinite(array).all():
@@ -166,7 +167,9 @@ def _poly(labels: Labels, ref: int, reverse: bool) -> ContrastMatrix:
     for degree in range(1, min(k - 1, HIGHEST_DEGREE) + 1):
         row = [Fraction(i) ** degree for i in range(k)]
         for q in made:
-            share = sum(a * b for a, b in zip(row, q, strict=True)) / sum(b * b for b in q)
+            share = sum((a * b for a, b in zip(row, q, strict=True)), Fraction(0)) / sum(
+                (b * b for b in q), Fraction(0)
+            )
             row = [a - share * b for a, b in zip(row, q, strict=True)]
         whole = np.array([int(a * int(np.lcm.reduce([b.denominator for b in row]))) for a in row], dtype=object)
         row = [Fraction(int(a), int(np.gcd.reduce(whole))) for a in whole]

@@ -5,89 +5,26 @@ Rows L and a `Method` carry everything: L beta + offset, its standard error and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtr, stdtr
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.inference.contrast_matrices import ContrastMatrix, contrast_matrix
-from fastlmm_core.inference.ddf import FTest, Method, t_pvalues
-from fastlmm_core.inference.letters import compact_letters
-from fastlmm_core.inference.multiplicity import (
-    STEPWISE,
-    Largest,
-    adjusted_p,
-    adjustment_name,
-    critical_values,
-    n_means,
-)
+from fastlmm_core.inference.ddf import FTest, Method
+from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
+from fastlmm_core.inference.families import SIDES, tested
+from fastlmm_core.inference.functions import Functions
+from fastlmm_core.inference.multiplicity import adjustment_name
 from fastlmm_core.inference.transformations import TRANSFORMATIONS, Transformation
 
-if TYPE_CHECKING:
-    from fastlmm_core.core.estimability import NullSpace
-
-__all__ = ["Estimates", "Functions"]
+__all__ = ["Estimates", "checked_level", "f_columns"]
 
 Array = NDArray[np.float64]
-
-SIDES = {
-    "two-sided": 0,
-    "greater": 1,
-    "less": -1,
-    "noninferiority": 1,
-    "nonsuperiority": -1,
-    "equivalence": 2,
-}
-
-LETTERS_NOTE = (
-    "sharing a letter is no evidence of equality: it says only that no difference was found at this level"
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Functions:
-    """Linear functions of the coefficients, and whether the data determine them.
-
-    Attributes
-    ----------
-    L : (k, p)
-        Over all columns of X; NaN where there is nothing to average.
-    offset : (k,)
-    kept : (p,) bool
-        Columns that have a coefficient.
-    space : NullSpace or None
-        Of X, where its columns depend on one another.
-    """
-
-    L: Array
-    offset: Array
-    kept: NDArray[np.bool_]
-    space: NullSpace | None = None
-
-    @cached_property
-    def estimable(self) -> NDArray[np.bool_]:
-        """(k,) whether each function has a value."""
-        finite = np.isfinite(self.L).all(axis=1)
-        return finite if self.space is None else finite & self.space.estimable(np.where(finite[:, None], self.L, 0.0))
-
-    @cached_property
-    def rows(self) -> Array:
-        """(k, rank) over the columns kept; zero where not estimable."""
-        return np.ascontiguousarray(np.where(self.estimable[:, None], self.L, 0.0)[:, self.kept])
-
-    def combined(self, C: Array) -> Functions:
-        """Functions C (c, k) of these; a coefficient of zero asks nothing of its function."""
-        used = np.where(np.isfinite(self.L).all(axis=1), 1.0, 0.0)
-        L = C @ np.where(used[:, None] > 0, self.L, 0.0)
-        L[(np.abs(C) @ (1.0 - used)) > 0] = np.nan
-        return Functions(L, C @ self.offset, self.kept, self.space)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -207,7 +144,7 @@ class Estimates:
             are NaN.
         """
         other = self if level is None and adjust is None else self._with(level=level, adjust=adjust)
-        t, p, lower, upper, _ = other._tests(adjusted_limits)
+        t, p, lower, upper, _ = other._tested if adjusted_limits else tested(other, False)
         name, value, se, lower, upper = other._on_scale(lower, upper)
         figures = {name: value, "std_error": se, "df": other.df, "lower": lower, "upper": upper}
         if tests:
@@ -234,64 +171,9 @@ class Estimates:
         value, slope = h.back(eta, self.sigma), h.slope(eta, self.sigma)
         return name, value, np.abs(slope) * se, h.back(lower, self.sigma), h.back(upper, self.sigma)
 
-    def _tests(self, adjusted_limits: bool = True) -> tuple[Array, Array, Array, Array, list[str]]:
-        """t, p, limits on the link scale, and what the adjustment came to in words."""
-        est, se, df = self.estimate, self.std_error, self.df
-        side = SIDES[self.side] if not (self.side == "two-sided" and self.delta) else 2
-        null = np.broadcast_to(np.asarray(self.null, np.float64), est.shape)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            if side == 2:
-                t = (np.abs(est - null) - self.delta) / se
-            else:
-                t = (est - null + side * self.delta) / se
-        p = t_pvalues(t, df) if side == 0 else _upper(t if side == 1 else -t, df)
-        lower, upper = np.full(len(t), np.nan), np.full(len(t), np.nan)
-        words: dict[str, None] = {}
-        for group in self.groups():
-            known = group[~np.isnan(t[group])]
-            how, word = self._adjustment(len(group), side)
-            words[word] = None
-            if not len(known):
-                continue
-            rows = self.functions.rows[known]
-            largest, rank = None, 0
-            if how == "mvt":
-                largest = Largest(rows @ self.method.cov @ rows.T, 0 if side == 0 else 1)
-                if largest.error:
-                    words[f"max-t probabilities have a standard error of {largest.error:.1g}"] = None
-            if how == "scheffe":
-                rank = int(np.linalg.matrix_rank(rows))
-            signed = t[known] if side in (0, 1) else -t[known]
-            if how != "none":
-                p[group] = adjusted_p(p[group], _scattered(signed, group, known), df[group], how, rank=rank, largest=largest)
-            how_limits = how if adjusted_limits else "none"
-            both = side in (0, 2)
-            if both and side == 2 and how == "mvt" and adjusted_limits:
-                largest = Largest(rows @ self.method.cov @ rows.T, 0)
-            c = critical_values(
-                self.level, df[known], how_limits, len(group), 2 if both else 1, rank=rank, largest=largest
-            )
-            lower[known] = est[known] - c * se[known] if side != -1 else -np.inf
-            upper[known] = est[known] + c * se[known] if side != 1 else np.inf
-        return t, p, lower, upper, [word for word in words if word]
-
-    def _adjustment(self, n: int, side: int) -> tuple[str, str]:
-        """The adjustment that a family of n tests gets, and a note on it."""
-        how = self.adjust
-        if n <= 1 and how != "scheffe":
-            return "none", ""
-        reason = ""
-        if how == "tukey" and not self.pairwise:
-            how, reason = "sidak", ": Tukey's is for all pairs of a group's means only"
-        elif how in ("tukey", "scheffe") and side != 0:
-            how, reason = "sidak", f": {self.adjust} is for two-sided tests only"
-        if how == "none":
-            return how, ""
-        words = {"tukey": f"Tukey's method for a family of {n_means(n)} means", "mvt": f"max-t for {n} tests"}
-        text = words.get(how, f"{how} for {n} tests")
-        if how in STEPWISE and how != "bonferroni":
-            text += "; limits " + ("not adjusted" if how in ("BH", "BY") else "by Bonferroni's")
-        return how, f"adjusted: {text}{reason}"
+    @cached_property
+    def _tested(self) -> tuple[Array, Array, Array, Array, list[str]]:
+        return tested(self, True)
 
     def all_notes(self) -> tuple[str, ...]:
         """Notes on the estimates, the method, the scale and the adjustment."""
@@ -301,11 +183,10 @@ class Estimates:
             notes.append(f"{missing} of {len(self)} rows are not estimable: the data do not determine them")
         if self.scale == "response" and self.response is not None:
             what = f", bias adjusted with sigma = {self.sigma:.4g}" if self.sigma else ""
-            notes.append(f"back-transformed from the {self.response.name} scale{what}; tests are on the {self.response.name} scale")
+            notes.append(f"back-transformed from the {self.response.name} scale{what}; tests stay on it")
         elif self.response is not None and self.response.name != "identity":
             notes.append(f"on the {self.response.name} scale")
-        if self.kind != "contrasts" or len(self.groups()) or self.adjust != "none":
-            notes += self._tests()[4]
+        notes += self._tested[4]
         return tuple(dict.fromkeys(notes))
 
     # --- contrasts -----------------------------------------------------------------------------------------------
@@ -328,15 +209,15 @@ class Estimates:
         Parameters
         ----------
         method : str, mapping, array (c, k) or callable
-            "pairwise", "revpairwise", "trt_vs_ctrl" (against `ref`), "consec" (each less the one before), "mean_chg" (mean
-            after less mean before), "poly", "helmert", "eff" (against the mean of all), "del_eff" (of the others),
-            "identity"; names and coefficients; coefficients; a function from the levels' names to a mapping.
+            "pairwise", "revpairwise", "trt_vs_ctrl" (against `ref`), "consec" (each less the one before), "mean_chg"
+            (mean after less mean before), "poly", "helmert", "eff" (against the mean of all), "del_eff" (of the
+            others), "identity"; names and coefficients; coefficients; a function from the levels' names to a mapping.
         by : str or list, optional
             Groups; those of the estimates where left out, none for None.
         adjust : str, optional
             For the tests of a group: "none", "tukey", "mvt" or "dunnett" (the largest of the correlated t statistics),
-            "sidak", "scheffe", "bonferroni", "holm", "hochberg", "hommel", "BH", "BY". By default "tukey" for all pairs,
-            "mvt" for comparisons with a control, "none" otherwise.
+            "sidak", "scheffe", "bonferroni", "holm", "hochberg", "hommel", "BH", "BY". By default "tukey" for all
+            pairs, "mvt" for comparisons with a control, "none" otherwise.
         ref : int or str
             Position or level of the control.
         reverse : bool
@@ -377,81 +258,16 @@ class Estimates:
                 raise DataError(f"by names {name!r}, but the estimates have {', '.join(self.labels)}")
         here = replace(self, by=within)
         if interaction is not None:
-            made = here._interaction([interaction] if isinstance(interaction, str) else list(interaction), ref)
+            made = interaction_contrasts(
+                here, [interaction] if isinstance(interaction, str) else list(interaction), ref
+            )
             default = "none"
         else:
-            made = here._plain(method, ref, reverse, names)
+            made = plain_contrasts(here, method, ref, reverse, names)
             default = {"trt_vs_ctrl": "mvt"}.get(method if isinstance(method, str) else "", "none")
             default = "tukey" if made.pairwise else default
         made = made._with(level=level, adjust=default if adjust is None else adjust)
         return made.transform("response") if self.scale == "response" else made
-
-    def _plain(self, method: Any, ref: int | str, reverse: bool, names: Sequence[str] | None) -> Estimates:
-        """One set of contrasts in each group."""
-        keys = [c for c in self.labels if c not in self.by]
-        told = pd.DataFrame({key: level_names(self.labels[key], key) for key in keys}, index=self.labels.index)
-        text = told.agg(" ".join, axis=1).to_numpy() if keys else np.full(len(self), "overall", dtype=object)
-        plain = self.labels[keys].astype(str).agg(" ".join, axis=1).to_numpy() if keys else text
-        blocks, labels, pairwise = [], [], False
-        column = "contrast" if "contrast" not in self.by else "contrast1"
-        for group in self.groups():
-            at = ref if isinstance(ref, (int, np.integer)) else _position(ref, [text[group], plain[group]])
-            found = contrast_matrix(method, list(text[group]), ref=int(at), reverse=reverse, names=names)
-            pairwise = found.pairwise
-            blocks.append((group, found))
-            labels.append(self._group_labels(group, pd.DataFrame({column: list(found.names)}, dtype=object)))
-        return self._contrasts(blocks, labels, pairwise)
-
-    def _interaction(self, methods: list[Any], ref: int | str) -> Estimates:
-        """Products of one set of contrasts a factor, the first factor fastest."""
-        keys = [c for c in self.labels if c not in self.by]
-        if len(methods) == 1:
-            methods = methods * len(keys)
-        if len(methods) != len(keys):
-            raise ModelError(f"interaction has {len(methods)} methods for the factors {', '.join(keys)}")
-        blocks, labels = [], []
-        for group in self.groups():
-            parts = []
-            for key, how in zip(keys, methods, strict=True):
-                levels = [show(v) for v in dict.fromkeys(self.labels[key].iloc[group])]
-                at = ref if isinstance(ref, (int, np.integer)) else _position(ref, [np.array(levels, dtype=object)])
-                parts.append(contrast_matrix(how, levels, ref=int(at)))
-            if len(group) != np.prod([c.coefficients.shape[1] for c in parts]):
-                raise DataError("products of contrasts need every combination of the factors' levels")
-            big = np.eye(1)
-            for part in parts:
-                big = np.kron(part.coefficients, big)
-            combos = [combo[::-1] for combo in product(*[part.names for part in reversed(parts)])]
-            heads = [f"{k}_{m.replace('.', '_') if isinstance(m, str) else 'custom'}" for k, m in zip(keys, methods, strict=True)]
-            blocks.append((group, ContrastMatrix(big, tuple(" ".join(c) for c in combos))))
-            labels.append(self._group_labels(group, pd.DataFrame(combos, columns=heads, dtype=object)))
-        return self._contrasts(blocks, labels, False)
-
-    def _group_labels(self, group: NDArray[np.int64], own: pd.DataFrame) -> pd.DataFrame:
-        for name in self.by:
-            own[name] = self.labels[name].iloc[np.full(len(own), group[0])].array
-        return own
-
-    def _contrasts(
-        self, blocks: list[tuple[NDArray[np.int64], ContrastMatrix]], labels: list[pd.DataFrame], pairwise: bool
-    ) -> Estimates:
-        C = np.zeros((sum(len(found.names) for _, found in blocks), len(self)))
-        at = 0
-        for group, found in blocks:
-            C[at : at + len(found.names), group] = found.coefficients
-            at += len(found.names)
-        return Estimates(
-            self.functions.combined(C),
-            pd.concat(labels, ignore_index=True),
-            self.by,
-            self.method,
-            "contrasts",
-            self.level,
-            pairwise=pairwise,
-            response=self.response,
-            total_sd=self.total_sd,
-            notes=self.notes,
-        )
 
     def _simple(self, method: Any, simple: str | Sequence[str], **arguments: Any) -> Any:
         factors = list(self.labels)
@@ -491,7 +307,8 @@ class Estimates:
         --------
         >>> from fastlmm_core import lmer, load_dataset
         >>> fit = lmer("angle ~ recipe + temperature + (1 | recipe:replicate)", load_dataset("cake"))
-        >>> fit.emmeans("recipe").pairs().test(side="equivalence", delta=6.0).to_frame()[["contrast", "t", "p"]].round(3)
+        >>> pairs = fit.emmeans("recipe").pairs()
+        >>> pairs.test(side="equivalence", delta=6.0).to_frame()[["contrast", "t", "p"]].round(3)
           contrast      t      p
         0    A - B -1.679  0.146
         1    A - C -1.662  0.150
@@ -546,24 +363,9 @@ class Estimates:
             As `to_frame`, sorted by the estimates within groups, with a column `group`. A note says that sharing a
             letter is no evidence of equality.
         """
-        frame = self.to_frame(tests=False)
-        pairs = self.contrast("pairwise", adjust=adjust) if self.scale == "link" else replace(self, scale="link").contrast("pairwise", adjust=adjust)
-        p = pairs.to_frame()["p"].to_numpy()
-        letters = np.full(len(self), "", dtype=object)
-        order, at = [], 0
-        for group in self.groups():
-            i, j = np.triu_indices(len(group), 1)
-            different = p[at : at + len(i)] < alpha
-            at += len(i)
-            sorted_ = np.argsort(np.where(np.isnan(self.estimate[group]), np.inf, self.estimate[group]), kind="stable")
-            found = compact_letters(len(group), zip(i[different].tolist(), j[different].tolist(), strict=True), sorted_.tolist())
-            letters[group] = found
-            order += group[sorted_].tolist()
-        letters[~self.estimable] = ""
-        frame["group"] = letters
-        frame = frame.iloc[order].reset_index(drop=True)
-        frame.attrs["notes"] = [*pairs.all_notes(), LETTERS_NOTE]
-        return frame
+        from fastlmm_core.inference.letters import letters
+
+        return letters(self, alpha, adjust)
 
     # --- scale ---------------------------------------------------------------------------------------------------
 
@@ -594,13 +396,13 @@ class Estimates:
         if isinstance(to, str) and to == "link":
             return replace(self, scale="link", sigma=0.0)
         if isinstance(to, tuple) and len(to) == 2 and all(map(callable, to)):
-            h: Transformation | None = Transformation("given", to[0], to[1])
+            h = Transformation("given", to[0], to[1])
         elif isinstance(to, Transformation):
             h = to
         elif to == "response":
-            h = self.response
-            if h is None:
+            if self.response is None:
                 raise ModelError("the response's transformation is not known: pass a pair (inverse, its derivative)")
+            h = self.response
         else:
             raise ModelError(f'transform takes "response", "link" or a pair of functions, not {to!r}')
         if self.kind == "slopes" and h.name != "identity":
@@ -642,7 +444,7 @@ class Estimates:
         slope = self.response.slope(eta, self.sigma)
         f = self.functions
         L = f.L * slope[:, None]
-        known = np.where(np.isfinite(f.L).all(axis=1)[:, None], L, 0.0)[:, f.kept] @ self.method.beta
+        known = np.where(f.estimable[:, None], L, 0.0)[:, f.kept] @ self.method.beta
         functions = Functions(L, self.response.back(eta, self.sigma) - known, f.kept, f.space)
         note = f"regridded from the {self.response.name} scale"
         return replace(self, functions=functions, response=None, scale="link", sigma=0.0, notes=(*self.notes, note))
@@ -694,43 +496,3 @@ def checked_level(level: float) -> float:
     if not isinstance(level, (int, float, np.number)) or not 0.0 < level < 1.0:
         raise DataError(f"level must lie between 0 and 1, not {level!r}")
     return float(level)
-
-
-def show(value: Any) -> str:
-    """A level as text; whole floats without their point."""
-    return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)
-
-
-def level_names(values: pd.Series, name: str) -> list[str]:
-    """Levels as text, with the factor's name before them where all are numbers."""
-    text = [show(v) for v in values]
-    return [name + t for t in text] if all(map(_is_number, text)) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _position(level: Any, candidates: Sequence[Any]) -> int:
-    """Place of a level among labels."""
-    for labels in candidates:
-        found = np.flatnonzero(labels == str(level))
-        if len(found):
-            return int(found[0])
-    raise DataError(f"ref {level!r} is none of the levels {', '.join(map(str, candidates[-1]))}")
-
-
-def _upper(t: Array, df: Array) -> Array:
-    """P(T > t); the normal's where df is infinite."""
-    finite = np.isfinite(df)
-    return np.asarray(np.where(finite, stdtr(np.where(finite, df, 1.0), -t), ndtr(-t)))
-
-
-def _scattered(values: Array, group: NDArray[np.int64], known: NDArray[np.int64]) -> Array:
-    out = np.full(len(group), np.nan)
-    out[np.isin(group, known)] = values
-    return out

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.inference.estimates import show
+from fastlmm_core.inference.estimate_contrasts import show
 from fastlmm_core.results._text import html_table, text_table
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def _cells(frame: pd.DataFrame, name: str, estimable: np.ndarray) -> list[str]:
         text = ["Inf" if np.isinf(v) else f"{v:.{decimals}f}" for v in values]
     else:
         together = [c for c in ("estimate", "ratio", "odds_ratio", "std_error", "lower", "upper") if c in frame]
-        text = _rounded(values, frame[together].to_numpy(dtype=np.float64), frame["std_error"].to_numpy(dtype=np.float64))
+        text = _rounded(
+            values, frame[together].to_numpy(dtype=np.float64), frame["std_error"].to_numpy(dtype=np.float64)
+        )
     return [
         t if ok and not np.isnan(v) else ("nonEst" if not ok and name in ("estimate", "ratio", "odds_ratio") else "NA")
         for t, ok, v in zip(text, estimable, values, strict=True)

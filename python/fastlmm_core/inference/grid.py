@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -112,15 +111,15 @@ class ReferenceGrid:
         info = self.info.columns[name]
         x = np.asarray(columns[name], dtype=np.float64)
         h = STEP * (info.high - info.low)
-        (above, offset_above), (below, offset_below) = (
-            self.matrix({**columns, name: x + step}) for step in (h, -h)
-        )
+        (above, offset_above), (below, offset_below) = (self.matrix({**columns, name: x + step}) for step in (h, -h))
         dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
         if unquote_name(variable) is not None:
             return dx, doffset
         chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
         if not np.isfinite(chain).all() or (chain == 0.0).any():
-            raise DataError(f"{variable} does not change with {name} at some of its values: no slope by it exists there")
+            raise DataError(
+                f"{variable} does not change with {name} at some of its values: no slope by it exists there"
+            )
         return dx / chain[:, None], doffset / chain
 
     def covariate_of(self, variable: str) -> str:
@@ -130,8 +129,8 @@ class ReferenceGrid:
             names = [name for name in names_in(variable) if name in self.info.columns]
             if len(names) != 1:
                 raise FormulaError(
-                    f"slopes are by one covariate or an expression of one, and {variable!r} has {len(names)} of the fixed "
-                    f"part's columns: {', '.join(self.info.columns)}"
+                    f"slopes are by one covariate or an expression of one, and {variable!r} has {len(names)} of the "
+                    f"fixed part's columns: {', '.join(self.info.columns)}"
                 )
             single = names[0]
         check_known(single, self.design)

@@ -7,8 +7,48 @@ both have is replaced by two, one without either of them; letters whose levels a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-__all__ = ["compact_letters"]
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from fastlmm_core.inference.estimates import Estimates
+
+__all__ = ["compact_letters", "letters"]
+
+LETTERS_NOTE = "sharing a letter is no evidence of equality: it says only that no difference was found at this level"
+
+
+def letters(estimates: Estimates, alpha: float, adjust: str) -> pd.DataFrame:
+    """The table of `Estimates.letters`."""
+    frame = estimates.to_frame(tests=False)
+    pairs = (
+        estimates.contrast("pairwise", adjust=adjust)
+        if estimates.scale == "link"
+        else replace(estimates, scale="link").contrast("pairwise", adjust=adjust)
+    )
+    p = pairs.to_frame()["p"].to_numpy()
+    marks = np.full(len(estimates), "", dtype=object)
+    order, at = [], 0
+    for group in estimates.groups():
+        i, j = np.triu_indices(len(group), 1)
+        different = p[at : at + len(i)] < alpha
+        at += len(i)
+        sorted_ = np.argsort(
+            np.where(np.isnan(estimates.estimate[group]), np.inf, estimates.estimate[group]), kind="stable"
+        )
+        found = compact_letters(
+            len(group), zip(i[different].tolist(), j[different].tolist(), strict=True), sorted_.tolist()
+        )
+        marks[group] = found
+        order += group[sorted_].tolist()
+    marks[~estimates.estimable] = ""
+    frame["group"] = marks
+    frame = frame.iloc[order].reset_index(drop=True)
+    frame.attrs["notes"] = [*pairs.all_notes(), LETTERS_NOTE]
+    return frame
 
 
 def compact_letters(n: int, different: Iterable[tuple[int, int]], order: list[int]) -> list[str]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.comparison import variance_shares
 from fastlmm_core.inference.ddf import FTest, Method, ddf_method
-from fastlmm_core.inference.estimates import Estimates, Functions, checked_level, f_columns
+from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
+from fastlmm_core.inference.functions import functions_of
 from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, reference_grid
 from fastlmm_core.inference.transformations import Transformation, of_response
 
@@ -128,13 +129,6 @@ def _estimates(
     )
 
 
-def functions_of(result: LmerResult, L: Array, offset: Array) -> Functions:
-    """Functions of a fit's coefficients, with what decides whether they are estimable."""
-    core = result.core
-    kept = ~np.isnan(core.beta)
-    return Functions(L, offset, kept, None if kept.all() else null_space_of(result))
-
-
 def _response(design: Design) -> Transformation | None:
     try:
         return of_response(design.formula.response)
@@ -143,7 +137,7 @@ def _response(design: Design) -> Transformation | None:
 
 
 def _total_sd(result: LmerResult) -> float:
-    """Standard deviation of a response about the fixed part: the random terms' at an average row, and the residual's."""
+    """Standard deviation of a response about the fixed part at an average row: random terms and residual."""
     _, random, residual = variance_shares(result.design, result.core)
     return float(np.sqrt(random.sum() + residual))
 
@@ -191,13 +185,18 @@ def joint_tests(
     method = ddf_method(result, ddf, stacklevel=5, **covariance)
     several = [name for name, values in grid.levels.items() if len(values) > 1 and name not in inner]
     terms = [frozenset(name for name in several if _mentions(term, name)) for term in design.spec.terms.terms]
-    sets = {frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)}
+    sets = {
+        frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)
+    }
     wanted = sorted(sets, key=lambda s: (len(s), [several.index(n) for n in several if n in s]))
     numeric = [
         name
         for name, values in grid.levels.items()
-        if len(values) == 1 and name not in inner and design.grid_info.columns[name].kind == "number"
-        and name not in design.grid_info.offset_only and design.grid_info.columns[name].n_distinct != 1
+        if len(values) == 1
+        and name not in inner
+        and design.grid_info.columns[name].kind == "number"
+        and name not in design.grid_info.offset_only
+        and design.grid_info.columns[name].n_distinct != 1
     ]
     frames = []
     for factors in wanted:
@@ -220,8 +219,3 @@ def _joint(estimates: Estimates, term: str) -> pd.DataFrame:
     found = estimates.joint()
     frame = f_columns([found]) if isinstance(found, FTest) else found
     return frame.assign(term=term)
-
-
-def null_space_of(result: LmerResult) -> Any:
-    """The null space of the fit's X."""
-    return result.core.cross.conditioning.null_space

@@ -360,8 +360,14 @@ def critical_values(
     if how == "tukey":
         return range_quantile(level, n_means(n), df) / np.sqrt(2.0)
     if how == "scheffe":
-        return np.sqrt(rank * np.where(np.isfinite(df), special.fdtri(rank, np.where(np.isfinite(df), df, 1.0), level),
-                                       special.chdtri(rank, alpha) / rank))
+        return np.sqrt(
+            rank
+            * np.where(
+                np.isfinite(df),
+                special.fdtri(rank, np.where(np.isfinite(df), df, 1.0), level),
+                special.chdtri(rank, alpha) / rank,
+            )
+        )
     if how == "mvt":
         assert largest is not None
         return largest.quantile(level, df)

@@ -174,7 +174,7 @@ def of_response(response: str) -> Transformation:
 
 
 def _constant_added(node: Any) -> float | None:
-    """c of `y + c`, `c + y` or `y - c`."""
+    """The constant of `y + c`, `c + y` or `y - c`."""
     if not isinstance(node, ast.BinOp) or not isinstance(node.op, (ast.Add, ast.Sub)):
         return None
     left, right = node.left, node.right

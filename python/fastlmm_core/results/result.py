@@ -10,6 +10,7 @@ from fastlmm_core.results import export, fitting, marginal, ranef, summary, var_
 from fastlmm_core.results.diagnostic_methods import DiagnosticMethods
 from fastlmm_core.results.inference_methods import DdfMethods
 from fastlmm_core.results.interval_methods import IntervalMethods
+from fastlmm_core.results.methods.means import MeansMethods
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +24,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods):
+class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from fastlmm_core.core.estimability import NullSpace
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Functions", "functions_of"]
 
@@ -57,7 +57,7 @@ class Functions:
         return Functions(L, C @ self.offset, self.kept, self.space)
 
 
-def functions_of(result: LmerResult, L: Array, offset: Array) -> Functions:
+def functions_of(result: FittedModel, L: Array, offset: Array) -> Functions:
     """Functions of a fit's coefficients, with what decides whether they are estimable."""
     core = result.core
     kept = ~np.isnan(core.beta)

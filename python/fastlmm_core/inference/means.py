@@ -19,7 +19,7 @@ from fastlmm_core.inference.transformations import Transformation, of_response
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["emmeans", "emtrends", "joint_tests"]
 
@@ -28,7 +28,7 @@ Names = str | Sequence[str]
 
 
 def emmeans(
-    result: LmerResult,
+    result: FittedModel,
     specs: Names,
     *,
     by: Names | None = None,
@@ -59,7 +59,7 @@ def emmeans(
 
 
 def emtrends(
-    result: LmerResult,
+    result: FittedModel,
     variable: str,
     specs: Names = "1",
     *,
@@ -86,7 +86,7 @@ def emtrends(
 
 
 def _estimates(
-    result: LmerResult,
+    result: FittedModel,
     method: Method,
     grid: ReferenceGrid,
     specs: list[str],
@@ -136,7 +136,7 @@ def _response(design: Design) -> Transformation | None:
         return None
 
 
-def _total_sd(result: LmerResult) -> float:
+def _total_sd(result: FittedModel) -> float:
     """Standard deviation of a response about the fixed part at an average row: random terms and residual."""
     _, random, residual = variance_shares(result.design, result.core)
     return float(np.sqrt(random.sum() + residual))
@@ -168,7 +168,7 @@ def _mentions(term: Sequence[str], name: str) -> bool:
 
 
 def joint_tests(
-    result: LmerResult,
+    result: FittedModel,
     *,
     by: Names | None = None,
     at: Mapping[str, Any] | None = None,

@@ -1,1 +1,1 @@
-"""The result's methods, by subject; each is one call into the module that computes."""
+"""The methods of a result, named by subject: one line each, that calls a function of `inference`."""

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
-from fastlmm_core.inference.families import SIDES, tested
+from fastlmm_core.inference.families import SIDES, family_results
 from fastlmm_core.inference.functions import Functions
 from fastlmm_core.inference.multiplicity import adjustment_name
 from fastlmm_core.inference.transformations import TRANSFORMATIONS, Transformation
@@ -144,7 +144,7 @@ class Estimates:
             are NaN.
         """
         other = self if level is None and adjust is None else self._with(level=level, adjust=adjust)
-        t, p, lower, upper, _ = other._tested if adjusted_limits else tested(other, False)
+        t, p, lower, upper, _ = other._tested if adjusted_limits else family_results(other, False)
         name, value, se, lower, upper = other._on_scale(lower, upper)
         figures = {name: value, "std_error": se, "df": other.df, "lower": lower, "upper": upper}
         if tests:
@@ -173,7 +173,7 @@ class Estimates:
 
     @cached_property
     def _tested(self) -> tuple[Array, Array, Array, Array, list[str]]:
-        return tested(self, True)
+        return family_results(self, True)
 
     def all_notes(self) -> tuple[str, ...]:
         """Notes on the estimates, the method, the scale and the adjustment."""
@@ -247,8 +247,8 @@ class Estimates:
         >>> fit = lmer("angle ~ recipe + temperature + (1 | recipe:replicate)", load_dataset("cake"))
         >>> fit.emmeans("recipe").contrast("trt_vs_ctrl").to_frame()[["contrast", "estimate", "p"]].round(3)
           contrast  estimate      p
-        0    B - A    -1.478  0.861
-        1    C - A    -1.522  0.853
+        0    B - A    -1.478  0.773
+        1    C - A    -1.522  0.761
         """
         if simple is not None:
             return self._simple(method, simple, adjust=adjust, ref=ref, reverse=reverse, names=names, level=level)
@@ -310,9 +310,9 @@ class Estimates:
         >>> pairs = fit.emmeans("recipe").pairs()
         >>> pairs.test(side="equivalence", delta=6.0).to_frame()[["contrast", "t", "p"]].round(3)
           contrast      t      p
-        0    A - B -1.679  0.146
-        1    A - C -1.662  0.150
-        2    B - C -2.205  0.049
+        0    A - B -1.841  0.105
+        1    A - C -1.823  0.109
+        2    B - C -2.425  0.029
         """
         if side not in SIDES:
             raise ModelError(f"side {side!r} does not exist: use one of {', '.join(map(repr, SIDES))}")
@@ -335,7 +335,7 @@ class Estimates:
         >>> from fastlmm_core import lmer, load_dataset
         >>> fit = lmer("angle ~ recipe + temperature + (1 | recipe:replicate)", load_dataset("cake"))
         >>> fit.emmeans("temperature").contrast("consec").joint()
-        <FTest: F = 20.51 on 5 and 220 df, p = 1.8e-16>
+        <FTest: F = 20.51 on 5 and 220 df, p = 8.506e-17>
         """
         tests = []
         for group in self.groups():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.inference.estimate_contrasts import show
 from fastlmm_core.fitting.text import html_table, text_table
+from fastlmm_core.inference.estimate_contrasts import show
 
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates

@@ -14,7 +14,7 @@ from fastlmm_core.inference.multiplicity import STEPWISE, Largest, adjusted_p, c
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates
 
-__all__ = ["SIDES", "tested"]
+__all__ = ["SIDES", "family_results"]
 
 Array = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ SIDES = {
 }
 
 
-def tested(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, Array, Array, Array, list[str]]:
+def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, Array, Array, Array, list[str]]:
     """t, p, limits on the link scale, and what the adjustment came to in words."""
     est, se, df = estimates.estimate, estimates.std_error, estimates.df
     side = SIDES[estimates.side] if not (estimates.side == "two-sided" and estimates.delta) else 2

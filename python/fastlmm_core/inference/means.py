@@ -18,8 +18,8 @@ from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, re
 from fastlmm_core.inference.transformations import Transformation, of_response
 
 if TYPE_CHECKING:
-    from fastlmm_core.formula import Design
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
 
 __all__ = ["emmeans", "emtrends", "joint_tests"]
 

@@ -195,10 +195,10 @@ class MeansMethods:
         >>> from fastlmm_core import lmer, load_dataset
         >>> fit = lmer("angle ~ recipe * temperature + (1 | recipe:replicate)", load_dataset("cake"))
         >>> fit.joint_tests(by="recipe")[["recipe", "term", "num_df", "F"]].round(2)
-          recipe         term  num_df      F
-        0      A  temperature       5   7.48
-        1      B  temperature       5  10.36
-        2      C  temperature       5   3.47
+          recipe         term  num_df     F
+        0      A  temperature       5  8.58
+        1      B  temperature       5  7.21
+        2      C  temperature       5  6.75
         """
         from fastlmm_core.inference.means import joint_tests
 

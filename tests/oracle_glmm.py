@@ -2,10 +2,10 @@
 
     h(u) = |u|^2 - 2 sum f l(X beta + A u + offset),   A = Z Lambda,   u~ its minimiser,   M = A'WA + I
     d    = h(u~) + log|M|                                   Laplace (observed W, or expected)
-    d    = sum_i log|M_i| - 2 log sum_k omega_k exp(-h_i(u_k) / 2 + |z_k|^2 / 2)      one factor, u_k = u~_i + C_i^-T z_k
+    d    = sum_i log|M_i| - 2 log sum_k omega_k exp(-h_i(u_k) / 2 + |z_k|^2 / 2),     u_k = u~_i + C_i^-T z_k
 
-Log densities are SciPy's, written as functions of the mean; weights are second differences of nothing: they come from
-the package's rows, which `test_rows` holds against differences of these densities in extended precision.
+Log densities are SciPy's, written as functions of the mean. Weights come from the package's rows, whose derivatives
+have a test of their own against differences of these densities.
 """
 
 from __future__ import annotations

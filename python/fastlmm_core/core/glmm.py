@@ -16,7 +16,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.fit import FAILED
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned, search
 from fastlmm_core.core.glmm_start import glmm_start
@@ -90,7 +89,7 @@ class ManyGlmmFits:
 class GlmmObjective:
     """The marginal deviance of one response at any parameters, with its exact gradient.
 
-    Parameters are the user's x = (theta, beta, rho): beta without the columns set aside, rho only where it is estimated.
+    Parameters are the user's x = (theta, beta, rho): beta without the columns set aside, rho where it is estimated.
 
     Attributes
     ----------
@@ -217,9 +216,7 @@ class Model:
         """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""
         return GlmmObjective(self.engine, self.design.response(y))
 
-    def fit(
-        self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None
-    ) -> GlmmFit:
+    def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> GlmmFit:
         """Fit one response.
 
         Parameters
@@ -247,7 +244,7 @@ class Model:
             return self._fit(response, self._start(response, start), start is not None, on_evaluation)
 
     def _start(self, y: Array, start: ArrayLike | None) -> Array:
-        """psi to start from."""
+        """Psi to start from."""
         design = self.design
         if start is None:
             return glmm_start(design, y)
@@ -359,9 +356,7 @@ def objective(
     return Model(X, terms, family, **options).objective(y)  # type: ignore[arg-type]
 
 
-def fit(
-    y: ArrayLike, X: ArrayLike | None, terms: Sequence[Term], family: str | Family, **options: object
-) -> GlmmFit:
+def fit(y: ArrayLike, X: ArrayLike | None, terms: Sequence[Term], family: str | Family, **options: object) -> GlmmFit:
     """Fit a generalised mixed model given as arrays; ``options`` as in `Model`."""
     return Model(X, terms, family, **options).fit(y)  # type: ignore[arg-type]
 

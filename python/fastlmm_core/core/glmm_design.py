@@ -138,7 +138,7 @@ class GlmmDesign:
         return np.asarray(self.columns @ psi[self.n_theta : self.n_theta + self.rank] + self.offset)
 
     def user_modes(self, by_group: Sequence[Array]) -> tuple[Array, ...]:
-        """b of each term (q, l) in the user's units from conditioned ones of each group."""
+        """B of each term (q, l) in the user's units from conditioned ones of each group."""
         out: list[Array] = [np.empty(0)] * len(self.terms)
         for group, modes in zip(self.groups, by_group, strict=True):
             for k, o in zip(group.terms, group.offsets, strict=True):

@@ -1,4 +1,4 @@
-"""Minimise the marginal deviance of a generalised mixed model and bring the estimates back to the user's coordinates."""
+"""Minimise the marginal deviance of a generalised mixed model; its estimates in the user's coordinates."""
 
 from __future__ import annotations
 
@@ -30,10 +30,13 @@ STEP = 3e-4
 
 
 class Engine(Protocol):
-    """What evaluates a marginal deviance: one factor by levels, or any number of factors by the linear model's engine."""
+    """What evaluates a marginal deviance: level by level for one factor, the linear model's engine for more."""
 
     design: GlmmDesign
-    criterion: Criterion
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the optimiser minimises."""
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
@@ -260,7 +263,7 @@ class GlmmFit:
 
 
 def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: float) -> Array:
-    """psi (n_free,) for the user's parameters.
+    """Psi (n_free,) for the user's parameters.
 
     Raises
     ------

@@ -24,10 +24,10 @@ the smallest in those of one row's information."""
 
 
 def glmm_start(design: GlmmDesign, y: Array) -> Array:
-    """psi (n_free,) to start from.
+    """Psi (n_free,) to start from.
 
-    With s_j = Z_j's a level's scores at the GLM's estimates and A_j its block of Z'WZ, E[s_j s_j'] = A + A Sigma A if no
-    other factor contributes: the ridge estimates of `core.start` with a noise of one.
+    With s_j = Z_j's a level's scores at the GLM's estimates and A_j its block of Z'WZ, E[s_j s_j'] = A + A Sigma A if
+    no other factor contributes: the ridge estimates of `core.start` with a noise of one.
     """
     family = design.family
     rho = family.fixed_rho or 0.0

@@ -1,4 +1,4 @@
-"""Models with one grouping factor: rows sorted by level, Laplace's approximation or adaptive Gauss-Hermite quadrature."""
+"""Models with one grouping factor: Laplace's approximation or adaptive quadrature, level by level."""
 
 from __future__ import annotations
 

@@ -26,8 +26,7 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, type[Family]] = {
-    f.name: f
-    for f in (Binomial, Poisson, NegativeBinomial, NegativeBinomial1, Gamma, InverseGaussian, Gaussian, Beta)
+    f.name: f for f in (Binomial, Poisson, NegativeBinomial, NegativeBinomial1, Gamma, InverseGaussian, Gaussian, Beta)
 }
 """By name, in the order of the kernels' codes."""
 

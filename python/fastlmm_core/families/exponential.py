@@ -23,15 +23,19 @@ class Binomial(Family):
     code = 0
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return mu * (1.0 - mu) / m
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         return rng.binomial(m.astype(np.int64), mu).astype(np.float64)
 
     def saturated(self, y: Array, m: Array) -> Array:
+        """The mean that fits a row best."""
         return y / m
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~((m >= 1) & (m == np.rint(m))), "trials must be positive whole numbers")
         whole = (y >= 0) & (y == np.rint(y))
         self.refuse(~whole, "binomial responses must be whole numbers of successes")
@@ -40,6 +44,7 @@ class Binomial(Family):
         self.refuse(y > m, "binomial responses must not exceed the number of trials")
 
     def initial_mean(self, y: Array, m: Array) -> Array:
+        """Means to start from."""
         return (y + 0.5) / (m + 1.0)
 
 
@@ -52,15 +57,19 @@ class Poisson(Family):
     code = 1
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return mu / m
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         return rng.poisson(mu).astype(np.float64)
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~((y >= 0) & (y == np.rint(y))), "poisson responses must be whole numbers, not negative")
 
     def initial_mean(self, y: Array, m: Array) -> Array:
+        """Means to start from."""
         return y + 0.1
 
 
@@ -75,13 +84,16 @@ class Dispersed(Family):
         raise NotImplementedError
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return self.unit_variance(mu) * np.exp(rho) / m
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> float:
+        """A moment estimate of rho."""
         phi = float((m * (y - mu) ** 2 / self.unit_variance(mu)).sum()) / max(1, len(y) - rank)
         return float(np.log(max(phi, 1e-300)))
 
     def scale(self, rho: float) -> float:
+        """Dispersion phi."""
         return float(np.exp(rho))
 
 
@@ -94,13 +106,16 @@ class Gamma(Dispersed):
     code = 4
 
     def unit_variance(self, mu: Array) -> Array:
+        """The variance function."""
         return mu**2
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         shape = m * np.exp(-rho)
         return rng.gamma(shape, mu / shape)
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~(y > 0), "gamma responses must be positive")
 
 
@@ -113,12 +128,15 @@ class InverseGaussian(Dispersed):
     code = 5
 
     def unit_variance(self, mu: Array) -> Array:
+        """The variance function."""
         return mu**3
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         return rng.wald(mu, m * np.exp(-rho))
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~(y > 0), "inverse gaussian responses must be positive")
 
 
@@ -131,12 +149,15 @@ class Gaussian(Dispersed):
     code = 6
 
     def unit_variance(self, mu: Array) -> Array:
+        """The variance function."""
         return np.ones_like(mu)
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         return mu + np.sqrt(np.exp(rho) / m) * rng.standard_normal(len(mu))
 
     def initial_mean(self, y: Array, m: Array) -> Array:
+        """Means to start from."""
         if self.link.name == "identity":
             return y
         positive = y[y > 0]

@@ -1,4 +1,4 @@
-"""What a family of response distributions is: a link, the derivatives of a row's log density, and how to draw from it."""
+"""What a family of distributions is: a link, the derivatives of a row's log density, and how to draw from it."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Family(ABC):
         return Rows(*row_derivatives(self.code, self.link.code, y, eta, m, rho))
 
     def constant(self, y: Array, m: Array, freq: Array, rho: float) -> tuple[float, float, float]:
-        """Sum over rows of what `row` leaves out of l, with two derivatives in rho; ``freq`` (n,) counts rows, or (0,)."""
+        """Sum of what `row` leaves out of l, with two derivatives in rho; ``freq`` (n,) counts rows, or (0,)."""
         return constants(self.code, y, m, freq, rho)
 
     def loglik(self, y: Array, eta: Array, m: Array, rho: float) -> float:
@@ -132,7 +132,7 @@ class Family(ABC):
 
     # ------------------------------------------------------------------ data and starts
 
-    def check(self, y: Array, m: Array) -> None:
+    def check(self, y: Array, m: Array) -> None:  # noqa: B027
         """Refuse responses outside the support.
 
         Raises
@@ -144,7 +144,9 @@ class Family(ABC):
     def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
         """DataError where some rows are bad, with their number and the first one."""
         if bad.any():
-            raise DataError(f"{what}: {int(bad.sum())} of {len(bad)} rows are not, the first is row {int(bad.argmax())}")
+            raise DataError(
+                f"{what}: {int(bad.sum())} of {len(bad)} rows are not, the first is row {int(bad.argmax())}"
+            )
 
     def initial_mean(self, y: Array, m: Array) -> Array:
         """Means to start from, inside the support."""
@@ -161,7 +163,7 @@ class Family(ABC):
         return float(np.exp(rho))
 
     def natural_slope(self, rho: float) -> float:
-        """d natural / d rho."""
+        """D natural / d rho."""
         return float(np.exp(rho))
 
     def scale(self, rho: float) -> float:

@@ -46,13 +46,15 @@ class NegativeBinomialBase(Family):
             object.__setattr__(self, "fixed_rho", self.rho_of(float(alpha)))
 
     def rho_of(self, alpha: float) -> float:
-        """rho for a given alpha."""
+        """Rho for a given alpha."""
         return float(np.log(alpha))
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~((y >= 0) & (y == np.rint(y))), "negative binomial responses must be whole numbers, not negative")
 
     def initial_mean(self, y: Array, m: Array) -> Array:
+        """Means to start from."""
         return y + 0.1
 
 
@@ -64,23 +66,29 @@ class NegativeBinomial(NegativeBinomialBase):
     code = 2
 
     def rho_of(self, alpha: float) -> float:
+        """Rho for a given alpha."""
         return -float(np.log(alpha))
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return (mu + mu**2 * np.exp(-rho)) / m
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         size = np.exp(rho)
         return rng.poisson(rng.gamma(size, mu / size)).astype(np.float64)
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> float:
+        """A moment estimate of rho."""
         alpha = float((m * ((y - mu) ** 2 - mu)).sum() / (m * mu**2).sum())
         return -float(np.log(max(alpha, LEAST_ALPHA)))
 
     def natural(self, rho: float) -> float:
+        """Alpha."""
         return float(np.exp(-rho))
 
     def natural_slope(self, rho: float) -> float:
+        """D alpha / d rho."""
         return -float(np.exp(-rho))
 
 
@@ -92,13 +100,16 @@ class NegativeBinomial1(NegativeBinomialBase):
     code = 3
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return mu * (1.0 + np.exp(rho)) / m
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         alpha = np.exp(rho)
         return rng.poisson(rng.gamma(mu / alpha, alpha)).astype(np.float64)
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> float:
+        """A moment estimate of rho."""
         alpha = float((m * (y - mu) ** 2 / mu).sum()) / max(1, len(y) - rank) - 1.0
         return float(np.log(max(alpha, LEAST_ALPHA)))
 
@@ -113,15 +124,19 @@ class Beta(Family):
     parameter = "precision"
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response, see `Family.variance`."""
         return mu * (1.0 - mu) / (1.0 + np.exp(rho)) / m
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row."""
         phi = np.exp(rho)
         return rng.beta(mu * phi, (1.0 - mu) * phi)
 
     def check(self, y: Array, m: Array) -> None:
+        """Refuse responses outside the support (DataError)."""
         self.refuse(~((y > 0) & (y < 1)), "beta responses must lie strictly between 0 and 1")
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> float:
+        """A moment estimate of rho."""
         spread = float(((y - mu) ** 2 / (mu * (1.0 - mu))).sum()) / max(1, len(y) - rank)
         return float(np.log(max(1.0 / max(spread, 1e-10) - 1.0, 0.1)))

@@ -157,9 +157,8 @@ def glmer(
     text = formula
     if pair:
         text, trials = f"{pair[1]} ~ {right}", f"({pair[1]}) + ({pair[2]})"
-    elif isinstance(data, pd.DataFrame) and left.strip() in data and not pd.api.types.is_numeric_dtype(data[left.strip()]):
-        column = pd.Categorical(data[left.strip()])
-        data = data.assign(**{left.strip(): column.codes.astype(float)})
+    elif isinstance(data, pd.DataFrame) and not pd.api.types.is_numeric_dtype(data.get(left.strip(), 0.0)):
+        data = data.assign(**{left.strip(): pd.Categorical(data[left.strip()]).codes.astype(float)})
     given = trials if trials is not None else weights
     design = build_design(text, data, subset=subset, weights=given, offset=offset, env=env, residual=False)
     known: dict[str, Any] = {"trials" if trials is not None else "weights": design.weights}

@@ -1,4 +1,4 @@
-"""Trust-region Newton minimisation of a criterion in its parameters theta, without a return to Python between evaluations.
+"""Trust-region Newton minimisation of a criterion in parameters theta, without a return to Python between evaluations.
 
 At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is Newton's, by a
 Cholesky factor, where H is positive definite and the step lies in a ball; otherwise it is the exact minimiser on the
@@ -100,7 +100,7 @@ cdef class Newton:
         cdef int status
         cdef bint report = on_evaluation is not None
         if start.shape[0] != self.criterion.n_free:
-            raise ValueError(f"the start has length {start.shape[0]}, but there are {self.criterion.n_free} parameter(s)")
+            raise ValueError(f"theta has length {start.shape[0]}, not {self.criterion.n_free} as the criterion has it")
         self.theta[:] = start
         self.on_evaluation = on_evaluation
         self.n_evaluations = self.n_derivatives = 0

@@ -187,8 +187,8 @@ cdef class Quadrature(Criterion):
     # ------------------------------------------------------------------ value
 
     cdef int c_value(self, const double *x, double *value) noexcept nogil:
-        cdef Py_ssize_t i, j, c, r, l = self.l, p = self.p, nt = self.n_theta
-        cdef double total = 0.0, rho = self.rho, eta
+        cdef Py_ssize_t i, l = self.l, p = self.p, nt = self.n_theta
+        cdef double total = 0.0, rho = self.rho
         for i in range(self.n_free):
             if not isfinite(x[i]):
                 return 1
@@ -285,7 +285,7 @@ cdef class Quadrature(Criterion):
 
     cdef int find_mode(self, Py_ssize_t i, const double *x, double rho, double *work) noexcept nogil:
         """u~ of level i by Newton's method from where the last derivatives predict it."""
-        cdef Py_ssize_t r, c, j, step, l = self.l
+        cdef Py_ssize_t r, j, step, l = self.l
         cdef double *u = &self.u[i, 0]
         cdef double *g = work
         cdef double *mat = g + l
@@ -537,7 +537,7 @@ cdef class Quadrature(Criterion):
                 return
 
     cdef int level_derivatives(self, Py_ssize_t i, double *sums, double *work) noexcept nogil:
-        """Add the level's part to gradient, F'V^-1F, F'V^-1X, X'V^-1X, the rows of rho and G; its modes' derivatives."""
+        """Add the level's part to the gradient, [F X]'V^-1[F X], the rows of rho and G; its modes' derivatives."""
         cdef Py_ssize_t b, r, c, j, k, a, l = self.l, p = self.p, nt = self.n_theta, nf = self.n_free
         cdef const double *lam = &self.factor[0]
         cdef const double *u = &self.u[i, 0]

@@ -84,6 +84,15 @@ cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
             d[1] -= g * f
             d[2] += g * f * (f + 1.0 / size)
         return
+    if size > 1e3:  # Stirling's series, whose terms cancel by hand
+        f = size + y
+        g = y / size
+        d[0] = (f - 0.5) * log1p(g) - y - y / (12.0 * size * f)
+        d[0] -= (1.0 / (f * f * f) - 1.0 / (size * size * size)) / 360.0
+        d[1] = log1p(g) - g * (f - 0.5) / f + (1.0 / (size * size) - 1.0 / (f * f)) / 12.0
+        d[2] = -y / (size * f) - y * (size * f - (f - 0.5) * (size + f)) / (size * size * f * f)
+        d[2] += (1.0 / (f * f * f) - 1.0 / (size * size * size)) / 6.0
+        return
     gamma_ratio(size, y, full)
     d[0] = full[0] - y * log(size)
     d[1] = full[1] - y / size

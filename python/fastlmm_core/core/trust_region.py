@@ -27,11 +27,19 @@ class Point(Protocol):
     """A function with its derivatives at one place."""
 
     @property
-    def value(self) -> float: ...
+    def value(self) -> float:
+        """What is minimised."""
+        ...
+
     @property
-    def gradient(self) -> Array: ...
+    def gradient(self) -> Array:
+        """(n,)."""
+        ...
+
     @property
-    def hessian(self) -> Array: ...
+    def hessian(self) -> Array:
+        """(n, n), exact or a model of it."""
+        ...
 
 
 P = TypeVar("P", bound=Point)

@@ -1,7 +1,8 @@
 """`residual="ar1(visit | subject)"` and `dispersion="~ sex"`: from text and columns to the core's arrays.
 
 The names are mmrm's and glmmTMB's; a bare one has one variance for all visits, `hom=False` (or mmrm's h: `ar1h`, `csh`,
-`toeph`, `adh`) one each. Visits are in the order of the factor's levels; a numeric column's distinct values are its levels.
+`toeph`, `adh`) one each. Visits are in the order of the factor's levels; a numeric column's distinct values are its
+levels.
 """
 
 from __future__ import annotations
@@ -16,20 +17,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.residuals import KINDS, Residual
 from fastlmm_core.errors import DataError, FastLMMWarning, FormulaError, ModelError
 from fastlmm_core.formula.checks import check_finite
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
 from fastlmm_core.formula.levels import Factor, Levels, combine
-from fastlmm_core.formula.quoting import places, python_power, split, unquote_name, unwrap
+from fastlmm_core.formula.parse import _split as split
+from fastlmm_core.formula.parse import _unwrap as unwrap
+from fastlmm_core.formula.parse import python_power, unquote_name
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Dispersion", "ParsedResidual", "ResidualDesign", "ResidualRequest", "parse_residual"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+KINDS = {
+    "us": "unstructured",
+    "diag": "diagonal",
+    "cs": "compound symmetry",
+    "ar1": "AR(1)",
+    "toep": "Toeplitz",
+    "ad": "ante-dependence",
+    "exp": "exponential",
+    "gau": "Gaussian",
+    "ou": "Ornstein-Uhlenbeck",
+}
+"""The core's structures in words."""
 
 NAMES: dict[str, tuple[str, bool]] = {
     **{name: (name, True) for name in ("cs", "ar1", "toep", "ad", "exp", "gau", "ou")},
@@ -62,7 +77,7 @@ class ParsedResidual:
     text : str
         As written.
     kind : str
-        One of the core's `KINDS`.
+        One of `KINDS`.
     hom : bool
         One variance for all visits.
     visit : tuple of str
@@ -120,10 +135,10 @@ def parse_residual(text: str) -> ParsedResidual:
         hom = value.lower() == "true"
         if kind == "us" and hom:
             raise FormulaError("us has a variance for each visit: use cs, ar1 or toep with hom=True")
-    bars = places(body, "|")
-    if len(bars) != 1:
+    sides = split(body, "|")
+    if len(sides) != 2:
         raise FormulaError(f"{form}, not {text!r}")
-    left, right = body[: bars[0]].strip(), body[bars[0] + 1 :].strip()
+    left, right = sides
     pieces = split(right, "/")
     if len(pieces) > 2 or not left:
         raise FormulaError(f"{form}, not {text!r}")
@@ -142,7 +157,7 @@ def _column(text: str, whole: str) -> str:
 
 
 def power(x: Any) -> Any:
-    """log |x|: the standard deviation is proportional to a power of |x|."""
+    """Log |x|: the standard deviation is proportional to a power of |x|."""
     return np.log(np.abs(np.asarray(x, dtype=np.float64)))
 
 
@@ -178,7 +193,7 @@ class Dispersion:
 
 
 class ResidualRequest:
-    """What `residual` and `dispersion` ask for, before rows are chosen: which columns, and what they are over all rows."""
+    """What `residual` and `dispersion` ask for, before rows are chosen: which columns, and their values."""
 
     def __init__(
         self, residual: str | None, dispersion: str | None, table: Table, env: Mapping[str, Any] | None
@@ -186,7 +201,7 @@ class ResidualRequest:
         self.parsed = None if residual is None else parse_residual(residual)
         self.text = dispersion
         self.table = table
-        self.context = Context(ChainMap({"power": power}, dict(env or {})))  # type: ignore[arg-type]
+        self.context = Context(ChainMap({"power": power}, dict(env or {})))
         self.state: dict[str, Any] = {}
         self.terms: Terms | None = None
         if dispersion is not None:
@@ -227,11 +242,11 @@ class ResidualRequest:
                     column = self.table[name]
                     if isinstance(column, Numeric) and (column.values == 0).any():
                         raise DataError(
-                            f"dispersion variable {name!r} has zeros: its power is zero there; leave those rows out, or "
-                            f"use a term without power()"
+                            f"dispersion variable {name!r} has zeros: its power is zero there; leave those "
+                            "rows out, or use a term without power()"
                         )
 
-    def design(self, taken: Mapping[str, Variable], n: int, owner: Index | None) -> ResidualDesign:
+    def design(self, taken: Mapping[str, Variable], n: int) -> ResidualDesign:
         """The arrays of the rows used.
 
         Parameters
@@ -239,8 +254,6 @@ class ResidualRequest:
         taken : mapping
             `variables()` of the rows used.
         n : int
-        owner : (n,) integers or None
-            Levels of the random effects' grouping factor, for a dispersion without a structure.
         """
         dispersion, columns = None, None
         if self.terms is not None:
@@ -256,11 +269,18 @@ class ResidualRequest:
         return self._structure(self.parsed, taken, dispersion, columns)
 
     def _structure(
-        self, parsed: ParsedResidual, taken: Mapping[str, Variable], dispersion: Dispersion | None, columns: Array | None
+        self,
+        parsed: ParsedResidual,
+        taken: Mapping[str, Variable],
+        dispersion: Dispersion | None,
+        columns: Array | None,
     ) -> ResidualDesign:
-        factors = {name: as_factor(taken[name]) for name in (*parsed.subject, *([parsed.group] if parsed.group else []))}
+        factors = {
+            name: as_factor(taken[name]) for name in (*parsed.subject, *([parsed.group] if parsed.group else []))
+        }
         codes, levels = _interaction([factors[name] for name in parsed.subject])
-        group, groups = None, ()
+        group: Index | None = None
+        groups: tuple[str, ...] = ()
         if parsed.group:
             group, groups = factors[parsed.group].codes.astype(np.int64), tuple(map(str, factors[parsed.group].levels))
             codes, levels = self._nested(parsed, codes, levels, group, groups)
@@ -271,9 +291,7 @@ class ResidualRequest:
             visit = as_factor(taken[parsed.visit[0]])
             positions, labels = visit.codes.astype(np.int64), tuple(map(str, visit.levels))
             _warn_spacing(parsed, taken[parsed.visit[0]])
-        out = ResidualDesign(
-            parsed, dispersion, codes, levels, positions, labels, coordinates, group, groups, columns
-        )
+        out = ResidualDesign(parsed, dispersion, codes, levels, positions, labels, coordinates, group, groups, columns)
         check_visits(out)
         return out
 
@@ -288,8 +306,8 @@ class ResidualRequest:
         if (low != high).any():
             k = int(np.argmax(low != high))
             raise DataError(
-                f"subject {levels.text[k]!r} has rows in {parsed.group} {groups[low[k]]!r} and {groups[high[k]]!r}: each "
-                "subject belongs to one group"
+                f"subject {levels.text[k]!r} has rows in {parsed.group} {groups[low[k]]!r} and {groups[high[k]]!r}: "
+                "each subject belongs to one group"
             )
         return codes, levels
 
@@ -320,8 +338,8 @@ def _warn_spacing(parsed: ParsedResidual, column: Variable) -> None:
     steps = np.diff(np.unique(column.values))
     if len(steps) and steps.max() > 1.0001 * steps.min():
         warnings.warn(
-            f"{parsed.visit[0]} is unequally spaced, and {parsed.kind} counts its levels one by one: use ou() or exp() for "
-            "real times",
+            f"{parsed.visit[0]} is unequally spaced, and {parsed.kind} counts its levels one by one: use ou() or "
+            "exp() for real times",
             FastLMMWarning,
             stacklevel=7,
         )
@@ -362,22 +380,8 @@ class ResidualDesign:
 
     @property
     def kind(self) -> str:
-        """Of the core's `KINDS`."""
+        """One of `KINDS`, or "none"."""
         return "none" if self.parsed is None else self.parsed.kind
-
-    def core(self) -> Residual:
-        """As the core takes it."""
-        return Residual(
-            self.subject,
-            self.kind,
-            self.positions,
-            max(len(self.visits), 1),
-            True if self.parsed is None else self.parsed.hom,
-            self.coordinates,
-            self.group,
-            max(len(self.groups), 1),
-            self.columns,
-        )
 
 
 def check_visits(design: ResidualDesign) -> None:
@@ -387,7 +391,8 @@ def check_visits(design: ResidualDesign) -> None:
     ------
     DataError, ModelError
     """
-    assert design.parsed is not None and design.subjects is not None
+    assert design.parsed is not None
+    assert design.subjects is not None
     T = len(design.visits)
     key = design.subject * T + design.positions
     ordered = np.sort(key)
@@ -396,8 +401,8 @@ def check_visits(design: ResidualDesign) -> None:
         s, t = divmod(int(ordered[twice[0]]), T)
         at = "visit" if design.coordinates is None else "place"
         raise DataError(
-            f"subject {design.subjects.text[s]} has two rows at {at} {design.visits[t]!r}: a residual structure needs one row "
-            f"a {at}; add a column that tells them apart, or average them"
+            f"subject {design.subjects.text[s]} has two rows at {at} {design.visits[t]!r}: a residual structure needs "
+            f"one row a {at}; add a column that tells them apart, or average them"
         )
     if T > 1 and len(np.unique(design.subject)) == len(design.subject):
         raise ModelError(
@@ -416,10 +421,10 @@ def check_visits(design: ResidualDesign) -> None:
             within = f" in {design.parsed.group} {design.groups[g]!r}" if design.groups else ""
             if a == b:
                 raise ModelError(
-                    f"no subject was seen at {design.visits[a]!r}{within}: its variance is not estimable under us; use one "
-                    "covariance for all groups"
+                    f"no subject was seen at {design.visits[a]!r}{within}: its variance is not estimable under us; "
+                    "use one covariance for all groups"
                 )
             raise ModelError(
-                f"no subject was seen at both {design.visits[a]!r} and {design.visits[b]!r}{within}: their covariance is not "
-                "estimable under us; use toeph, ad or ar1"
+                f"no subject was seen at both {design.visits[a]!r} and {design.visits[b]!r}{within}: their covariance "
+                "is not estimable under us; use toeph, ad or ar1"
             )

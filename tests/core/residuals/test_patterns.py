@@ -138,7 +138,8 @@ def test_a_variance_of_zero_is_an_ordinary_optimum():
     y = rng.normal(size=60)
     y -= np.repeat(y.reshape(12, 5).mean(axis=1), 5)
     found = PatternModel(np.ones((60, 1)), Residual(subject), [Term(subject)]).fit(y)
-    assert found.converged and found.is_singular
+    assert found.converged
+    assert found.is_singular
     assert found.theta[0] == 0.0
 
 
@@ -160,7 +161,9 @@ def test_order_of_rows_and_subjects_does_not_matter_and_visits_do_where_lags_cou
     turned = np.array([2, 0, 3, 1])[visit]
     for kind, invariant in (("us", True), ("cs", True), ("ar1", False)):
         value = PatternModel(X, residual(kind, True, subject, visit)).fit(y).criterion
-        again = PatternModel(X[order], residual(kind, True, names[subject[order]], visit[order])).fit(y[order]).criterion
+        again = (
+            PatternModel(X[order], residual(kind, True, names[subject[order]], visit[order])).fit(y[order]).criterion
+        )
         assert again == pytest.approx(value, abs=1e-8)
         other = PatternModel(X, residual(kind, True, subject, turned)).fit(y).criterion
         assert (abs(other - value) < 1e-6) is invariant

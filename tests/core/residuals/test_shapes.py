@@ -106,4 +106,5 @@ def test_compound_symmetry_reaches_negative_correlations_but_stays_positive_defi
     shape = CompoundSymmetry(T)
     for eta in (-30.0, 30.0):
         rho = shape.natural(np.array([eta])).values[0]
-        assert -1 / (T - 1) < rho + 1e-12 and rho <= 1.0
+        assert rho + 1e-12 > -1 / (T - 1)
+        assert rho <= 1.0

@@ -1,6 +1,7 @@
 """The criterion of a model whose units are independent, with exact gradient and Hessian, from patterns' moments.
 
-With R_g the relative covariance of pattern g (N_g units), A = [X y]'V^-1[X y], r^2 the Schur complement of A_XX, Phi = A_XX^-1,
+With R_g the relative covariance of pattern g (N_g units), A = [X y]'V^-1[X y], r^2 the Schur complement of A_XX, Phi
+= A_XX^-1,
 beta = Phi A_Xy, c = (-beta, 1), nu = n - p (REML) or n (ML), R_a = dR/dphi_a, W_a = R_g^-1 R_a and K_g as in `moments`:
 
     f    = sum_g N_g log|R_g| + [REML] log|A_XX| + nu (1 + log(2 pi r^2 / nu))                                   (1)
@@ -71,9 +72,7 @@ class PatternCriterion:
         What does not depend on phi: of scaling y and X, and of weights.
     """
 
-    def __init__(
-        self, model: ResidualModel, parts: list[Batch], n: int, p: int, reml: bool, constant: float
-    ) -> None:
+    def __init__(self, model: ResidualModel, parts: list[Batch], n: int, p: int, reml: bool, constant: float) -> None:
         self.model, self.parts, self.p, self.reml, self.constant = model, parts, p, reml, constant
         self.nu = float(n - p if reml else n)
         self.prepared = [model.prepare(part.rows) for part in parts]

@@ -2,14 +2,15 @@
 
     y_i ~ N(X_i beta, sigma^2 V_i(phi)),    V_i = R_i + sum_k Z_ik Sigma_k Z_ik'
 
-Generalised least squares with an estimated covariance (SAS's REPEATED, mmrm, nlme's gls), and random effects whose levels
+Generalised least squares with an estimated covariance (SAS's REPEATED, mmrm, nlme's gls), and random effects whose
+levels
 are the units.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns, condition_term
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.fit import FitLog
+from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel
 from fastlmm_core.core.residuals.moments import Batch, batches
@@ -93,7 +94,7 @@ class PatternModel:
             if (w <= 0).any():
                 raise ModelError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
             self.root, self.log_weights = np.sqrt(w), float(np.log(w).sum())
-        self.keep, self.r = condition_columns(self.X, self.root)
+        self.keep, self.r, self.null_space = condition_columns(self.X, self.root)
         self.rank = len(self.keep)
         if n <= self.rank:
             raise ModelError(f"{n} observations cannot determine {self.rank} fixed effects and a residual variance")
@@ -275,6 +276,7 @@ class PatternModel:
             converged=found.converged,
             message=found.message,
             control=self.control,
+            _solution=None,
             model=self,
             parts=criterion.parts,
             point=point,
@@ -284,47 +286,34 @@ class PatternModel:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class PatternFit:
-    """A fitted model with independent units; the names are `CoreFit`'s.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PatternFit(CoreFit):
+    """A fitted model with independent units, as a `CoreFit` whose figures come from the patterns.
 
     Attributes
     ----------
     theta : (r,)
-        Covariance parameters: log standard deviations relative to sigma, the shape's unconstrained parameters, entries of
+        Covariance parameters: log standard deviations relative to sigma, the shape's unconstrained parameters,
+        entries of
         the random effects' relative factors.
-    beta : (p,)
     sigma : float
         Standard deviation of the first variance (of a row of weight 1).
-    criterion : float
-    reml, n, rank, is_singular, converged, message, control
-        As in `CoreFit`.
     model : PatternModel
     parts : list of Batch
     point : Evaluation
         At the optimum, in working coordinates.
     working : float
         Sigma in working coordinates.
+    response : (n,)
+        Less the offset.
     """
 
-    theta: Array
-    beta: Array
-    sigma: float
-    criterion: float
-    reml: bool
-    n: int
-    rank: int
-    is_singular: bool
-    converged: bool
-    message: str
-    control: Control = field(repr=False)
     model: PatternModel = field(repr=False)
     parts: list[Batch] = field(repr=False)
     point: Evaluation = field(repr=False)
     working: float = field(repr=False)
     response: Array = field(repr=False)
     evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
@@ -332,17 +321,21 @@ class PatternFit:
     @property
     def cross(self) -> NoReturn:
         """Refused: there are no random effects' equations."""
-        raise ModelError(
-            "not available for a model with a residual structure: there are no random effects' equations to take it from"
-        )
+        raise ModelError("not available for a model with a residual structure, which has no random effects' equations")
 
     def objective(self) -> NoReturn:
         """Refused: the criterion of these models is `PatternModel.prepare`'s."""
-        return self.cross
+        _ = self.cross
+        raise AssertionError
 
     def complete(self) -> PatternFit:
         """As `CoreFit.complete`; there is nothing to let go of."""
         return self
+
+    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """As `CoreFit.estimable`."""
+        space = self.model.null_space
+        return np.ones(len(np.atleast_2d(rows)), bool) if space is None else space.estimable(rows)
 
     @cached_property
     def half(self) -> Array:
@@ -393,6 +386,37 @@ class PatternFit:
     def solved(self) -> Array:
         """V^-1 (y - X beta), (n,)."""
         return self.solve((self.response - self.linear)[:, None])[:, 0]
+
+    def covariances(self, marginal: bool) -> list[Array]:
+        """V (k, m, m) of each batch's patterns relative to `working`^2, or R without the random effects."""
+        model, out = self.model.model, []
+        for part in self.parts:
+            at = model.prepare(part.rows)
+            if not marginal:
+                at = replace(at, z=tuple(np.zeros_like(z) for z in at.z))
+            out.append(model.values(self.point.phi, at)[0])
+        return out
+
+    def standardized(self, e: Array, whole: bool) -> Array:
+        """Residuals (n,) over their standard deviations, or multiplied by the inverse factor of all of a unit's R."""
+        scaled = e if self.model.root is None else e * self.model.root
+        out = np.empty_like(scaled)
+        for part, R in zip(self.parts, self.covariances(marginal=False), strict=True):
+            rows = scaled[part.units]
+            if whole:
+                L = np.linalg.inv(np.linalg.cholesky(R))
+                out[part.units] = np.einsum("uij,uj->ui", L[part.pattern], rows)
+            else:
+                out[part.units] = rows / np.sqrt(np.diagonal(R, axis1=1, axis2=2))[part.pattern]
+        return out / self.working
+
+    def coloured(self, white: Array) -> Array:
+        """White noise (n, k) given the covariance of the response."""
+        out = np.empty_like(white)
+        for part, V in zip(self.parts, self.covariances(marginal=True), strict=True):
+            out[part.units] = np.linalg.cholesky(V)[part.pattern] @ white[part.units]
+        out *= self.working
+        return out if self.model.root is None else out / self.model.root[:, None]
 
     @cached_property
     def b(self) -> tuple[Array, ...]:

@@ -3,7 +3,8 @@
     R_ij = exp(eta'(d_i + d_j)) c_ij(psi) [same subject] + z_i'Sigma(theta)z_j                                     (1)
 
 Log standard deviations are linear in known columns d: dummies of visits (heterogeneous variances), of strata, or the
-logarithm of a covariate (its power). Random effects whose levels are the units are part of R themselves, with Sigma = L L'
+logarithm of a covariate (its power). Random effects whose levels are the units are part of R themselves, with Sigma =
+L L'
 and theta the entries of L: there is no Z then, and a zero variance is an ordinary point. The parameters are
 phi = (eta, psi, theta).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,9 +96,7 @@ class ResidualModel:
         sizes = [log_sd.shape[1], shape.n, *(e.n for e in self.effects)]
         ends = np.cumsum([0, *sizes])
         self.n = int(ends[-1])
-        self.of_sd, self.of_shape, *self.of_effects = [
-            slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)
-        ]
+        self.of_sd, self.of_shape, *self.of_effects = [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     def start(self) -> Array:
         """Parameters (n,): equal variances, moderate correlations, random effects as large as the residual."""

@@ -1,8 +1,10 @@
 """The covariance parameters of a fit as the literature prints them, with two derivatives in the working ones.
 
-The working parameters are (phi, log sigma^2): those of the criterion and the scale that was profiled out. The printed ones are
+The working parameters are (phi, log sigma^2): those of the criterion and the scale that was profiled out. The printed
+ones are
 variances, correlations (or ranges, or covariances), slopes of the log standard deviation, and covariances of the random
-effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second derivatives in *these*.
+effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second derivatives in
+*these*.
 """
 
 from __future__ import annotations
@@ -61,16 +63,22 @@ def printed(fit: PatternFit) -> Printed:
         direction = scale.copy()
         if v:
             direction[v - 1] += 2.0
-        exponential("variance", str(v), fit.sigma**2 * float(np.exp(2.0 * fit.theta[v - 1])) if v else fit.sigma**2, direction)
+        exponential(
+            "variance", str(v), fit.sigma**2 * float(np.exp(2.0 * fit.theta[v - 1])) if v else fit.sigma**2, direction
+        )
     shape = model.shape.natural(phi[model.of_shape])
     for c, name in enumerate(shape.names):
         slope, bend = np.zeros(first), np.zeros((first, first))
         slope[model.of_shape], bend[model.of_shape, model.of_shape] = shape.jacobian[c], shape.second[c]
-        rows.append(_times_scale("shape", name, float(shape.values[c]), slope, bend, fit.sigma**2, scale, shape.covariance))
+        rows.append(
+            _times_scale("shape", name, float(shape.values[c]), slope, bend, fit.sigma**2, scale, shape.covariance)
+        )
     for j in range(fit.model.n_variances - 1, model.log_sd.shape[1]):
         slope = np.zeros(first)
         slope[j] = 1.0 / fit.model.unit_of[j]
-        rows.append(("dispersion", str(j - fit.model.n_variances + 1), float(fit.theta[j]), slope, np.zeros((first, first))))
+        rows.append(
+            ("dispersion", str(j - fit.model.n_variances + 1), float(fit.theta[j]), slope, np.zeros((first, first)))
+        )
     for k, (term, T, where) in enumerate(zip(model.effects, fit.model.transforms, model.of_effects, strict=True)):
         L = term.factor(phi[where])
         entries = term.entries

@@ -1,7 +1,8 @@
-"""What a user asks of the residuals, as arrays: subjects, positions within them, a structure's name, dispersion columns."""
+"""What a user asks of the residuals, as arrays: subjects, positions within them, a structure, dispersion columns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,7 +93,7 @@ class Residual:
     @property
     def heterogeneous(self) -> bool:
         """Whether positions have log standard deviations of their own, beside those of the shape."""
-        return not self.hom and self.kind not in ("us", "none") or self.kind == "diag"
+        return (not self.hom and self.kind not in ("us", "none")) or self.kind == "diag"
 
     def variance_of(self) -> tuple[Index, int]:
         """Which variance each row has (n,), and how many there are; one of them is sigma^2."""
@@ -119,5 +120,10 @@ class Residual:
         if self.kind in SPATIAL:
             assert self.coordinates is not None
             return Distance(self.coordinates, SPATIAL[self.kind])
-        found: Shape = {"cs": CompoundSymmetry, "ar1": Autoregressive, "toep": Toeplitz, "ad": AnteDependence}[self.kind](T)
-        return found
+        kinds: dict[str, Callable[[int], Shape]] = {
+            "cs": CompoundSymmetry,
+            "ar1": Autoregressive,
+            "toep": Toeplitz,
+            "ad": AnteDependence,
+        }
+        return kinds[self.kind](T)

@@ -1,13 +1,16 @@
 """Shapes of residual covariance within a subject, up to standard deviations: values and two derivatives, on pairs.
 
-A shape answers for any pairs of positions (visits or coordinates) at once. What a pair is to it is its *key*: the lag for
+A shape answers for any pairs of positions (visits or coordinates) at once. What a pair is to it is its *key*: the lag
+for
 an autoregression, the distance for a spatial process, row and column of a table for an unstructured matrix. Derivatives
 are in unconstrained parameters: R has to stay positive definite, and a singular R is never the optimum, so
 
-    rho = eta / sqrt(1 + eta^2);    compound symmetry's rho by a logistic onto (-1/(T - 1), 1);    log range           (1)
-    Toeplitz: partial autocorrelations, each by (1), to autocorrelations by Durbin's and Levinson's recursion           (2)
-    ante-dependence: c_ij = rho_i rho_{i+1} ... rho_{j-1}                               (Gabriel 1962; Zimmerman 2001)  (3)
-    unstructured: Cholesky factor with log diagonal                                                                    (4)
+    rho = eta / sqrt(1 + eta^2);    compound symmetry by a logistic onto (-1/(T - 1), 1);    log range              (1)
+    Toeplitz: partial autocorrelations, each by (1), to autocorrelations by Durbin's and Levinson's recursion
+     (2)
+    ante-dependence: c_ij = rho_i rho_{i+1} ... rho_{j-1}                                        (Gabriel 1962)  (3)
+    unstructured: Cholesky factor with log diagonal
+    (4)
 
 `natural` gives the parameters that SAS prints with their two derivatives, which Kenward and Roger's adjustment needs.
 """
@@ -15,25 +18,16 @@ are in unconstrained parameters: R has to stay positive definite, and a singular
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "AnteDependence",
-    "Autoregressive",
-    "CompoundSymmetry",
-    "Distance",
-    "Grouped",
-    "Independent",
-    "Natural",
-    "Shape",
-    "Toeplitz",
-    "Unstructured",
-]
+__all__ = ["Natural", "Shape"]
 
 Array = NDArray[np.float64]
+Index = NDArray[np.integer[Any]]
 Keys = Any  # what `Shape.keys` made: an array, or a tuple of arrays
 
 
@@ -63,7 +57,8 @@ class Natural:
 class Shape(Protocol):
     """Covariance between two positions, as a function of `n` unconstrained parameters.
 
-    `scaled` shapes are correlation matrices: their diagonal is one. `linear` ones stay linear in their natural parameters
+    `scaled` shapes are correlation matrices: their diagonal is one. `linear` ones stay linear in their natural
+    parameters
     when they are multiplied by a variance.
     """
 
@@ -75,7 +70,7 @@ class Shape(Protocol):
         """Parameters (n,) of a moderate correlation."""
         ...
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         """Keys of pairs of positions; `a` and `b` broadcast against one another."""
         ...
 
@@ -114,7 +109,7 @@ class Independent:
     def start(self) -> Array:
         return np.zeros(0)
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         return (np.asarray(a) == np.asarray(b)).astype(np.float64)
 
     def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
@@ -150,7 +145,7 @@ class _Table:
 
     def curvature(self, psi: Array, keys: Keys, g: Array) -> Array:
         size = len(self.table(psi)[0])
-        return self.contraction(psi, np.bincount(keys.ravel(), g.ravel(), size))
+        return self.contraction(psi, np.bincount(keys.ravel(), g.ravel(), size).astype(np.float64))
 
 
 class CompoundSymmetry(_Table):
@@ -170,7 +165,7 @@ class CompoundSymmetry(_Table):
         p = (0.3 - self.low) / (1.0 - self.low)
         return np.array([np.log(p / (1.0 - p))])
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         return (np.asarray(a) != np.asarray(b)).astype(np.intp)
 
     def table(self, psi: Array) -> tuple[Array, Array]:
@@ -193,7 +188,7 @@ class Autoregressive(_Table):
     def __init__(self, T: int) -> None:
         self.T = T
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         return np.abs(np.asarray(a) - np.asarray(b)).astype(np.intp)
 
     def powers(self, psi: Array) -> tuple[Array, Array, Array]:
@@ -228,7 +223,7 @@ class Toeplitz(_Table):
     def start(self) -> Array:
         return np.full(self.n, 0.2)
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         return np.abs(np.asarray(a) - np.asarray(b)).astype(np.intp)
 
     def jets(self, psi: Array) -> tuple[Array, Array, Array]:
@@ -239,7 +234,9 @@ class Toeplitz(_Table):
         n = self.n
         pac, d, dd = squash(psi)
         one = (1.0, np.zeros(n), np.zeros((n, n)))
-        r, phi, v = [one], [], one
+        r: list[Jet] = [one]
+        phi: list[Jet] = []
+        v: Jet = one
         for k in range(n):
             g, h = np.zeros(n), np.zeros((n, n))
             g[k], h[k, k] = d[k], dd[k]
@@ -285,7 +282,7 @@ class AnteDependence(_Table):
     def __init__(self, T: int) -> None:
         self.T, self.n = T, T - 1
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         a, b = np.asarray(a), np.asarray(b)
         return (np.minimum(a, b) * self.T + np.maximum(a, b)).astype(np.intp)
 
@@ -323,14 +320,16 @@ class Unstructured(_Table):
 
     def __init__(self, T: int, scale: bool = False) -> None:
         self.T = T
-        rows, columns = np.array([(i, j) for j in range(T) for i in range(j, T)][0 if scale else 1 :], int).reshape(-1, 2).T
+        rows, columns = (
+            np.array([(i, j) for j in range(T) for i in range(j, T)][0 if scale else 1 :], int).reshape(-1, 2).T
+        )
         self.rows, self.columns, self.n = rows, columns, len(rows)
         self.on_diagonal = rows == columns
 
     def start(self) -> Array:
         return np.zeros(self.n)
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         return (np.asarray(a) * self.T + np.asarray(b)).astype(np.intp)
 
     def factor(self, psi: Array) -> tuple[Array, Array]:
@@ -391,7 +390,7 @@ class Distance:
         spread = np.ptp(self.coordinates, axis=0)
         return np.array([np.log(0.3 * float(np.sqrt(spread @ spread)))])
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         apart = self.coordinates[a] - self.coordinates[b]
         return np.sqrt(np.square(apart).sum(axis=-1))
 
@@ -417,12 +416,12 @@ class Grouped:
         self.n = sum(s.n for s in shapes)
         self.scaled, self.linear = shapes[-1].scaled, all(s.linear for s in shapes)
         ends = np.cumsum([0, *(s.n for s in shapes)])
-        self.slices = [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        self.slices = [slice(a, b) for a, b in pairwise(ends)]
 
     def start(self) -> Array:
         return np.concatenate([s.start() for s in self.shapes])
 
-    def keys(self, a: Array, b: Array) -> Keys:
+    def keys(self, a: Index, b: Index) -> Keys:
         a, b = np.broadcast_arrays(a, b)
         group = a // self.T
         inner = [s.keys((a % self.T)[group == g], (b % self.T)[group == g]) for g, s in enumerate(self.shapes)]

@@ -23,6 +23,7 @@ from fastlmm_core.inference.same_data import check_same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design, RandomDesign
 
@@ -174,8 +175,9 @@ def bootstrap_test(
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
 
 
-def _criteria(model: Model, start: Array, threads: int | None) -> Criteria:
+def _criteria(model: Model | PatternModel, start: Array, threads: int | None) -> Criteria:
     """The criterion of a model fitted to each of many responses, and which fits converged."""
+    assert isinstance(model, Model)  # `check_nested` has refused the others
 
     def fitted(Y: Array) -> tuple[Array, NDArray[np.bool_]]:
         fits = model.fit_many(Y, start=start, threads=threads)
@@ -295,6 +297,9 @@ def bootstrap_reduction(
 def check_nested(small: FittedModel, large: FittedModel) -> None:
     """DataError where two fits do not share their data, ModelError where one is not within the other."""
     one, other = small.design, large.design
+    for fit in (small, large):
+        if fit.design.residual is not None:
+            raise ModelError(f"{fit.formula!r} has a residual structure, for which there is no bootstrap")
     check_same_data(small, large, small.formula, large.formula)
     for name in ("weights", "offset"):
         a, b = getattr(one, name), getattr(other, name)

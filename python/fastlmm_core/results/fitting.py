@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
 from fastlmm_core.results.coefficients import dropped_columns
 
@@ -112,7 +112,7 @@ def fit_design(design: Design, formula: str, options: FitOptions, *, stacklevel:
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    with blas_threads(1):  # once for all that nests in it
+    with one_blas_thread():  # once for all that nests in it
         core = core_fit(model_of(design, options), design.y, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
@@ -129,6 +129,14 @@ def model_of(design: Design, options: FitOptions) -> Model:
         reml=options.reml,
         control=options.control,
     )
+
+
+def kept_model(result: LmerResult) -> Model:
+    """The core's model of a result, which its refits share: made when it is first needed."""
+    model: Model | None = result.kept.get("model")
+    if model is None:  # of two threads that come here at once the first one's stays
+        model = result.kept.setdefault("model", model_of(result.design, result.options))
+    return model
 
 
 def core_fit(model: Model, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
@@ -176,12 +184,10 @@ def refit(result: LmerResult, new_y: Any) -> LmerResult:
     """
     y = _response(new_y, result.design)
     options = result.options
-    if "model" not in result.kept:
-        result.kept["model"] = model_of(result.design, options)
     start = options.start
     if start is None and not result.core.is_singular:
         start = result.core.theta
-    core = core_fit(result.kept["model"], y, start, options)
+    core = core_fit(kept_model(result), y, start, options)
     return wrap(result.design.with_response(y), result.formula, options, core, result.kept, 3)
 
 
@@ -211,10 +217,3 @@ def refit_ml(result: LmerResult) -> LmerResult:
     if not result.reml:
         return result
     return fit_design(result.design, result.formula, replace(result.options, reml=False), stacklevel=3)
-
-
-def checked_flag(reml: Any) -> bool:
-    """`reml` as a bool; ModelError where a text such as "ML" was given, which would be true."""
-    if not isinstance(reml, (bool, np.bool_)):
-        raise ModelError(f"reml must be True or False, not {reml!r}")
-    return bool(reml)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastlmm_core.formula import build_design
-from fastlmm_core.results.fitting import FitOptions, checked_flag, checked_start, fit_design, objective_of
+from fastlmm_core.core.terms import checked_flag
+from fastlmm_core.results.fitting import FitOptions, checked_start, fit_design, objective_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

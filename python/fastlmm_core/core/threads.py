@@ -14,7 +14,9 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_libraries", "one_blas_thread"]
+from fastlmm_core._native.openmp import stay_on_one_thread
+
+__all__ = ["FORKED", "blas_libraries", "one_blas_thread"]
 
 
 @cache
@@ -75,8 +77,13 @@ class Blocks:
 BLOCKS = Blocks()
 """One for the process, as the libraries are."""
 
+FORKED: list[bool] = []
+"""Not empty in a forked child."""
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=BLOCKS.after_fork)
+    os.register_at_fork(after_in_child=stay_on_one_thread)
+    os.register_at_fork(after_in_child=lambda: FORKED.append(True))
 
 
 class one_blas_thread:

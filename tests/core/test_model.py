@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import problems
-from fastlmm_core.core import Control, Model, Term, fit, fit_many, plan
+from fastlmm_core.core import Control, Model, Term, fit, fit_many
 from fastlmm_core.errors import DataError, ModelError
 
 NAMES = ["crossed", "mixed_weights", "three_columns", "shared_codes", "deficient_X", "no_X", "unobserved_levels"]

@@ -198,14 +198,16 @@ def attempt(f, *given):
     except Exception:
         pass
 made = []
-for given in [(), (None,), (None, None), ({}, None, 1, 1, True, 0.0, 1), ((), 1), (None, 1), (None, 5, 1e-8), (None,) * 10]:
+wrong = [(), (None,), (None, None), ({}, None, 1, 1, True, 0.0, 1), ((), 1), (None, 1), (None, 5, 1e-8), (None,) * 10]
+for given in wrong:
     for make in (kind.__new__, kind):
         try:
             made.append(make(kind, *given) if make is kind.__new__ else kind(*given))
         except Exception:
             pass
+reduced = lambda t: t.__reduce__(), lambda t: t.__reduce_ex__(2)
 for thing in made:
-    for f in (repr, str, hash, pickle.dumps, copy.copy, copy.deepcopy, lambda t: t.__reduce__(), lambda t: t.__reduce_ex__(2)):
+    for f in (repr, str, hash, pickle.dumps, copy.copy, copy.deepcopy, *reduced):
         attempt(f, thing)
     for attribute in dir(thing):
         if attribute.startswith("__") and attribute != "__call__":
@@ -225,7 +227,8 @@ print("alive")
 def test_no_misuse_ends_the_interpreter(kind):
     """Objects without __init__, or whose __init__ failed, given anything: errors, but the process lives."""
     name = f"{kind.__module__}.{kind.__name__}"
-    found = subprocess.run([sys.executable, "-c", ABUSE, name], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-c", ABUSE, name]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr[-500:]
     assert found.stdout.strip() == "alive"
 

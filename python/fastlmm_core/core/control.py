@@ -56,12 +56,12 @@ class Control:
         if self.engine not in ENGINES:
             raise ModelError(f"engine {self.engine!r} does not exist: use one of {', '.join(map(repr, ENGINES))}")
         checked_count("max_evaluations", self.max_evaluations, MAX_EVALUATIONS)
-        if isinstance(self.tol, (bool, str)) or not isinstance(self.tol, Real) or not 0 < float(self.tol) < inf:
+        if not (is_real(self.tol) and 0 < float(self.tol) < inf):
             raise ModelError(f"tol must be positive and finite, not {self.tol!r}")
         if self.threads is not None:
             checked_count("threads", self.threads, MAX_THREADS)
         limit = self.memory_limit
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Real) or not 1 <= float(limit) < inf):
+        if limit is not None and not (is_real(limit) and 1 <= float(limit) < inf):
             raise ModelError(f"memory_limit must be a positive number of bytes, not {limit!r}")
 
     @property
@@ -75,15 +75,21 @@ class Control:
         return int(self.memory_limit) if self.memory_limit is not None else available_memory()
 
 
+def is_real(value: object) -> bool:
+    """Whether a value is a number, true and false aside."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def checked_count(name: str, value: object, most: int) -> int:
     """A whole number from 1 to ``most``; ModelError for anything else."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise ModelError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ModelError(f"{name} must be at least 1, not {value}")
-    if value > most:
-        raise ModelError(f"{name} must be at most {most}, not {value}")
-    return int(value)
+    count = int(value)
+    if count < 1:
+        raise ModelError(f"{name} must be at least 1, not {count}")
+    if count > most:
+        raise ModelError(f"{name} must be at most {most}, not {count}")
+    return count
 
 
 def checked_control(control: Control | None) -> Control:

@@ -58,11 +58,12 @@ def groups(controller: str) -> Iterator[tuple[int, Path]]:
     except OSError:
         return
     for line in lines:
-        number, names, path = (line.split(":", 2) + ["", ""])[:3]
-        if number == "0" and not names:
+        hierarchy, names, path = [*line.split(":", 2), "", ""][:3]
+        if hierarchy == "0" and not names:
             version, root = 2, GROUPS
         elif controller in names.split(","):
-            version, root = 1, next((g for g in (GROUPS / names, GROUPS / controller) if g.is_dir()), GROUPS / controller)
+            together = GROUPS / names  # such as cpu,cpuacct
+            version, root = 1, together if together.is_dir() else GROUPS / controller
         else:
             continue
         # in a container the path may be the host's, and what is mounted the container's own group

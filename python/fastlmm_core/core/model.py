@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term, as_floats, checked_flag

@@ -58,7 +58,8 @@ cdef class Solver:
     raises `InUseError`, from a callback of the same thread too.
     """
 
-    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml,
+                 double constant, int threads):
         cdef Py_ssize_t l, m = tail.m, d = p + 1
         cdef const double[:, :, ::1] a = arrays["a"]
         cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column

@@ -95,7 +95,7 @@ def _estimates(
 ) -> tuple[Array, int]:
     """Parameters of every draw (n, n_parameters), and how many fits did not converge."""
     design, core = result.design, result.core
-    model = kept_model(result)
+    model: Any = kept_model(result)
     # a singular fit is no place to start from: every zero is a stationary point
     start = core.cross.theta_map.to_user @ moment_start(core.cross) if core.is_singular else core.theta
     size = max(1, CHUNK_NUMBERS // core.n)

@@ -149,7 +149,7 @@ class CoreFit:
     message: str
     control: Control = field(repr=False)
     _solution: Solution | None = field(repr=False)
-    _workspaces: Workspaces = field(repr=False)
+    _workspaces: Workspaces | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -262,7 +262,8 @@ class CoreFit:
 
         It is the block's alone. Fits of one model to other responses use the same workspaces.
         """
-        return self._workspaces.lent(self.cross)
+        pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
+        return pool.lent(self.cross)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, sigma^2 included.

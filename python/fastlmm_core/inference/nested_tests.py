@@ -23,6 +23,7 @@ from fastlmm_core.inference.same_data import check_same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
+    from fastlmm_core.core import CoreFit
     from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design, RandomDesign
@@ -168,7 +169,7 @@ def bootstrap_test(
         s, l = refit_ml(small), refit_ml(large)
     observed = max(0.0, s.criterion - l.criterion)
     source, _ = recipe(s)
-    criteria = [_criteria(model_of(f.design, f.options), f.core.objective().start, threads) for f in (s, l)]
+    criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
     draws, failed, drawn = _draw(source, criteria[0], criteria[1], observed, n, seed, stop)
     notes = () if not (small.reml or large.reml) else ("REML fits were refitted by maximum likelihood",)
     title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
@@ -213,6 +214,12 @@ def _draw(
     if failed:
         warnings.warn(f"{failed} of {drawn} draws could not be fitted", ConvergenceWarning, stacklevel=4)
     return np.concatenate(blocks), failed, drawn
+
+
+def moments(core: CoreFit) -> Array:
+    """Moment estimates of theta for the fit's own response, where the fits of draws start."""
+    with core.workspace() as objective:
+        return np.array(objective.start)
 
 
 def tie_bound(observed: float) -> float:
@@ -285,9 +292,9 @@ def bootstrap_reduction(
             TermRecipe(t.codes, t.z, int(t.codes.max()) + 1, sigma * L)
             for t, L in zip(reduction.terms, fit.L, strict=True)
         )
-        small = _criteria(smaller, fit.objective().start, threads)
+        small = _criteria(smaller, moments(fit), threads)
     source = Recipe(design.X @ beta + offset, terms, sigma * sd)
-    large = _criteria(larger, result.core.objective().start, threads)
+    large = _criteria(larger, moments(result.core), threads)
     lrt = max(0.0, observed - result.criterion)
     draws, failed, drawn = _draw(source, small, large, lrt, n, seed, None)
     title = f"Parametric bootstrap: {reduction.label} of {result.formula}"

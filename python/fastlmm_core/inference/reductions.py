@@ -92,9 +92,15 @@ def model_without(result: FittedModel, reduction: Reduction) -> Model | None:
 def criterion_without(result: FittedModel, reduction: Reduction) -> float:
     """Criterion of the fit of what is left."""
     model = model_without(result, reduction)
-    if model is None:  # the same criterion at theta = 0 is the linear model's
-        return float(result.core.objective()(np.zeros(len(result.core.theta))))
+    if model is None:
+        return _linear_criterion(result)
     return model.fit(result.design.y).criterion
+
+
+def _linear_criterion(result: FittedModel) -> float:
+    """Criterion without any random effect: the fit's own at theta = 0."""
+    with result.core.workspace() as objective:
+        return float(objective(np.zeros(len(result.core.theta))))
 
 
 def linear_criteria(result: FittedModel) -> tuple[Criteria, Array, float]:
@@ -104,7 +110,7 @@ def linear_criteria(result: FittedModel) -> tuple[Criteria, Array, float]:
     w = np.ones(n) if design.weights is None else design.weights
     offset = 0.0 if design.offset is None else design.offset
     basis = column_basis(design.X * np.sqrt(w)[:, None])
-    at_fit = float(result.core.objective()(np.zeros(len(result.core.theta))))
+    at_fit = _linear_criterion(result)
     nu = n - basis.shape[1] if result.reml else n
 
     def squares(Y: Array) -> Array:

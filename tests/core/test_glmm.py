@@ -1,10 +1,10 @@
 """The marginal deviance and its gradient against dense NumPy, and what fits of it have to satisfy."""
 
 import numpy as np
-import oracle_glmm as dense
 import pytest
 from numpy.testing import assert_allclose
 
+import oracle_glmm as dense
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model, as_family
 from fastlmm_core.families import FAMILIES

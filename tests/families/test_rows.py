@@ -53,7 +53,7 @@ def test_derivatives_are_those_of_differences(name, link):
     def along_rho(field):
         return six_point(lambda t: getattr(family.row(y, eta, m, RHO + t), field), h)
 
-    close = dict(rtol=1e-8, atol=1e-8)
+    close = {"rtol": 1e-8, "atol": 1e-8}
     assert_allclose(at.s, along_eta("l"), **close)
     assert_allclose(at.w, -along_eta("s"), **close)
     assert_allclose(at.k, along_eta("w"), **close)

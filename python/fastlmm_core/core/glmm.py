@@ -21,7 +21,7 @@ from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned, sea
 from fastlmm_core.core.glmm_start import glmm_start
 from fastlmm_core.core.quadrature import OneFactor
 from fastlmm_core.core.terms import Term
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import (
     Beta,
@@ -118,12 +118,12 @@ class GlmmObjective:
 
     def __call__(self, x: ArrayLike) -> float:
         """The deviance at x (n_free,), all constants included."""
-        with blas_threads(1):
+        with one_blas_thread():
             return self.engine.value(self._psi(x))
 
     def derivatives(self, x: ArrayLike) -> tuple[float, Array, Array]:
         """Deviance, exact gradient (n_free,) and model Hessian (n_free, n_free) at x."""
-        with blas_threads(1):
+        with one_blas_thread():
             value, gradient, hessian = self.engine.derivatives(self._psi(x))
         m = self.engine.design.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m
@@ -199,7 +199,7 @@ class Model:
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
             raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")
-        with blas_threads(1):
+        with one_blas_thread():
             self.design = GlmmDesign(
                 X,
                 terms,
@@ -239,7 +239,7 @@ class Model:
         NumericalError
             The deviance cannot be evaluated at the start.
         """
-        with blas_threads(1):
+        with one_blas_thread():
             response = self.design.response(y)
             return self._fit(response, self._start(response, start), start is not None, on_evaluation)
 
@@ -311,7 +311,7 @@ class Model:
             np.zeros(k, bool),
             np.zeros(k, np.int32),
         )
-        with blas_threads(1):
+        with one_blas_thread():
             for i, y in enumerate(responses):
                 try:
                     response = design.response(y)

@@ -16,7 +16,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.fit import FAILED, FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.theta import SINGULAR
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, NumericalError
 from fastlmm_core.families import Family
 
@@ -134,7 +134,7 @@ class GlmmFit:
         """The engine with this fit's response, at its estimates."""
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
-        with blas_threads(1):
+        with one_blas_thread():
             self._engine.set_response(self._y)
             self._engine.value(self.psi)
         return self._engine
@@ -255,7 +255,7 @@ class GlmmFit:
         """
         design, engine = self.design, self.engine
         psi = conditioned(design, theta, beta, self.rho)
-        with blas_threads(1):
+        with one_blas_thread():
             if y is not None:
                 engine.set_response(design.response(y))
             engine.value(psi)
@@ -283,7 +283,7 @@ def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: floa
 
 def hessian(engine: Engine, psi: Array) -> Array:
     """Second derivatives (n_free, n_free) of the deviance at psi, by central differences of its exact gradient."""
-    with blas_threads(1):
+    with one_blas_thread():
         _, _, model = engine.derivatives(psi)
         size = STEP * np.sqrt(2.0 / np.maximum(model.diagonal(), 1e-8 * max(model.diagonal().max(), 1e-300)))
         size = np.minimum(size, STEP * np.maximum(1.0, np.abs(psi)))

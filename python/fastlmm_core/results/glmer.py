@@ -160,7 +160,7 @@ def glmer(
     elif isinstance(data, pd.DataFrame) and not pd.api.types.is_numeric_dtype(data.get(left.strip(), 0.0)):
         data = data.assign(**{left.strip(): pd.Categorical(data[left.strip()]).codes.astype(float)})
     given = trials if trials is not None else weights
-    design = build_design(text, data, subset=subset, weights=given, offset=offset, env=env, residual=False)
+    design = build_design(text, data, subset=subset, weights=given, offset=offset, env=env, observation_level=True)
     known: dict[str, Any] = {"trials" if trials is not None else "weights": design.weights}
     model = glmm.Model(
         design.X,

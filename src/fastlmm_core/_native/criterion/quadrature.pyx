@@ -37,7 +37,7 @@ from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.families.row cimport family_row, row_constant, row_t
 from fastlmm_core._native.small cimport chol, lower_times, solve_lower, solve_lower_t
 
-from fastlmm_core.errors import NumericalError
+from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["Quadrature"]
 
@@ -97,8 +97,7 @@ cdef class Quadrature(Criterion):
     cdef double[::1] chunk_values, chunk_sums, work, total
     cdef int64_t[::1] status
     cdef Py_ssize_t work_size, sum_size
-    cdef readonly bint predicting
-    cdef readonly double value_now
+    cdef bint predicting, busy
 
     def __init__(self, int family, int link, ptr, X, z, offset, m, freq, row, col, bint estimated, double rho, nodes,
                  log_weights, bint expected, int threads):
@@ -132,11 +131,27 @@ cdef class Quadrature(Criterion):
         self.status = np.zeros(self.n_chunks, np.int64)
         self.work = np.zeros(self.threads * self.work_size)
         self.total = np.zeros(self.sum_size + 2 * p * max(p, nt) + 1)
+        self.ready = True
+
+    def __reduce__(self):
+        raise TypeError("a Quadrature is a workspace: pickle or copy the result it serves")
+
+    cdef int enter(self) except -1:
+        Criterion.enter(self)
+        if self.busy:
+            raise InUseError("this model is at work in another call: each thread, and each callback, needs its own")
+        self.busy = True
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.busy = False
 
     # ------------------------------------------------------------------ Python entry points
 
-    def set_response(self, const double[::1] y):
+    def set_response(self, const double[::1] y not None):
         """Replace the response (n,), sorted by level; modes begin at zero again."""
+        self.enter()
+        self.leave()
         if y.shape[0] != self.n:
             raise ValueError("the response does not belong to this model")
         self.y[:] = y
@@ -147,27 +162,37 @@ cdef class Quadrature(Criterion):
         self.predicting = False
         memset(&self.u_at[0, 0], 0, self.q * self.l * sizeof(double))
 
-    def value(self, const double[::1] x):
+    def value(self, const double[::1] x not None):
         """The deviance at ``x`` (n_free,)."""
         cdef double out = 0.0
         cdef int status
-        if x.shape[0] != self.n_free:
-            raise ValueError(f"x has length {x.shape[0]}, but the model has {self.n_free} parameters")
-        with nogil:
-            status = self.c_value(&x[0], &out)
+        self.check_length(x)
+        self.enter()
+        try:
+            with nogil:
+                status = self.c_value(&x[0], &out)
+        finally:
+            self.leave()
         if status != 0:
             raise NumericalError(f"the likelihood cannot be evaluated at {np.asarray(x)}")
         return out
 
-    def derivatives(self, const double[::1] x):
+    def derivatives(self, const double[::1] x not None):
         """Deviance, gradient (n_free,) and model Hessian (n_free, n_free) at ``x``."""
         gradient_, hessian_ = np.empty(self.n_free), np.empty((self.n_free, self.n_free))
         cdef double[::1] gradient = gradient_
         cdef double[:, ::1] hessian = hessian_
         cdef int status
-        out = self.value(x)
-        with nogil:
-            status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        cdef double out = 0.0
+        self.check_length(x)
+        self.enter()
+        try:
+            with nogil:
+                status = self.c_value(&x[0], &out)
+                if status == 0:
+                    status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        finally:
+            self.leave()
         if status != 0:
             raise NumericalError(f"the likelihood cannot be differentiated at {np.asarray(x)}")
         return out, gradient_, hessian_
@@ -209,7 +234,6 @@ cdef class Quadrature(Criterion):
                 return 1
             total += self.chunk_values[i]
         value[0] = total - 2.0 * self.constant
-        self.value_now = value[0]
         return 0 if isfinite(value[0]) else 1
 
     cdef void find_constant(self, double rho) noexcept nogil:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._tail import Tail
+from fastlmm_core._values import Values
 
 class Solver:
     def __init__(
@@ -13,9 +14,15 @@ class Solver:
         n: int,
         p: int,
         reml: bool,
-        constant: float,
         threads: int,
+        fixed_scale: bool = False,
     ) -> None: ...
+    @property
+    def values(self) -> Values: ...
+    @property
+    def fixed_scale(self) -> bool: ...
+    def load(self, values: Values, constant: float = 0.0) -> None: ...
+    def invert(self, theta: NDArray[np.float64]) -> None: ...
     @property
     def tail(self) -> Tail: ...
     @property

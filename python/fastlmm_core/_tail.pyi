@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-TailRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+TailRows = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 class Tail:
     @property

@@ -13,7 +13,11 @@ cdef class Evaluator(Solver):
     cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil
     cdef void tail_products(self) noexcept nogil
     cdef void project_information(self) noexcept nogil
+    cdef Py_ssize_t place_of(self, Py_ssize_t a) noexcept nogil
+    cdef void c_chain(self, const double *lam, const double *sums, double *gradient, double *hessian) noexcept nogil
+    cdef void leading_shrinkage(self) noexcept nogil
     cdef int group_gradients(self) noexcept nogil
+    cdef int all_traces(self) noexcept nogil
     cdef int add_traces(self, const double *lam, double weight) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
     cdef int lift_tail(self, double multiple) noexcept nogil

@@ -1,12 +1,13 @@
 """One evaluation against dense algebra in conditioned coordinates, for every engine and block size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fastlmm_core._evaluator import Evaluator
 from fastlmm_core._tail import DenseTail, EmptyTail
 from fastlmm_core._tail_sparse import SparseTail
-from fastlmm_core.core.plan import evaluator_arrays, pattern, structures
+from fastlmm_core.core.layout import evaluator_arrays, pattern, structures
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import NumericalError
 from kernel_oracle import Dense, both, diagonal_blocks, problem, shuffled_offsets
@@ -197,10 +198,12 @@ def rebuilt(objective, offsets, threads, reml=True):
     """The same model with the tail in another order, dense, and any number of threads."""
     cross = objective.cross
     leading, rows = structures(cross, offsets)
-    arrays = evaluator_arrays(cross, offsets, leading)
+    arrays = evaluator_arrays(cross, offsets, leading, rows)
     tail = DenseTail(rows, threads) if len(offsets) else EmptyTail()
-    rank, nu = cross.conditioning.rank, objective.evaluator.nu
-    return Evaluator(arrays, tail, cross.n, rank, reml, cross.conditioning.constant(nu, reml), threads)
+    layout = replace(objective.plan, offsets=offsets, arrays=arrays, tail=tail, threads=threads)
+    evaluator = layout.evaluator(reml)
+    layout.load(evaluator, cross)
+    return evaluator
 
 
 @with_tail
@@ -241,10 +244,10 @@ def test_sparse_threads_do_not_change_a_bit():
     answers = []
     with blas_threads(1):
         for threads in (1, 2):
-            tail = SparseTail(rows, *lower, threads)
-            constant = cross.conditioning.constant(objective.evaluator.nu, True)
-            rank = cross.conditioning.rank
-            answers.append(Evaluator(plan.arrays, tail, cross.n, rank, True, constant, threads).derivatives(theta))
+            layout = replace(plan, tail=SparseTail(rows, *lower, threads), threads=threads)
+            evaluator = layout.evaluator(True)
+            layout.load(evaluator, cross)
+            answers.append(evaluator.derivatives(theta))
     for a, b in zip(*answers, strict=True):
         np.testing.assert_array_equal(a, b)
 

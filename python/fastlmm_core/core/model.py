@@ -15,7 +15,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
 from fastlmm_core.core.objective import Objective
-from fastlmm_core.core.plan import Plan, plan
+from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.terms import Term, as_floats
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError
@@ -223,7 +223,9 @@ class Model:
 
         def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
-            newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
+            evaluator = worker.evaluator(self.reml)
+            worker.load(evaluator, first.cross)
+            newton = Newton(evaluator, single.max_evaluations, single.tol)
             for rows in part:
                 fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
 
@@ -238,7 +240,7 @@ class Model:
 
 
 def fit_batch(
-    products: DesignProducts, worker: Plan, newton: Newton, Y: Array, start: Array, rows: slice, out: ManyFits
+    products: DesignProducts, worker: Layout, newton: Newton, Y: Array, start: Array, rows: slice, out: ManyFits
 ) -> None:
     """Fit some responses (k, n) and write their estimates into rows of ``out``."""
     found = products.responses(np.ascontiguousarray(Y.T))

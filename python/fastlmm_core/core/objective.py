@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
-from fastlmm_core.core.plan import plan
+from fastlmm_core.core.layout import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import blas_threads
@@ -47,6 +47,7 @@ class Objective:
         self.control = checked_control(control)
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
+        self.plan.load(self.evaluator, cross)
         self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
@@ -70,6 +71,12 @@ class Objective:
     def newton(self) -> Newton:
         """The optimiser."""
         return Newton(self.evaluator, self.control.max_evaluations, self.control.tol)
+
+    def load(self, cross: CrossProducts) -> None:
+        """Replace all numbers, weights included; levels have to occur together as before. No plan is made."""
+        self.plan.load(self.evaluator, cross)
+        self.theta_map = cross.theta_map
+        self._cross, self._later = cross, None
 
     def set_response(self, design: DesignProducts, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""

@@ -25,9 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._evaluator import Evaluator
 from fastlmm_core._newton import Newton
-from fastlmm_core.core import Control, CrossProducts, Plan, plan
+from fastlmm_core.core import Control, CrossProducts, Layout, plan
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.trust_region import minimise
 
@@ -79,11 +78,12 @@ class SplitCriterion:
 
     def __init__(self, cross: CrossProducts, control: Control) -> None:
         self.cross = cross
-        self.plan: Plan = plan(cross, control)
+        self.plan: Layout = plan(cross, control)
         self.n = cross.n
         self.evaluator = self.plan.evaluator(False)
-        rank = cross.conditioning.rank
-        self._one = Evaluator(self.plan.arrays, self.plan.tail, 1, rank, False, 0.0, self.plan.threads)
+        self._one = self.plan.evaluator(False, n=1)
+        self.plan.load(self.evaluator, cross)
+        self._one.load(self.evaluator.values)
         n = self.n
         self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
 

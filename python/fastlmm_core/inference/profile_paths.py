@@ -25,7 +25,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core import Control, CrossProducts, Layout, plan
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.trust_region import minimise

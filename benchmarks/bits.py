@@ -33,10 +33,9 @@ def figures(small: bool = False) -> Iterator[tuple[str, Array]]:
         Leave InstEval out, which takes most of the time.
     """
     sys.path.insert(0, str(ROOT / "tests"))
+    from fastlmm_core.core.control import ENGINES
     from golden_models import FOLDER, SMALL, golden_problem
     from problems import REGISTRY, build, thetas
-
-    from fastlmm_core.core.control import ENGINES
 
     models = {name: build(name) for name in REGISTRY} | {f"golden {name}": golden_problem(name)[0] for name in SMALL}
     for name, problem in models.items():
@@ -61,9 +60,8 @@ def figures(small: bool = False) -> Iterator[tuple[str, Array]]:
 
 def formula_fit(name: str, engines: Sequence[str]) -> Iterator[tuple[str, Array]]:
     """The figures of a golden model that is fitted from its formula."""
-    from golden_models import golden
-
     from fastlmm_core import Control, lmer, load_dataset
+    from golden_models import golden
 
     answers = golden(name)
     for engine in engines:
@@ -100,7 +98,9 @@ def compare(first: Figures, second: Figures) -> list[str]:
             lines.append(f"{key}: shapes {a.shape} and {b.shape}")
         elif a.tobytes() != b.tobytes():
             scale = np.maximum(np.abs(a), np.finfo(float).tiny)
-            lines.append(f"{key}: differs by up to {np.abs(b - a).max():.3g}, {np.max(np.abs(b - a) / scale):.3g} of itself")
+            lines.append(
+                f"{key}: differs by up to {np.abs(b - a).max():.3g}, {np.max(np.abs(b - a) / scale):.3g} of itself"
+            )
     return lines
 
 

@@ -9,8 +9,8 @@ import pytest
 import problems
 from fastlmm_core._native.symbolic.ordering import fill_ordering
 from fastlmm_core._native.symbolic.supernodes import dense_seconds
-from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
 from fastlmm_core._native.tail.sparse import SparseTail
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
 from fastlmm_core.core import Control, Objective, Term, cross_products, layout, plan
 from fastlmm_core.core.layout import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
 from fastlmm_core.datasets import load_dataset

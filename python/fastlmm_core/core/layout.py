@@ -1,15 +1,18 @@
-"""The symbolic phase: order of the tail, engine, index structures. Made once; every theta and every weight reuses it."""
+"""The symbolic phase: order of the tail, engine, index structures. Made once, for every theta and every weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.values import Values
+from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import (
     leading_rows,
     leading_values,
@@ -19,14 +22,12 @@ from fastlmm_core._native.symbolic.index import (
     tail_rows,
     tail_values,
 )
-from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_ordering
 from fastlmm_core._native.symbolic.supernodes import Supernodes, dense_seconds
-from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core._native.tail.sparse import SparseTail
-from fastlmm_core._native.criterion.values import Values
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.errors import MemoryLimitError, ModelError
@@ -123,20 +124,21 @@ class Layout:
     threads: int
     tail: Tail
 
-    def evaluator(self, reml: bool, *, n: int | None = None) -> Evaluator:
+    def evaluator(self, reml: bool, *, n: int | None = None, rank: int | None = None) -> Evaluator:
         """The compiled workspace for one criterion, to be loaded with values.
 
         Parameters
         ----------
         reml : bool
-        n : int, optional
-            Observations that the criterion counts, where they are not the data's.
+        n, rank : int, optional
+            Observations that the criterion counts and columns of X, where they are not the data's.
 
         Notes
         -----
         Evaluators of one layout share its tail: each knows when the factor in it is not its own, but use one at a time.
         """
-        return Evaluator(self.arrays, self.tail, self.n if n is None else n, self.rank, reml, self.threads)
+        n, rank = self.n if n is None else n, self.rank if rank is None else rank
+        return Evaluator(self.arrays, self.tail, n, rank, reml, self.threads)
 
     def working_evaluator(self) -> Evaluator:
         """The workspace for log|M| at a fixed scale: of a working model, whose weights carry the scale."""
@@ -159,11 +161,12 @@ class Layout:
             They do not.
         """
         for key, (ptr, idx, _) in cross.pairs.items():
-            if not all(a is b or np.array_equal(a, b) for a, b in zip((ptr, idx), self.met[key], strict=True)):
+            own_ptr, own_idx = self.met[key]
+            if not (idx is own_idx or (np.array_equal(ptr, own_ptr) and np.array_equal(idx, own_idx))):
                 raise ModelError("other levels occur together than in the data that this model was laid out for")
         lead, m = self.groups[0], self.tail.m
         leading, tail, pairs = pair_lists(cross, self.offsets)
-        a = self.arrays
+        a: dict[str, Any] = self.arrays
         val = leading_values(lead.n_columns, a["ptr"], a["t_ptr"], a["t_pos"], leading)
         even = not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
         zd_tail = np.empty((cross.dtd.shape[0], m))
@@ -172,6 +175,11 @@ class Layout:
         rows = tail_values(a["a_ptr"], tail, pairs)
         # the weights' mean is one
         return Values(cross.blocks[0], val, rows, cross.dense[0], zd_tail, cross.dtd, cross.n, even)
+
+    def rows(self, design: DesignProducts) -> RowPlaces:
+        """Places of a design's rows, to refill the values with other weights."""
+        levels = [group.n_levels for group in self.groups]
+        return RowPlaces(design.codes, design.columns, levels, list(self.offsets), self.arrays, self.threads)
 
     def tail_columns(self, dense: Sequence[Floats]) -> Floats:
         """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""

@@ -14,8 +14,8 @@ from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
-from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term, as_floats
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError

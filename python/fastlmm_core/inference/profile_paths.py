@@ -257,17 +257,12 @@ class BetaPath:
         self.along, keep = self.a / length, basis[:, 1:p]
         self.constant = c.constant(self.n, False)
 
-        made = criterion.plan
-        m = made.tail.m
         to = np.zeros((p + 1, p))
         to[:p, : p - 1], to[p, p - 1] = keep, 1.0
-        arrays = dict(made.arrays)
-        dense: Array = np.asarray(arrays["zd"])
-        tail: Array = np.asarray(arrays["zd_tail"])
-        arrays["zd"] = np.ascontiguousarray(dense @ to)
-        arrays["zd_tail"] = np.ascontiguousarray(to.T @ tail) if m else np.empty((p, 0))
-        arrays["dtd"] = np.ascontiguousarray(to.T @ cross.dtd @ to)
-        self.reduced = Evaluator(arrays, made.tail, self.n, p - 1, False, self.constant, made.threads)
+        values = criterion.evaluator.values
+        dense, tail = values.dense_lead, values.dense_tail
+        self.reduced = criterion.plan.evaluator(False, rank=p - 1)
+        self.reduced.load(values.recombined(to), self.constant)
         self.newton = Newton(self.reduced, 100, 1e-9)
         self.lead, self.tail = (dense[:, p], dense[:, :p] @ self.along), (tail[p], self.along @ tail[:p])
         xtx = cross.dtd[:p, :p]

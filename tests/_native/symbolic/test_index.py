@@ -97,12 +97,12 @@ def test_transpose_of_the_leading_rows(levels, widths):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tail_rows_hold_the_lower_triangle(levels, widths, seed):
     s = Structures(levels, widths, seed)
-    ptr, idx, _ = s.tail
+    ptr, idx = s.tail
     for j in range(s.m):
         columns = idx[ptr[j] : ptr[j + 1]]
         assert (columns <= j).all()
         assert len(set(columns)) == len(columns)
-    np.testing.assert_allclose(lower_rows(*s.tail, s.m), np.tril(s.Z_tail.T @ s.Z_tail), atol=1e-12)
+    np.testing.assert_allclose(lower_rows(*s.tail, s.tail_values, s.m), np.tril(s.Z_tail.T @ s.Z_tail), atol=1e-12)
 
 
 @pytest.mark.parametrize(("levels", "widths"), CASES)
@@ -131,9 +131,9 @@ def test_schur_fill_counts_the_sampled_rows(levels, widths):
 
 
 def test_no_tail():
-    ptr, idx, val, t_ptr, t_lead, t_pos = leading_rows(3, 2, 0, [])
+    ptr, idx, t_ptr, t_lead, t_pos = leading_rows(3, 0, [])
     np.testing.assert_array_equal(ptr, np.zeros(4))
-    assert len(idx) == len(val) == len(t_lead) == len(t_pos) == 0
+    assert len(idx) == len(leading_values(2, ptr, t_ptr, t_pos, [])) == len(t_lead) == len(t_pos) == 0
     np.testing.assert_array_equal(t_ptr, [0])
 
 

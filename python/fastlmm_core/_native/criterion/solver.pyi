@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.tail.tail import Tail
 from fastlmm_core._native.criterion.values import Values
+from fastlmm_core._native.tail.tail import Tail
 
 class Solver:
     def __init__(

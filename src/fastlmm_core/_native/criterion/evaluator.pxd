@@ -6,7 +6,7 @@ cdef class Evaluator(Solver):
     cdef readonly Py_ssize_t n_chunks
     cdef const int64_t[::1] lead_row, lead_col  # of each leading parameter
     cdef double[:, ::1] ca, va, cx, h1
-    cdef double[::1] lam_lifted, x_lead, omega, sums, traces, chunk_sums, small
+    cdef double[::1] lam_lifted, x_lead, omega, sums, parts, chunk_sums, small
     cdef Py_ssize_t chunk_size(self) noexcept nogil
     cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil
     cdef void information(self, double *fpy) noexcept nogil

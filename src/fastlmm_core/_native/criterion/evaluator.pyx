@@ -4,9 +4,9 @@ With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative
     G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
     leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
     tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular
-where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and what
-the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model Hessian is the average information (Gilmour, Thompson
-and Cullis 1995) plus the exact curvature of Sigma = L L':
+where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and
+what the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
+Hessian is the average information (Gilmour, Thompson and Cullis 1995) plus the exact curvature of Sigma = L L':
     H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column]
     f_a  = dV/dtheta_a Py
 
@@ -27,8 +27,6 @@ from fastlmm_core._native.leading.level cimport correction_chunk, information_ro
 from fastlmm_core._native.criterion.solver cimport Solver
 from fastlmm_core._native.tail.tail cimport Tail
 from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
-
-from fastlmm_core.errors import NumericalError
 
 __all__ = ["Evaluator"]
 
@@ -52,7 +50,7 @@ cdef class Evaluator(Solver):
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
         self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta)
         self.omega = np.zeros(2 * m * p + 1)
-        self.sums, self.traces = np.zeros(n_lam), np.zeros(n_lam)
+        self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
@@ -99,7 +97,7 @@ cdef class Evaluator(Solver):
                 status = self.all_traces()
         self.check(status, theta)
         sums, ends, widths = np.asarray(self.sums), np.asarray(self.group_lam), np.asarray(self.group_l)
-        return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:-1], ends[1:], widths, strict=True)]
+        return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
 
     def chain(self, const double[::1] theta, list blocks):
         """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
@@ -352,9 +350,9 @@ cdef class Evaluator(Solver):
         """
         cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
         cdef double s
-        cdef double *trace = &self.traces[0]
+        cdef double *trace = &self.parts[0]
         cdef double *block
-        memset(trace, 0, self.traces.shape[0] * sizeof(double))
+        memset(trace, 0, self.parts.shape[0] * sizeof(double))
         if self.tail.m and self.reml:
             self.make_omega()
         self.project(lam, False, &self.shrink[0] if self.reml and p else NULL)
@@ -389,7 +387,7 @@ cdef class Evaluator(Solver):
                 solve_lower_t(lam + self.group_lam[g], block + r, l, l)
             for r in range(l):
                 solve_lower_t(lam + self.group_lam[g], block + r * l, l, 1)
-        for x in range(self.traces.shape[0]):
+        for x in range(self.parts.shape[0]):
             self.sums[x] += weight * trace[x]
         return 0
 

@@ -184,7 +184,7 @@ cdef class Solver:
 
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
-        cdef Py_ssize_t i, p = self.p, d = p + 1
+        cdef Py_ssize_t i, p = self.p
         for i in range(self.lead.q * self.lead.l):
             self.zd[i, p] = lead[i * lead_step]
         for i in range(self.tail.m):

@@ -7,10 +7,12 @@
     dense_tail  the same of the tail                                    (d, m)
     dense       [X y]'W[X y]                                            (d, d)
 
-``total_weight`` is the sum of the weights that are in them: how large a level's block is on average. ``even`` says that
-every entry of ``cells`` is one, which kernels use; it is decided where the values are made, and weighted ones never are.
-``version`` grows whenever the numbers change in place, so that an evaluator knows its factors to be of older ones.
+``total_weight`` is the sum of the weights that are in them: how large a level's block is on average. ``even`` says
+that every entry of ``cells`` is one, which kernels use; it is decided where the values are made, and weighted ones never
+are. ``version`` grows whenever the numbers change in place, so that an evaluator knows its factors to be of older ones.
 """
+
+import numpy as np
 
 __all__ = ["Values"]
 
@@ -32,6 +34,13 @@ cdef class Values:
         self.zd, self.zd_tail, self.dtd = dense_lead, dense_tail, dense
         self.total_weight, self.even = total_weight, even
         self.version = 0
+
+    def recombined(self, to):
+        """The same model with other dense columns: [X y] ``to``, (d, k)."""
+        m = self.zd_tail.shape[1]
+        tail = np.ascontiguousarray(to.T @ self.dense_tail) if m else np.empty((to.shape[1], 0))
+        return Values(self.blocks, self.cells, self.tail, np.ascontiguousarray(self.dense_lead @ to), tail,
+                      np.ascontiguousarray(to.T @ self.dense @ to), self.total_weight, self.even)
 
     def __reduce__(self):
         return Values, (self.blocks, self.cells, self.tail, self.dense_lead, self.dense_tail, self.dense,

@@ -21,7 +21,9 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["leading_rows", "leading_values", "permuted_pattern", "schur_fill", "schur_pattern", "tail_rows", "tail_values"]
+__all__ = [
+    "leading_rows", "leading_values", "permuted_pattern", "schur_fill", "schur_pattern", "tail_rows", "tail_values",
+]
 
 
 def leading_rows(Py_ssize_t q, Py_ssize_t m, list pairs):

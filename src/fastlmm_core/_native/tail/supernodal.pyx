@@ -67,7 +67,7 @@ cdef class SupernodalCholesky:
         self.rows, self.relative, self.place = index_maps(self.tree, ptr, idx)
         # one spare entry each: an empty array still has an address
         self.panels, self.fronts = np.zeros(self.tree.entries + 1), np.empty(self.tree.front_size + 1)
-        self.solving = &self.panels[0]
+        self.solving, self.kept = &self.panels[0], None
         self.work = np.empty(self.tree.largest + inverse_work(self.tree) + 1)
         self.vectors = np.empty(threads * self.tree.longest * VECTORS + 1)
         if self.tree.row_count == 0:

@@ -8,7 +8,7 @@ cdef class Tail:
     cdef const int64_t[::1] a_ptr
     cdef const int[::1] a_idx
     cdef readonly object _keep
-    cdef long long stamp             # of the last factor
+    cdef readonly long long stamp    # of the last factor
     cdef bint inverted, solvable     # an inverse has taken the factor's place; `solve` can be called
     cdef void set_rows(self, tuple rows, int threads)
     cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil

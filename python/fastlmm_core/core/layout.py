@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -86,20 +86,36 @@ class Products(Protocol):
 
 
 @dataclass(frozen=True)
+class Incidence:
+    """`Products` without their numbers: blocks and cells have their columns, but no rows."""
+
+    n: int
+    rank: int
+    groups: tuple[Group, ...]
+    blocks: tuple[Floats, ...]
+    pairs: dict[tuple[int, int], Cells]
+    theta_map: ThetaMap
+
+    @classmethod
+    def of(cls, products: Products) -> Incidence:
+        """That of some products; the arrays that say which levels meet are shared."""
+        blocks = tuple(np.empty((0, *block.shape[1:])) for block in products.blocks)
+        pairs = {key: (ptr, idx, np.empty((0, *val.shape[1:]))) for key, (ptr, idx, val) in products.pairs.items()}
+        return cls(products.n, products.rank, products.groups, blocks, pairs, products.theta_map)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where each number of a model goes, and the engine that will work on them: nothing that depends on y or weights.
 
     Attributes
     ----------
-    groups : tuple of Group
-    n, rank : int
-        Observations; columns of X.
+    incidence : Incidence
+        What it was made from.
     engine : {"none", "dense", "sparse"}
         How the tail is factored; "none" where the leading factor is the only one.
     offsets : list of (q,) int64
         For each group but the leading one, the tail column at which each level begins.
-    met : dict (g, h) -> (ptr, idx)
-        Which levels of two groups occur together, as `CrossProducts.pairs` has them.
     arrays : dict
         Index arrays of the evaluator.
     factor_bytes : int
@@ -111,18 +127,20 @@ class Layout:
         Threads an evaluation uses: one where there is too little work to share.
     """
 
-    groups: tuple[Group, ...]
-    n: int
-    rank: int
+    incidence: Incidence
     control: Control
     engine: str
     offsets: Offsets
-    met: dict[tuple[int, int], tuple[Longs, Ints]]
     arrays: dict[str, NDArray[np.generic]]
     factor_bytes: int
     total_bytes: int
     threads: int
     tail: Tail
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Grouping factors, the leading one first."""
+        return self.incidence.groups
 
     def evaluator(self, reml: bool, *, n: int | None = None, rank: int | None = None) -> Evaluator:
         """The compiled workspace for one criterion, to be loaded with values.
@@ -135,14 +153,16 @@ class Layout:
 
         Notes
         -----
-        Evaluators of one layout share its tail: each knows when the factor in it is not its own, but use one at a time.
+        Evaluators of one layout share its tail, which knows whose factors it holds; one of them works at a time, and a
+        second thread's call raises `InUseError`.
         """
-        n, rank = self.n if n is None else n, self.rank if rank is None else rank
+        n = self.incidence.n if n is None else n
+        rank = self.incidence.rank if rank is None else rank
         return Evaluator(self.arrays, self.tail, n, rank, reml, self.threads)
 
     def working_evaluator(self) -> Evaluator:
         """The workspace for log|M| at a fixed scale: of a working model, whose weights carry the scale."""
-        return Evaluator(self.arrays, self.tail, self.n, 0, False, self.threads, True)
+        return Evaluator(self.arrays, self.tail, self.incidence.n, 0, False, self.threads, True)
 
     def load(self, evaluator: Evaluator, cross: CrossProducts) -> None:
         """Load an evaluator of this layout with the numbers of cross-products, and their criterion's constant."""
@@ -161,7 +181,7 @@ class Layout:
             They do not.
         """
         for key, (ptr, idx, _) in cross.pairs.items():
-            own_ptr, own_idx = self.met[key]
+            own_ptr, own_idx, _ = self.incidence.pairs[key]
             if not (idx is own_idx or (np.array_equal(ptr, own_ptr) and np.array_equal(idx, own_idx))):
                 raise ModelError("other levels occur together than in the data that this model was laid out for")
         lead, m = self.groups[0], self.tail.m
@@ -180,6 +200,9 @@ class Layout:
         """Places of a design's rows, to refill the values with other weights."""
         levels = [group.n_levels for group in self.groups]
         return RowPlaces(design.codes, design.columns, levels, list(self.offsets), self.arrays, self.threads)
+
+    def __reduce__(self) -> tuple[Callable[..., Layout], tuple[Incidence, Control]]:
+        return plan, (self.incidence, self.control)  # made anew: a tail is a workspace
 
     def tail_columns(self, dense: Sequence[Floats]) -> Floats:
         """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""
@@ -381,13 +404,10 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         refuse(factor_bytes + work, available, f"the dense factor of {m} random effects")
         tail = DenseTail(rows, threads)
     return Layout(
-        cross.groups,
-        cross.n,
-        cross.rank,
+        Incidence.of(cross),
         control,
         engine,
         offsets,
-        {key: (ptr, idx) for key, (ptr, idx, _) in cross.pairs.items()},
         evaluator_arrays(cross, offsets, leading, rows),
         factor_bytes,
         factor_bytes + work,

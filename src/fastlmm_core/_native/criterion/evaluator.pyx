@@ -40,9 +40,10 @@ cdef enum:
 cdef class Evaluator(Solver):
     """A `Solver` with derivatives; parameters as there."""
 
-    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
                  bint fixed_scale=False):
         Solver.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
+        self.ready = False
         cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
         self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
         self.lam_lifted = np.zeros(n_lam)
@@ -55,14 +56,14 @@ cdef class Evaluator(Solver):
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
         self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
+        self.ready = True
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:
         cdef Py_ssize_t n1 = self.n_lead_theta, l = self.lead.l
         return n1 * n1 + n1 * self.lead.d + 2 * l * l + n1 + 2 * l * n1 + l * l
 
-    def derivatives(self, const double[::1] theta):
+    def derivatives(self, const double[::1] theta not None):
         """Criterion, gradient (n_theta,) and model Hessian (n_theta, n_theta) at ``theta``."""
-        self.check_length(theta)
         gradient_, hessian_ = np.empty(self.n_theta), np.empty((self.n_theta, self.n_theta))
         cdef double[::1] gradient = gradient_
         cdef double[:, ::1] hessian = hessian_
@@ -70,15 +71,20 @@ cdef class Evaluator(Solver):
         cdef int status
         if self.fixed_scale:
             raise ValueError("with a fixed scale the derivatives are made of `traces`")
-        with nogil:
-            status = self.factor_at(&theta[0])
-            out = self.criterion
-            if status == 0:
-                status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.factor_at(&theta[0])
+                out = self.criterion
+                if status == 0:
+                    status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        finally:
+            self.leave()
         self.check(status, theta)
         return out, gradient_, hessian_
 
-    def traces(self, const double[::1] theta):
+    def traces(self, const double[::1] theta not None):
         """sum_j [Z_k'V^-1 Z_k]_jj of each group at ``theta``, with a fixed scale.
 
         Returns
@@ -86,20 +92,25 @@ cdef class Evaluator(Solver):
         list of (l, l) arrays
             Half the derivative of log|M| by the group's covariance matrix Sigma_k.
         """
-        self.check_length(theta)
         cdef int status
         if not self.fixed_scale:
             raise ValueError("traces of V^-1 need a fixed scale; `derivatives` has the profiled criterion's")
-        with nogil:
-            status = self.factor_at(&theta[0]) if not self.same(&theta[0]) else 0
-            if status == 0:
-                self.leading_shrinkage()
-                status = self.all_traces()
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.factor_at(&theta[0]) if not self.same(&theta[0]) else 0
+                if status == 0:
+                    self.leading_shrinkage()
+                    status = self.all_traces()
+            sums = np.array(self.sums)
+        finally:
+            self.leave()
         self.check(status, theta)
-        sums, ends, widths = np.asarray(self.sums), np.asarray(self.group_lam), np.asarray(self.group_l)
+        ends, widths = np.asarray(self.group_lam), np.asarray(self.group_l)
         return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
 
-    def chain(self, const double[::1] theta, list blocks):
+    def chain(self, const double[::1] theta not None, list blocks not None):
         """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
 
         Parameters
@@ -355,6 +366,7 @@ cdef class Evaluator(Solver):
         memset(trace, 0, self.parts.shape[0] * sizeof(double))
         if self.tail.m and self.reml:
             self.make_omega()
+        self.projected = False
         self.project(lam, False, &self.shrink[0] if self.reml and p else NULL)
         if self.reml and p:
             self.fixed_correction(trace)

@@ -31,12 +31,18 @@ cdef class Solver:
     cdef double[:, ::1] c_dense, y_dense, ld
     cdef readonly double logdet_m, logdet_x, r2, criterion
     cdef long long version, stamp    # of the values and of the tail's factor that they were made from
+    cdef bint ready                  # the constructor came to its end
     cdef bint current                # the factors are of `lam`, and were not made of a lifted one
     cdef bint inverted               # the inverse has taken the place of the tail's factor
+    cdef bint projected              # `u` and the tail's inverse are those that `cond_var` left
     cdef bint solved                 # the solution below is that of `lam`
     # state after `solve_modes`
     cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
     cdef tuple solution              # beta, b_lead, b_tail and ld as arrays
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef int expect_projection(self) except -1
+    cdef int take(self, Values values, double constant) except -1
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
     cdef int c_value(self, const double *theta, double *value) noexcept nogil
@@ -51,5 +57,7 @@ cdef class Solver:
     cdef void solve_modes(self) noexcept nogil
     cdef void project(self, const double *lam, bint posterior, double *shrink) noexcept nogil
     cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil
+    cdef object conditional_blocks(self, const double[::1] theta)
+    cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail)
     cdef int check(self, int status, const double[::1] theta) except -1
     cdef int check_length(self, const double[::1] theta) except -1

@@ -49,7 +49,7 @@ from fastlmm_core._native.criterion.values cimport Values
 from fastlmm_core._native.small cimport FEW, chol, lower_t_times, lower_times, subtract_gram
 from fastlmm_core._native.tail.tail cimport Tail
 
-from fastlmm_core.errors import NumericalError
+from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["Solver"]
 
@@ -70,9 +70,14 @@ cdef class Solver:
     threads : int
     fixed_scale : bool
         The value is log|M|; p is zero then.
+
+    Notes
+    -----
+    One thread at a time: what is called while a call on this object, or on another of the same layout, has not returned
+    raises `InUseError`, from a callback of the same thread too.
     """
 
-    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
                  bint fixed_scale=False):
         cdef Py_ssize_t q = arrays["ptr"].shape[0] - 1, l = arrays["group_l"][0], m = tail.m, d = p + 1
         cdef const int64_t[::1] longs
@@ -80,6 +85,9 @@ cdef class Solver:
         cdef const uint16_t[::1] shorts
         cdef double[::1] scratch
         cdef double[:, ::1] scratch2
+        self.ready = False
+        if not tail.ready:
+            raise ValueError("the tail's constructor did not come to its end")
         if fixed_scale and (p or reml):
             raise ValueError("a fixed scale goes without dense columns and without REML")
         self.arrays = dict(arrays)
@@ -131,15 +139,42 @@ cdef class Solver:
         beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((self.lead.q, l)), np.zeros(m + 1), np.empty((d, d))
         self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
         self.solution = (beta, b_lead, b_tail, ld)
+        self.ready = True
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
+
+    # ------------------------------------------------------------------ one user at a time
+
+    cdef int enter(self) except -1:
+        """Begin a call that uses the workspace; the GIL is held, so looking and taking are one step."""
+        if not self.ready:
+            raise ValueError(f"this {type(self).__name__} cannot be used: its constructor did not come to its end")
+        if self.tail.busy:
+            raise InUseError(
+                f"this {type(self).__name__} is at work in another call, or another evaluator of its plan is: "
+                "each thread, and each callback, needs an Objective of its own"
+            )
+        self.tail.busy = True
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.tail.busy = False
+
+    cdef int expect_projection(self) except -1:
+        """Refuse to read what `cond_var` leaves behind where something else has been computed since."""
+        if not self.projected or self.stamp != self.tail.stamp:
+            raise ValueError("call cond_var first: the workspace holds something else by now")
+        return 0
 
     # ------------------------------------------------------------------ Python entry points
 
     @property
     def calls_blas(self):
         """Whether an evaluation calls BLAS for more than n_theta columns: there is a tail, or many dense columns."""
-        return self.tail.m > 0 or self.p >= FEW
+        return self.ready and (self.tail.m > 0 or self.p >= FEW)
 
-    def load(self, Values values, double constant=0.0):
+    def load(self, Values values not None, double constant=0.0):
         """Take other numbers on the same pattern; whoever made them may change them in place.
 
         Parameters
@@ -149,6 +184,14 @@ cdef class Solver:
         constant : float
             Added to the criterion: undoes the conditioning and holds -sum(log w).
         """
+        self.enter()
+        try:
+            self.take(values, constant)
+        finally:
+            self.leave()
+
+    cdef int take(self, Values values, double constant) except -1:
+        """`load` of a workspace that has been entered."""
         cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, m = self.tail.m
         cdef tuple got = (values.a.shape[0], values.a.shape[1], values.val.shape[0], values.tail_val.shape[0])
         if got != (q, l, l * self.arrays["idx"].shape[0], self.tail.a_idx.shape[0]):
@@ -161,8 +204,10 @@ cdef class Solver:
         self.lead.a = &values.a[0, 0, 0]
         if values.val.shape[0]:
             self.lead.val = &values.val[0]
+        return 0
 
-    def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):
+    def set_response(self, const double[::1] lead not None, const double[::1] tail not None,
+                     const double[::1] xty not None, double constant):
         """Replace the response.
 
         Parameters
@@ -176,11 +221,15 @@ cdef class Solver:
         constant : float
             As in the constructor.
         """
-        if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
-            raise ValueError("the response's cross-products do not belong to this model")
-        with nogil:
-            self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
-                                constant)
+        self.enter()
+        try:
+            if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
+                raise ValueError("the response's cross-products do not belong to this model")
+            with nogil:
+                self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
+                                    constant)
+        finally:
+            self.leave()
 
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
@@ -195,17 +244,21 @@ cdef class Solver:
         self.constant = constant
         self.current = False
 
-    def value(self, const double[::1] theta):
+    def value(self, const double[::1] theta not None):
         """The criterion at ``theta`` (n_theta,), in conditioned coordinates; inf where it overflows."""
-        self.check_length(theta)
         cdef double out = 0.0
         cdef int status
-        with nogil:
-            status = self.c_value(&theta[0], &out)
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.c_value(&theta[0], &out)
+        finally:
+            self.leave()
         self.check(status, theta)
         return out
 
-    def modes(self, const double[::1] theta):
+    def modes(self, const double[::1] theta not None):
         """Estimates given ``theta``.
 
         Returns
@@ -216,28 +269,36 @@ cdef class Solver:
         ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
         value : float
         """
-        self.check_length(theta)
         cdef int status
         cdef Py_ssize_t r, c
-        with nogil:
-            status = self.c_modes(&theta[0])
-            if status == 0:
-                for r in range(self.p):  # what LAPACK left above the diagonal
-                    for c in range(r + 1, self.p + 1):
-                        self.ld[r, c] = 0.0
-        self.check(status, theta)
-        beta, b_lead, b_tail, ld = self.solution
-        return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), self.criterion
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.c_modes(&theta[0])
+                if status == 0:
+                    for r in range(self.p):  # what LAPACK left above the diagonal
+                        for c in range(r + 1, self.p + 1):
+                            self.ld[r, c] = 0.0
+            self.check(status, theta)
+            beta, b_lead, b_tail, ld = self.solution
+            return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), self.criterion
+        finally:
+            self.leave()
 
-    def invert(self, const double[::1] theta):
+    def invert(self, const double[::1] theta not None):
         """Form the inverse at ``theta`` on its pattern, solves being kept possible."""
-        self.check_length(theta)
         cdef int status
-        with nogil:
-            status = self.invert_at(&theta[0], True)
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.invert_at(&theta[0], True)
+        finally:
+            self.leave()
         self.check(status, theta)
 
-    def cond_var(self, const double[::1] theta):
+    def cond_var(self, const double[::1] theta not None):
         """Conditional covariance of the random effects given ``theta``, in units of sigma^2.
 
         Returns
@@ -247,7 +308,15 @@ cdef class Solver:
         tail : list of (q_h, l_h, l_h) arrays, blocks in the plan's order
             L_h [S^-1]_jj L_h'.
         """
-        self.check_length(theta)
+        self.enter()
+        try:
+            self.check_length(theta)
+            return self.conditional_blocks(theta)
+        finally:
+            self.leave()
+
+    cdef object conditional_blocks(self, const double[::1] theta):
+        """`cond_var` of a workspace that has been entered."""
         cdef Py_ssize_t l = self.lead.l, lb, g
         cdef int status
         lead_ = np.zeros((self.lead.q, l, l))
@@ -258,6 +327,7 @@ cdef class Solver:
                 self.project(&self.lam[0], True, NULL)
                 self.tail.gather(&self.lead, &lead[0, 0, 0], True, &self.work[0])
         self.check(status, theta)
+        self.projected = True
         m = np.asarray(self.lead_m).reshape(self.lead.q, l, l)
         lead_ += np.matmul(m.transpose(0, 2, 1), m)
         groups = np.asarray(self.block_group)
@@ -266,12 +336,13 @@ cdef class Solver:
             lb = self.group_l[g]
             members = np.flatnonzero(groups == g)
             inv_ = np.empty((len(members), lb, lb))
-            self.inverse_blocks(members, inv_)
+            self.inverse_blocks_into(members, inv_)
             factor = np.asarray(self.lam[self.group_lam[g]:self.group_lam[g + 1]]).reshape(lb, lb)
             tail.append(factor @ inv_ @ factor.T)
         return lead_, tail
 
-    def solve(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+    def solve(self, const double[::1] theta not None, const double[:, ::1] lead not None,
+              const double[:, ::1] tail not None):
         """Solve the mixed-model equations without fixed effects for given Z'Wf, k vectors f at once.
 
         Parameters
@@ -287,7 +358,15 @@ cdef class Solver:
         t_lead, t_tail
             Z'V^-1 f = Z'Wf - Z'WZ b.
         """
-        self.check_length(theta)
+        self.enter()
+        try:
+            self.check_length(theta)
+            return self.solve_all(theta, lead, tail)
+        finally:
+            self.leave()
+
+    cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+        """`solve` of a workspace that has been entered."""
         cdef Py_ssize_t k = lead.shape[0], v, i, m = self.tail.m, size = self.lead.q * self.lead.l
         cdef int status = 0
         cdef double value = 0.0
@@ -330,13 +409,6 @@ cdef class Solver:
                     out[k, r, c] = self.tail.inverse_entry(o + r, o + c)
                     out[k, c, r] = out[k, r, c]
 
-    def inverse_blocks(self, members, out):
-        """Diagonal blocks of S^-1 for the tail blocks listed, after an inverse has been formed."""
-        cdef const int64_t[::1] view = members
-        cdef double[:, :, ::1] target = out
-        with nogil:
-            self.inverse_blocks_into(view, target)
-
     cdef int check(self, int status, const double[::1] theta) except -1:
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
@@ -355,7 +427,7 @@ cdef class Solver:
         """The criterion at ``theta``; nonzero where a factorisation failed."""
         cdef Py_ssize_t a, g, i
         cdef double logdet = 0.0
-        self.current = self.inverted = self.solved = False
+        self.current = self.inverted = self.solved = self.projected = False
         self.version = self.values.version
         for a in range(self.n_theta):
             if not isfinite(theta[a]):
@@ -394,7 +466,7 @@ cdef class Solver:
             return 0
         if self.c_modes(theta) != 0 or self.factor_at(theta) != 0:  # modes could not be had afterwards
             return 1
-        self.inverted = True
+        self.inverted, self.projected = True, False
         self.current = self.tail.inverse(keep) == 0
         return 0 if self.current else 1
 

@@ -13,6 +13,8 @@ cdef class SupernodalCholesky:
     cdef double[::1] panels, fronts, work, vectors, kept
     cdef double *solving             # panels of L that solves read: `panels`, or `kept` after an inverse
     cdef str state
+    cdef int enter(self) except -1
+    cdef int expect(self, str state) except -1
     cdef void lay_out(self)
     cdef void clear(self) noexcept nogil
     cdef int keep_factor(self) noexcept nogil

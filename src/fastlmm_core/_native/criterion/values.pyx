@@ -9,7 +9,8 @@
 
 ``total_weight`` is the sum of the weights that are in them: how large a level's block is on average. ``even`` says
 that every entry of ``cells`` is one, which kernels use; it is decided where the values are made, and weighted ones
-never are. ``version`` grows whenever the numbers change in place, so that an evaluator knows its factors to be of older ones.
+never are. ``version`` grows whenever the numbers change in place, so that an evaluator knows its factors to be of older
+ones.
 """
 
 import numpy as np

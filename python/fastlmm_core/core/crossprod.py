@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
-from fastlmm_core._responses import ResponseProducts
+from fastlmm_core._native.rows.crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
+from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map

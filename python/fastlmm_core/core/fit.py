@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective

@@ -16,6 +16,7 @@ from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
+from fastlmm_core.fitting.fit import model_of, refit_ml
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Profile", "profile", "quantile_of_level"]
 
@@ -129,7 +130,7 @@ def quantile_of_level(level: float) -> float:
 
 
 def profile(
-    result: LmerResult, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
+    result: FittedModel, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
 ) -> Profile:
     """Profile parameters of a fit; see `LmerResult.profile`."""
     every = parameters(result.design)
@@ -138,7 +139,7 @@ def profile(
     reach = float(np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fit has said so
-        fit = result.refit_ml()
+        fit = refit_ml(result)
     first, core = fit.core.criterion, fit.core
     found = None
     for _ in range(MAX_RESTARTS):
@@ -164,15 +165,13 @@ def profile(
     return found
 
 
-def _from(fit: LmerResult, theta: Array) -> CoreFit:
+def _from(fit: FittedModel, theta: Array) -> CoreFit:
     """The maximum-likelihood fit started from theta."""
-    from fastlmm_core.results.fitting import model_of
-
     return model_of(fit.design, replace(fit.options, reml=False)).fit(fit.design.y, start=theta)
 
 
 def _profile(
-    fit: LmerResult,
+    fit: FittedModel,
     core: CoreFit,
     every: tuple[Parameter, ...],
     chosen: list[Parameter],

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import blas_threads
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
-from fastlmm_core.fitting.fit import model_of, refit_ml
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError
+from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
@@ -29,6 +29,7 @@ from fastlmm_core.inference.profile_paths import (
     column_order,
 )
 from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, walk
+from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.rotation import Reordered, reorder_term
 
 if TYPE_CHECKING:
@@ -137,9 +138,7 @@ def profile(
     chosen = choose(every, which)
     # as lme4: far enough for a joint region of 99 %
     reach = float(np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankWarning)  # the fit has said so
-        fit = refit_ml(result)
+    fit = ml_fit(result)
     first, core = fit.core.criterion, fit.core
     found = None
     for _ in range(MAX_RESTARTS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,8 +14,9 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
-from fastlmm_core.inference.ddf import FTest, ddf_method
+from fastlmm_core.inference.ddf import FTest
 from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["anova_table", "drop1"]
 
 
-def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite") -> Table:
+def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite", **covariance: Any) -> Table:
     """F tests of each term; see `LmerResult.anova`."""
     kept = ~np.isnan(result.core.beta)
-    return f_table(result, term_hypotheses(result.design, kept, anova_type(type)), ddf)
+    return f_table(result, term_hypotheses(result.design, kept, anova_type(type)), ddf, **covariance)
 
 
 def anova_type(type: int | str) -> int:
@@ -42,9 +43,9 @@ def anova_type(type: int | str) -> int:
     return kind
 
 
-def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> Table:
+def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any) -> Table:
     """The tests of several hypotheses as a table, with notes on terms that have lost degrees of freedom."""
-    method = ddf_method(result, ddf, stacklevel=5)
+    method = covariance_method(result, ddf, stacklevel=5, **covariance)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
     columns = {
         "sum_sq": [t.sum_sq for t in tests],

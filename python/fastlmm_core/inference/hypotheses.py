@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.fitting.text import listed
-from fastlmm_core.inference.ddf import FTest, ddf_method, t_pvalues
+from fastlmm_core.inference.ddf import FTest, t_pvalues
+from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -205,11 +206,11 @@ def determined(result: FittedModel, hypotheses: Hypotheses) -> tuple[Array, NDAr
     return np.ascontiguousarray(hypotheses.rows[:, kept]), estimable, notes
 
 
-def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> Table:
+def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> Table:
     """Test each hypothesis R beta = q on its own; see `LmerResult.t_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
     rows, estimable, notes = determined(result, hypotheses)
-    method = ddf_method(result, ddf)
+    method = covariance_method(result, ddf, **covariance)
     estimate, se, df = np.full((3, len(rows)), np.nan)
     used = rows[estimable]
     estimate[estimable] = used @ method.beta
@@ -228,10 +229,10 @@ def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> Ta
     return table(columns, pd.Index(hypotheses.labels, name="hypothesis"), (*notes, *method.notes))
 
 
-def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> FTest:
+def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> FTest:
     """Test all hypotheses R beta = q at once; see `LmerResult.f_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
     rows, estimable, notes = determined(result, hypotheses)
     if not estimable.all():
         return FTest.impossible(0, *notes)
-    return ddf_method(result, ddf).f_test(rows, hypotheses.values)
+    return covariance_method(result, ddf, **covariance).f_test(rows, hypotheses.values)

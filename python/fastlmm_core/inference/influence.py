@@ -27,11 +27,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from fastlmm_core.core import Objective, Term, cross_products, fit
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -107,23 +108,24 @@ class Influence:
         """`dfbeta` over the standard errors without the case."""
         return self.dfbeta / self.std_errors
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> Table:
         """One row a case: n_rows, cooks_distance, cov_ratio, sigma, and a column dfbetas_<name> a coefficient."""
-        frame = pd.DataFrame(
-            {
-                "n_rows": self.n_rows,
-                "cooks_distance": self.cooks_distance,
-                "cov_ratio": self.cov_ratio,
-                "sigma": self.sigma,
-            }
-        )
-        return frame.join(self.dfbetas.add_prefix("dfbetas_"))
+        columns = {
+            "n_rows": self.n_rows,
+            "cooks_distance": self.cooks_distance,
+            "cov_ratio": self.cov_ratio,
+            "sigma": self.sigma,
+            **{f"dfbetas_{name}": values for name, values in self.dfbetas.items()},
+        }
+        # as arrays: the labels of rows need not be unique
+        return table({name: np.asarray(values) for name, values in columns.items()}, self.params.index)
 
     def __repr__(self) -> str:
-        worst = self.cooks_distance.idxmax()
+        known = self.cooks_distance.dropna()
+        largest = f"{known.max():.3g} at {known.idxmax()!r}" if len(known) else "unknown"
         return (
             f"<Influence: {len(self.params)} cases by {self.by}, method {self.method!r}; "
-            f"largest Cook's distance {self.cooks_distance.max():.3g} at {worst!r}>"
+            f"largest Cook's distance {largest}>"
         )
 
 
@@ -172,7 +174,7 @@ def influence(
     elif name == "obs":
         _observations(design, core, out)
     else:
-        parts = fitted_rows(design, core)
+        parts = fitted_rows(design, core, core.objective())
         few = np.flatnonzero(counts <= MANY_ROWS)
         left = [case for batch in _batches(few, counts) for case in _groups(design, core, parts, batch, members, out)]
         for case in [*np.flatnonzero(counts > MANY_ROWS), *left]:
@@ -212,7 +214,7 @@ def _user_half(core: CoreFit, parts: FittedRows) -> Array:
 
 def _observations(design: Design, core: CoreFit, out: Deleted) -> None:
     """Every single row at fixed theta."""
-    parts = fitted_rows(design, core)
+    parts = fitted_rows(design, core, core.objective())
     keep, nu, scale = core.cross.conditioning.keep, parts.inverse.objective.evaluator.nu, parts.inverse.scale
     e = design.y - core.fitted
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -312,7 +314,7 @@ def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Met
 def _one_step(objective: Objective, theta: Array) -> Array:
     """A Newton step of the criterion from ``theta``, halved until the criterion does not rise."""
     at = objective.to_conditioned(theta)
-    with blas_threads(objective.plan.threads):
+    with one_blas_thread():
         value, gradient, hessian = objective.evaluator.derivatives(at)
         values, vectors = np.linalg.eigh(hessian)
         floor = 1e-8 * max(float(np.abs(values).max()), 1e-300)
@@ -327,7 +329,7 @@ def _one_step(objective: Objective, theta: Array) -> Array:
 def _estimates(objective: Objective, theta: Array) -> tuple[Array, Array, float]:
     """Estimates (p,), their covariance (p, p) and sigma at ``theta``."""
     c = objective.cross.conditioning
-    with blas_threads(objective.plan.threads):
+    with one_blas_thread():
         gamma, _, _, ld, _ = objective.evaluator.modes(objective.to_conditioned(theta))
     rank = c.rank
     beta, cov = np.full(c.n_columns, np.nan), np.full((c.n_columns, c.n_columns), np.nan)
@@ -345,7 +347,7 @@ def _collect(
     kept = ~np.isnan(core.beta)
     change = (out.beta - core.beta)[:, kept]
     cov = core.cov_beta[np.ix_(kept, kept)]
-    distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / max(core.rank, 1)
+    distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / (core.rank or np.nan)
     ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1])
     return Influence(
         by=name,

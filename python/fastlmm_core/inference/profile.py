@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
@@ -31,6 +31,7 @@ from fastlmm_core.inference.profile_paths import (
 from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, walk
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.rotation import Reordered, reorder_term
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,12 +89,12 @@ class Profile:
                 return curve
         raise KeyError(f"no profile of {name!r}; there is {', '.join(c.name for c in self.curves)}")
 
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
+    def conf_int(self, level: float = 0.95) -> Table:
         """Limits at which ζ is a normal quantile.
 
         Returns
         -------
-        DataFrame
+        Table
             Columns lower, upper; a row a parameter. 0 and ±1 where an sd's or a correlation's profile meets the bound
             first, infinite where the deviance never rises far enough.
 
@@ -102,11 +103,9 @@ class Profile:
         ModelError
             The profile was made for a lower level.
         """
-        import pandas as pd
-
         z = quantile_of_level(level)
-        limits = [(curve.value_at(-z), curve.value_at(z)) for curve in self.curves]
-        return pd.DataFrame(limits, index=[c.name for c in self.curves], columns=["lower", "upper"], dtype=float)
+        limits = np.array([(curve.value_at(-z), curve.value_at(z)) for curve in self.curves]).reshape(-1, 2)
+        return table({"lower": limits[:, 0], "upper": limits[:, 1]}, [c.name for c in self.curves])
 
     def to_frame(self) -> pd.DataFrame:
         """Columns parameter, value, zeta, deviance: a row a point of a profile."""
@@ -143,7 +142,7 @@ def profile(
     found = None
     for _ in range(MAX_RESTARTS):
         try:
-            with blas_threads(1):
+            with one_blas_thread():
                 found = _profile(fit, core, every, chosen, reach, progress)
             break
         except BetterOptimumError as better:

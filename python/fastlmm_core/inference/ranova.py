@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.core import Term, fit
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ NOTE = (
 )
 
 
-def ranova(result: FittedModel, *, reduce_terms: bool = True) -> pd.DataFrame:
+def ranova(result: FittedModel, *, reduce_terms: bool = True) -> Table:
     """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`."""
     from fastlmm_core.fitting.fit import core_terms
 
@@ -53,7 +54,8 @@ def ranova(result: FittedModel, *, reduce_terms: bool = True) -> pd.DataFrame:
                     control=options.control,
                 ).criterion
             else:  # no random effect left: the same criterion at theta = 0 is the linear model's
-                value = result.core.objective()(np.zeros(len(result.core.theta)))
+                with result.core.workspace() as objective:
+                    value = objective(np.zeros(len(result.core.theta)))
             df = terms[k].n_theta - l * (l + 1) // 2
             chisq = max(0.0, value - criterion)
             p = float(chdtrc(df, chisq))
@@ -62,11 +64,9 @@ def ranova(result: FittedModel, *, reduce_terms: bool = True) -> pd.DataFrame:
                 mixture = 0.5 * p + 0.5 * (float(chdtrc(df - 1, chisq)) if df > 1 else float(chisq <= 0.0))
             rows.append((npar - df, -0.5 * value, value + 2.0 * (npar - df), chisq, float(df), p, mixture))
             labels.append(label)
-    frame = pd.DataFrame(
-        rows, columns=["npar", "llf", "aic", "lrt", "df", "p", "p_mixture"], index=pd.Index(labels, name="term")
-    )
-    frame.attrs["notes"] = [NOTE]
-    return frame
+    names = ("npar", "llf", "aic", "lrt", "df", "p", "p_mixture")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return table(columns, pd.Index(labels, name="term"), [NOTE])
 
 
 def _reductions(random: RandomDesign, reduce_terms: bool) -> Iterator[tuple[str, NDArray[np.float64] | None, int]]:

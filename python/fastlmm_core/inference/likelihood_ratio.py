@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
 from fastlmm_core.inference.table import Table, table
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["anova"]
 
 
-def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None = None) -> Table:
+def anova(
+    *models: FittedModel,
+    refit: bool = True,
+    names: Sequence[str] | None = None,
+    test: str = "chisq",
+    n: int = 1000,
+    seed: int | Sequence[int] | np.random.SeedSequence | None = None,
+) -> Table:
     """Compare nested models by likelihood-ratio tests, each with the next smaller one.
 
     Parameters
@@ -32,6 +40,8 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
         cannot be compared. False uses them as they are, which is right where only the random terms differ.
     names : sequence of str, optional
         Labels of the rows, in the order of `models`; the formulas by default.
+    test : {"chisq", "bootstrap"}
+        "bootstrap" adds the column p_bootstrap: see `bootstrap_test`, which it calls with `n` draws and `seed`.
 
     Returns
     -------
@@ -87,15 +97,23 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
         if not same_columns(fits):
             raise ModelError("restricted likelihoods of models with different fixed effects cannot be compared")
     order = sorted(range(len(fits)), key=lambda k: (fits[k].df_model, -fits[k].criterion))
-    rows = []
+    if test not in ("chisq", "bootstrap"):
+        raise ModelError(f'test must be "chisq" or "bootstrap", not {test!r}')
+    rows, simulated = [], []
     for at, k in enumerate(order):
         m = fits[k]
-        chisq = df = p = np.nan
+        chisq = df = p = p_bootstrap = np.nan
         if at:
             smaller = fits[order[at - 1]]
             df = float(m.df_model - smaller.df_model)
             chisq = max(0.0, smaller.criterion - m.criterion)
             p = float(chdtrc(df, chisq)) if df else np.nan
+            if test == "bootstrap":
+                p_bootstrap = bootstrap_test(smaller, m, n, seed=seed).p
+        simulated.append(p_bootstrap)
         rows.append((m.df_model, m.aic, m.bic, m.llf, m.criterion, chisq, df, p))
     columns = ["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"]
-    return table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True)), [labels[k] for k in order])
+    made = dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+    if test == "bootstrap":
+        made["p_bootstrap"] = simulated
+    return table(made, [labels[k] for k in order])

@@ -12,7 +12,7 @@ from fastlmm_core.fitting.text import format_pvalue
 
 __all__ = ["Table", "table"]
 
-PVALUES = frozenset({"p", "p_value", "p_mixture"})
+PVALUES = frozenset({"p", "p_value", "p_mixture", "p_bootstrap", "p_exact"})
 """Columns that hold p-values."""
 
 WIDTH = 120

@@ -47,7 +47,7 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
 def _difference(a: Design, b: Design) -> str:
     """In what the data of two fits differ; an empty text where they do not."""
     if len(a.y) != len(b.y):
-        return f"used {len(a.y)} and {len(b.y)} rows (missing values in a variable of one of them are the usual cause)"
+        return f"used {len(a.y)} and {len(b.y)} rows, not the same ones (a missing value in one of them?)"
     if not _same_rows(a, b):
         return f"used {len(a.y)} rows each, but not the same ones"
     if not np.array_equal(a.y, b.y):

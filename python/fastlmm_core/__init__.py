@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.exact_ratio import exact_test
     from fastlmm_core.inference.likelihood_ratio import anova
     from fastlmm_core.inference.nested_tests import bootstrap_test
+    from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -54,6 +55,7 @@ __all__ = [
     "compare",
     "dataset_names",
     "exact_test",
+    "glmer",
     "is_singular",
     "lmer",
     "load_dataset",
@@ -80,6 +82,7 @@ _LAZY = {
     "compare": "inference.comparison",
     "dataset_names": "datasets",
     "exact_test": "inference.exact_ratio",
+    "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
@@ -87,7 +90,7 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,11 @@
 from libc.stdint cimport int64_t
+from fastlmm_core._native.criterion.criterion cimport Criterion
+from fastlmm_core._native.criterion.values cimport Values
 from fastlmm_core._native.leading.rows cimport leading_t
 from fastlmm_core._native.tail.tail cimport Tail
-from fastlmm_core._native.criterion.values cimport Values
 
 
-cdef class Solver:
+cdef class Solver(Criterion):
     cdef leading_t lead
     cdef readonly Tail tail
     cdef int threads
@@ -31,7 +32,6 @@ cdef class Solver:
     cdef double[:, ::1] c_dense, y_dense, ld
     cdef readonly double logdet_m, logdet_x, r2, criterion
     cdef long long version, stamp    # of the values and of the tail's factor that they were made from
-    cdef bint ready                  # the constructor came to its end
     cdef bint current                # the factors are of `lam`, and were not made of a lifted one
     cdef bint inverted               # the inverse has taken the place of the tail's factor
     cdef bint projected              # `u` and the tail's inverse are those that `cond_var` left
@@ -39,13 +39,10 @@ cdef class Solver:
     # state after `solve_modes`
     cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
     cdef tuple solution              # beta, b_lead, b_tail and ld as arrays
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
     cdef int expect_projection(self) except -1
     cdef int take(self, Values values, double constant) except -1
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
-    cdef int c_value(self, const double *theta, double *value) noexcept nogil
     cdef bint same(self, const double *theta) noexcept nogil
     cdef bint at(self, const double *theta) noexcept nogil
     cdef int factor_at(self, const double *theta) noexcept nogil
@@ -60,4 +57,3 @@ cdef class Solver:
     cdef object conditional_blocks(self, const double[::1] theta)
     cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail)
     cdef int check(self, int status, const double[::1] theta) except -1
-    cdef int check_length(self, const double[::1] theta) except -1

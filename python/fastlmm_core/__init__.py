@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.likelihood_ratio import anova
     from fastlmm_core.inference.nested_tests import bootstrap_test
     from fastlmm_core.inference.power import power
+    from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
@@ -58,6 +59,7 @@ __all__ = [
     "dataset_names",
     "exact_test",
     "expand",
+    "glmer",
     "hypothetical",
     "is_singular",
     "lmer",
@@ -89,6 +91,7 @@ _LAZY = {
     "exact_test": "inference.exact_ratio",
     "expand": "inference.expand",
     "hypothetical": "results.hypothetical",
+    "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
@@ -98,7 +101,7 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
-from fastlmm_core.fitting.fit import model_of, refit_ml
+from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning
+from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without
-from fastlmm_core.inference.same_data import check_same_data
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.same_data import same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def bootstrap_test(
     check_nested(small, large)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fits' own warnings were given before
-        s, l = refit_ml(small), refit_ml(large)
+        s, l = ml_fit(small), ml_fit(large)
     observed = max(0.0, s.criterion - l.criterion)
     source, _ = recipe(s)
     criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
@@ -308,11 +309,7 @@ def check_nested(small: FittedModel, large: FittedModel) -> None:
     for fit in (small, large):
         if fit.design.residual is not None:
             raise ModelError(f"{fit.formula!r} has a residual structure, for which there is no bootstrap")
-    check_same_data(small, large, small.formula, large.formula)
-    for name in ("weights", "offset"):
-        a, b = getattr(one, name), getattr(other, name)
-        if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
-            raise DataError(f"the models have different {name}: their likelihoods cannot be compared")
+    same_data((small, large))
     check_nested_designs(one, other, small.formula, large.formula)
 
 

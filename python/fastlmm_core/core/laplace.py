@@ -38,15 +38,15 @@ MAX_STEPS = 100
 CHORD = 1e-2
 """Squared Newton decrement below which the factor in hand serves for further steps."""
 
-SMALL = 1e-15
-"""Squared Newton decrement, relative to h's rounding, at which modes are found."""
+SMALL = 1e-20
+"""Squared Newton decrement expected of the next step at which the modes are found."""
 
 SLOW = 0.1
 """A step with an old factor that shrinks the decrement by less calls for a new one."""
 
 
 class Effects:
-    """Vectors over the random effects, the leading factor's (k, q l) beside the tail's (k, m), in the layout's order."""
+    """Vectors over the random effects: the leading factor's (k, q l), and the tail's (k, m) in the layout's order."""
 
     __slots__ = ("lead", "tail")
 
@@ -142,7 +142,7 @@ class Laplace:
         return Effects(np.ascontiguousarray(parts[0].reshape(1, -1)), tail)
 
     def spherical(self, lam: list[Array], t: Effects) -> tuple[Effects, Effects]:
-        """u = Lambda't and b = Lambda u."""
+        """U = Lambda't and b = Lambda u."""
         u = [part @ f for part, f in zip(self.by_group(t), lam, strict=True)]
         return self.from_groups(u), self.from_groups([part @ f.T for part, f in zip(u, lam, strict=True)])
 
@@ -172,7 +172,7 @@ class Laplace:
         return self.constants[1]
 
     def predicted(self, psi: Array) -> Effects:
-        """t at psi, to first order from where derivatives were last taken."""
+        """T at psi, to first order from where derivatives were last taken."""
         if self.slopes is None:
             return self.t_at
         return self.t_at + self.slopes.combined(psi - self.psi_at)
@@ -221,15 +221,16 @@ class Laplace:
         """
         s, w = self.out[0], self.out[1]
         held = np.empty_like(w)
-        have, last = False, np.inf
+        have, observed, last = False, True, np.inf
         for _ in range(MAX_STEPS):
             if not have:
                 held[:] = w
-                if not self.factored(held):
+                observed = self.factored(held)
+                if not observed:
                     np.maximum(w, self.out[2], out=held)
                     if not self.factored(held):
                         raise NumericalError("the rows' weights are not those of a minimum")
-                start = last = np.inf
+                last = np.inf
             sums, b_new, t_new = self.solve(self.theta, np.stack([s, s + held * zb]))
             u_new, _ = self.spherical(self.lam, t_new[1:2])
             slope, _ = self.spherical(self.lam, sums[0:1])
@@ -257,9 +258,10 @@ class Laplace:
                     raise NumericalError("no step towards the modes lowers the penalised deviance")
             h = value
             u, b, zb = u + step * scale, b + db * scale, zb + scale * dz
-            small = SMALL * (1.0 + abs(h) * 1e-3)
-            if decrement < small or scale == 0.0:
-                return u, b, zb, first and decrement < small * 1e-3
+            # Newton's steps square the error, those of an old factor shrink it at their rate so far
+            rate = decrement if first and observed else decrement / last if not first else 1.0
+            if decrement * rate < SMALL or scale == 0.0:
+                return u, b, zb, first and decrement < SMALL
             have = scale == 1.0 and decrement < CHORD
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")

@@ -37,7 +37,7 @@ def score_glm(int family, int link, const double[::1] y, const double[::1] m, co
     loglik : float
         Less what does not depend on eta; -inf where no coefficients were found.
     """
-    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], i, j, k, step
+    cdef Py_ssize_t n = X.shape[0], p = X.shape[1], i, j, k, _step
     cdef double before = -INFINITY, value = 0.0, scale, change, size, total, f = 1.0, top
     cdef bint counted = freq.shape[0] > 0, first = True
     cdef row_t o
@@ -49,7 +49,7 @@ def score_glm(int family, int link, const double[::1] y, const double[::1] m, co
         return gamma_, 0.0
     with nogil:
         memset(&o, 0, sizeof(row_t))
-        for step in range(max_steps):
+        for _step in range(max_steps):
             memset(&gram[0, 0], 0, p * p * sizeof(double))
             memset(&target[0], 0, p * sizeof(double))
             for i in range(n):

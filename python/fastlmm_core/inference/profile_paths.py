@@ -25,9 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.newton import Newton
-from fastlmm_core.core import Control, CrossProducts, Plan, plan
+from fastlmm_core.core import Control, CrossProducts, Layout, plan
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.rotation import Reordered
 from fastlmm_core.inference.trust_region import minimise
@@ -88,11 +87,12 @@ class SplitCriterion:
 
     def __init__(self, cross: CrossProducts, control: Control) -> None:
         self.cross = cross
-        self.plan: Plan = plan(cross, control)
+        self.plan: Layout = plan(cross, control)
         self.n = cross.n
         self.evaluator = self.plan.evaluator(False)
-        rank = cross.conditioning.rank
-        self._one = Evaluator(self.plan.arrays, self.plan.tail, 1, rank, False, 0.0, self.plan.threads)
+        self._one = self.plan.evaluator(False, n=1)
+        self.plan.load(self.evaluator, cross)
+        self._one.load(self.evaluator.values)
         n = self.n
         self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
 
@@ -302,17 +302,12 @@ class BetaPath:
         self.along, keep = self.a / length, basis[:, 1:p]
         self.constant = c.constant(self.n, False)
 
-        made = criterion.plan
-        m = made.tail.m
         to = np.zeros((p + 1, p))
         to[:p, : p - 1], to[p, p - 1] = keep, 1.0
-        arrays = dict(made.arrays)
-        dense: Array = np.asarray(arrays["zd"])
-        tail: Array = np.asarray(arrays["zd_tail"])
-        arrays["zd"] = np.ascontiguousarray(dense @ to)
-        arrays["zd_tail"] = np.ascontiguousarray(to.T @ tail) if m else np.empty((p, 0))
-        arrays["dtd"] = np.ascontiguousarray(to.T @ cross.dtd @ to)
-        self.reduced = Evaluator(arrays, made.tail, self.n, p - 1, False, self.constant, made.threads)
+        values = criterion.evaluator.values
+        dense, tail = values.dense_lead, values.dense_tail
+        self.reduced = criterion.plan.evaluator(False, rank=p - 1)
+        self.reduced.load(values.recombined(to), self.constant)
         self.newton = Newton(self.reduced, 100, 1e-9)
         self.lead, self.tail = (dense[:, p], dense[:, :p] @ self.along), (tail[p], self.along @ tail[:p])
         xtx = cross.dtd[:p, :p]

@@ -177,7 +177,7 @@ class Model:
     >>> y = np.array([2, 1, 3, 0, 2, 4, 7, 5, 6, 9, 4, 8] * 4)
     >>> fit = Model(np.ones((48, 1)), [Term(g)], "poisson").fit(y)
     >>> fit.beta.round(3)
-    array([1.268])
+    array([1.305])
     """
 
     def __init__(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         RankWarning,
+        SavedFormatError,
     )
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
@@ -36,6 +38,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -45,6 +48,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "__version__",
     "anova",
     "build_design",
@@ -61,6 +65,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
@@ -70,6 +75,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "SavedFormatError": "errors",
     "anova": "inference.likelihood_ratio",
     "build_design": "formula",
     "compare": "inference.comparison",

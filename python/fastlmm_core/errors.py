@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ConvergenceWarning",
     "DataError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -13,6 +14,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
 ]
 
 
@@ -44,6 +46,10 @@ class MemoryLimitError(FastLMMError, MemoryError):
     """The predicted memory of the chosen engine exceeds what the machine has."""
 
 
+class SavedFormatError(FastLMMError, ValueError):
+    """A pickled result was saved by a version of this package that writes another format."""
+
+
 class FastLMMWarning(UserWarning):
     """Base of every warning this package issues."""
 
@@ -54,3 +60,7 @@ class ConvergenceWarning(FastLMMWarning):
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class EmptyLevelWarning(FastLMMWarning):
+    """A grouping factor given as codes has no row of level 0, as where codes begin at one."""

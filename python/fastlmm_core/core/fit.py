@@ -16,6 +16,7 @@ from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -153,7 +154,10 @@ class CoreFit:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.complete().__dict__, "_cache": {}}
+        return saved_state({**self.complete().__dict__, "_cache": {}})
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__.update(read_state(state, "fit"))
 
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.errors import DataError
 from fastlmm_core.fitting import coefficients, predict, ranef, var_corr
 
@@ -44,7 +45,10 @@ class FittedModel:
     kept: dict[str, Any] = field(default_factory=dict)  # workspaces to use again, shared by refits; never pickled
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": {}}
+        return saved_state({**self.__dict__, "kept": {}})
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__.update(read_state(state, "result"))
 
     def keep_data(self, data: Any) -> None:
         """Remember the table of the fit for as long as somebody else holds it."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ Array = NDArray[np.float64]
 Factors = tuple[str, ...]
 
 
+@bounded
 def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[str, Array]:
     """Rows (k, rank) over the kept columns for each term but the intercept; no rows where nothing can be tested.
 

@@ -346,7 +346,9 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
             )
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
-    raise ModelError("this model is not implemented yet")
+    from fastlmm_core.core.laplace import Laplace
+
+    return Laplace(design, control)
 
 
 def objective(

@@ -154,19 +154,24 @@ class CoreFit:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return saved_state({**self.complete().__dict__, "_cache": {}})
+        self.make_all()
+        return saved_state({**self.__dict__, "_solution": None, "_cache": {}})
 
     def __setstate__(self, state: object) -> None:
         self.__dict__.update(read_state(state, "fit"))
 
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
+        self.make_all()
+        object.__setattr__(self, "_solution", None)
+        return self
+
+    def make_all(self) -> None:
+        """Make all that was left for later."""
         if self._solution is not None:
             for name, value in vars(type(self)).items():
                 if isinstance(value, cached_property):
                     getattr(self, name)
-            object.__setattr__(self, "_solution", None)
-        return self
 
     @property
     def solution(self) -> Solution:

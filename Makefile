@@ -17,7 +17,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(RUN) -m pip
 STAMPS := $(VENV)/stamps
 SAY := @printf '==> %s\n'
 
-KERNELS := $(wildcard src/fastlmm_core/*.pyx src/fastlmm_core/*.pxd src/fastlmm_core/*.h)
+KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 # build requirements, dependencies and the extras named on the command line, one a line
 REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); x = p["project"]; \
@@ -88,7 +88,8 @@ bench-compare: build  ## time commit HEAD against commit BASE=...
 	$(RUN) -m benchmarks.compare $(BASE) $(BENCH)
 
 clean:  ## remove everything built, keep the environment
-	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info python/fastlmm_core/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python -name '*.so' -delete
 	find python tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environment too

@@ -1,6 +1,7 @@
 """Builds the compiled kernels; everything else about the package is declared in pyproject.toml.
 
-Every `src/fastlmm_core/_*.pyx` becomes the extension `fastlmm_core.<stem>`. Environment variables read here:
+Every `src/fastlmm_core/_native/<room>/<name>.pyx` becomes the extension `fastlmm_core._native.<room>.<name>`.
+Environment variables read here:
 
 FASTLMM_DEBUG=1          bounds and initialisation checks on, -O1 -g, in a build folder of its own
 CHOLMOD_INCLUDE_DIR      folder that holds cholmod.h
@@ -36,16 +37,22 @@ NO_CHOLMOD = (
 )
 
 
+def module_name(path: Path) -> str:
+    """Dotted name of the module that a source file defines."""
+    return ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts)
+
+
 def cholmod_users() -> set[str]:
-    """Stems of the modules whose C code includes cholmod.h, directly or through what they cimport."""
-    text = {path: path.read_text(encoding="utf-8") for path in SOURCES.glob("_*.p[yx][xd]")}
+    """Modules whose C code includes cholmod.h, directly or through what they cimport."""
+    text: dict[str, str] = {}
+    for path in SOURCES.rglob("*.p[yx][xd]"):
+        text[module_name(path)] = text.get(module_name(path), "") + path.read_text(encoding="utf-8")
     cimported = {
-        path: set(re.findall(r"\w+", " ".join(re.findall(r"^.*\bcimport\b.*$", body, re.MULTILINE))))
-        for path, body in text.items()
+        name: set(re.findall(r"^\s*from\s+([\w.]+)\s+cimport\b", body, re.MULTILINE)) for name, body in text.items()
     }
-    users = {path.stem for path, body in text.items() if "cholmod.h" in body}
+    users = {name for name, body in text.items() if "cholmod.h" in body}
     while True:
-        more = {path.stem for path, words in cimported.items() if words & users} - users
+        more = {name for name, modules in cimported.items() if modules & users} - users
         if not more:
             return users
         users |= more
@@ -120,7 +127,7 @@ class BuildKernels(build_ext):
             ext.extra_link_args += link_args
             ext.include_dirs.append(np.get_include())
             ext.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"))
-            if ext.name.rpartition(".")[2] in users:
+            if ext.name in users:
                 include, library = find_cholmod()
                 ext.include_dirs += include
                 ext.library_dirs += library
@@ -145,8 +152,7 @@ class BuildKernels(build_ext):
 
 def extensions() -> list[Extension]:
     return [
-        Extension(f"fastlmm_core.{path.stem}", [path.as_posix()], depends=["setup.py"])
-        for path in sorted(SOURCES.glob("_*.pyx"))
+        Extension(module_name(path), [path.as_posix()], depends=["setup.py"]) for path in sorted(SOURCES.rglob("*.pyx"))
     ]
 
 

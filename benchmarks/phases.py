@@ -62,7 +62,7 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     from fastlmm_core.core.fit import estimates, minimise
     from fastlmm_core.core.objective import Objective
     from fastlmm_core.core.threads import blas_threads
-    from fastlmm_core.results.fitting import core_terms
+    from fastlmm_core.fitting.fit import core_terms
 
     design_seconds, design = timed(lambda: build_design(problem.formula, table))
     terms = core_terms(design)

@@ -1,11 +1,45 @@
-"""Settings that every test shares."""
+"""Settings that every test shares, and models that several look at, fitted once."""
 
 import os
 
+import numpy as np
+import pandas as pd
+import pytest
 from hypothesis import settings
+
+from fastlmm_core import LmerResult, lmer, load_dataset
 
 # no deadline: machines differ and a debug build is slow
 # in CI the same examples every time, so that a failure is due to the change
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture(scope="session")
+def sleepstudy() -> pd.DataFrame:
+    return load_dataset("sleepstudy")
+
+
+@pytest.fixture(scope="session")
+def slopes(sleepstudy: pd.DataFrame) -> LmerResult:
+    return lmer("Reaction ~ Days + (Days | Subject)", sleepstudy)
+
+
+@pytest.fixture(scope="session")
+def zerocorr(sleepstudy: pd.DataFrame) -> LmerResult:
+    return lmer("Reaction ~ Days + (Days || Subject)", sleepstudy, reml=False)
+
+
+@pytest.fixture(scope="session")
+def crossed() -> LmerResult:
+    return lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", load_dataset("Penicillin"))
+
+
+@pytest.fixture(scope="session")
+def weighted(sleepstudy: pd.DataFrame) -> LmerResult:
+    """Weights, an offset, two missing responses and an index of its own."""
+    data = sleepstudy.assign(w=np.tile([0.5, 1.0, 2.0], 60), off=np.linspace(0.0, 9.0, 180))
+    data.loc[[3, 40], "Reaction"] = np.nan
+    data.index = [f"row{i}" for i in range(180)]
+    return lmer("Reaction ~ Days + (Days | Subject)", data, weights="w", offset="off")

@@ -1,7 +1,9 @@
 """What an import may load: other libraries build on the array API without paying for tables and formulas."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +49,43 @@ def test_subpackages_need_no_import_of_their_own():
 def test_unknown_name():
     with pytest.raises(AttributeError, match="no attribute 'lmre'"):
         _ = fastlmm_core.lmre
+
+
+FLOORS = ("core", "formula", "fitting", "inference", "results")
+"""Folders of the package from the lowest up; `formula` stands beside `core`, of whose engine it knows nothing."""
+
+PACKAGE = Path(fastlmm_core.__file__).parent
+ENGINE = {"fastlmm_core._native", "fastlmm_core.core"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of this package that a source file imports anywhere in it, types included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("fastlmm_core.")}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_no_floor_imports_a_higher_one(floor):
+    higher = {f"fastlmm_core.{name}" for name in FLOORS[FLOORS.index(floor) + 1 :]}
+    upward = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in sorted((PACKAGE / floor).rglob("*.py"))
+        for name in imports_of(path)
+        if ".".join(name.split(".")[:2]) in higher
+    }
+    assert not upward
+
+
+def test_the_formula_floor_does_not_know_the_engine():
+    known = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in sorted((PACKAGE / "formula").rglob("*.py"))
+        for name in imports_of(path)
+        if ".".join(name.split(".")[:2]) in ENGINE
+    }
+    assert not known

@@ -37,7 +37,7 @@ def model(engine: str) -> Model:
     from fastlmm_core import build_design
     from fastlmm_core.core import Control, cross_products
     from fastlmm_core.core.objective import Objective
-    from fastlmm_core.results.fitting import core_terms
+    from fastlmm_core.fitting.fit import core_terms
 
     name, size = MODELS[engine]
     p = problem(name)
@@ -74,14 +74,14 @@ def test_cross_products(benchmark: Any, ready: Model) -> None:
 
 
 def test_sort_rows(benchmark: Any, ready: Model) -> None:
-    from fastlmm_core._crossprod import sort_rows
+    from fastlmm_core._native.rows.crossprod import sort_rows
 
     codes = ready.terms[0].codes
     benchmark(sort_rows, codes, ready.terms[0].n_levels)
 
 
 def test_level_sums(benchmark: Any, ready: Model) -> None:
-    from fastlmm_core._crossprod import level_sums
+    from fastlmm_core._native.rows.crossprod import level_sums
 
     term, values = ready.terms[0], np.ascontiguousarray(np.column_stack([ready.design.X, ready.design.y]))
     out = np.zeros((term.n_levels, values.shape[1]))

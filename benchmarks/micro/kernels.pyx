@@ -6,7 +6,7 @@ Each method repeats one step of `Evaluator.c_value` or `c_derivatives` on the st
 
 from libc.string cimport memset
 
-from fastlmm_core._evaluator cimport Evaluator
+from fastlmm_core._native.criterion.evaluator cimport Evaluator
 
 __all__ = ["Steps"]
 

@@ -78,7 +78,7 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

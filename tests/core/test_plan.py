@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import problems
-from fastlmm_core._ordering import fill_ordering
-from fastlmm_core._supernodes import dense_seconds
-from fastlmm_core._tail import DenseTail, EmptyTail
-from fastlmm_core._tail_sparse import SparseTail
+from fastlmm_core._native.symbolic.ordering import fill_ordering
+from fastlmm_core._native.symbolic.supernodes import dense_seconds
+from fastlmm_core._native.tail.sparse import SparseTail
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
 from fastlmm_core.core import Control, Objective, Term, cross_products, plan
 from fastlmm_core.core.plan import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
 from fastlmm_core.datasets import load_dataset

@@ -52,7 +52,7 @@ def test_crossed_as_lme4(engine: str) -> None:
 def test_leverage_is_the_derivative_of_the_fitted_value(weighted: LmerResult) -> None:
     """At fixed theta: refitting a shifted response without moving theta."""
     from fastlmm_core.core import Objective, cross_products
-    from fastlmm_core.results.fitting import core_terms
+    from fastlmm_core.fitting.fit import core_terms
 
     design, core = weighted.design, weighted.core
     i = 17

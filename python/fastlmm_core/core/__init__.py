@@ -5,7 +5,6 @@
 `Model` keeps all that does not depend on the response; `fit_many` fits thousands of responses with one design.
 """
 
-from fastlmm_core.core import _kernels  # noqa: F401  isort: skip  (before any other compiled module)
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.fit import CoreFit, FitLog

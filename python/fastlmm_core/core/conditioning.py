@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.estimability import NullSpace, null_space
+
 __all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term"]
 
 CHUNK = 1 << 15
@@ -46,6 +48,8 @@ class Conditioning:
         Sum of log(w / weight_scale).
     shift : (rank,)
         Coefficients whose fit was taken off y beforehand; zero unless y is all but in the span of X.
+    null_space : NullSpace or None
+        Of X; None where its columns are independent.
     """
 
     keep: NDArray[np.int64]
@@ -54,6 +58,7 @@ class Conditioning:
     weight_scale: float
     log_weights: float
     shift: Array
+    null_space: NullSpace | None = None
 
     @property
     def rank(self) -> int:
@@ -135,8 +140,8 @@ def row_chunks(columns: Array, root: Array | None) -> Callable[[], Iterator[Arra
     return chunks
 
 
-def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], Array]:
-    """Independent columns of X and their R.
+def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], Array, NullSpace | None]:
+    """Independent columns of X and their R, and the null space of X.
 
     Parameters
     ----------
@@ -148,13 +153,15 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     -------
     keep : (rank,) int64
     r : (rank, rank) upper triangular, positive diagonal
+    null_space : NullSpace or None
+        None where all columns are independent.
     """
     p = X.shape[1]
     r = columns_factor(row_chunks(X, root), p)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
-        return np.arange(p, dtype=np.int64), r
+        return np.arange(p, dtype=np.int64), r, None
     keep = independent_columns(r)
-    return keep, positive_diagonal(qr_triangle(r[:, keep]))
+    return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 
 
 def condition_term(z: Array, cov: str, root: Array | None) -> Array:

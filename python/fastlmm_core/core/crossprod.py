@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
-from fastlmm_core._responses import ResponseProducts
+from fastlmm_core._native.rows.crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
+from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
@@ -131,7 +131,7 @@ class DesignProducts:
             w = w / self.weight_scale
             self.log_weights, root = float(np.log(w).sum()), np.sqrt(w)
         self.weights = w
-        self.keep, self.r = condition_columns(self.X, root)
+        self.keep, self.r, self.null_space = condition_columns(self.X, root)
         self.rank = len(self.keep)
         if self.n <= self.rank:
             raise ModelError(
@@ -252,7 +252,7 @@ class DesignProducts:
             self.pairs,
             tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
             dtd,
-            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift),
+            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift, self.null_space),
             self.transforms,
             self.theta_map,
         )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective
@@ -221,6 +221,28 @@ class CoreFit:
     def cross(self) -> CrossProducts:
         """Cross-products of the design with the response."""
         return self.solution.design.complete(self.solution.response)
+
+    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the data determine each linear function L beta of the coefficients.
+
+        Where columns of X depend on others, some functions are the same whichever columns are set aside; the value of
+        such a one is L[kept] beta[kept], and its variance L[kept] cov_beta[kept, kept] L[kept]'.
+
+        Parameters
+        ----------
+        rows : (k, p) or (p,)
+            L, over all p columns of X, those set aside included.
+
+        Returns
+        -------
+        (k,) bool
+            See `NullSpace.estimable`.
+        """
+        if self.rank == len(self.beta):
+            return np.ones(len(np.atleast_2d(rows)), dtype=bool)
+        space = self.cross.conditioning.null_space
+        assert space is not None
+        return space.estimable(rows)
 
     def objective(self) -> Objective:
         """The model's criterion; its factor is rebuilt from the cross-products."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise

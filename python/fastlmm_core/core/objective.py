@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
 from fastlmm_core.core.plan import plan

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from fastlmm_core._assemble import leading_rows, permuted_pattern, schur_fill, schur_pattern, tail_rows
-from fastlmm_core._evaluator import Evaluator
-from fastlmm_core._ordering import elimination_tree, fill_ordering
-from fastlmm_core._supernodes import Supernodes, dense_seconds
-from fastlmm_core._tail import DenseTail, EmptyTail, Tail
-from fastlmm_core._tail_sparse import SparseTail
+from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.symbolic.index import leading_rows, permuted_pattern, schur_fill, schur_pattern, tail_rows
+from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_ordering
+from fastlmm_core._native.symbolic.supernodes import Supernodes, dense_seconds
+from fastlmm_core._native.tail.sparse import SparseTail
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts
 from fastlmm_core.errors import MemoryLimitError, ModelError

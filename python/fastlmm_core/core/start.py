@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._moments import ridge_sums
+from fastlmm_core._native.criterion.start import ridge_sums
 from fastlmm_core.core.crossprod import CrossProducts
 
 __all__ = ["moment_start"]

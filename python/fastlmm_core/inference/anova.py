@@ -10,25 +10,26 @@ from scipy.special import chdtrc
 
 from fastlmm_core.core import fit
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.fit import core_terms, refit_ml
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest, ddf_method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["anova_table", "drop1"]
 
 
-def anova_table(result: LmerResult, *, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
     """F tests of each term; see `LmerResult.anova`."""
     kept = ~np.isnan(result.core.beta)
     hypotheses = term_hypotheses(result.design, kept, type)
     return f_table(result, hypotheses, ddf)
 
 
-def f_table(result: LmerResult, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> pd.DataFrame:
+def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> pd.DataFrame:
     """The tests of several hypotheses as a table."""
     method = ddf_method(result, ddf, stacklevel=5)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
@@ -47,7 +48,7 @@ def f_table(result: LmerResult, hypotheses: dict[str, NDArray[np.float64]], ddf:
     return frame
 
 
-def drop1(result: LmerResult, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
+def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
     """Tests of each term that no other contains; see `LmerResult.drop1`."""
     design = result.design
     above = containing_terms(design.spec)
@@ -71,11 +72,9 @@ def drop1(result: LmerResult, *, test: str = "F", ddf: str = "satterthwaite") ->
     return _likelihood_ratios(result, {name: columns[name] for name in scope})
 
 
-def _likelihood_ratios(result: LmerResult, columns: dict[str, slice]) -> pd.DataFrame:
+def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> pd.DataFrame:
     """Maximum-likelihood fits without each set of columns."""
-    from fastlmm_core.results.fitting import core_terms
-
-    full = result.refit_ml()
+    full = refit_ml(result)
     design = result.design
     terms = core_terms(design)
     table = [(full.df_model, full.aic, full.criterion, np.nan, np.nan, np.nan)]

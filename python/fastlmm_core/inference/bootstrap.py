@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError
+from fastlmm_core.fitting.fit import model_of, refit
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
-from fastlmm_core.results.fitting import model_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Statistic", "bootstrap", "jackknife"]
 
 Array = NDArray[np.float64]
-Statistic = Callable[["LmerResult"], Any]
+Statistic = Callable[["FittedModel"], Any]
 Draw = Callable[[Sequence[np.random.Generator]], Array]
 
 CHUNK_NUMBERS = 1 << 22
@@ -35,7 +35,7 @@ JACKKNIFE_BLOCKS = 200
 
 
 def bootstrap(
-    result: LmerResult,
+    result: FittedModel,
     n: int = 1000,
     *,
     kind: Literal["parametric", "residual"] = "parametric",
@@ -89,7 +89,9 @@ def _bar(n: int, progress: bool) -> Any:
     return tqdm(total=n, desc="bootstrap", unit="draw")
 
 
-def _estimates(result: LmerResult, draw: Draw, streams: Iterator[np.random.Generator], shown: Any) -> tuple[Array, int]:
+def _estimates(
+    result: FittedModel, draw: Draw, streams: Iterator[np.random.Generator], shown: Any
+) -> tuple[Array, int]:
     """Parameters of every draw (n, n_parameters), and how many fits did not converge."""
     design, core = result.design, result.core
     if "model" not in result.kept:
@@ -110,7 +112,7 @@ def _estimates(result: LmerResult, draw: Draw, streams: Iterator[np.random.Gener
 
 
 def _statistics(
-    result: LmerResult, statistic: Statistic, draw: Draw, streams: Iterator[np.random.Generator], shown: Any
+    result: FittedModel, statistic: Statistic, draw: Draw, streams: Iterator[np.random.Generator], shown: Any
 ) -> tuple[list[dict[str, Any]], int]:
     """What `statistic` says of the refitted result of every draw."""
     rows: list[dict[str, Any]] = []
@@ -118,7 +120,7 @@ def _statistics(
     for stream in streams:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            again = result.refit(draw([stream])[0])
+            again = refit(result, draw([stream])[0])
         failed += not again.converged
         rows.append(named(statistic(again)))
         shown.update(1)
@@ -135,7 +137,7 @@ def named(value: Any) -> dict[str, Any]:
     return {f"statistic_{i}": item for i, item in enumerate(array.ravel())}
 
 
-def parametric(result: LmerResult) -> Draw:
+def parametric(result: FittedModel) -> Draw:
     """Random effects and residuals from their normal distributions."""
     source, _ = recipe(result)
 
@@ -145,7 +147,7 @@ def parametric(result: LmerResult) -> Draw:
     return draw
 
 
-def residual(result: LmerResult) -> Draw:
+def residual(result: FittedModel) -> Draw:
     """Conditional modes and residuals resampled (Carpenter, Goldstein & Rasbash 2003).
 
     Both are centred and scaled first so that their empirical covariances are the estimated ones, as they are shrunk.
@@ -182,7 +184,7 @@ def reflated(values: Array, factor: Array) -> Array:
     return np.asarray(centred @ inverse_root @ ((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T))
 
 
-def jackknife(result: LmerResult) -> Array:
+def jackknife(result: FittedModel) -> Array:
     """Parameters with one level at a time left out, (blocks, n_parameters).
 
     The grouping factor is the one with the fewest levels, the outermost where factors are nested; beyond

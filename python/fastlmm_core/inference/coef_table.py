@@ -10,12 +10,12 @@ import pandas as pd
 from fastlmm_core.inference.ddf import ddf_method, t_pvalues
 
 if TYPE_CHECKING:
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["coef_table"]
 
 
-def coef_table(result: LmerResult, *, ddf: str = "satterthwaite", stacklevel: int = 4) -> pd.DataFrame:
+def coef_table(result: FittedModel, *, ddf: str = "satterthwaite", stacklevel: int = 4) -> pd.DataFrame:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
     method = ddf_method(result, ddf, stacklevel=stacklevel)
     kept = ~np.isnan(result.core.beta)

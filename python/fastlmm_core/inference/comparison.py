@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.fitting.fit import refit_ml
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
-    from fastlmm_core.results.fitted_model import FittedModel
-    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["aicc", "compare", "icc", "r2", "variance_shares"]
 
@@ -67,12 +67,12 @@ def icc(design: Design, core: CoreFit) -> pd.Series:
     )
 
 
-def compare(*fits: LmerResult, refit: bool = True) -> pd.DataFrame:
+def compare(*fits: FittedModel, refit: bool = True) -> pd.DataFrame:
     """Models of one response side by side.
 
     Parameters
     ----------
-    *fits : LmerResult
+    *fits : FittedModel
         On the same rows with the same response and weights.
     refit : bool
         Refit REML fits by maximum likelihood where their fixed parts differ (their criteria are not comparable); a
@@ -115,7 +115,7 @@ def compare(*fits: LmerResult, refit: bool = True) -> pd.DataFrame:
                 "REML fits compare only with REML fits of the same fixed part: fit with reml=False, or allow refit=True"
             )
         warnings.warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning, stacklevel=2)
-        fits = tuple(fit.refit_ml() for fit in fits)
+        fits = tuple(refit_ml(fit) for fit in fits)
     rows = []
     for fit in fits:
         explained = r2(fit.design, fit.core)

@@ -15,7 +15,7 @@ from fastlmm_core.inference.information import VarianceInformation, variance_inf
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 
 if TYPE_CHECKING:
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["METHODS", "Ddf", "FTest", "Method", "ddf_method", "f_pvalue", "method_name", "t_pvalues"]
 
@@ -192,12 +192,12 @@ def method_name(ddf: str) -> str:
     return name
 
 
-def ddf_method(result: LmerResult, ddf: str, *, stacklevel: int = 4) -> Method:
+def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
     """The method named `ddf` for one fit.
 
     Parameters
     ----------
-    result : LmerResult
+    result : FittedModel
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
     stacklevel : int
         Of the warning, counted from here.
@@ -234,21 +234,21 @@ SINGULAR_NOTES = {
 }
 
 
-def reml_fit(result: LmerResult) -> LmerResult:
+def reml_fit(result: FittedModel) -> FittedModel:
     """The REML fit of the same model; kept with the fit."""
     if result.reml:
         return result
     from dataclasses import replace
 
-    from fastlmm_core.results.fitting import fit_design
+    from fastlmm_core.fitting.fit import fit_design
 
     cache = result.core._cache
     if "reml_fit" not in cache:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FastLMMWarning)  # the fit's own warnings were given before
             options = replace(result.options, reml=True, start=None, verbose=0)
-            cache["reml_fit"] = fit_design(result.design, result.formula, options, stacklevel=2)
-    found: LmerResult = cache["reml_fit"]
+            cache["reml_fit"] = fit_design(type(result), result.design, result.formula, options, stacklevel=2)
+    found: FittedModel = cache["reml_fit"]
     return found
 
 

@@ -10,17 +10,17 @@ import pandas as pd
 
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.predict import row_index
+from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.leverage import leverages
-from fastlmm_core.results.predict import row_index
-from fastlmm_core.results.var_corr import theta_labels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
-    from fastlmm_core.results.fitted_model import FittedModel
 
 __all__ = [
     "RESIDUALS",
@@ -93,7 +93,7 @@ def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:
 
     Parameters
     ----------
-    fit : LmerResult
+    fit : FittedModel
     tol : float
         A diagonal element of a relative covariance factor (theta in lme4's words) below it counts as zero. Unlike the
         property `is_singular`, which looks at scale-free coordinates, this depends on the units of the slopes.

@@ -15,7 +15,7 @@ from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.inference.ddf import FTest, ddf_method, t_pvalues
 
 if TYPE_CHECKING:
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Hypotheses", "f_test", "read_hypotheses", "t_test"]
 
@@ -187,7 +187,7 @@ class _Parser:
         return value
 
 
-def estimated(result: LmerResult, hypotheses: Hypotheses) -> Array:
+def estimated(result: FittedModel, hypotheses: Hypotheses) -> Array:
     """The rows over the estimated coefficients; ModelError where a dropped one enters."""
     dropped = np.isnan(result.core.beta)
     if hypotheses.rows[:, dropped].any():
@@ -197,7 +197,7 @@ def estimated(result: LmerResult, hypotheses: Hypotheses) -> Array:
     return np.ascontiguousarray(hypotheses.rows[:, ~dropped])
 
 
-def t_test(result: LmerResult, given: Any, *, ddf: str = "satterthwaite") -> pd.DataFrame:
+def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> pd.DataFrame:
     """Test each hypothesis R beta = q on its own; see `LmerResult.t_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
     rows = estimated(result, hypotheses)
@@ -222,7 +222,7 @@ def t_test(result: LmerResult, given: Any, *, ddf: str = "satterthwaite") -> pd.
     return frame
 
 
-def f_test(result: LmerResult, given: Any, *, ddf: str = "satterthwaite") -> FTest:
+def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> FTest:
     """Test all hypotheses R beta = q at once; see `LmerResult.f_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
     return ddf_method(result, ddf).f_test(estimated(result, hypotheses), hypotheses.values)

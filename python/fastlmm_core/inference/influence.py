@@ -29,9 +29,9 @@ from tqdm import tqdm
 from fastlmm_core.core import Objective, Term, cross_products, fit
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
+from fastlmm_core.fitting.predict import row_index
+from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
-from fastlmm_core.results.predict import row_index
-from fastlmm_core.results.var_corr import theta_labels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -11,13 +11,14 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.bootstrap import bootstrap, jackknife
+from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile import profile, quantile_of_level
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["bootstrap_limits", "conf_int"]
 
@@ -27,7 +28,7 @@ Ddf = Literal["normal", "residual", "satterthwaite", "kenward-roger"]
 
 
 def conf_int(
-    result: LmerResult,
+    result: FittedModel,
     method: Literal["wald", "profile", "boot"] = "wald",
     level: float = 0.95,
     parm: str | Iterable[str] | None = None,
@@ -58,13 +59,13 @@ def conf_int(
     return pd.DataFrame(limits, index=[p.name for p in chosen], columns=["lower", "upper"], dtype=float)
 
 
-def _wald(result: LmerResult, chosen: Sequence[Parameter], level: float, ddf: Ddf) -> Array:
+def _wald(result: FittedModel, chosen: Sequence[Parameter], level: float, ddf: Ddf) -> Array:
     """Estimate and quantile times standard error; NaN for standard deviations and correlations, as in lme4."""
     estimate, se = result.core.beta, np.asarray(result.bse, dtype=float)
     if ddf == "normal":
         quantile = np.full(len(se), quantile_of_level(level))
     else:
-        table = result.coef_table(ddf=ddf)
+        table = coef_table(result, ddf=ddf)
         se = np.asarray(table["std_error"], dtype=float)
         quantile = stdtrit(np.asarray(table["df"], dtype=float), 0.5 + 0.5 * level)
     limits = np.full((len(chosen), 2), np.nan)
@@ -75,7 +76,7 @@ def _wald(result: LmerResult, chosen: Sequence[Parameter], level: float, ddf: Dd
 
 
 def _bootstrapped(
-    result: LmerResult,
+    result: FittedModel,
     every: Sequence[Parameter],
     chosen: Sequence[Parameter],
     draws: pd.DataFrame,

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.sparse import csr_array
 
-from fastlmm_core._crossprod import sort_rows
-from fastlmm_core._leverage import explicit_parts, row_forms
-from fastlmm_core._tail import DenseTail, EmptyTail
+from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
+from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
 from fastlmm_core.core import CrossProducts, Objective
 from fastlmm_core.core.threads import blas_threads
 

@@ -11,19 +11,20 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.fitting.fit import refit_ml
 
 if TYPE_CHECKING:
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["anova"]
 
 
-def anova(*models: LmerResult, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
+def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
     """Compare nested models by likelihood-ratio tests, each with the next smaller one.
 
     Parameters
     ----------
-    *models : LmerResult
+    *models : FittedModel
         At least two fits of the same rows and the same response, in any order.
     refit : bool
         Refit REML fits by maximum likelihood first: restricted likelihoods of models with different fixed effects
@@ -74,7 +75,7 @@ def anova(*models: LmerResult, refit: bool = True, names: Sequence[str] | None =
         check_same_data(first, model, labels[0], label)
     fits = list(models)
     if refit and any(m.reml for m in fits):
-        fits = [m.refit_ml() for m in fits]
+        fits = [refit_ml(m) for m in fits]
         warnings.warn(
             "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
             "compares restricted likelihoods where only the random terms differ",
@@ -104,7 +105,7 @@ def anova(*models: LmerResult, refit: bool = True, names: Sequence[str] | None =
     )
 
 
-def check_same_data(a: LmerResult, b: LmerResult, name_a: str, name_b: str) -> None:
+def check_same_data(a: FittedModel, b: FittedModel, name_a: str, name_b: str) -> None:
     """DataError where two fits do not share rows, response and weights."""
     one, other = a.design, b.design
     if len(one.y) != len(other.y) or not np.array_equal(one.row_index, other.row_index):

@@ -27,9 +27,9 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.predict import included_columns, predict, row_index
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
-from fastlmm_core.results.predict import included_columns, predict, row_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

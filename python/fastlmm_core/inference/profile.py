@@ -16,6 +16,7 @@ from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
+from fastlmm_core.fitting.fit import refit_ml
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Profile", "profile", "quantile_of_level"]
 
@@ -135,7 +136,7 @@ def quantile_of_level(level: float) -> float:
 
 
 def profile(
-    result: LmerResult, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
+    result: FittedModel, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
 ) -> Profile:
     """Profile parameters of a fit; see `LmerResult.profile`."""
     every = parameters(result.design)
@@ -144,7 +145,7 @@ def profile(
     reach = np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fit has said so
-        fit = result.refit_ml()
+        fit = refit_ml(result)
     core = fit.core
     values = parameter_values(fit.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
     estimates = {p.name: float(v) for p, v in zip(every, values, strict=True)}

@@ -25,8 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._evaluator import Evaluator
-from fastlmm_core._newton import Newton
+from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core import Control, CrossProducts, Plan, plan
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.trust_region import minimise

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import RandomDesign
     from fastlmm_core.formula.fixed import MatrixSpec
-    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["NOTE", "ranova"]
 
@@ -28,9 +28,9 @@ NOTE = (
 )
 
 
-def ranova(result: LmerResult, *, reduce_terms: bool = True) -> pd.DataFrame:
+def ranova(result: FittedModel, *, reduce_terms: bool = True) -> pd.DataFrame:
     """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`."""
-    from fastlmm_core.results.fitting import core_terms
+    from fastlmm_core.fitting.fit import core_terms
 
     design, options = result.design, result.options
     terms = core_terms(design)

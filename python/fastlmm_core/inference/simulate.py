@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.results.predict import included_columns, row_index
+from fastlmm_core.fitting.predict import included_columns, row_index
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
-    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["Recipe", "TermRecipe", "draw_responses", "generators", "recipe", "simulate"]
 
@@ -117,7 +117,7 @@ def spread(effects: Array, codes: NDArray[np.integer[Any]], z: Array | None) -> 
 
 
 def recipe(
-    result: LmerResult,
+    result: FittedModel,
     *,
     re_form: str | None = None,
     newdata: Any = None,
@@ -181,7 +181,7 @@ def _new_part(
     return codes, z, int(codes.max(initial=-1)) + 1
 
 
-def _values(result: LmerResult, params: Mapping[str, ArrayLike] | None) -> tuple[Array, list[Array], float]:
+def _values(result: FittedModel, params: Mapping[str, ArrayLike] | None) -> tuple[Array, list[Array], float]:
     """beta, the relative factors and sigma: the fit's, or those given."""
     core = result.core
     given = {} if params is None else dict(params)
@@ -210,7 +210,7 @@ def _values(result: LmerResult, params: Mapping[str, ArrayLike] | None) -> tuple
 
 
 def simulate(
-    result: LmerResult,
+    result: FittedModel,
     n: int = 1,
     *,
     seed: int | Sequence[int] | np.random.SeedSequence | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import narwhals as nw
 import numpy as np
@@ -12,17 +12,16 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.predict import predict, row_index
+from fastlmm_core.fitting.ranef import ranef
+from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.diagnostics import residuals, weighted_residuals
 from fastlmm_core.inference.leverage import leverages
-from fastlmm_core.results.predict import predict, row_index
-from fastlmm_core.results.ranef import ranef
-from fastlmm_core.results.var_corr import var_corr
 
 if TYPE_CHECKING:
-    from fastlmm_core.results.fitted_model import FittedModel
-    from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["EFFECTS", "augment", "glance", "tidy"]
 
@@ -95,7 +94,7 @@ def _fixed(fit: FittedModel, ddf: str | None) -> Columns:
     where = ("fixed", [None] * p, [None] * p, list(fit.params.index))
     if ddf is None:
         return _columns(*where, fit.params, fit.bse)
-    table = coef_table(cast("LmerResult", fit), ddf=ddf)
+    table = coef_table(fit, ddf=ddf)
     return _columns(*where, table["estimate"], table["std_error"], table["df"], table["p"])
 
 

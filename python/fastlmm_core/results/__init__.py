@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastlmm_core.results.fitting import FitOptions
+from fastlmm_core.fitting.options import FitOptions
+from fastlmm_core.fitting.var_corr import TermCov, VarCorr
 from fastlmm_core.results.lmer import lmer
 from fastlmm_core.results.result import LmerResult
 from fastlmm_core.results.summary import Summary
-from fastlmm_core.results.var_corr import TermCov, VarCorr
 
 __all__ = ["FitOptions", "LmerResult", "Summary", "TermCov", "VarCorr", "lmer"]

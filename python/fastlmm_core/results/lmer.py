@@ -7,14 +7,15 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from fastlmm_core.fitting.fit import fit_design, objective_of
+from fastlmm_core.fitting.options import FitOptions, checked_flag, checked_start
 from fastlmm_core.formula import build_design
-from fastlmm_core.results.fitting import FitOptions, checked_flag, checked_start, fit_design, objective_of
+from fastlmm_core.results.result import LmerResult
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from fastlmm_core.core import Control, Objective
-    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["lmer"]
 
@@ -160,4 +161,4 @@ def lmer(
         return objective_of(design, options)
     if theta is not None:
         options = FitOptions(options.reml, control, theta, options.verbose)
-    return fit_design(design, formula, options, stacklevel=2)
+    return fit_design(LmerResult, design, formula, options, stacklevel=2)

@@ -6,18 +6,19 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastlmm_core.results import export, fitting, marginal, ranef, summary, var_corr
-from fastlmm_core.results.diagnostic_methods import DiagnosticMethods
-from fastlmm_core.results.inference_methods import DdfMethods
-from fastlmm_core.results.interval_methods import IntervalMethods
+from fastlmm_core.fitting import fit, marginal, ranef, var_corr
+from fastlmm_core.results import export, summary
+from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
+from fastlmm_core.results.methods.intervals import IntervalMethods
+from fastlmm_core.results.methods.tests import DdfMethods
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
+    from fastlmm_core.fitting.var_corr import VarCorr
     from fastlmm_core.results.summary import Summary
-    from fastlmm_core.results.var_corr import VarCorr
 
 __all__ = ["LmerResult"]
 
@@ -159,7 +160,7 @@ class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods):
         >>> round(fit.refit(fit.design.y / 10).sigma, 4)
         4.951
         """
-        return fitting.refit(self, new_y)
+        return fit.refit(self, new_y)
 
     def refit_ml(self) -> LmerResult:
         """The same model fitted by maximum likelihood; the result itself where it was.
@@ -170,7 +171,7 @@ class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods):
         >>> round(lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")).refit_ml().criterion, 4)
         327.3271
         """
-        return fitting.refit_ml(self)
+        return fit.refit_ml(self)
 
     def summary(self, ddf: str = "satterthwaite") -> Summary:
         """The summary page of lme4 and lmerTest: `print` it, or let a notebook show it.

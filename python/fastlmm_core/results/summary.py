@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.results._text import abbreviate, html_table, text_table
-from fastlmm_core.results.coefficients import dropped_columns
-from fastlmm_core.results.var_corr import VarCorr
+from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.text import abbreviate, html_table, text_table
+from fastlmm_core.fitting.var_corr import VarCorr
 
 if TYPE_CHECKING:
     from fastlmm_core.results.result import LmerResult

@@ -1,0 +1,42 @@
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.criterion.evaluator import Evaluator
+
+class Newton:
+    messages: dict[int, str]
+    def __init__(self, evaluator: Evaluator, max_evaluations: int, tol: float) -> None: ...
+    @property
+    def evaluator(self) -> Evaluator: ...
+    @property
+    def max_evaluations(self) -> int: ...
+    @property
+    def n_evaluations(self) -> int: ...
+    @property
+    def n_derivatives(self) -> int: ...
+    @property
+    def tol(self) -> float: ...
+    @property
+    def value(self) -> float: ...
+    def minimise(
+        self,
+        start: NDArray[np.float64],
+        on_evaluation: Callable[[int, NDArray[np.float64], float, float, float], None] | None = None,
+    ) -> tuple[NDArray[np.float64], float, int]: ...
+    def minimise_many(
+        self,
+        lead: NDArray[np.float64],
+        tail: NDArray[np.float64],
+        xty: NDArray[np.float64],
+        constants: NDArray[np.float64],
+        start: NDArray[np.float64],
+        theta: NDArray[np.float64],
+        value: NDArray[np.float64],
+        beta: NDArray[np.float64],
+        ld: NDArray[np.float64],
+        outcome: NDArray[np.int32],
+    ) -> None: ...
+    def evaluations(self) -> NDArray[np.float64]: ...
+    def last_derivatives(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]: ...

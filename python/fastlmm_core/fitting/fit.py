@@ -1,0 +1,181 @@
+"""Design → core fit → fitted model, with its warnings: the one path that `lmer`, `refit` and `refit_ml` share."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fastlmm_core.core import Model, Term, objective
+from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning
+from fastlmm_core.fitting.coefficients import dropped_columns
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastlmm_core.core import CoreFit, Objective
+    from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.fitting.options import FitOptions
+    from fastlmm_core.formula import Design
+
+__all__ = ["core_terms", "fit_design", "objective_of", "refit", "refit_ml"]
+
+F = TypeVar("F", bound="FittedModel")
+
+LATER_ROWS = 10_000
+"""Fits of more rows make all of their figures at once, which takes little of their time, and let go of the rows."""
+
+
+def core_terms(design: Design) -> list[Term]:
+    """The random terms of a design as the core takes them."""
+    return [Term(t.codes, t.z, n_levels=len(t.level_set)) for t in design.random]
+
+
+def objective_of(design: Design, options: FitOptions) -> Objective:
+    """The criterion as a function of θ, without optimising it."""
+    return objective(
+        design.y,
+        design.X,
+        core_terms(design),
+        weights=design.weights,
+        offset=design.offset,
+        reml=options.reml,
+        control=options.control,
+    )
+
+
+def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions, *, stacklevel: int) -> F:
+    """Fit a design and wrap the answer.
+
+    Parameters
+    ----------
+    kind : type
+        Class of the answer.
+    design : Design
+        From `build_design`.
+    formula : str
+        The user's text, for display.
+    options : FitOptions
+        Criterion, control, start, verbosity.
+    stacklevel : int
+        Of the warnings, counted from this function's caller: 1 blames the caller.
+
+    Returns
+    -------
+    FittedModel
+        Of class ``kind``.
+
+    Warns
+    -----
+    ConvergenceWarning
+        The optimiser stopped before its criterion was met.
+    RankWarning
+        Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
+    """
+    with blas_threads(1):  # once for all that nests in it
+        core = core_fit(model_of(design, options), design.y, options.start, options)
+        if len(design.y) > LATER_ROWS:
+            core.complete()
+    return wrap(kind, design, formula, options, core, {}, stacklevel + 1)
+
+
+def model_of(design: Design, options: FitOptions) -> Model:
+    """The core's model of a design, ready for any response."""
+    return Model(
+        design.X,
+        core_terms(design),
+        weights=design.weights,
+        offset=design.offset,
+        reml=options.reml,
+        control=options.control,
+    )
+
+
+def core_fit(model: Model, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
+    """Fit one response, verbosely if the options say so."""
+    return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+
+
+def wrap(
+    kind: type[F],
+    design: Design,
+    formula: str,
+    options: FitOptions,
+    core: CoreFit,
+    kept: dict[str, Any],
+    stacklevel: int,
+) -> F:
+    """The result of a core fit, with its warnings; ``stacklevel`` counts from this function's caller."""
+    dropped = dropped_columns(design, core)
+    if dropped:
+        warnings.warn(
+            f"the fixed-effects columns depend linearly on one another: {', '.join(dropped)} "
+            f"{'was' if len(dropped) == 1 else 'were'} dropped, with coefficient NaN",
+            RankWarning,
+            stacklevel=stacklevel + 1,
+        )
+    if not core.converged:
+        warnings.warn(
+            f"the fit did not converge: {core.message}. See fit_log; try another start, or raise "
+            "Control(max_evaluations=...)",
+            ConvergenceWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return kind(design=design, core=core, formula=formula, options=options, kept=kept)
+
+
+def write_evaluation(number: int, theta: NDArray[np.float64], criterion: float, norm: float, radius: float) -> None:
+    """One evaluation as a line on standard error: number, criterion, gradient norm, trust radius, θ."""
+    shown = " ".join(f"{v:.6g}" for v in theta)
+    sys.stderr.write(
+        f"{number:4d}: criterion {criterion:.10g}  gradient {norm:.3g}  radius {radius:.3g}  theta {shown}\n"
+    )
+
+
+def refit(result: F, new_y: Any) -> F:
+    """The same model and options with another response.
+
+    The first refit keeps the core's model, and later ones start from the estimates in hand: they cost little more than
+    the evaluations. A singular fit is no place to start from, as every zero is a stationary point.
+    """
+    y = _response(new_y, result.design)
+    options = result.options
+    if "model" not in result.kept:
+        result.kept["model"] = model_of(result.design, options)
+    start = options.start
+    if start is None and not result.core.is_singular:
+        start = result.core.theta
+    core = core_fit(result.kept["model"], y, start, options)
+    return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept, 3)
+
+
+def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
+    n = len(design.y)
+    try:
+        y = np.array(new_y, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"new_y is not numeric: {error}") from None
+    if y.ndim != 1 or len(y) not in (n, design.n_total):
+        rows = f"{n} rows" if n == design.n_total else f"{n} rows (of the data's {design.n_total})"
+        raise DataError(f"new_y has shape {y.shape}, but the fit used {rows}")
+    if len(y) != n:
+        y = y[design.row_index]  # a response for the whole table: the rows that the fit used
+    spread = float(y.max()) - float(y.min())
+    if not 0.0 < spread < np.inf:
+        bad = int(np.count_nonzero(~np.isfinite(y)))
+        if bad:
+            raise DataError(f"new_y has {bad} missing or infinite values among the rows of the fit")
+        if spread == 0.0:
+            raise DataError("new_y is constant: there is no variation to model")
+    return y
+
+
+def refit_ml(result: F) -> F:
+    """The maximum-likelihood fit of the same model: the result itself where it is one already."""
+    if not result.reml:
+        return result
+    return fit_design(type(result), result.design, result.formula, replace(result.options, reml=False), stacklevel=3)

@@ -1,0 +1,164 @@
+"""The figures of a fitted model: everything that reads off the core's answer without a computation of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.fitting import coefficients, predict, ranef, var_corr
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.fitting.options import FitOptions
+    from fastlmm_core.formula import Design
+
+__all__ = ["FittedModel"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FittedModel:
+    """Base of the results: holds the design and the core's fit, and shows them as labelled figures.
+
+    Attributes
+    ----------
+    design : Design
+        Response, matrices and codings of the rows that were used.
+    core : CoreFit
+        The array-level fit.
+    formula : str
+        As the user wrote it.
+    options : FitOptions
+        Criterion, control, start.
+    """
+
+    design: Design
+    core: CoreFit
+    formula: str
+    options: FitOptions
+    kept: dict[str, Any] = field(default_factory=dict)  # workspaces to use again, shared by refits; never pickled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": {}}
+
+    @property
+    def params(self) -> pd.Series:
+        """Fixed-effects estimates (p,); NaN for a column dropped as linearly dependent."""
+        return coefficients.labelled(self.design, self.core.beta)
+
+    @property
+    def fixef(self) -> pd.Series:
+        """lme4's name for `params`."""
+        return self.params
+
+    @property
+    def bse(self) -> pd.Series:
+        """Standard errors of `params`."""
+        return coefficients.labelled(self.design, coefficients.bse(self.core))
+
+    @property
+    def tvalues(self) -> pd.Series:
+        """`params` divided by `bse`."""
+        return self.params / self.bse
+
+    @property
+    def reml(self) -> bool:
+        """Whether the fit maximises the restricted likelihood."""
+        return bool(self.core.reml)
+
+    @property
+    def criterion(self) -> float:
+        """Criterion at the optimum: the REML criterion, or the deviance −2 log L of an ML fit."""
+        return float(self.core.criterion)
+
+    @property
+    def llf(self) -> float:
+        """Log-likelihood (restricted for a REML fit): −criterion / 2."""
+        return -0.5 * self.criterion
+
+    @property
+    def nobs(self) -> int:
+        """Rows used."""
+        return int(self.core.n)
+
+    @property
+    def n_missing(self) -> int:
+        """Rows dropped for missing values."""
+        return int(self.design.n_missing)
+
+    @property
+    def df_model(self) -> int:
+        """Parameters as lme4 counts them: estimated coefficients, θ, and σ."""
+        return int(self.core.rank) + len(self.core.theta) + 1
+
+    @property
+    def df_resid(self) -> int:
+        """`nobs` less `df_model`."""
+        return self.nobs - self.df_model
+
+    @property
+    def aic(self) -> float:
+        """Criterion + 2 df_model, as lme4 has it for ML and REML fits."""
+        return self.criterion + 2.0 * self.df_model
+
+    @property
+    def bic(self) -> float:
+        """Criterion + log(nobs) df_model, as lme4 has it for ML and REML fits."""
+        return self.criterion + float(np.log(self.nobs)) * self.df_model
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimiser met its criterion."""
+        return bool(self.core.converged)
+
+    @property
+    def message(self) -> str:
+        """How the optimiser ended, in words."""
+        return str(self.core.message)
+
+    @property
+    def fit_log(self) -> pd.DataFrame:
+        """One row an evaluation: criterion, gradient_norm, radius, and θ under its labels."""
+        log = self.core.log
+        figures = pd.DataFrame(
+            {"criterion": log.criterion, "gradient_norm": log.gradient_norm, "radius": log.radius},
+            index=pd.RangeIndex(1, len(log) + 1, name="evaluation"),
+        )
+        return figures.join(pd.DataFrame(log.theta, columns=var_corr.theta_labels(self.design), index=figures.index))
+
+    @property
+    def theta(self) -> pd.Series:
+        """Entries of the relative covariance factors, labelled "group.row.column", in lme4's order."""
+        return pd.Series(self.core.theta, index=var_corr.theta_labels(self.design), dtype=float, copy=True)
+
+    @property
+    def sigma(self) -> float:
+        """Residual standard deviation (of a row of weight 1)."""
+        return float(self.core.sigma)
+
+    @property
+    def is_singular(self) -> bool:
+        """Whether the fit lies on the boundary: a variance of zero or a correlation of one."""
+        return bool(self.core.is_singular)
+
+    @property
+    def n_groups(self) -> dict[str, int]:
+        """Levels of each grouping factor."""
+        return ranef.n_groups(self.design)
+
+    @property
+    def fittedvalues(self) -> pd.Series:
+        """Xβ + Zb + offset of the rows used, indexed as the data (by row position where the data have no index)."""
+        return pd.Series(self.core.fitted, index=predict.row_index(self.design), dtype=float, copy=True)
+
+    @property
+    def resid(self) -> pd.Series:
+        """Response less `fittedvalues`."""
+        return pd.Series(self.design.y - self.core.fitted, index=predict.row_index(self.design), dtype=float)
+
+    def __repr__(self) -> str:
+        kind = "REML criterion" if self.reml else "deviance"
+        groups = ", ".join(f"{name} {q}" for name, q in self.n_groups.items())
+        return f"<LmerResult: {self.formula}; {kind} {self.criterion:.2f}; {self.nobs} rows; {groups}>"

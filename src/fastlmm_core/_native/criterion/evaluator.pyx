@@ -1,0 +1,458 @@
+"""Exact gradient and average-information Hessian of the profiled criterion.
+
+With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative is
+    G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
+    leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
+    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular
+where e_i (REML only) carries the fixed effects' share. The model Hessian is the average information (Gilmour, Thompson
+and Cullis 1995) plus the exact curvature of Sigma = L L':
+    H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column]
+    f_a  = dV/dtheta_a Py
+
+In: the factors of the last value (`_solver`), which the derivatives use up. Cost: an inverse of S on its pattern, a
+gather like the elimination's scatter, and one forward solve a parameter. Level loops that sum run over a fixed number
+of chunks, so results do not depend on the number of threads.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.math cimport fabs
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+from scipy.linalg.cython_blas cimport dtrsm
+
+from fastlmm_core._native.leading.level cimport correction_chunk, information_row, times_ka
+from fastlmm_core._native.criterion.solver cimport Solver
+from fastlmm_core._native.tail.tail cimport Tail
+from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
+
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["Evaluator"]
+
+cdef enum:
+    CHUNK = 256     # leading levels a chunk, unless that makes too many
+    MAX_CHUNKS = 64
+
+
+cdef class Evaluator(Solver):
+    """A `Solver` with derivatives; parameters as there."""
+
+    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
+        Solver.__init__(self, arrays, tail, n, p, reml, constant, threads)
+        cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
+        self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
+        self.lam_lifted = np.zeros(n_lam)
+        self.ca, self.va = np.zeros((nt, m)), np.zeros((nt - self.n_lead_theta, m))
+        self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
+        self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta)
+        self.omega = np.zeros(2 * m * p + 1)
+        self.sums, self.traces = np.zeros(n_lam), np.zeros(n_lam)
+        self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
+        self.small = np.zeros(8 * widest * widest)
+        leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
+        self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
+
+    cdef Py_ssize_t chunk_size(self) noexcept nogil:
+        cdef Py_ssize_t n1 = self.n_lead_theta, l = self.lead.l
+        return n1 * n1 + n1 * self.lead.d + 2 * l * l + n1 + 2 * l * n1 + l * l
+
+    def derivatives(self, const double[::1] theta):
+        """Criterion, gradient (n_theta,) and model Hessian (n_theta, n_theta) at ``theta``."""
+        self.check_length(theta)
+        gradient_, hessian_ = np.empty(self.n_theta), np.empty((self.n_theta, self.n_theta))
+        cdef double[::1] gradient = gradient_
+        cdef double[:, ::1] hessian = hessian_
+        cdef double out = 0.0
+        cdef int status
+        with nogil:
+            status = self.c_value(&theta[0], &out)
+            if status == 0:
+                status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        return out, gradient_, hessian_
+
+    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil:
+        """Gradient and model Hessian where `c_value` was last called; uses up its factors."""
+        cdef Py_ssize_t a, b, g, l, nt = self.n_theta
+        cdef double scale = self.nu / self.r2, r2 = self.r2, h
+        cdef const double *big_g
+        cdef const double *factor
+        self.current = False
+        self.solve_modes()
+        self.information(gradient)  # gradient holds f_a'Py for now
+        for a in range(nt):
+            for b in range(nt):
+                hessian[a * nt + b] = scale * (self.h1[a, b] - gradient[a] * gradient[b] / r2)
+        if self.group_gradients() != 0:
+            return 1
+        for a in range(nt):
+            g = self.theta_group[a]
+            l = self.group_l[g]
+            big_g = &self.sums[self.group_lam[g]]
+            factor = &self.lam[self.group_lam[g]]
+            h = 0.0
+            for b in range(l):
+                h += big_g[self.theta_row[a] * l + b] * factor[b * l + self.theta_col[a]]
+            gradient[a] = 2.0 * h
+            for b in range(nt):
+                if self.theta_group[b] == g and self.theta_col[b] == self.theta_col[a]:
+                    hessian[a * nt + b] += 2.0 * big_g[self.theta_row[a] * l + self.theta_row[b]]
+        return 0
+
+    cdef void information(self, double *fpy) noexcept nogil:
+        """h1 = f_a'P f_b and ``fpy`` = f_a'Py; also leaves the leading sums of t_i t_i' and (I - A_i K_i) A_i.
+
+        f_a = Z_k v_a with v_a[j] = e_r (L'_c t_j) + L_c t_jr for theta_a = L[r, c].
+        """
+        cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, m = self.tail.m, d = self.lead.d, p = self.p
+        cdef Py_ssize_t l = self.lead.l, i, j, a, b, c, r, x, g, o, k
+        cdef Py_ssize_t size = self.chunk_size(), tails = nt - n1
+        cdef double s
+        cdef double *part
+        cdef const double *factor
+        memset(&self.chunk_sums[0], 0, self.n_chunks * size * sizeof(double))
+        if self.threads == 1:
+            for i in range(self.n_chunks):
+                self.information_chunk(i)
+        else:
+            for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
+                self.information_chunk(i)
+        for i in range(1, self.n_chunks):
+            for j in range(size):
+                self.chunk_sums[j] += self.chunk_sums[i * size + j]
+        part = &self.chunk_sums[0]
+        a = 0  # leading parameters keep their order among theta
+        for i in range(nt):
+            if self.theta_group[i] != 0:
+                continue
+            b = 0
+            for j in range(nt):
+                if self.theta_group[j] == 0:
+                    self.h1[i, j] = part[a * n1 + b]
+                    b += 1
+            for x in range(p):
+                self.cx[i, x] = part[n1 * n1 + a * d + x]
+            fpy[i] = part[n1 * n1 + n1 * d + 2 * l * l + a]
+            a += 1
+        if m == 0:
+            self.project_information()
+            return
+        if n1:
+            for j in prange(m, schedule="static", num_threads=self.threads):
+                information_row(&self.lead, j, &self.x_lead[0], n1, nt, &self.theta_group[0], &self.ca[0, 0], m)
+        k = 0
+        for a in range(nt):
+            g = self.theta_group[a]
+            if g == 0:
+                continue
+            l, r, c = self.group_l[g], self.theta_row[a], self.theta_col[a]
+            factor = &self.lam[self.group_lam[g]]
+            memset(&self.va[k, 0], 0, m * sizeof(double))
+            fpy[a] = 0.0
+            for b in range(self.n_blocks):
+                if self.block_group[b] != g:
+                    continue
+                o = self.block_ptr[b]
+                s = 0.0
+                for x in range(l):
+                    s += factor[x * l + c] * self.t_tail[o + x]
+                    self.va[k, o + x] += factor[x * l + c] * self.t_tail[o + r]
+                self.va[k, o + r] += s
+                for x in range(l):
+                    fpy[a] += self.va[k, o + x] * self.t_tail[o + x]
+            k += 1
+        # C v for the tail's own parameters, written behind the leading ones' rows of `ca`
+        if tails:
+            self.tail_products()
+        k = 0
+        for a in range(nt):
+            if self.theta_group[a] == 0:
+                continue
+            for x in range(p):
+                s = 0.0
+                for j in range(m):
+                    s = s + self.c_dense[x, j] * self.va[k, j]
+                self.cx[a, x] = s
+            for b in range(nt):  # f_b'V1^-1 f_a = v_a'c_b
+                s = 0.0
+                for j in range(m):
+                    s = s + self.va[k, j] * self.ca[b, j]
+                self.h1[a, b] = s
+                self.h1[b, a] = s
+            k += 1
+        self.lambda_t(&self.lam[0], &self.ca[0, 0], nt)
+        self.tail.forward(&self.ca[0, 0], nt)
+        self.project_information()
+
+    cdef void tail_products(self) noexcept nogil:
+        cdef Py_ssize_t a, k = 0
+        for a in range(self.n_theta):
+            if self.theta_group[a] != 0:
+                self.tail.times(&self.va[k, 0], &self.ca[a, 0], 1)
+                k += 1
+
+    cdef void project_information(self) noexcept nogil:
+        """h1 <- h1 - F F' - F_X F_X', with F in ``ca`` and F_X = L_XX^-1 (c_X - Y_X'F) in ``cx``."""
+        cdef Py_ssize_t nt = self.n_theta, m = self.tail.m, p = self.p, a, b, j, x, y
+        cdef double s
+        for a in range(nt):
+            for x in range(p):
+                s = self.cx[a, x]
+                for j in range(m):
+                    s = s - self.ca[a, j] * self.y_dense[x, j]
+                for y in range(x):
+                    s = s - self.ld[x, y] * self.cx[a, y]
+                self.cx[a, x] = s / self.ld[x, x]
+        for a in range(nt):
+            for b in range(a + 1):
+                s = self.h1[a, b]
+                for j in range(m):
+                    s = s - self.ca[a, j] * self.ca[b, j]
+                for x in range(p):
+                    s = s - self.cx[a, x] * self.cx[b, x]
+                self.h1[a, b] = s
+                self.h1[b, a] = s
+
+    cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil:
+        """Sums over a chunk of levels of v_a'A x_b, Z_X'x_a, t t', (I - A K) A and v_a't, with x = (I - K A) v."""
+        cdef Py_ssize_t first = chunk * self.lead.q // self.n_chunks, last = (chunk + 1) * self.lead.q // self.n_chunks
+        cdef double *sums = &self.chunk_sums[chunk * self.chunk_size()]
+        if self.lead.l == 1:
+            information_levels(self, first, last, sums, 1)
+        elif self.lead.l == 2:
+            information_levels(self, first, last, sums, 2)
+        elif self.lead.l == 3:
+            information_levels(self, first, last, sums, 3)
+        else:
+            information_levels(self, first, last, sums, self.lead.l)
+
+    cdef int group_gradients(self) noexcept nogil:
+        """G of every factor, into ``sums``.
+
+        Where a tail factor is near singular the traces are taken with Sigma lifted by f^2 I and by 2 f^2 I, and
+        extrapolated to no lift: they are smooth in the lift, so what is left is of order f^4.
+        """
+        cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
+        cdef double scale = self.nu / self.r2
+        cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
+        memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
+        for r in range(l * l):
+            self.sums[r] = part[l * l + r] - scale * part[r]
+        for b in range(self.n_blocks):
+            g = self.block_group[b]
+            l, o = self.group_l[g], self.block_ptr[b]
+            for r in range(l):
+                for c in range(l):
+                    self.sums[self.group_lam[g] + r * l + c] -= scale * self.t_tail[o + r] * self.t_tail[o + c]
+        if self.tail.m == 0 or not self.lift_tail(1.0):
+            return self.add_traces(&self.lam[0], 1.0)
+        if self.finish(&self.lam_lifted[0]) != 0 or self.add_traces(&self.lam_lifted[0], 2.0) != 0:
+            return 1
+        self.eliminate()
+        self.lift_tail(2.0)
+        if self.finish(&self.lam_lifted[0]) != 0:
+            return 1
+        return self.add_traces(&self.lam_lifted[0], -1.0)
+
+    cdef int add_traces(self, const double *lam, double weight) noexcept nogil:
+        """Add ``weight`` times sum_j [Z'QZ]_jj, less the leading factor's own part, from the factors at ``lam``.
+
+        The tail's part is L^-T (q I - sum_j [S^-1]_jj) L^-1. Uses up the factors.
+        """
+        cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
+        cdef double s
+        cdef double *trace = &self.traces[0]
+        cdef double *block
+        memset(trace, 0, self.traces.shape[0] * sizeof(double))
+        if self.tail.m and self.reml:
+            self.make_omega()
+        self.project(lam, False)
+        if self.reml and p:
+            self.fixed_correction(trace)
+        if self.tail.m:
+            if self.tail.inverse() != 0:
+                return 1
+            self.gather_into(trace)
+        for b in range(self.n_blocks):
+            g = self.block_group[b]
+            l, o = self.group_l[g], self.block_ptr[b]
+            block = trace + self.group_lam[g]
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.tail.inverse_entry(o + r, o + c)
+                    if self.reml:
+                        for x in range(p):
+                            s += self.omega[(o + r) * p + x] * self.omega[(o + c) * p + x]
+                    block[r * l + c] -= s
+                block[r * l + r] += 1.0
+        for g in range(1, self.n_groups):
+            l = self.group_l[g]
+            block = trace + self.group_lam[g]
+            for r in range(l):
+                for c in range(r):
+                    block[r * l + c] = block[c * l + r]
+            for r in range(l):  # columns, then rows
+                solve_lower_t(lam + self.group_lam[g], block + r, l, l)
+            for r in range(l):
+                solve_lower_t(lam + self.group_lam[g], block + r * l, l, 1)
+        for x in range(self.traces.shape[0]):
+            self.sums[x] += weight * trace[x]
+        return 0
+
+    cdef void gather_into(self, double *big_g) noexcept nogil:
+        cdef Py_ssize_t x, size = self.lead.l * self.lead.l
+        cdef double *out = &self.small[0]
+        memset(out, 0, size * sizeof(double))
+        self.tail.gather(&self.lead, out, False, &self.work[0])
+        for x in range(size):
+            big_g[x] -= out[x]
+
+    cdef int lift_tail(self, double multiple) noexcept nogil:
+        """Copy lam, with near-singular tail factors replaced by chol(L L' + multiple f^2 I); 1 when there are any.
+
+        [S^-1]_jj tends to I as L_k tends to 0, so its distance from I loses digits below f. G is a function of Sigma
+        alone, so any factor of the lifted matrix serves.
+        """
+        cdef Py_ssize_t g, l, r, c, x
+        cdef double f, s, norm
+        cdef int lifted = 0
+        cdef double *w = &self.small[0]
+        cdef const double *factor
+        cdef double *out
+        memcpy(&self.lam_lifted[0], &self.lam[0], self.lam.shape[0] * sizeof(double))
+        for g in range(1, self.n_groups):
+            l, f = self.group_l[g], self.group_floor[g]
+            factor, out = &self.lam[self.group_lam[g]], &self.lam_lifted[self.group_lam[g]]
+            norm = 0.0  # |L^-1|_F, at least 1 / the smallest singular value
+            for c in range(l):
+                for r in range(l):
+                    w[r] = 1.0 if r == c else 0.0
+                for r in range(c, l):
+                    for x in range(c, r):
+                        w[r] -= factor[r * l + x] * w[x]
+                    if fabs(factor[r * l + r]) < 1e-300:
+                        norm = 1e300
+                        break
+                    w[r] /= factor[r * l + r]
+                    norm += w[r] * w[r]
+            if norm * f * f < 1.0:
+                continue
+            lifted = 1
+            for r in range(l):
+                for c in range(r + 1):
+                    s = multiple * f * f if r == c else 0.0
+                    for x in range(c + 1):
+                        s += factor[r * l + x] * factor[c * l + x]
+                    w[r * l + c] = s
+            chol(w, l)
+            for r in range(l):
+                for c in range(r + 1):
+                    out[r * l + c] = w[r * l + c]
+        return lifted
+
+    cdef void make_omega(self) noexcept nogil:
+        """omega (m, p): S^-1 S_tX L_XX^-T, the fixed effects' share of the inverse."""
+        cdef Py_ssize_t m = self.tail.m, p = self.p, x, j
+        cdef int mm = <int>m, pp = <int>p, d = <int>self.lead.d
+        cdef char side = b"R", uplo = b"U", no = b"N"
+        cdef double one = 1.0
+        cdef double *w = &self.omega[0] + m * p
+        if p == 0:
+            return
+        memcpy(w, &self.y_dense[0, 0], p * m * sizeof(double))
+        self.tail.backward(w, p)
+        dtrsm(&side, &uplo, &no, &no, &mm, &pp, &one, &self.ld[0, 0], &d, w, &mm)
+        for x in range(p):
+            for j in range(m):
+                self.omega[j * p + x] = w[x * m + j]
+
+    cdef void fixed_correction(self, double *out) noexcept nogil:
+        """Subtract sum_i e_i e_i', e_i = (I - A_i K_i) Z_X L_XX^-T - U_i omega, from ``out`` (l, l)."""
+        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, r, c
+        cdef Py_ssize_t size = l * l
+        cdef int dd = <int>d, pp = <int>p, rows = <int>(q * l)
+        cdef char side = b"L", uplo = b"U", yes = b"T", no = b"N"
+        cdef double one = 1.0
+        memcpy(self.lead.ud, self.lead.zd, q * l * d * sizeof(double))
+        if p <= FEW:
+            for i in range(rows):
+                for r in range(p):
+                    for c in range(r):
+                        self.lead.ud[i * d + r] -= self.ld[r, c] * self.lead.ud[i * d + c]
+                    self.lead.ud[i * d + r] /= self.ld[r, r]
+        else:
+            dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
+        if self.threads == 1:
+            for i in range(self.n_chunks):
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
+        else:
+            for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
+        for i in range(self.n_chunks):
+            for r in range(size):
+                out[r] -= self.chunk_sums[i * self.chunk_size() + r]
+
+
+cdef inline void information_levels(Evaluator e, Py_ssize_t first, Py_ssize_t last, double *gram,
+                                    Py_ssize_t l) noexcept nogil:
+    """`Evaluator.information_chunk` for blocks of l columns."""
+    cdef Py_ssize_t d = e.lead.d, p = e.p, n1 = e.n_lead_theta, i, a, b, r, c, x, y
+    cdef double *zx = gram + n1 * n1
+    cdef double *tt = zx + n1 * d
+    cdef double *shrunk = tt + l * l
+    cdef double *fpy = shrunk + l * l
+    cdef double *v = fpy + n1      # (n1, l)
+    cdef double *av = v + n1 * l   # (n1, l)
+    cdef double *ka = av + n1 * l  # K_i A_i
+    cdef const double *lam = &e.lam[0]
+    cdef const int64_t *row = &e.lead_row[0]
+    cdef const int64_t *col = &e.lead_col[0]
+    cdef const double *aa
+    cdef const double *t
+    cdef const double *zd
+    cdef double *xl
+    cdef double s
+    for i in range(first, last):
+        aa = e.lead.a + i * l * l
+        t = &e.t_lead[0] + i * l
+        zd = e.lead.zd + i * l * d
+        xl = &e.x_lead[0] + i * l * n1
+        times_ka(&e.lead_m[0] + i * l * l, aa, ka, l)
+        for r in range(l):
+            for c in range(l):
+                tt[r * l + c] += t[r] * t[c]
+                s = aa[r * l + c]
+                for x in range(l):
+                    s -= aa[r * l + x] * ka[x * l + c]
+                shrunk[r * l + c] += s
+        for a in range(n1):
+            r, c = row[a], col[a]
+            s = 0.0
+            for x in range(l):
+                s += lam[x * l + c] * t[x]
+                v[a * l + x] = lam[x * l + c] * t[r]
+            v[a * l + r] += s
+            for x in range(l):
+                fpy[a] += v[a * l + x] * t[x]
+                s = 0.0
+                for y in range(l):
+                    s += aa[x * l + y] * v[a * l + y]
+                av[a * l + x] = s
+            for x in range(l):
+                s = v[a * l + x]
+                for y in range(l):
+                    s -= ka[x * l + y] * v[a * l + y]
+                xl[x * n1 + a] = s
+                for y in range(p):
+                    zx[a * d + y] += s * zd[x * d + y]
+        for a in range(n1):
+            for b in range(n1):
+                s = gram[a * n1 + b]
+                for x in range(l):
+                    s += av[a * l + x] * xl[x * n1 + b]
+                gram[a * n1 + b] = s

@@ -1,0 +1,409 @@
+"""Trust-region Newton minimisation of the criterion in theta, without a return to Python between evaluations.
+
+At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is Newton's, by a
+Cholesky factor, where H is positive definite and the step lies in a ball; otherwise it is the exact minimiser on the
+ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)),
+where mu >= 0 is the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an
+ordinary stationary point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
+
+Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
+promises have been shrinking. That last step is taken and kept unless the criterion rises.
+The log has one row an evaluation. Cost beside the evaluations: a factor of size n_theta each, or its eigenvectors.
+"""
+
+import numpy as np
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.math cimport NAN, fabs, sqrt
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy, memset
+from scipy.linalg.cython_lapack cimport dsyev
+
+from fastlmm_core._native.criterion.evaluator cimport Evaluator
+from fastlmm_core._native.small cimport chol, solve_lower, solve_lower_t
+
+__all__ = ["Newton"]
+
+cdef enum:
+    CONVERGED = 0
+    OUT_OF_EVALUATIONS = 1
+    NO_PROGRESS = 2
+    FAILED_AT_START = 3
+    INTERRUPTED = 4
+
+cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
+cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
+
+
+cdef class Newton:
+    """Optimiser workspace for one evaluator.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    max_evaluations : int
+    tol : float
+        Stop when the criterion is expected to be this near its minimum.
+    """
+
+    cdef readonly Evaluator evaluator
+    cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
+    cdef readonly double tol
+    cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
+    cdef double[:, ::1] hessian, correction, vectors, rows
+    cdef object log_rows
+    cdef double[::1] before, lack, taken
+    cdef readonly double value
+    cdef object on_evaluation, pending
+
+    messages = {
+        CONVERGED: "converged",
+        OUT_OF_EVALUATIONS: "stopped at the limit on evaluations",
+        NO_PROGRESS: "stopped: the trust region shrank to nothing without a decrease",
+        FAILED_AT_START: "the criterion could not be evaluated at the start",
+    }
+
+    def __init__(self, Evaluator evaluator, Py_ssize_t max_evaluations, double tol):
+        cdef Py_ssize_t nt = evaluator.n_theta
+        self.evaluator, self.max_evaluations, self.tol = evaluator, max_evaluations, tol
+        self.theta, self.trial, self.gradient = np.zeros(nt), np.zeros(nt), np.zeros(nt)
+        self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
+        self.work = np.zeros(max(64, 34 * nt))
+        self.hessian, self.vectors = np.zeros((nt, nt)), np.zeros((nt, nt))
+        self.correction, self.before = np.zeros((nt, nt)), np.zeros(nt)
+        self.lack, self.taken = np.zeros(nt), np.zeros(nt)
+        self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
+        self.rows = self.log_rows
+
+    def minimise(self, const double[::1] start, on_evaluation=None):
+        """Minimise from ``start`` (n_theta,).
+
+        Parameters
+        ----------
+        on_evaluation : callable or None
+            Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
+
+        Returns
+        -------
+        theta : (n_theta,)
+        value : float
+        status : int
+            Key of `messages`; 0 is convergence.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Between evaluations; the object can be used again.
+        """
+        cdef int status
+        cdef bint report = on_evaluation is not None
+        self.evaluator.check_length(start)
+        self.theta[:] = start
+        self.on_evaluation = on_evaluation
+        self.n_evaluations = self.n_derivatives = 0
+        with nogil:
+            status = self.run(True, report)
+        self.on_evaluation = None
+        if status == INTERRUPTED:
+            error, self.pending = self.pending, None
+            raise error
+        return np.asarray(self.theta).copy(), self.value, status
+
+    def minimise_many(self, const double[:, ::1] lead, const double[:, ::1] tail, const double[:, ::1] xty,
+                      const double[::1] constants, const double[::1] start, double[:, ::1] theta, double[::1] value,
+                      double[:, ::1] beta, double[:, :, ::1] ld, int32_t[:, ::1] outcome):
+        """Minimise for k responses in turn, each from ``start``, without the GIL.
+
+        Parameters
+        ----------
+        lead, tail, xty : (q * l, k), (m, k), (p, k)
+            Cross-products of the conditioned responses, as in `Evaluator.set_response`.
+        constants : (k,)
+        start : (n_theta,)
+        theta, value, beta, ld, outcome : (k, n_theta), (k,), (k, p), (k, p + 1, p + 1), (k, 2)
+            Filled in: conditioned estimates, criterion, coefficients, the dense columns' lower factor (its upper
+            triangle is left alone), and (status, evaluations); a response that fails leaves NaN.
+        """
+        cdef Py_ssize_t k = constants.shape[0], i, j, c, p = self.evaluator.p, nt = self.evaluator.n_theta
+        cdef int status
+        cdef double at = 0.0
+        with nogil:
+            for i in range(k):
+                self.evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                                              &xty[0, i] if p else NULL, k, constants[i])
+                memcpy(&self.theta[0], &start[0], nt * sizeof(double))
+                self.n_evaluations = self.n_derivatives = 0
+                status = self.run(False, False)
+                if status != FAILED_AT_START and not self.evaluator.at(&self.theta[0]):
+                    if self.evaluator.c_value(&self.theta[0], &at) != 0:
+                        status = FAILED_AT_START
+                outcome[i, 0] = status
+                outcome[i, 1] = <int32_t>self.n_evaluations
+                if status == FAILED_AT_START:
+                    for j in range(nt):
+                        theta[i, j] = NAN
+                    value[i] = NAN
+                    for j in range(p):
+                        beta[i, j] = NAN
+                    continue
+                self.evaluator.solve_modes()
+                for j in range(nt):
+                    theta[i, j] = self.theta[j]
+                value[i] = self.evaluator.criterion
+                for j in range(p):
+                    beta[i, j] = self.evaluator.beta[j]
+                for j in range(p + 1):
+                    for c in range(j + 1):
+                        ld[i, j, c] = self.evaluator.ld[j, c]
+
+    def evaluations(self):
+        """(k, n_theta + 3) theta, criterion, gradient norm and trust radius, a row an evaluation.
+
+        The norm is NaN at rejected points and at the last one.
+        """
+        return self.log_rows[:self.n_evaluations].copy()
+
+    def last_derivatives(self):
+        """Gradient and model Hessian at the last accepted point but the final step."""
+        return np.array(self.gradient), np.array(self.hessian)
+
+    cdef bint interrupted(self, bint report) noexcept with gil:
+        """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
+        cdef Py_ssize_t k = self.n_evaluations, nt = self.evaluator.n_theta
+        try:
+            PyErr_CheckSignals()
+            if report:
+                self.on_evaluation(k, self.log_rows[k - 1, :nt].copy(), self.rows[k - 1, nt], self.rows[k - 1, nt + 1],
+                                   self.rows[k - 1, nt + 2])
+        except BaseException as error:
+            self.pending = error
+            return True
+        return False
+
+    cdef int run(self, bint interruptible, bint report) noexcept nogil:
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i
+        cdef double radius, value = 0.0, noise = 0.0, predicted, ratio, length, norm
+        cdef double before, rate, walked
+        cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
+        cdef int status = OUT_OF_EVALUATIONS
+        memcpy(&self.trial[0], &self.theta[0], nt * sizeof(double))
+        memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
+        predicted = 0.0
+        last = False
+        length = 0.0
+        radius = self.natural_radius()
+        while self.n_evaluations < self.max_evaluations:
+            bad = self.evaluator.c_value(&self.trial[0], &value) != 0
+            self.n_evaluations += 1
+            self.record(&self.trial[0], value, radius)
+            if not have:
+                if bad:
+                    return FAILED_AT_START
+                ratio = 1.0
+            else:
+                if bad:
+                    ratio = -1.0
+                elif predicted <= noise:
+                    ratio = 1.0 if value <= self.value + noise else -1.0
+                else:
+                    ratio = (self.value - value) / predicted
+            if last:
+                if not bad and value <= self.value + noise:
+                    self.accept(value)
+                status = CONVERGED
+                if interruptible and self.interrupted(report):
+                    return INTERRUPTED
+                break
+            if ratio > 1e-4:
+                self.accept(value)
+                memcpy(&self.before[0], &self.gradient[0], nt * sizeof(double))
+                noise = 1e-12 * (fabs(value - self.evaluator.constant) + self.evaluator.nu)  # whatever the units of y
+                if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
+                    return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
+                self.n_derivatives += 1
+                norm = 0.0
+                for i in range(nt):
+                    norm += self.gradient[i] * self.gradient[i]
+                norm = sqrt(norm)
+                self.rows[self.n_evaluations - 1, nt + 1] = norm
+                memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
+                have = True
+                if ratio > 0.75 and self.n_evaluations > 1:
+                    radius = max(radius, 3.0 * length)
+                elif ratio < 0.25:
+                    radius = 0.5 * length
+            else:
+                radius = 0.25 * length
+                if corrected:  # E may be what misled the step
+                    memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
+                    corrected = False
+            if interruptible and self.interrupted(report):
+                return INTERRUPTED
+            before = predicted if last_interior else 0.0
+            walked = length
+            predicted = self.solve(&radius, &length, &interior)
+            if interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
+                self.correct(walked)
+                corrected = True
+                predicted = self.solve(&radius, &length, &interior)
+            # convergence is linear at first: what the step leaves is about predicted times its rate so far
+            rate = 1.0
+            if interior and before > 0.0:
+                rate = min(1.0, max(1e-3, predicted / before))
+            # below the criterion's own rounding error no evaluation can confirm a step
+            last = interior and (predicted <= max(self.tol, noise)
+                                 or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+            last_interior = interior and ratio > 1e-4
+            if radius < 1e-12:
+                status = NO_PROGRESS
+                break
+            for i in range(nt):
+                self.trial[i] = self.theta[i] + self.step[i]
+        return status
+
+    cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
+        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.evaluator.n_theta
+        memcpy(&self.rows[k, 0], theta, nt * sizeof(double))
+        self.rows[k, nt], self.rows[k, nt + 1], self.rows[k, nt + 2] = value, NAN, radius
+
+    cdef void accept(self, double value) noexcept nogil:
+        memcpy(&self.theta[0], &self.trial[0], self.evaluator.n_theta * sizeof(double))
+        self.value = value
+
+    cdef void correct(self, double length) noexcept nogil:
+        """Update E from the step taken last, of the given length, and the gradients at its ends."""
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j
+        cdef double claimed = 0.0, shown = 0.0, scale = 1.0, norm = 0.0, slope = 0.0, es
+        for i in range(nt):  # lack = y - H s, what E s should be
+            self.lack[i] = self.gradient[i] - self.before[i]
+            for j in range(nt):
+                self.lack[i] -= self.hessian[i, j] * self.taken[j]
+            shown += self.taken[i] * self.lack[i]
+            for j in range(nt):
+                claimed += self.taken[i] * self.correction[i, j] * self.taken[j]
+        if fabs(claimed) > fabs(shown):
+            scale = fabs(shown) / fabs(claimed)
+        for i in range(nt):
+            es = 0.0
+            for j in range(nt):
+                self.correction[i, j] *= scale
+                es += self.correction[i, j] * self.taken[j]
+            self.lack[i] -= es
+        for i in range(nt):
+            norm += self.lack[i] * self.lack[i]
+            slope += self.lack[i] * self.taken[i]
+        if fabs(slope) > 1e-8 * sqrt(norm) * length:
+            for i in range(nt):
+                for j in range(nt):
+                    self.correction[i, j] += self.lack[i] * self.lack[j] / slope
+
+    cdef void decompose(self) noexcept nogil:
+        """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector."""
+        cdef int n = <int>self.evaluator.n_theta, lwork = <int>self.work.shape[0], info = 0
+        cdef char jobz = b"V", uplo = b"U"
+        cdef Py_ssize_t i, j
+        for i in range(n):
+            for j in range(n):
+                self.vectors[i, j] = self.hessian[i, j] + self.correction[i, j]
+        dsyev(&jobz, &uplo, &n, &self.vectors[0, 0], &n, &self.eigen[0], &self.work[0], &lwork, &info)
+        for i in range(n):
+            self.rotated[i] = 0.0
+            for j in range(n):
+                self.rotated[i] += self.vectors[i, j] * self.gradient[j]
+
+    cdef double length(self, double mu) noexcept nogil:
+        cdef Py_ssize_t i
+        cdef double total = 0.0, s
+        for i in range(self.evaluator.n_theta):
+            s = self.rotated[i] / (self.eigen[i] + mu)
+            total += s * s
+        return sqrt(total)
+
+    cdef double solve(self, double *radius, double *length, bint *interior) noexcept nogil:
+        """Step into ``step``; returns the predicted decrease. Narrows a ``radius`` that means nothing."""
+        cdef double predicted = self.newton_step(radius[0], length)
+        interior[0] = predicted >= 0.0
+        if interior[0]:
+            return predicted
+        self.decompose()
+        if self.eigen[0] < 0.0:  # far from a minimum the model is good for a step of theta's own size
+            radius[0] = min(radius[0], 2.0 * self.natural_radius())
+        return self.ball_step(radius[0], length, interior)
+
+    cdef double natural_radius(self) noexcept nogil:
+        """max(1, |theta| / 2): conditioning makes one the scale of a relative standard deviation."""
+        cdef Py_ssize_t i
+        cdef double total = 0.0
+        for i in range(self.evaluator.n_theta):
+            total += self.theta[i] * self.theta[i]
+        return max(1.0, 0.5 * sqrt(total))
+
+    cdef double newton_step(self, double radius, double *length) noexcept nogil:
+        """The unconstrained step by a Cholesky factor; -1 where it is too long, or the Hessian not clearly positive."""
+        cdef Py_ssize_t n = self.evaluator.n_theta, i, j
+        cdef double *r = &self.vectors[0, 0]
+        cdef double largest = 0.0, total = 0.0, predicted = 0.0
+        for i in range(n):
+            largest = max(largest, self.hessian[i, i] + self.correction[i, i])
+            for j in range(i + 1):
+                r[i * n + j] = self.hessian[i, j] + self.correction[i, j]
+        if chol(r, n) != 0:
+            return -1.0
+        for i in range(n):
+            if not r[i * n + i] * r[i * n + i] > 1e-9 * largest:
+                return -1.0
+            self.step[i] = -self.gradient[i]
+        solve_lower(r, &self.step[0], n, 1)
+        for i in range(n):
+            predicted += 0.5 * self.step[i] * self.step[i]
+        solve_lower_t(r, &self.step[0], n, 1)
+        for i in range(n):
+            total += self.step[i] * self.step[i]
+        if not total <= radius * radius:
+            return -1.0
+        length[0] = sqrt(total)
+        return predicted
+
+    cdef double ball_step(self, double radius, double *length, bint *interior) noexcept nogil:
+        """The minimiser on the ball through the eigendecomposition."""
+        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, _it
+        cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
+        largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
+        gap = 1e-10 * largest + 1e-300
+        interior[0] = smallest > gap and self.length(0.0) <= radius
+        if not interior[0]:
+            low = max(0.0, gap - smallest)
+            if self.length(low) > radius:
+                high = max(2.0 * low, largest + 1e-300)
+                while self.length(high) > radius:
+                    high *= 4.0
+                for _it in range(200):  # bisection on a monotone function; nt is small
+                    mu = 0.5 * (low + high)
+                    if self.length(mu) > radius:
+                        low = mu
+                    else:
+                        high = mu
+                    if high - low <= 1e-6 * high:
+                        break
+                mu = high
+            else:
+                mu = low
+        for i in range(nt):
+            self.step[i] = 0.0
+        for i in range(nt):
+            s = -self.rotated[i] / (self.eigen[i] + mu)
+            predicted -= s * (self.rotated[i] + 0.5 * self.eigen[i] * s)
+            total += s * s
+            for j in range(nt):
+                self.step[j] += s * self.vectors[i, j]
+        if not interior[0] and smallest < 0.0 and total < 0.98 * radius * radius:
+            # the hard case: no gradient along the negative curvature, so fill the ball with that eigenvector
+            s = sqrt(radius * radius - total)
+            if self.rotated[0] > 0.0:
+                s = -s
+            predicted -= s * (self.rotated[0] + 0.5 * smallest * s)
+            for j in range(nt):
+                self.step[j] += s * self.vectors[0, j]
+            total = radius * radius
+        length[0] = sqrt(total)
+        return predicted

@@ -1,0 +1,214 @@
+"""Quadratic forms of rows in the random effects' block of the inverse: leverages and prediction variances.
+
+With H = Lambda M^-1 Lambda' (the covariance of the random effects given the data and beta, over sigma^2) and a row z
+that meets one level i of the leading factor (z_1) and some levels of the tail (z_t):
+
+    z'Hz = z_1'H_ii z_1 - 2 z_1'(U_i S^-1) a + a'S^-1 a         U_i = K_i B_i Lambda_t,   a = Lambda_t'z_t
+
+H_ii, U_i and S^-1 are what `Evaluator.cond_var` leaves behind. U_i S^-1 is wanted on the level's own tail columns only,
+which form a clique of S: a row that was fitted needs no entry of S^-1 outside its pattern, and nothing is ever n x n.
+
+In: conditioned rows (n, .), sorted by leading level. Out: (n,), NaN where an entry outside the pattern would be needed.
+Workspace: l * (widest level) doubles a thread. Cost: sum_i l m_i^2 / 2 over the levels, and a few entries a row.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange, threadid
+from libc.math cimport NAN
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from fastlmm_core._native.criterion.evaluator cimport Evaluator
+from fastlmm_core._native.leading.rows cimport leading_t
+from fastlmm_core._native.tail.tail cimport Tail
+
+__all__ = ["explicit_parts", "row_forms"]
+
+
+def row_forms(Evaluator evaluator, const double[:, :, ::1] h_lead, const int64_t[::1] ptr, const int64_t[::1] rows,
+              const double[:, ::1] z_lead, const int64_t[:, ::1] starts, const double[:, ::1] z_tail, bint complete):
+    """z'Hz of each row; call straight after ``evaluator.cond_var``, whose state it reads.
+
+    Parameters
+    ----------
+    evaluator : Evaluator
+    h_lead : (q, l, l)
+        First answer of ``cond_var``.
+    ptr : (q + 2,) int64
+        Rows of leading level i are ``rows[ptr[i]:ptr[i + 1]]``; those of "level" q meet none.
+    rows : (n,) int64
+    z_lead : (n, l)
+    starts : (n, h) int64
+        Tail column at which the row's level of each further group begins; -1 for none.
+    z_tail : (n, sum of the groups' columns)
+    complete : bool
+        Every entry of S^-1 is there, on its pattern or not.
+
+    Returns
+    -------
+    (n,)
+    """
+    cdef Py_ssize_t n = z_lead.shape[0], q = evaluator.lead.q, l = evaluator.lead.l, n_tail = z_tail.shape[1]
+    cdef Py_ssize_t i, widest = 0, size
+    cdef int threads = evaluator.threads
+    cdef const double *zt = NULL
+    cdef const int64_t *st = NULL
+    out_ = np.zeros(n)
+    if n == 0:
+        return out_
+    if ptr.shape[0] != q + 2 or z_lead.shape[1] != l or h_lead.shape[0] != q:
+        raise ValueError("rows and evaluator disagree")
+    for i in range(q):
+        widest = max(widest, evaluator.lead.ptr[i + 1] - evaluator.lead.ptr[i])
+    size = l * widest + n_tail + 1
+    cdef double[::1] out = out_, work = np.empty(threads * size)
+    cdef int64_t[::1] places = np.empty(threads * (starts.shape[1] + 1), np.int64)
+    if n_tail:
+        zt, st = &z_tail[0, 0], &starts[0, 0]
+    cdef Py_ssize_t h = starts.shape[1]
+    cdef Tail tail = evaluator.tail
+    with nogil:
+        for i in prange(q + 1, schedule="dynamic", chunksize=64, num_threads=threads):
+            level_forms(&evaluator.lead, tail, i, &h_lead[0, 0, 0], &ptr[0], &rows[0], &z_lead[0, 0], st, zt, h, n_tail,
+                        &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], complete, &out[0],
+                        &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
+    return out_
+
+
+def explicit_parts(Evaluator evaluator):
+    """The inverse's parts as arrays of their own; call straight after ``evaluator.cond_var``, every entry being there.
+
+    Returns
+    -------
+    inverse : (m, m)
+        S^-1, both triangles.
+    k_lead : (q, l, l)
+        K_i.
+    lam : (sum of l^2,)
+        Conditioned relative factors, group by group.
+    """
+    cdef Py_ssize_t m = evaluator.tail.m, l = evaluator.lead.l, q = evaluator.lead.q, j, k
+    cdef Tail tail = evaluator.tail
+    inverse_ = np.empty((m, m))
+    cdef double[:, ::1] inverse = inverse_
+    with nogil:
+        for j in range(m):
+            for k in range(j, m):
+                inverse[j, k] = tail.inverse_entry(j, k)
+        for j in range(m):
+            for k in range(j):
+                inverse[j, k] = inverse[k, j]
+    root = np.asarray(evaluator.lead_m).reshape(q, l, l)
+    return inverse_, np.matmul(root.transpose(0, 2, 1), root), np.array(evaluator.lam)
+
+
+cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double *h_lead, const int64_t *ptr,
+                      const int64_t *rows, const double *z_lead, const int64_t *starts, const double *z_tail,
+                      Py_ssize_t h, Py_ssize_t n_tail, const int64_t *group_l, const int64_t *group_lam,
+                      const double *lam, bint complete, double *out, double *work, int64_t *places) noexcept nogil:
+    """Rows of one leading level (none for i = q)."""
+    cdef Py_ssize_t l = s.l, r, c, x, g, k, o, o2, present
+    cdef int64_t first = 0, width = 0, t, row, b, j, j2
+    cdef double *p = work
+    cdef double *a
+    cdef const double *u = NULL
+    cdef const double *z
+    cdef const double *factor
+    cdef const int32_t *idx = NULL
+    cdef double total, entry
+    cdef bint on_pattern
+    if ptr[i] == ptr[i + 1]:
+        return
+    if i < s.q:
+        first = s.ptr[i]
+        width = s.ptr[i + 1] - first
+        u, idx = s.u + l * first, s.idx + first
+        level_product(tail, u, idx, width, l, p)
+    a = p + l * width
+    for t in range(ptr[i], ptr[i + 1]):
+        row = rows[t]
+        z = z_lead + row * l
+        total = 0.0
+        if i < s.q:
+            for r in range(l):
+                for c in range(l):
+                    total += z[r] * h_lead[(i * l + r) * l + c] * z[c]
+        o = 0
+        present = 0
+        on_pattern = True
+        for g in range(h):
+            k = group_l[g + 1]
+            places[g] = -1
+            if starts[row * h + g] >= 0:
+                present += 1
+                factor = lam + group_lam[g + 1]
+                for c in range(k):  # L'z
+                    a[o + c] = 0.0
+                    for x in range(c, k):
+                        a[o + c] += factor[x * k + c] * z_tail[row * n_tail + o + x]
+                if i < s.q:
+                    places[g] = find(idx, width, starts[row * h + g])
+                    on_pattern = on_pattern and places[g] >= 0
+            o += k
+        if not complete and (not on_pattern or (i == s.q and present > 1)):
+            out[row] = NAN
+            continue
+        o = 0
+        for g in range(h):
+            k = group_l[g + 1]
+            j = starts[row * h + g]
+            if j >= 0:
+                for c in range(k):
+                    if i < s.q:
+                        for r in range(l):
+                            if places[g] >= 0:
+                                entry = p[r * width + places[g] + c]
+                            else:
+                                entry = 0.0
+                                for b in range(width):
+                                    entry += u[r * width + b] * entry_of(tail, idx[b], j + c)
+                            total -= 2.0 * z[r] * entry * a[o + c]
+                    o2 = 0
+                    for x in range(h):
+                        j2 = starts[row * h + x]
+                        if j2 >= 0:
+                            for b in range(group_l[x + 1]):
+                                total += a[o + c] * a[o2 + b] * entry_of(tail, j + c, j2 + b)
+                        o2 += group_l[x + 1]
+            o += k
+        out[row] = total
+
+
+cdef inline void level_product(Tail tail, const double *u, const int32_t *idx, int64_t width, Py_ssize_t l,
+                               double *p) noexcept nogil:
+    """p <- U_i S^-1 on the level's own columns, (l, width)."""
+    cdef int64_t b, c
+    cdef Py_ssize_t r
+    cdef double entry
+    memset(p, 0, l * width * sizeof(double))
+    for b in range(width):
+        entry = tail.inverse_entry(idx[b], idx[b])
+        for r in range(l):
+            p[r * width + b] += entry * u[r * width + b]
+        for c in range(b + 1, width):
+            entry = tail.inverse_entry(idx[b], idx[c])
+            for r in range(l):
+                p[r * width + b] += entry * u[r * width + c]
+                p[r * width + c] += entry * u[r * width + b]
+
+
+cdef inline double entry_of(Tail tail, int64_t j, int64_t k) noexcept nogil:
+    return tail.inverse_entry(j, k) if j <= k else tail.inverse_entry(k, j)
+
+
+cdef inline int64_t find(const int32_t *idx, int64_t width, int64_t column) noexcept nogil:
+    """Place of ``column`` in a sorted list, or -1."""
+    cdef int64_t low = 0, high = width, mid
+    while low < high:
+        mid = (low + high) // 2
+        if idx[mid] < column:
+            low = mid + 1
+        else:
+            high = mid
+    return low if low < width and idx[low] == column else -1

@@ -1,0 +1,455 @@
+"""One evaluation of the profiled criterion, and the solves that its factors allow.
+
+Everything starts from the cross-products; n appears only in a constant. With K_i = L1 D_i^-1 L1', D_i = L1'A_i L1 + I
+for each leading level (`_levels`) and C, S, L of the tail (`_tail`):
+
+    log|M|       = sum_i log|D_i| + log|S|
+    [C_tD; D'D]  = dense columns D = [X y] after the leading elimination;  Y = L^-1 Lambda_t'C_tD
+    L_D L_D'     = D'D - Y'Y;   log|X'V^-1X| from its first p pivots,  r^2 = the last pivot squared
+    ML           log|M| + n (1 + log(2 pi r^2 / n)) - sum log w
+    REML         log|M| + log|X'V^-1X| + (n-p)(1 + log(2 pi r^2 / (n-p))) - sum log w
+
+In: the arrays of a plan. Out: doubles in the plan's conditioned coordinates. No allocation in an evaluation, no GIL.
+On one thread loops are plain ones: a parallel region of one thread still ends in a system call, which costs as much as
+18 levels do.
+Layout: tail vectors are stored one after another, (k, m); leading ones by level, (q * l, k).
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange, threadid
+from libc.math cimport M_PI, isfinite, log
+from libc.stdint cimport int32_t, int64_t, uint16_t
+from libc.string cimport memcpy
+from scipy.linalg.cython_blas cimport dsyrk
+from scipy.linalg.cython_lapack cimport dpotrf
+
+from fastlmm_core._native.leading.level cimport (
+    back_substitute, eliminate_level, eliminate_rhs, level_modes, project_level,
+)
+from fastlmm_core._native.small cimport FEW, chol, lower_t_times, lower_times, subtract_gram
+from fastlmm_core._native.tail.tail cimport Tail
+
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["Solver"]
+
+cdef class Solver:
+    """Workspace and methods of one planned model.
+
+    Parameters
+    ----------
+    arrays : dict
+        As laid out by `fastlmm_core.core.plan`; kept, never written to.
+    tail : Tail
+        The engine.
+    n : int
+        Observations.
+    p : int
+        Columns of X (full rank).
+    reml : bool
+    constant : float
+        Added to the criterion: undoes the conditioning and holds -sum(log w).
+    threads : int
+    """
+
+    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
+        cdef Py_ssize_t l, m = tail.m, d = p + 1
+        cdef const double[:, :, ::1] a = arrays["a"]
+        cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column
+        cdef const int64_t[::1] longs
+        cdef const int32_t[::1] ints
+        cdef const uint16_t[::1] shorts
+        cdef const double[::1] doubles
+        cdef double[::1] scratch
+        cdef double[:, ::1] scratch2
+        self.arrays = dict(arrays)
+        self.tail, self.reml, self.constant, self.threads = tail, reml, constant, threads
+        self.p = p
+        self.nu = n - p if reml else n
+        self.block_ptr, self.block_lam = arrays["block_ptr"], arrays["block_lam"]
+        self.block_group, self.column_block = arrays["block_group"], arrays["column_block"]
+        self.group_l, self.group_lam, self.group_floor = arrays["group_l"], arrays["group_lam"], arrays["group_floor"]
+        self.theta_group, self.theta_row = arrays["theta_group"], arrays["theta_row"]
+        self.theta_col = arrays["theta_col"]
+        self.dtd, self.zd_tail = np.array(arrays["dtd"]), np.array(arrays["zd_tail"])
+        self.arrays["zd"] = zd
+        self.n_theta = self.theta_group.shape[0]
+        self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
+        self.n_groups = self.group_l.shape[0]
+        self.n_blocks = self.block_ptr.shape[0] - 1
+
+        self.lead.q, self.lead.l = a.shape[0], a.shape[1]
+        l = self.lead.l
+        self.lead.m, self.lead.d = m, d
+        self.lead.a, self.lead.zd = &a[0, 0, 0], &zd[0, 0]
+        longs = arrays["ptr"]
+        self.lead.ptr = &longs[0]
+        self.lead.short_idx = NULL
+        longs = arrays["t_ptr"]
+        self.lead.t_ptr = &longs[0]
+        if arrays["idx"].shape[0]:
+            ints = arrays["idx"]
+            self.lead.idx = &ints[0]
+            shorts = arrays["short_idx"]
+            if shorts.shape[0]:
+                self.lead.short_idx = &shorts[0]
+            doubles = arrays["val"]
+            self.lead.val = &doubles[0]
+            ints = arrays["t_lead"]
+            self.lead.t_lead = &ints[0]
+            longs = arrays["t_pos"]
+            self.lead.t_pos = &longs[0]
+            scratch = np.empty(arrays["val"].shape[0])
+            self.arrays["u"] = scratch
+            self.lead.u = &scratch[0]
+            self.ones = bool(arrays["ones"][0])
+        scratch2 = np.empty((self.lead.q * l, d))
+        self.arrays["ud"] = scratch2
+        self.lead.ud = &scratch2[0, 0]
+
+        cdef Py_ssize_t n_lam = arrays["group_lam"][self.n_groups]
+        self.lam = np.zeros(n_lam)
+        self.lead_m = np.empty(self.lead.q * l * l)
+        self.logd = np.empty(self.lead.q)
+        self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
+        self.c_dense, self.y_dense = np.empty((d, m)), np.empty((d, m))
+        self.t_lead, self.t_tail = np.zeros(self.lead.q * l), np.zeros(m + 1)
+        beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((self.lead.q, l)), np.zeros(m + 1), np.empty((d, d))
+        self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
+        self.solution = (beta, b_lead, b_tail, ld)
+
+    # ------------------------------------------------------------------ Python entry points
+
+    @property
+    def calls_blas(self):
+        """Whether an evaluation calls BLAS for more than n_theta columns: there is a tail, or many dense columns."""
+        return self.tail.m > 0 or self.p >= FEW
+
+    def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):
+        """Replace the response.
+
+        Parameters
+        ----------
+        lead : (q * l,)
+            Z'We of the leading factor, e the conditioned residual of the new response.
+        tail : (m,)
+            Z'We of the tail, in the plan's order.
+        xty : (p,)
+            Q'We.
+        constant : float
+            As in the constructor.
+        """
+        if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
+            raise ValueError("the response's cross-products do not belong to this model")
+        with nogil:
+            self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
+                                constant)
+
+    cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
+                             const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
+        cdef Py_ssize_t i, p = self.p, d = p + 1
+        for i in range(self.lead.q * self.lead.l):
+            self.lead.zd[i * d + p] = lead[i * lead_step]
+        for i in range(self.tail.m):
+            self.zd_tail[p, i] = tail[i * tail_step]
+        for i in range(p):
+            self.dtd[p, i] = xty[i * xty_step]
+            self.dtd[i, p] = xty[i * xty_step]
+        self.constant = constant
+        self.current = False
+
+    def value(self, const double[::1] theta):
+        """The criterion at ``theta`` (n_theta,), in conditioned coordinates; inf where it overflows."""
+        self.check_length(theta)
+        cdef double out = 0.0
+        cdef int status
+        with nogil:
+            status = self.c_value(&theta[0], &out)
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        return out
+
+    def modes(self, const double[::1] theta):
+        """Estimates given ``theta``.
+
+        Returns
+        -------
+        beta : (p,)
+        b_lead : (q, l) conditional modes of the leading factor
+        b_tail : (m,) those of the tail, in the plan's order
+        ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
+        value : float
+        """
+        self.check_length(theta)
+        cdef double value = 0.0
+        cdef int status = 0
+        cdef Py_ssize_t r, c
+        with nogil:
+            if not self.at(&theta[0]):
+                status = self.c_value(&theta[0], &value)
+            if status == 0:
+                value = self.criterion
+                self.solve_modes()
+                for r in range(self.p):  # what LAPACK left above the diagonal
+                    for c in range(r + 1, self.p + 1):
+                        self.ld[r, c] = 0.0
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        beta, b_lead, b_tail, ld = self.solution
+        return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), value
+
+    def cond_var(self, const double[::1] theta):
+        """Conditional covariance of the random effects given ``theta``, in units of sigma^2.
+
+        Returns
+        -------
+        lead : (q, l, l)
+            K_i + K_i B_i Lambda S^-1 Lambda' B_i' K_i.
+        tail : list of (q_h, l_h, l_h) arrays, blocks in the plan's order
+            L_h [S^-1]_jj L_h'.
+        """
+        self.check_length(theta)
+        cdef Py_ssize_t l = self.lead.l, lb, g
+        cdef int status
+        cdef double value = 0.0
+        lead_ = np.zeros((self.lead.q, l, l))
+        cdef double[:, :, ::1] lead = lead_
+        with nogil:
+            status = self.c_value(&theta[0], &value)
+            self.current = False
+            if status == 0:
+                self.project(&self.lam[0], True)
+                status = self.tail.inverse()
+            if status == 0:
+                self.tail.gather(&self.lead, &lead[0, 0, 0], True, &self.work[0])
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        m = np.asarray(self.lead_m).reshape(self.lead.q, l, l)
+        lead_ += np.matmul(m.transpose(0, 2, 1), m)
+        groups = np.asarray(self.block_group)
+        tail = []
+        for g in range(1, self.n_groups):
+            lb = self.group_l[g]
+            members = np.flatnonzero(groups == g)
+            inv_ = np.empty((len(members), lb, lb))
+            self.inverse_blocks(members, inv_)
+            factor = np.asarray(self.lam[self.group_lam[g]:self.group_lam[g + 1]]).reshape(lb, lb)
+            tail.append(factor @ inv_ @ factor.T)
+        return lead_, tail
+
+    def solve(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+        """Solve the mixed-model equations without fixed effects for given Z'Wf, k vectors f at once.
+
+        Parameters
+        ----------
+        theta : (n_theta,)
+        lead, tail : (k, q * l) and (k, m)
+            Z'Wf of the leading factor and of the tail, in the plan's order.
+
+        Returns
+        -------
+        b_lead, b_tail
+            Lambda M^-1 Lambda' Z'Wf, the best linear predictor of b from f.
+        t_lead, t_tail
+            Z'V^-1 f = Z'Wf - Z'WZ b.
+        """
+        self.check_length(theta)
+        cdef Py_ssize_t k = lead.shape[0], v, i, m = self.tail.m, size = self.lead.q * self.lead.l
+        cdef int status
+        cdef double value = 0.0
+        b_lead_, t_lead_ = np.zeros((k, size)), np.array(lead)
+        b_tail_, t_tail_ = np.zeros((k, m)), np.array(tail)
+        cdef double[:, ::1] b_lead = b_lead_, t_lead = t_lead_, b_tail = b_tail_, t_tail = t_tail_
+        if lead.shape[1] != size or tail.shape[0] != k or tail.shape[1] != m:
+            raise ValueError(f"expected {k} x {size} and {k} x {m} right-hand sides")
+        with nogil:
+            status = self.c_value(&theta[0], &value)
+            if status == 0 and k and m:
+                for v in prange(k, schedule="static", num_threads=self.threads):
+                    for i in range(self.lead.q):
+                        eliminate_rhs(&self.lead, i, &self.lead_m[0], &lead[v, 0], &t_tail[v, 0])
+                b_tail[:, :] = t_tail
+                self.lambda_t(&self.lam[0], &b_tail[0, 0], k)
+                self.tail.forward(&b_tail[0, 0], k)
+                self.tail.backward(&b_tail[0, 0], k)
+                for v in range(k):
+                    for i in range(self.n_blocks):
+                        lower_times(&self.lam[self.block_lam[i]], &b_tail[v, self.block_ptr[i]],
+                                    self.block_ptr[i + 1] - self.block_ptr[i], 1)
+                    self.tail.times(&b_tail[v, 0], &self.t_tail[0], 1)
+                    for i in range(m):
+                        t_tail[v, i] -= self.t_tail[i]
+            if status == 0:
+                for v in prange(k, schedule="static", num_threads=self.threads):
+                    for i in range(self.lead.q):
+                        back_substitute(&self.lead, i, &self.lead_m[0], &b_tail[v, 0] if m else NULL, &b_lead[v, 0],
+                                        &t_lead[v, 0], self.lead.l)
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        return b_lead_, b_tail_, t_lead_, t_tail_
+
+    cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil:
+        cdef Py_ssize_t k, r, c, o
+        for k in range(members.shape[0]):
+            o = self.block_ptr[members[k]]
+            for r in range(out.shape[1]):
+                for c in range(r, out.shape[1]):
+                    out[k, r, c] = self.tail.inverse_entry(o + r, o + c)
+                    out[k, c, r] = out[k, r, c]
+
+    def inverse_blocks(self, members, out):
+        """Diagonal blocks of S^-1 for the tail blocks listed, after an inverse has been formed."""
+        cdef const int64_t[::1] view = members
+        cdef double[:, :, ::1] target = out
+        with nogil:
+            self.inverse_blocks_into(view, target)
+
+    cdef int check_length(self, const double[::1] theta) except -1:
+        if theta.shape[0] != self.n_theta:
+            raise ValueError(f"theta has length {theta.shape[0]}, but the model has {self.n_theta} parameter(s)")
+        return 0
+
+    # ------------------------------------------------------------------ value
+
+    cdef int c_value(self, const double *theta, double *value) noexcept nogil:
+        """The criterion at ``theta``; nonzero where a factorisation failed."""
+        cdef Py_ssize_t a, g, i
+        cdef double logdet = 0.0
+        self.current = False
+        for a in range(self.n_theta):
+            if not isfinite(theta[a]):
+                return 1
+            g = self.theta_group[a]
+            self.lam[self.group_lam[g] + self.theta_row[a] * self.group_l[g] + self.theta_col[a]] = theta[a]
+        self.eliminate()
+        for i in range(self.lead.q):
+            logdet += self.logd[i]
+        if self.finish(&self.lam[0]) != 0 or not isfinite(logdet):
+            return 1
+        self.logdet_m += logdet
+        value[0] = self.logdet_m + self.nu * (1.0 + log(2.0 * M_PI * self.r2 / self.nu)) + self.constant
+        if self.reml:
+            value[0] += self.logdet_x
+        self.criterion = value[0]
+        self.current = True
+        return 0
+
+    cdef bint at(self, const double *theta) noexcept nogil:
+        """Whether the factors in hand are those of ``theta``."""
+        cdef Py_ssize_t a, g
+        if not self.current:
+            return False
+        for a in range(self.n_theta):
+            g = self.theta_group[a]
+            if theta[a] != self.lam[self.group_lam[g] + self.theta_row[a] * self.group_l[g] + self.theta_col[a]]:
+                return False
+        return True
+
+    cdef void eliminate(self) noexcept nogil:
+        """Leading levels: M_i = R_i^-1 L1' with R_i R_i' = D_i (so K_i = M_i'M_i), then U_i = M_i B_i, C and C_tD."""
+        cdef Py_ssize_t i, q = self.lead.q, m = self.tail.m, d = self.lead.d, j, x
+        cdef double *dense
+        self.lead.even = self.ones
+        if self.threads == 1:
+            for i in range(q):
+                eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
+        else:
+            for i in prange(q, schedule="static", num_threads=self.threads):
+                eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
+        if m:
+            dense = &self.c_dense[0, 0]
+            for x in range(d):
+                for j in range(m):
+                    dense[x * m + j] = self.zd_tail[x, j]
+            self.tail.assemble(&self.lead, dense, &self.work[0])
+
+    cdef int finish(self, double *lam) noexcept nogil:
+        """Factor the tail with block factors ``lam``, then the dense columns."""
+        cdef Py_ssize_t m = self.tail.m, j
+        cdef int d = <int>self.lead.d, n = <int>(self.lead.q * self.lead.l), k = <int>m, info = 0
+        cdef char uplo = b"U", no = b"N", yes = b"T"
+        cdef double minus = -1.0, one = 1.0
+        cdef double *ld = &self.ld[0, 0]
+        if self.tail.factor(lam, &self.block_ptr[0], &self.block_lam[0], self.n_blocks, &self.logdet_m) != 0:
+            return 1
+        memcpy(ld, &self.dtd[0, 0], d * d * sizeof(double))
+        # row-major lower triangles are LAPACK's upper ones throughout
+        if d <= FEW:
+            subtract_gram(self.lead.ud, ld, n, d)
+        else:
+            dsyrk(&uplo, &no, &d, &n, &minus, self.lead.ud, &d, &one, ld, &d)
+        if m:
+            memcpy(&self.y_dense[0, 0], &self.c_dense[0, 0], d * m * sizeof(double))
+            self.lambda_t(lam, &self.y_dense[0, 0], d)
+            self.tail.forward(&self.y_dense[0, 0], d)
+            dsyrk(&uplo, &yes, &d, &k, &minus, &self.y_dense[0, 0], &k, &one, ld, &d)
+        if d <= FEW:
+            info = chol(ld, d)
+        else:
+            dpotrf(&uplo, &d, ld, &d, &info)
+        if info != 0:
+            return 1
+        self.logdet_x = 0.0
+        for j in range(self.p):
+            self.logdet_x += 2.0 * log(ld[j * d + j])
+        self.r2 = ld[d * d - 1] * ld[d * d - 1]
+        return 0 if isfinite(self.r2) and isfinite(self.logdet_m) else 1
+
+    cdef void lambda_t(self, const double *lam, double *x, Py_ssize_t k) noexcept nogil:
+        """x <- Lambda_t' x, k vectors of the tail."""
+        cdef Py_ssize_t v, b, m = self.tail.m
+        for v in range(k):
+            for b in range(self.n_blocks):
+                lower_t_times(lam + self.block_lam[b], x + v * m + self.block_ptr[b],
+                              self.block_ptr[b + 1] - self.block_ptr[b], 1)
+
+    # ------------------------------------------------------------------ modes and projections
+
+    cdef void solve_modes(self) noexcept nogil:
+        """beta, b and t = Z'Py from the factors of the last value."""
+        cdef Py_ssize_t p = self.p, m = self.tail.m, i, j, x, b
+        cdef double s
+        for i in range(p - 1, -1, -1):  # L_XX' beta = L_D[p, :p]
+            s = self.ld[p, i]
+            for j in range(i + 1, p):
+                s -= self.ld[j, i] * self.beta[j]
+            self.beta[i] = s / self.ld[i, i]
+        if m:
+            for j in range(m):
+                s = self.y_dense[p, j]
+                for x in range(p):
+                    s -= self.y_dense[x, j] * self.beta[x]
+                self.b_tail[j] = s
+            self.tail.backward(&self.b_tail[0], 1)
+            for b in range(self.n_blocks):
+                lower_times(&self.lam[self.block_lam[b]], &self.b_tail[self.block_ptr[b]],
+                            self.block_ptr[b + 1] - self.block_ptr[b], 1)
+            self.tail.times(&self.b_tail[0], &self.t_tail[0], 1)
+            for j in range(m):
+                s = self.c_dense[p, j]
+                for x in range(p):
+                    s -= self.c_dense[x, j] * self.beta[x]
+                self.t_tail[j] = s - self.t_tail[j]
+        if self.threads == 1:
+            for i in range(self.lead.q):
+                level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
+                            &self.t_lead[0])
+        else:
+            for i in prange(self.lead.q, schedule="static", num_threads=self.threads):
+                level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
+                            &self.t_lead[0])
+
+    cdef void project(self, const double *lam, bint posterior) noexcept nogil:
+        """U_i <- (I - A_i K_i) B_i Lambda_t, or K_i B_i Lambda_t for conditional variances."""
+        cdef Py_ssize_t i
+        self.lead.even = self.ones and self.n_groups == 2 and self.group_l[1] == 1  # one factor for all columns
+        if self.threads == 1:
+            for i in range(self.lead.q):
+                project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
+                              &self.block_lam[0], posterior, &self.work[0])
+        else:
+            for i in prange(self.lead.q, schedule="static", num_threads=self.threads):
+                project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
+                              &self.block_lam[0], posterior,
+                              &self.work[0] + threadid() * 2 * self.lead.l * self.lead.l)

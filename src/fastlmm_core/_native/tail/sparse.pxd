@@ -1,0 +1,13 @@
+from libc.stdint cimport int64_t
+from fastlmm_core._native.tail.supernodal cimport SupernodalCholesky
+from fastlmm_core._native.tail.tail cimport Tail
+
+
+cdef class SparseTail(Tail):
+    cdef readonly SupernodalCholesky cholesky
+    cdef const int64_t[::1] c_ptr
+    cdef const int64_t[::1] c_idx
+    cdef double[::1] c_val
+    cdef double[::1] rows_work
+    cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr,
+                              Py_ssize_t b) noexcept nogil

@@ -1,0 +1,253 @@
+"""The tail after the leading factor is eliminated: the protocol, and the dense engine.
+
+C = A_tt - sum_i B_i'K_i B_i (m x m, unscaled) is kept beside S = Lambda'C Lambda + I, its Cholesky factor, its inverse:
+
+    assemble   C from the tail rows and the leading rows; the dense columns' part goes to ``dense``   (d, m)
+    factor     S = L L' for the given block factors of Lambda; log|S|
+    forward    x <- L^-1 x, k vectors one after another                                               (k, m)
+    backward   x <- L^-T x
+    inverse    entries of S^-1 on the pattern of S at least; destroys what forward and backward need
+    gather     sum_i U_i S^-1 U_i' over the leading rows
+    times      y <- C x
+
+Dense engine: one buffer of (m + 1) m doubles holds both matrices. S, its factor and its inverse occupy the upper
+triangle of rows 0..m-1 (row-major; LAPACK's 'L' reads the same memory by columns); C the lower triangle shifted down by
+one row, so the diagonals do not collide. Cost: m^3/3 flops a factorisation, 2m^3/3 more for the inverse (`_tiles`).
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange, threadid
+from libc.math cimport log
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+from scipy.linalg.cython_blas cimport dtrsm
+
+from fastlmm_core._native.leading.rows cimport gather_row, leading_t, schur_row
+from fastlmm_core._native.tail.tiles cimport tile_size, tiled_cholesky, tiled_inverse
+
+__all__ = ["DenseTail", "EmptyTail", "Tail"]
+
+cdef enum:
+    TILE = 48  # two tiles of 48 x 48 doubles stay in a 32 KB first-level cache
+
+
+cdef class Tail:
+    """Base of the engines; see the module's note. Created by the plan, driven by the evaluator."""
+
+    cdef void set_rows(self, tuple rows, int threads):
+        """Keep the tail rows of `_assemble.tail_rows`."""
+        self._keep = rows
+        self.a_ptr, self.a_idx, self.a_val = rows
+        self.m = self.a_ptr.shape[0] - 1
+        self.threads = threads
+
+    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
+        pass
+
+    cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    double *logdet) noexcept nogil:
+        return -1
+
+    cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
+        pass
+
+    cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
+        pass
+
+    cdef int inverse(self) noexcept nogil:
+        return -1
+
+    cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+        """Entry (j, k), j <= k, of the inverse; zero outside its pattern."""
+        return 0.0
+
+    cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
+        pass
+
+    cdef void times(self, const double *x, double *y, Py_ssize_t k) noexcept nogil:
+        pass
+
+
+cdef class EmptyTail(Tail):
+    """No random effect beside the leading factor's."""
+
+    def __init__(self):
+        self.m = 0
+        self.threads = 1
+
+    cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    double *logdet) noexcept nogil:
+        logdet[0] = 0.0
+        return 0
+
+    cdef int inverse(self) noexcept nogil:
+        return 0
+
+
+cdef class DenseTail(Tail):
+    """LAPACK on one square; see the module's note.
+
+    Parameters
+    ----------
+    rows : tuple
+        Tail rows, from `_assemble.tail_rows`.
+    threads : int
+        OpenMP threads of the assembly and gather (BLAS has its own limit).
+    """
+
+    def __init__(self, tuple rows, int threads):
+        self.set_rows(rows, threads)
+        self.buffer = np.zeros((self.m + 1) * self.m)
+        self.tile = DenseTail.tile_size(self.m)
+        self.panel = np.empty(self.m * self.tile)
+
+    @staticmethod
+    def tile_size(Py_ssize_t m):
+        """Rows of a tile."""
+        return tile_size(m)
+
+    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
+        cdef Py_ssize_t j, x, m = self.m, d = lead.d
+        cdef int64_t t
+        cdef double *c = &self.buffer[0] + m
+        cdef double *row_d
+        for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
+            memset(c + j * m, 0, (j + 1) * sizeof(double))
+            for t in range(self.a_ptr[j], self.a_ptr[j + 1]):
+                c[j * m + self.a_idx[t]] += self.a_val[t]
+            row_d = work + threadid() * d
+            for x in range(d):
+                row_d[x] = dense[x * m + j]
+            schur_row(lead, j, c + j * m, row_d)
+            for x in range(d):
+                dense[x * m + j] = row_d[x]
+
+    cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    double *logdet) noexcept nogil:
+        cdef Py_ssize_t m = self.m, tile, n_tiles = (n_blocks + TILE - 1) // TILE, j
+        cdef double *s = &self.buffer[0]
+        for tile in prange(n_tiles, schedule="dynamic", num_threads=self.threads):
+            if n_blocks == m:
+                scale_tile(s, m, lam, lam_ptr, tile)
+            else:
+                scale_tile_blocks(s, m, lam, block_ptr, lam_ptr, n_blocks, tile)
+        if tiled_cholesky(s, m, m, self.tile, self.threads) != 0:
+            return 1
+        logdet[0] = 0.0
+        for j in range(m):
+            logdet[0] += 2.0 * log(s[j * m + j])
+        return 0
+
+    cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
+        triangular(&self.buffer[0], x, self.m, k, b"N")
+
+    cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
+        triangular(&self.buffer[0], x, self.m, k, b"T")
+
+    cdef int inverse(self) noexcept nogil:
+        return tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panel[0])
+
+    cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+        return self.buffer[j * self.m + k]
+
+    cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
+        """``work`` holds threads * l doubles, and m * l * l more for the rows' parts when not ``per_level``."""
+        cdef Py_ssize_t j, x, m = self.m, l = lead.l, size = l * l
+        cdef double *s = &self.buffer[0]
+        cdef double *parts = work + self.threads * l
+        if per_level:  # rows share levels: one thread
+            for j in range(m):
+                gather_row(lead, j, s + j * m, out, True, work)
+            return
+        memset(parts, 0, m * size * sizeof(double))
+        for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
+            gather_row(lead, j, s + j * m, parts + j * size, False, work + threadid() * l)
+        for j in range(m):
+            for x in range(size):
+                out[x] += parts[j * size + x]
+
+    cdef void times(self, const double *x, double *y, Py_ssize_t k) noexcept nogil:
+        cdef Py_ssize_t v
+        for v in range(k):
+            symmetric_times(&self.buffer[0] + self.m, self.m, x + v * self.m, y + v * self.m)
+
+
+cdef inline void symmetric_times(const double *c, Py_ssize_t m, const double *x, double *y) noexcept nogil:
+    """y <- C x from C's lower triangle by rows, read once; dsymm copies C, and dsymv rounds by its threads."""
+    cdef Py_ssize_t j, k
+    cdef const double *row
+    cdef double even, odd, xj
+    for j in range(m):
+        row, xj, even, odd = c + j * m, x[j], 0.0, 0.0
+        k = 0
+        while k + 1 < j:
+            even += row[k] * x[k]
+            odd += row[k + 1] * x[k + 1]
+            y[k] += xj * row[k]
+            y[k + 1] += xj * row[k + 1]
+            k += 2
+        if k < j:
+            even += row[k] * x[k]
+            y[k] += xj * row[k]
+        y[j] = even + odd + xj * row[j]
+
+
+cdef inline void scale_tile(double *s, Py_ssize_t m, const double *lam, const int64_t *lam_ptr,
+                            Py_ssize_t tile) noexcept nogil:
+    """Columns of tile ``tile`` of S from C, every block 1 x 1."""
+    cdef Py_ssize_t j0 = tile * TILE, j1 = min(m, j0 + TILE), k0, k1, j, k
+    cdef const double *c = s + m
+    cdef double lam_j
+    k0 = j0
+    while k0 < m:
+        k1 = min(m, k0 + TILE)
+        for j in range(j0, j1):
+            lam_j = lam[lam_ptr[j]]
+            for k in range(max(k0, j), k1):
+                s[j * m + k] = lam_j * lam[lam_ptr[k]] * c[k * m + j]
+        k0 = k1
+    for j in range(j0, j1):
+        s[j * m + j] += 1.0
+
+
+cdef inline void scale_tile_blocks(double *s, Py_ssize_t m, const double *lam, const int64_t *block_ptr,
+                                   const int64_t *lam_ptr, Py_ssize_t n_blocks, Py_ssize_t tile) noexcept nogil:
+    """The same for blocks of any size: S_jk = L_j' C_jk L_k."""
+    cdef Py_ssize_t j0 = tile * TILE, j1 = min(n_blocks, j0 + TILE), k0, k1, bj, bk, r, c, x, y
+    cdef Py_ssize_t lj, lk, oj, ok
+    cdef const double *cc = s + m
+    cdef const double *fj
+    cdef const double *fk
+    cdef double total, inner
+    k0 = j0
+    while k0 < n_blocks:
+        k1 = min(n_blocks, k0 + TILE)
+        for bj in range(j0, j1):
+            oj, lj, fj = block_ptr[bj], block_ptr[bj + 1] - block_ptr[bj], lam + lam_ptr[bj]
+            for bk in range(max(k0, bj), k1):
+                ok, lk, fk = block_ptr[bk], block_ptr[bk + 1] - block_ptr[bk], lam + lam_ptr[bk]
+                for r in range(lj):
+                    for c in range(r if bk == bj else 0, lk):
+                        total = 0.0
+                        for x in range(r, lj):
+                            inner = 0.0
+                            for y in range(c, lk):
+                                if bk == bj and x > y:
+                                    inner += cc[(oj + x) * m + ok + y] * fk[y * lk + c]
+                                else:
+                                    inner += cc[(ok + y) * m + oj + x] * fk[y * lk + c]
+                            total += fj[x * lj + r] * inner
+                        s[(oj + r) * m + ok + c] = total
+        k0 = k1
+    for bj in range(j0, j1):
+        for x in range(block_ptr[bj], block_ptr[bj + 1]):
+            s[x * m + x] += 1.0
+
+
+cdef inline void triangular(double *factor, double *x, Py_ssize_t size, Py_ssize_t k, char trans) noexcept nogil:
+    cdef char side = b"L", uplo = b"L", diag = b"N"
+    cdef int m = <int>size, n = <int>k
+    cdef double one = 1.0
+    if k:
+        dtrsm(&side, &uplo, &trans, &diag, &m, &n, &one, factor, &m, x, &m)

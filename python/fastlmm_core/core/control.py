@@ -30,6 +30,9 @@ class Control:
         Threads of the kernels and of BLAS; None takes every processor this process may use.
     memory_limit : int or None
         Bytes a factor may take; None takes what the machine has free. A larger prediction is refused.
+    check_levels : bool
+        Refuse a grouping factor with as many levels as rows, whose variance the residuals' hides. Where known weights
+        differ they tell the two apart, as in a meta-analysis: False then fits it.
     """
 
     engine: str = "auto"
@@ -37,6 +40,7 @@ class Control:
     tol: float = 1e-10
     threads: int | None = None
     memory_limit: int | None = None
+    check_levels: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

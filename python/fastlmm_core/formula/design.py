@@ -27,7 +27,7 @@ from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.levels import Factor, Levels, combine
-from fastlmm_core.formula.newdata import NewDesign, grouping_factor, offset_values
+from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
@@ -140,6 +140,7 @@ class Design:
         fixed: bool = True,
         random: bool | Sequence[int] = True,
         columns_only: Sequence[int] = (),
+        coded_anew: Sequence[int] = (),
         allow_new_levels: bool = False,
         new_level_advice: str = "allow_new_levels=True predicts them without its effect",
     ) -> NewDesign:
@@ -156,6 +157,8 @@ class Design:
             Which random-effect terms to compute.
         columns_only : sequence of int
             Terms of which only z is computed: their codes are -1, and their grouping columns need not be there.
+        coded_anew : sequence of int
+            Terms whose codes number the levels that the new data have, whether the model has seen them or not.
         allow_new_levels : bool
             Code unseen and missing levels of grouping factors -1 instead of refusing them.
         new_level_advice : str
@@ -171,8 +174,23 @@ class Design:
             A column is absent or has infinite values, or a level that the model has not seen.
         """
         return newdata.rebuild(
-            self, data, fixed, random, columns_only, allow_new_levels=allow_new_levels, new_level_advice=new_level_advice
+            self,
+            data,
+            fixed,
+            random,
+            columns_only,
+            coded_anew,
+            allow_new_levels=allow_new_levels,
+            new_level_advice=new_level_advice,
         )
+
+    def own_rows(self) -> NewDesign:
+        """The model's own rows in the form in which `rebuild` gives others."""
+        parts = tuple(NewRandom(term.codes, term.z, len(term.level_set)) for term in self.random)
+        if self.na_action != "exclude" or self.n_total == len(self.y):
+            return NewDesign(self.X, parts, self.offset, None, self.row_labels)
+        index = pd.RangeIndex(self.n_total) if self.table_index is None else self.table_index
+        return NewDesign(self.X, parts, self.offset, self.row_index, index)
 
     def group_of(self, k: int) -> RandomTerm:
         """The formula's term that the k-th random term is (a part of)."""
@@ -186,11 +204,7 @@ class Design:
 
     def by_row(self, values: Array) -> pd.Series:
         """One value a row used (n,) as a Series; with ``na_action="exclude"`` one a row of the table, NaN elsewhere."""
-        if self.na_action != "exclude" or self.n_total == len(self.y):
-            return pd.Series(values, index=self.row_labels, dtype=float, copy=True)
-        full = np.full(self.n_total, np.nan)
-        full[self.row_index] = values
-        return pd.Series(full, index=self.table_index)
+        return self.own_rows().by_row(values)
 
 
 def build_design(

@@ -1,7 +1,8 @@
 """Tables to columns: pandas, polars, pyarrow, whatever else narwhals reads, and dicts of arrays.
 
 Only the columns asked for are read. A column becomes a `Numeric` or a `Factor`; missing values are NaN or code -1.
-Dates and times count in days since 1970-01-01, periods by their start; as levels, and inside calls, they are themselves.
+Dates and times count in days since 1970-01-01, periods by their start; as levels and inside calls they are
+themselves.
 """
 
 from __future__ import annotations

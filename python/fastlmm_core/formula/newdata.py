@@ -29,15 +29,26 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NewRandom:
-    """A random-effect term for new rows: `codes` (n,) of int64, -1 for a new level, and `z` (n, l) or None."""
+    """A random-effect term for other rows.
 
-    codes: NDArray[np.int64]
+    Attributes
+    ----------
+    codes : ndarray (n,) of int
+        Level of each row, -1 for a new one.
+    z : ndarray (n, l) or None
+        None stands for a column of ones.
+    n_levels : int
+        Levels that the codes are of: the model's, or those of the new data where these are coded anew.
+    """
+
+    codes: NDArray[np.integer[Any]]
     z: Array | None
+    n_levels: int
 
 
 @dataclass(frozen=True)
 class NewDesign:
-    """A model's design for new rows, of which those with a missing value are left out.
+    """A model's design for the rows of a table, of which those with a missing value are left out.
 
     Attributes
     ----------
@@ -46,9 +57,9 @@ class NewDesign:
         One a random term of the model; None for those not asked for.
     offset : ndarray (n,) or None
     rows : ndarray (n,) of int64, or None
-        Positions in the new data of the rows that are complete; None where all are.
+        Positions in the table of the rows that are complete; None where all are.
     index : pandas.Index
-        Of all rows: the new data's own, or positions.
+        Of all rows: the table's own, or positions.
     """
 
     X: Array | None
@@ -57,19 +68,23 @@ class NewDesign:
     rows: NDArray[np.int64] | None
     index: pd.Index
 
+    def full(self, values: Array) -> Array:
+        """One value (or k) a complete row for all rows, NaN in the others."""
+        if self.rows is None:
+            return values
+        out = np.full((len(self.index), *np.shape(values)[1:]), np.nan)
+        out[self.rows] = values
+        return out
+
     def by_row(self, values: Array) -> pd.Series:
         """One value a complete row as a Series over all rows, NaN in the others."""
-        if self.rows is None:
-            return pd.Series(values, index=self.index)
-        full = np.full(len(self.index), np.nan)
-        full[self.rows] = values
-        return pd.Series(full, index=self.index)
+        return pd.Series(self.full(values), index=self.index, dtype=float, copy=True)
 
     def taken(self, values: ArrayLike, what: str) -> NDArray[np.float64]:
         """One value a row of the new data, or one for all, for the complete rows (n,)."""
         array = np.asarray(aligned(values, self.index, what), dtype=np.float64)
         if array.ndim and array.shape != (len(self.index),):
-            raise DataError(f"{what} has shape {array.shape}, the new data have {len(self.index)} rows")
+            raise DataError(f"{what} has shape {array.shape}, but there are {len(self.index)} rows")
         full = np.broadcast_to(array, len(self.index))
         return full if self.rows is None else full[self.rows]
 
@@ -80,6 +95,7 @@ def rebuild(
     fixed: bool,
     random: bool | Sequence[int],
     columns_only: Sequence[int],
+    coded_anew: Sequence[int],
     *,
     allow_new_levels: bool,
     new_level_advice: str,
@@ -89,15 +105,17 @@ def rebuild(
     wanted = range(len(design.random)) if random is True else ([] if random is False else list(random))
     evaluate = Evaluator(table, design.context, dict(design.state))
     specs: dict[Any, MatrixSpec] = {"fixed": design.spec} if fixed else {}
-    specs |= {k: spec for k in [*wanted, *columns_only] if (spec := design.random[k].spec) is not None}
-    _require(design, wanted, list(specs.values()), evaluate)
+    specs |= {k: spec for k in [*wanted, *columns_only, *coded_anew] if (spec := design.random[k].spec) is not None}
+    _require(design, [*wanted, *coded_anew], list(specs.values()), evaluate)
 
     variables = {key: variables_of(spec.terms, evaluate) for key, spec in specs.items()}
-    factors = {k: [grouping_factor(name, evaluate) for name in design.group_of(k).group] for k in wanted}
+    factors = {
+        k: [grouping_factor(name, evaluate) for name in design.group_of(k).group] for k in [*wanted, *coded_anew]
+    }
     offset = offset_values(design.formula.offsets, _known_offset(design), evaluate) if fixed else None
     masks = [mask for of in variables.values() for v in of.values() if (mask := v.missing()) is not None]
     if not allow_new_levels:
-        masks += [mask for of in factors.values() for factor in of if (mask := factor.missing()) is not None]
+        masks += [mask for k in wanted for factor in factors[k] if (mask := factor.missing()) is not None]
     if offset is not None:
         masks.append(np.isnan(offset))
     missing = np.logical_or.reduce(masks) if masks else np.zeros(0, dtype=bool)
@@ -109,11 +127,13 @@ def rebuild(
         where = "the fixed part" if key == "fixed" else f"the term on {design.random[key].group}"
         matrices[key] = _matrix(spec, variables[key], rows, n, where)
     parts: list[NewRandom | None] = [None] * len(design.random)
-    for k in [*wanted, *columns_only]:
-        codes = np.full(n, -1, np.int64)
-        if k in factors:
+    for k in [*wanted, *columns_only, *coded_anew]:
+        codes, q = np.full(n, -1, np.int64), len(design.random[k].level_set)
+        if k in coded_anew:
+            codes, q = _codes_anew(factors[k], rows)
+        elif k in factors:
             codes = _codes(design.random[k], factors[k], rows, allow_new_levels, new_level_advice)
-        parts[k] = NewRandom(codes, matrices.get(k))
+        parts[k] = NewRandom(codes, matrices.get(k), q)
     if offset is not None:
         offset = offset if rows is None else offset[rows]
         if count := int(np.isinf(offset).sum()):
@@ -133,7 +153,7 @@ def _require(design: Design, wanted: Sequence[int], specs: Sequence[MatrixSpec],
             for column in columns:
                 if column not in table:
                     raise DataError(
-                        f"{table.no_column(column)}. It is in the grouping factor {term.label}: re_form=\"none\" leaves "
+                        f'{table.no_column(column)}. It is in the grouping factor {term.label}: re_form="none" leaves '
                         "the random effects out"
                     )
             names += columns
@@ -167,6 +187,18 @@ def _codes(term: RandomDesign, factors: list[Factor], rows: Any, allow_new: bool
             f"({int((codes < 0).sum())} rows have such levels); {advice}"
         )
     return codes
+
+
+def _codes_anew(factors: list[Factor], rows: Any) -> tuple[NDArray[np.int64], int]:
+    """Codes and number of the levels that occur in the new data; a row whose level is missing has one of its own."""
+    codes = np.zeros(len(factors[0].codes), dtype=np.int64)
+    missing = np.zeros(len(codes), dtype=bool)
+    for factor in factors:
+        missing |= factor.codes < 0
+        codes = np.unique(codes * (len(factor.levels) + 1) + factor.codes, return_inverse=True)[1]
+    codes[missing] = len(codes) + np.arange(missing.sum())
+    codes = np.unique(codes if rows is None else codes[rows], return_inverse=True)[1]
+    return codes, int(codes.max(initial=-1)) + 1
 
 
 def grouping_factor(name: str, evaluate: Evaluator) -> Factor:

@@ -32,7 +32,10 @@ STRUCTURES = ("us", "diag")
 """Covariances within a level that a formula can ask for by name: `us(x | g)` is `(x | g)`, `diag(x | g)` independent
 columns."""
 _FOREIGN = frozenset(
-    "ar1 hetar1 ou exp gau mat cs homcs toep homtoep homdiag rr propto equalto unstr cosy arma mm gr zerocorr".split()
+    (
+        *("ar1", "hetar1", "ou", "exp", "gau", "mat", "cs", "homcs", "toep", "homtoep", "homdiag", "rr", "propto"),
+        *("equalto", "unstr", "cosy", "arma", "mm", "gr", "zerocorr"),
+    )
 )
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*(?=\()")
 _LONE_DOT = re.compile(r"(?<![\w.)\]])\.(?![\w.])")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections.abc import Container, Sequence
@@ -62,9 +63,10 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 def _read(text: str) -> Terms:
     """`parse_terms` of a text whose dotted names are quoted."""
     try:
+        readable, aliases = _readable(text)
         if any(symbol in text for symbol in "*:^/"):
-            _check_size(text)
-        formula = Formula(text)
+            _check_size(readable)
+        formula = Formula(readable)
     except FormulaError:
         raise
     except FormulaicError as error:
@@ -76,10 +78,12 @@ def _read(text: str) -> Terms:
     if not isinstance(formula, SimpleFormula):
         raise FormulaError(f"cannot read {shown(text)}: it has to be one sum of terms")
     place: dict[str, int] = {}
+    written: dict[str, str] = {}
     for term in formula:
         for factor in term.factors:
             start = factor.token.source_start if factor.token and factor.token.source_start is not None else 0
             place[factor.expr] = min(start, place.get(factor.expr, start))
+            written[factor.expr] = _as_written(factor.expr, aliases)
     intercept, terms, computed = False, [], set()
     for term in formula:
         if any(factor.eval_method is _LITERAL for factor in term.factors):
@@ -87,13 +91,45 @@ def _read(text: str) -> Terms:
                 raise FormulaError(f"a number cannot multiply a term in {shown(text)}: write I(2 * x)")
             intercept = True
             continue
-        terms.append(tuple(sorted((factor.expr for factor in term.factors), key=place.__getitem__)))
-        computed |= {factor.expr for factor in term.factors if factor.eval_method is _PYTHON}
+        exprs = sorted((factor.expr for factor in term.factors), key=place.__getitem__)
+        terms.append(tuple(written[expr] for expr in exprs))
+        computed |= {written[factor.expr] for factor in term.factors if factor.eval_method is _PYTHON}
     return Terms(intercept, tuple(terms), frozenset(computed))
 
 
+_ODD = re.compile(
+    r"`([^`]*)`|\"[^\"]*\"|'[^']*'|(?<![\w.])((?:as|is)\.\w+)(?=\s*\()|([A-Za-z]+\.[A-Za-z]+)(?=\s*=(?!=))"
+)
+
+
+def _readable(text: str) -> tuple[str, dict[str, str]]:
+    """The text with names that formulaic takes for something else under aliases, and what these stand for.
+
+    These are columns that are called like numbers or Python's keywords, and R's functions and arguments with dots.
+    """
+    aliases: dict[str, str] = {}
+
+    def alias(match: re.Match[str]) -> str:
+        quoted, call, argument = match.groups()
+        if call or argument or (quoted and (keyword.iskeyword(quoted) or quoted.replace(".", "").isnumeric())):
+            made = f"_alias_{len(aliases)}_"
+            aliases[made] = match[0]
+            return made
+        return match[0]
+
+    return (_ODD.sub(alias, text), aliases) if "`" in text or "." in text else (text, aliases)
+
+
+def _as_written(expr: str, aliases: dict[str, str]) -> str:
+    if expr in aliases:
+        return aliases[expr].strip("`")
+    for made, name in aliases.items():
+        expr = expr.replace(made, name)
+    return expr
+
+
 def _plain_message(error: FormulaicError, text: str) -> str:
-    """formulaic's message in plain characters, and what to write where Python's arithmetic was meant."""
+    """Formulaic's message in plain characters, and what to write where Python's arithmetic was meant."""
     # the lines after the first repeat the text with marks in it
     message = _COLOURS.sub("", str(error)).strip().splitlines()[0].rstrip(".")
     if re.search(r"[<>=!]=?|\d\s*\*(?!\*)|\*\s*\d", text):

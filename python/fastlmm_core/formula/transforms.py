@@ -99,7 +99,7 @@ def natural_spline(
     df: int | None = None,
     knots: ArrayLike | None = None,
     intercept: bool = False,
-    Boundary_knots: Sequence[float] | None = None,  # noqa: N803 - R's name, Boundary.knots
+    Boundary_knots: Sequence[float] | None = None,
     _state: dict[str, Any] | None = None,
 ) -> NDArray[np.float64]:
     """R's `ns`: a basis of the cubic splines that are linear beyond the boundary knots.

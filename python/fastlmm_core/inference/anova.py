@@ -31,7 +31,7 @@ def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite
 
 def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> pd.DataFrame:
     """The tests of several hypotheses as a table."""
-    method = ddf_method(result, ddf, stacklevel=5)
+    method = ddf_method(result, ddf)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
     frame = pd.DataFrame(
         {

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["coef_table"]
 
 
-def coef_table(result: FittedModel, *, ddf: str = "satterthwaite", stacklevel: int = 4) -> pd.DataFrame:
+def coef_table(result: FittedModel, *, ddf: str = "satterthwaite") -> pd.DataFrame:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
-    method = ddf_method(result, ddf, stacklevel=stacklevel)
+    method = ddf_method(result, ddf)
     kept = ~np.isnan(result.core.beta)
     columns = np.full((5, len(kept)), np.nan)
     se = np.sqrt(np.diagonal(method.cov))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import refit_ml
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def compare(*fits: FittedModel, refit: bool = True) -> pd.DataFrame:
             raise ModelError(
                 "REML fits compare only with REML fits of the same fixed part: fit with reml=False, or allow refit=True"
             )
-        warnings.warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning, stacklevel=2)
+        warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning)
         fits = tuple(refit_ml(fit) for fit in fits)
     rows = []
     for fit in fits:

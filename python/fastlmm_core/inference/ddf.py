@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
-from fastlmm_core.errors import FastLMMWarning, ModelError
+from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 
@@ -192,15 +192,13 @@ def method_name(ddf: str) -> str:
     return name
 
 
-def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
+def ddf_method(result: FittedModel, ddf: str) -> Method:
     """The method named `ddf` for one fit.
 
     Parameters
     ----------
     result : FittedModel
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    stacklevel : int
-        Of the warning, counted from here.
 
     Warns
     -----
@@ -209,11 +207,10 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
     """
     name = method_name(ddf)
     if name == "kenward-roger" and not result.reml:
-        warnings.warn(
+        warn(
             "Kenward-Roger is defined for REML: the model was refitted by REML for its standard errors and degrees of "
             "freedom",
             FastLMMWarning,
-            stacklevel=stacklevel,
         )
         result = reml_fit(result)
     core = result.core
@@ -247,7 +244,7 @@ def reml_fit(result: FittedModel) -> FittedModel:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FastLMMWarning)  # the fit's own warnings were given before
             options = replace(result.options, reml=True, start=None, verbose=0)
-            cache["reml_fit"] = fit_design(type(result), result.design, result.formula, options, stacklevel=2)
+            cache["reml_fit"] = fit_design(type(result), result.design, result.formula, options)
     found: FittedModel = cache["reml_fit"]
     return found
 

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from fastlmm_core.core import Objective, Term, cross_products, fit
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
-from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
 
@@ -183,7 +182,7 @@ def influence(
 def _cases(design: Design, by: str | ArrayLike) -> tuple[NDArray[np.int64], pd.Index, str]:
     if isinstance(by, str):
         if by == "obs":
-            return np.arange(len(design.y)), row_index(design), "obs"
+            return np.arange(len(design.y)), design.row_labels, "obs"
         for term in design.random:
             if term.group == by:
                 return np.asarray(term.codes, np.int64), pd.Index(term.levels, name=by), by

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
-from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import refit_ml
 
 if TYPE_CHECKING:
@@ -76,11 +75,10 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
     fits = list(models)
     if refit and any(m.reml for m in fits):
         fits = [refit_ml(m) for m in fits]
-        warnings.warn(
+        warn(
             "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
             "compares restricted likelihoods where only the random terms differ",
             FastLMMWarning,
-            stacklevel=2,
         )
     elif any(m.reml for m in fits):
         if not all(m.reml for m in fits):

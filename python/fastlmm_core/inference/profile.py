@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import blas_threads
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning, warn
 from fastlmm_core.fitting.fit import refit_ml
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
@@ -159,10 +159,9 @@ def profile(
             curves.append(curve)
             better = max(better, core.criterion - found)
     if better > BETTER:
-        warnings.warn(
+        warn(
             f"profiling found a deviance {better:.3g} below the fit's, which is no optimum: fit it from another start",
             ConvergenceWarning,
-            stacklevel=3,
         )
     return Profile(tuple(curves), core.criterion)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.fitting.predict import predict, row_index
+from fastlmm_core.fitting.predict import predict
 from fastlmm_core.fitting.ranef import ranef
 from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.inference.coef_table import coef_table
@@ -138,7 +138,7 @@ def glance(fit: FittedModel) -> pd.DataFrame:
 def augment(fit: FittedModel, data: Any = None) -> pd.DataFrame:
     """One row an observation; see `LmerResult.augment`."""
     design, core = fit.design, fit.core
-    index = row_index(design)
+    index = design.row_labels
     h = leverages(design, core)
     scaled = weighted_residuals(design, core) / core.sigma
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -146,7 +146,7 @@ def augment(fit: FittedModel, data: Any = None) -> pd.DataFrame:
     out: dict[str, Any] = {
         "fitted": core.fitted,
         "resid": design.y - core.fitted,
-        "fixed": predict(design, core, re_form=None),
+        "fixed": predict(design, core, re_form="none"),
         "hat": h,
         "cooksd": cooks,
         "std_resid": residuals(design, core, "studentized"),
@@ -166,7 +166,7 @@ def _model_frame(fit: FittedModel) -> pd.DataFrame:
     frame.update({name: design.X[:, j] for j, name in enumerate(design.x_names) if name != "Intercept"})
     for term in design.random:
         frame[term.group] = pd.Categorical.from_codes(term.codes, categories=pd.Index(term.levels))
-    return pd.DataFrame(frame, index=row_index(design))
+    return pd.DataFrame(frame, index=design.row_labels)
 
 
 def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
@@ -178,5 +178,5 @@ def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
     used = frame.iloc[design.row_index]
-    used.index = row_index(design)
+    used.index = design.row_labels
     return used

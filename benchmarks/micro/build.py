@@ -27,7 +27,7 @@ setup(name="kernels", ext_modules=modules)
 
 def kernels() -> ModuleType:
     """The compiled window on the kernels."""
-    sources = [HERE / "kernels.pyx", *sorted((ROOT / "src" / "fastlmm_core").glob("*.pxd"))]
+    sources = [HERE / "kernels.pyx", *sorted((ROOT / "src").rglob("*.pxd"))]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources) + sys.version.encode()).hexdigest()[:12]
     folder = ROOT / "build" / "benchmarks" / f"micro-{key}"
     path = folder / f"kernels{EXTENSION_SUFFIXES[0]}"

@@ -13,7 +13,6 @@ from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning, warn
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.formula.checks import constant_response
-from fastlmm_core.formula.frame import aligned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,9 +150,8 @@ def refit(result: F, new_y: Any) -> F:
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
     n = len(design.y)
-    new_y = _of_rows(new_y, design)
     try:
-        y = np.array(new_y, dtype=float)
+        y = np.array(design.of_rows(new_y, "new_y"), dtype=float)
     except (TypeError, ValueError) as error:
         raise DataError(f"new_y is not numeric: {error}") from None
     if y.ndim == 2 and y.shape[1] == 1:
@@ -171,16 +169,6 @@ def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
         if spread == 0.0:
             raise constant_response("new_y", y)
     return y
-
-
-def _of_rows(new_y: Any, design: Design) -> Any:
-    """A pandas response in the order of the rows of the fit, by their labels; anything else as it is."""
-    index = design.index
-    if index is None or not hasattr(new_y, "index") or not hasattr(new_y, "iloc"):
-        return new_y
-    if len(new_y) == design.n_total and new_y.index[design.row_index].equals(index):
-        return new_y
-    return aligned(new_y, index, "new_y")
 
 
 def refit_ml(result: F) -> F:

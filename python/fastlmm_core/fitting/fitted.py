@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import SpellingError
+from fastlmm_core.errors import DataError, SpellingError
 from fastlmm_core.fitting import coefficients, ranef, var_corr
 from fastlmm_core.fitting.spelling import Count, Figure, no_attribute
 
@@ -53,11 +55,32 @@ class FittedModel:
     options: FitOptions
     kept: dict[str, Any] = field(default_factory=dict)  # workspaces to use again, shared by refits; never pickled
 
-    def __getattr__(self, name: str) -> Any:
-        raise no_attribute(type(self).__name__, name)
+    if not TYPE_CHECKING:  # to a type checker it would mean that every attribute exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(type(self).__name__, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": {}}
+
+    def keep_data(self, data: Any) -> None:
+        """Remember the table of the fit for as long as somebody else holds it."""
+        with suppress(TypeError):  # a dict of arrays cannot be referred to weakly
+            self.kept["data"] = weakref.ref(data)
+
+    def kept_data(self) -> Any:
+        """The table of the fit.
+
+        Raises
+        ------
+        DataError
+            Nobody holds it any more, or it could not be remembered.
+        """
+        reference = self.kept.get("data")
+        data = None if reference is None else reference()
+        if data is None:
+            raise DataError("the table of the fit is not kept: pass data=")
+        return data
 
     @property
     def params(self) -> pd.Series:

@@ -25,9 +25,10 @@ from fastlmm_core.formula.checks import (
 )
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix, variables_of
-from fastlmm_core.formula.frame import Numeric, Table, Variable
+from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned
+from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Levels, combine
-from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_values
+from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
@@ -123,9 +124,15 @@ class Design:
     context: Context = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
+    grid_source: GridSource = field(repr=False)
     notes: tuple[str, ...] = ()
     na_action: str = "drop"
     table_index: pd.Index | None = field(repr=False, default=None)  # of all rows, where na_action="exclude" needs it
+
+    @property
+    def grid_info(self) -> GridInfo:
+        """Levels, means and joint counts of the fixed part's raw columns over the rows used."""
+        return self.grid_source.info()
 
     def with_response(self, y: Array) -> Design:
         """The same design with another response (n,), which nothing else in it depends on."""
@@ -183,6 +190,17 @@ class Design:
             allow_new_levels=allow_new_levels,
             new_level_advice=new_level_advice,
         )
+
+    def of_rows(self, values: Any, what: str) -> Any:
+        """A pandas object with a value a row (of the table or of those used), by label; anything else as it is.
+
+        Raises DataError where its labels are not those of the rows used.
+        """
+        if self.index is None or not isinstance(values, (pd.Series, pd.DataFrame)):
+            return values
+        if len(values) == self.n_total and values.index[self.row_index].equals(self.index):
+            return values
+        return aligned(values, self.index, what)
 
     def own_rows(self) -> NewDesign:
         """The model's own rows in the form in which `rebuild` gives others."""
@@ -273,8 +291,7 @@ def build_design(
     for name, computed in groups.items():
         needed += evaluate.names(name) if computed and name not in table else [name]
     if "." in parsed.fixed:
-        offset_columns = [name for expr in parsed.offsets for name in evaluate.names(expr)]
-        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns})
+        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns(parsed.offsets, offset, evaluate)})
     fixed_terms = parse_terms(parsed.fixed, table.names)
     random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
     needed += columns_of([fixed_terms, *random_terms.values()], evaluate)
@@ -318,6 +335,7 @@ def build_design(
     designs = _in_order(parts, _group_codes(parsed.random, coded))
     final_weights = None if prior is None else sound_weights(prior, rows)
     check_sizes(designs, n, final_weights, check_levels)
+    grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()
     return Design(
         formula=parsed,
@@ -337,9 +355,27 @@ def build_design(
         context=context,
         state=state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
+        grid_source=grid_source,
         notes=reading_notes(answer, parsed.response, n_zero),
         na_action=na_action,
         table_index=table.index if na_action == "exclude" else None,
+    )
+
+
+def _grid_source(
+    terms: Terms,
+    spec: MatrixSpec,
+    offsets: Sequence[str],
+    offset: str | ArrayLike | None,
+    evaluate: Evaluator,
+    rows: Rows,
+    n: int,
+) -> GridSource:
+    fixed = dict.fromkeys(columns_of([terms], evaluate))
+    calls = [expr for expr in spec.factors if expr in terms.computed]
+    names = dict.fromkeys([*fixed, *offset_columns(offsets, offset, evaluate)])
+    return GridSource(
+        {name: evaluate.table[name] for name in names}, rows, n, calls, frozenset(names) - frozenset(fixed)
     )
 
 

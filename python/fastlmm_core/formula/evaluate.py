@@ -29,7 +29,7 @@ from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
 from fastlmm_core.formula.transforms import FACTOR_MAKERS, TRANSFORMS, Coded
 
-__all__ = ["Context", "Evaluator", "column_series", "parse_python"]
+__all__ = ["Context", "Evaluator", "column_series", "names_in", "parse_python"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
 
@@ -199,6 +199,11 @@ class Evaluator:
         return _scatter(_variable(value, expr, n), whole)
 
 
+def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
+    """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
+    return {name for name, role in _Names(expr, columns).roles() if role != "call"}
+
+
 def parse_python(code: str) -> ast.Expression:
     """The syntax tree of an expression; FormulaError, with Python's message, where it is none."""
     try:
@@ -212,7 +217,7 @@ def parse_python(code: str) -> ast.Expression:
 class _Names:
     """The names of a Python expression whose odd columns are back-quoted, and what each is used for."""
 
-    def __init__(self, expr: str, table: Table) -> None:
+    def __init__(self, expr: str, columns: Container[str]) -> None:
         quoted: dict[str, str] = {}
 
         def alias(match: re.Match[str]) -> str:
@@ -221,7 +226,7 @@ class _Names:
             return quoted.setdefault(match[1], f"_quoted_{len(quoted)}_")
 
         try:
-            self.tree = parse_python(_BACKQUOTED.sub(alias, plain_code(expr, table)))
+            self.tree = parse_python(_BACKQUOTED.sub(alias, plain_code(expr, columns)))
             self.nodes = list(ast.walk(self.tree))
         except FormulaError as error:
             raise FormulaError(f"cannot read {shown(expr)}: {error}") from None

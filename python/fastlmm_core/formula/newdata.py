@@ -17,12 +17,12 @@ from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
 from fastlmm_core.formula.frame import Table, Variable, aligned, as_factor
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
-from fastlmm_core.formula.rowwise import numeric_argument
+from fastlmm_core.formula.rowwise import argument_columns, numeric_argument
 
 if TYPE_CHECKING:
     from fastlmm_core.formula.design import Design, RandomDesign
 
-__all__ = ["NewDesign", "NewRandom", "grouping_factor", "offset_values", "rebuild"]
+__all__ = ["NewDesign", "NewRandom", "grouping_factor", "offset_columns", "offset_values", "rebuild"]
 
 Array = NDArray[np.float64]
 
@@ -215,6 +215,15 @@ def offset_values(expressions: Sequence[str], given: str | ArrayLike | None, eva
         return None
     total: Array = np.sum(parts, axis=0)
     return total
+
+
+def offset_columns(expressions: Sequence[str], given: str | ArrayLike | None, evaluate: Evaluator) -> list[str]:
+    """The columns that a formula's `offset()` terms, and an offset given as a text beside it, read."""
+    columns = argument_columns(given, "offset", evaluate.table, evaluate.context)
+    for expr in expressions:
+        name = unquote_name(expr)
+        columns += evaluate.names(expr) if name is None else [name]
+    return columns
 
 
 def _numeric(evaluate: Evaluator, expr: str, what: str) -> Array:

@@ -23,7 +23,7 @@ from fastlmm_core.formula.frame import Numeric, Table, aligned, moments
 from fastlmm_core.formula.quoting import plain_code, python_power, shown, unquote_name
 from fastlmm_core.formula.transforms import ELEMENTWISE
 
-__all__ = ["numeric_argument", "subset_rows"]
+__all__ = ["argument_columns", "numeric_argument", "subset_rows"]
 
 MAX_LENGTH = 65_536
 _NUMPY = ["isnan", "isfinite", "arctan2", "hypot", "power", "mod", "isin"]
@@ -94,10 +94,21 @@ def _value(value: Any, what: str, table: Table, context: Context) -> NDArray[Any
     return array
 
 
-def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:
-    for name in (text, unquote_name(text)):
-        if name is not None and name in table:
-            return _column(name, table)
+def argument_columns(value: Any, what: str, table: Table, context: Context) -> list[str]:
+    """The columns that an argument reads: the one it names, those of an expression, none for an array."""
+    if not isinstance(value, str):
+        return []
+    name = _named(value, table)
+    return [name] if name is not None else _read(value, what, table, context)[1].columns
+
+
+def _named(text: str, table: Table) -> str | None:
+    """The column whose name the text is, plainly or in back-quotes."""
+    return next((name for name in (text, unquote_name(text)) if name is not None and name in table), None)
+
+
+def _read(text: str, what: str, table: Table, context: Context) -> tuple[ast.Expression, _Interpreter]:
+    """The syntax tree of an expression and what evaluates it."""
     if len(text) > MAX_LENGTH:
         raise FormulaError(f"{what} has {len(text):,} characters; at most {MAX_LENGTH:,} are read")
     quoted: dict[str, str] = {}
@@ -111,9 +122,14 @@ def _column_or_expression(text: str, what: str, table: Table, context: Context) 
         tree = parse_python(_TOKENS.sub(rewrite, python_power(plain_code(text, table), everywhere=True)))
     except FormulaError as error:
         raise FormulaError(f"cannot read {what}={shown(text)}: {error}") from None
-    names = {made: name for name, made in quoted.items()}
-    interpreter = _Interpreter(table, context, names)
-    table.require(interpreter.columns(tree))
+    return tree, _Interpreter(table, context, {made: name for name, made in quoted.items()}, tree)
+
+
+def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:
+    if (name := _named(text, table)) is not None:
+        return _column(name, table)
+    tree, interpreter = _read(text, what, table, context)
+    table.require(interpreter.columns)
     try:
         with np.errstate(all="ignore"):
             return interpreter(tree.body)
@@ -140,14 +156,12 @@ def _column(name: str, table: Table) -> NDArray[Any]:
 class _Interpreter:
     """Evaluates the arithmetic and logic of an expression, refusing all other Python."""
 
-    def __init__(self, table: Table, context: Context, names: Mapping[str, str]) -> None:
+    def __init__(self, table: Table, context: Context, names: Mapping[str, str], tree: ast.AST) -> None:
         self.table, self.context, self.names = table, context, names
-
-    def columns(self, tree: ast.AST) -> list[str]:
-        """The names that have to be columns of the data."""
         called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        names = [self.names.get(n.id, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
-        return [n for n in names if n in self.table or not (n in _CALLABLE or n == "np" or n in self.context)]
+        read = [names.get(n.id, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+        # what nothing else explains has to be a column
+        self.columns = [n for n in read if n in table or not (n in _CALLABLE or n == "np" or n in context)]
 
     def __call__(self, node: ast.AST) -> Any:
         match node:

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["anova_table", "drop1"]
 
 
-def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+TYPES = {"1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
+"""Types of sums of squares by number and as R and SAS write them."""
+
+
+def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
     """F tests of each term; see `LmerResult.anova`."""
+    if str(type).upper() not in TYPES:
+        raise ModelError(f"type {type!r} does not exist: use 1, 2 or 3 (or I, II, III)")
     kept = ~np.isnan(result.core.beta)
-    hypotheses = term_hypotheses(result.design, kept, type)
+    hypotheses = term_hypotheses(result.design, kept, TYPES[str(type).upper()])
     return f_table(result, hypotheses, ddf)
 
 

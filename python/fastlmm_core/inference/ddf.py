@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
 
 METHODS = ("satterthwaite", "kenward-roger", "residual", "normal")
+_SHORT = {"kr": "kenward-roger", "kenwardroger": "kenward-roger", "satt": "satterthwaite", "asymptotic": "normal"}
 
 RANK = 1e-8
 """Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
@@ -187,6 +188,7 @@ def pooled_df(df: Array) -> float:
 def method_name(ddf: str) -> str:
     """The name of a method in its one spelling; ModelError for an unknown one."""
     name = str(ddf).strip().lower().replace("_", "-").replace(" ", "-")
+    name = _SHORT.get(name, name)
     if name not in METHODS:
         raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, METHODS))}")
     return name

@@ -188,7 +188,7 @@ def _cases(design: Design, by: str | ArrayLike) -> tuple[NDArray[np.int64], pd.I
                 return np.asarray(term.codes, np.int64), pd.Index(term.levels, name=by), by
         have = ", ".join(dict.fromkeys(t.group for t in design.random))
         raise DataError(f"{by!r} is not a grouping factor of the model; they are {have} (and 'obs' is every row)")
-    labels = np.asarray(by)
+    labels = np.asarray(design.of_rows(by, "by"))
     if labels.shape not in ((len(design.y),), (design.n_total,)):
         raise DataError(f"by has shape {labels.shape}, but the fit used {len(design.y)} rows")
     codes, levels = pd.factorize(labels if len(labels) == len(design.y) else labels[design.row_index])

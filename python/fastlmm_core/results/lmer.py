@@ -142,4 +142,6 @@ def lmer(
         return cast("LmerResult", objective_of(design, options))  # `Fitter` has the type that callers see
     if theta is not None:
         options = replace(options, start=theta)
-    return fit_design(LmerResult, design, formula, options)
+    result = fit_design(LmerResult, design, formula, options)
+    result.keep_data(data)
+    return result

@@ -121,12 +121,12 @@ class DdfMethods:
 
         return f_test(cast("LmerResult", self), hypotheses, ddf=ddf)
 
-    def anova(self, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+    def anova(self, type: int | str = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
         """F tests of the terms of the fixed part.
 
         Parameters
         ----------
-        type : {3, 2, 1}
+        type : {3, 2, 1} or {"III", "II", "I"}
             3: each term as if added last, factors taken to be coded by contrasts that sum to zero, whatever coding the
             fit uses. 2: each term beyond the others that do not contain it. 1: one after the other as written.
         ddf : str

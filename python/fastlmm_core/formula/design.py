@@ -31,6 +31,7 @@ from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.terms import Terms, parse_terms
 
@@ -125,6 +126,7 @@ class Design:
     state: Mapping[str, Any] = field(repr=False)
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
     grid_source: GridSource = field(repr=False)
+    residual: ResidualDesign | None = None
     notes: tuple[str, ...] = ()
     na_action: str = "drop"
     table_index: pd.Index | None = field(repr=False, default=None)  # of all rows, where na_action="exclude" needs it
@@ -237,6 +239,8 @@ def build_design(
     env: Mapping[str, Any] | None = None,
     check_levels: bool = True,
     response: Callable[[Variable, str, Rows], Array] = sound_response,
+    residual: str | None = None,
+    dispersion: str | None = None,
 ) -> Design:
     """Arrays of a mixed model from its formula and a table.
 
@@ -262,6 +266,8 @@ def build_design(
         Refuse grouping factors with as many levels as rows; weights that differ can identify their variance.
     response : callable
         From the response as a variable, its name and the rows used to its array.
+    residual, dispersion : str, optional
+        Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
 
     Returns
     -------
@@ -281,8 +287,10 @@ def build_design(
         raise ModelError(
             f'na_action must be "drop" (R\'s na.omit), "exclude" (na.exclude) or "raise" (na.fail), not {na_action!r}'
         )
-    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula)
+    structured = residual is not None or dispersion is not None
+    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula, fixed_only=structured)
     table, context = Table(data), Context(env)
+    request = ResidualRequest(residual, dispersion, table, env) if structured else None
     state: dict[str, Any] = {}
     evaluate = Evaluator(table, context, state)
     answer_name = unquote_name(parsed.response)
@@ -295,6 +303,7 @@ def build_design(
     fixed_terms = parse_terms(parsed.fixed, table.names)
     random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
     needed += columns_of([fixed_terms, *random_terms.values()], evaluate)
+    needed += request.needed if request is not None else []
     table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
 
     answer = evaluate(parsed.response) if answer_name is None else table[answer_name]
@@ -305,6 +314,8 @@ def build_design(
     for of_term in random_variables.values():
         variables.update(of_term)
     variables.update(factors)
+    of_residual = request.variables() if request is not None else {}
+    variables.update(of_residual)
     total = offset_values(parsed.offsets, offset, evaluate)
     if total is not None:
         variables["the offset"] = Numeric(total)
@@ -335,6 +346,7 @@ def build_design(
     designs = _in_order(parts, _group_codes(parsed.random, coded))
     final_weights = None if prior is None else sound_weights(prior, rows)
     check_sizes(designs, n, final_weights, check_levels)
+    within = None if request is None else request.design(take(of_residual), n)
     grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()
     return Design(
@@ -355,6 +367,7 @@ def build_design(
         context=context,
         state=state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
+        residual=within,
         grid_source=grid_source,
         notes=reading_notes(answer, parsed.response, n_zero),
         na_action=na_action,

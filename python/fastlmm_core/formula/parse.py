@@ -102,7 +102,7 @@ class ParsedFormula:
         return f"{self.response} ~ {' + '.join(parts)}"
 
 
-def parse_formula(text: str) -> ParsedFormula:
+def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     """Take a mixed-model formula apart.
 
     Parameters
@@ -112,6 +112,8 @@ def parse_formula(text: str) -> ParsedFormula:
         `(1 | a/b)`, `(1 | a:b)`, `(1 | factor(id))`, `us(x | g)`, `diag(x | g)`; a lone one needs no parentheses
         (`y ~ 1 | g`), and `- (1 | g)` takes one out again. `.` stands for all other columns. `^` inside a function
         call is a power, as in R.
+    fixed_only : bool
+        Whether a formula without random terms will do.
 
     Returns
     -------
@@ -135,7 +137,12 @@ def parse_formula(text: str) -> ParsedFormula:
         )
     if len(text) > MAX_LENGTH:
         raise FormulaError(f"the formula has {len(text):,} characters; at most {MAX_LENGTH:,} are read")
-    return _parse(str(text))
+    parsed = _parse(str(text))
+    if not parsed.random and not fixed_only:
+        raise FormulaError(
+            f"no random-effect term such as (1 | group) in {shown(text)}; without one use a linear model"
+        )
+    return parsed
 
 
 @lru_cache(maxsize=256)
@@ -168,10 +175,6 @@ def _parse(text: str) -> ParsedFormula:
             offsets.append(python_power(argument, everywhere=True))
         else:
             fixed.append(f"{sign} {summand}" if fixed or sign == "-" else summand)
-    if not random:
-        raise FormulaError(
-            f"no random-effect term such as (1 | group) in {shown(text)}; without one use a linear model"
-        )
     return ParsedFormula(
         python_power(response, everywhere=True), python_power(" ".join(fixed)) or "1", tuple(random), tuple(offsets)
     )

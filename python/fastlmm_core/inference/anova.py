@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from fastlmm_core.core import fit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import core_terms, refit_ml
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
-from fastlmm_core.inference.ddf import FTest, ddf_method
+from fastlmm_core.inference.ddf import FTest
+from fastlmm_core.inference.robust import covariance_method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,18 +27,22 @@ TYPES = {"1": 1, "2": 2, "3": 3, "I": 1, "II": 2, "III": 3}
 """Types of sums of squares by number and as R and SAS write them."""
 
 
-def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+def anova_table(
+    result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite", **covariance: Any
+) -> pd.DataFrame:
     """F tests of each term; see `LmerResult.anova`."""
     if str(type).upper() not in TYPES:
         raise ModelError(f"type {type!r} does not exist: use 1, 2 or 3 (or I, II, III)")
     kept = ~np.isnan(result.core.beta)
     hypotheses = term_hypotheses(result.design, kept, TYPES[str(type).upper()])
-    return f_table(result, hypotheses, ddf)
+    return f_table(result, hypotheses, ddf, **covariance)
 
 
-def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> pd.DataFrame:
+def f_table(
+    result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any
+) -> pd.DataFrame:
     """The tests of several hypotheses as a table."""
-    method = ddf_method(result, ddf)
+    method = covariance_method(result, ddf, **covariance)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
     frame = pd.DataFrame(
         {

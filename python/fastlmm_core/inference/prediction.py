@@ -190,12 +190,12 @@ def predict_interval(
     columns = ["fit", "std_error", "df", "lower", "upper"]
     if len(estimate) == 0:  # no row is complete
         return pd.DataFrame(rows.full(np.empty((0, 5))), index=rows.index, columns=columns)
-    objective = core.objective()
     weights = _weights(design, weights, rows, newdata is None) if observation else None
     target = targets(design, core, rows, masks, observation=observation, weights=weights)
-    variance, _ = target.at(objective, core.theta)
-    if ddf == "satterthwaite" or not theta_known:
-        df, moved = uncertain_theta(target, objective, core.theta, variance)
+    with core.workspace() as objective:
+        variance, _ = target.at(objective, core.theta)
+        if ddf == "satterthwaite" or not theta_known:
+            df, moved = uncertain_theta(target, objective, core.theta, variance)
     if not theta_known:
         variance = variance + 2.0 * moved
     if ddf == "satterthwaite":

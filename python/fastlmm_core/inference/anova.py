@@ -32,7 +32,7 @@ def anova_table(
 ) -> pd.DataFrame:
     """F tests of each term; see `LmerResult.anova`."""
     if str(type).upper() not in TYPES:
-        raise ModelError(f"type {type!r} does not exist: use 1, 2 or 3 (or I, II, III)")
+        raise ModelError(f"anova type {type!r} does not exist: use 3, 2 or 1 (or III, II, I)")
     kept = ~np.isnan(result.core.beta)
     hypotheses = term_hypotheses(result.design, kept, TYPES[str(type).upper()])
     return f_table(result, hypotheses, ddf, **covariance)

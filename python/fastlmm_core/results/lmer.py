@@ -151,7 +151,9 @@ def lmer(
         dispersion=dispersion,
     )
     if design.residual is not None:
-        return fit_structured(design, formula, options, start, objective_only=objective_only)
+        structured = fit_structured(design, formula, options, start, objective_only=objective_only)
+        structured.keep_data(data)
+        return structured
     theta = checked_start(start, design)
     if objective_only:
         return cast("LmerResult", objective_of(design, options))  # `Fitter` has the type that callers see

@@ -143,8 +143,10 @@ def sound_offset(values: Array, rows: Rows) -> Array:
     return offset
 
 
-def check_sizes(designs: Sequence[GroupedTerm], n: int, weights: Array | None = None, check: bool = True) -> None:
-    """lme4's checks: more than one level, fewer levels than rows, fewer random effects than rows.
+def check_sizes(
+    designs: Sequence[GroupedTerm], n: int, weights: Array | None = None, *, check: bool = True, residual: bool = True
+) -> None:
+    """lme4's checks: more than one level and, beside a residual, fewer levels and fewer random effects than rows.
 
     Weights that differ tell the effect of a row from its residual; the last two are not made then unless `check`.
     """
@@ -157,7 +159,7 @@ def check_sizes(designs: Sequence[GroupedTerm], n: int, weights: Array | None = 
                 f"grouping factors must have more than one level: {term.group} has only {term.level_set.labels[0]!r} "
                 f"in the {n} rows used"
             )
-        if differ and not check:
+        if not residual or (differ and not check):
             continue
         if q >= n:
             raise ModelError(

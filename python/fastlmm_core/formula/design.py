@@ -239,6 +239,7 @@ def build_design(
     env: Mapping[str, Any] | None = None,
     check_levels: bool = True,
     response: Callable[[Variable, str, Rows], Array] = sound_response,
+    observation_level: bool = False,
     residual: str | None = None,
     dispersion: str | None = None,
 ) -> Design:
@@ -266,6 +267,9 @@ def build_design(
         Refuse grouping factors with as many levels as rows; weights that differ can identify their variance.
     response : callable
         From the response as a variable, its name and the rows used to its array.
+    observation_level : bool
+        Whether a term may have as many levels as there are rows, as it may where rows have no residual variance of
+        their own to tell it from.
     residual, dispersion : str, optional
         Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
 
@@ -345,7 +349,7 @@ def build_design(
     ]
     designs = _in_order(parts, _group_codes(parsed.random, coded))
     final_weights = None if prior is None else sound_weights(prior, rows)
-    check_sizes(designs, n, final_weights, check_levels)
+    check_sizes(designs, n, final_weights, check=check_levels, residual=not observation_level)
     within = None if request is None else request.design(take(of_residual), n)
     grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()

@@ -25,7 +25,7 @@ from fastlmm_core.formula.quoting import (
     unwrap,
 )
 
-__all__ = ["ParsedFormula", "RandomTerm", "expand_dot", "parse_formula"]
+__all__ = ["ParsedFormula", "RandomTerm", "expand_dot", "parse_formula", "summands"]
 
 MAX_LENGTH = 65_536  # a thousand columns by name have fifteen thousand characters
 STRUCTURES = ("us", "diag")
@@ -236,7 +236,8 @@ def _hidden_bar(text: str) -> bool:
     return False
 
 
-def _summands(text: str) -> Iterator[tuple[str, str]]:
+def summands(text: str) -> Iterator[tuple[str, str]]:
+    """The sign and the text of each summand outside brackets."""
     depths = depths_of(text)
     sign, start = "+", 0
     for i in range(len(text) + 1):
@@ -265,7 +266,7 @@ def _flat_summands(text: str) -> Iterator[tuple[str, str]]:
             )
         yield "+", f"({text})"
         return
-    for sign, summand in _summands(text):
+    for sign, summand in summands(text):
         if _bar_terms(summand) is not None or not _hidden_bar(summand):
             yield sign, summand
         elif (inner := unwrap(summand)) is not None:

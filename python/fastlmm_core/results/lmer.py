@@ -136,7 +136,12 @@ def lmer(
         env = caller.f_globals
         if caller.f_locals is not env:
             env = ChainMap(dict(caller.f_locals), env)
-    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose))
+    arguments = {
+        **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
+        **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     design = build_design(
         formula,
         data,

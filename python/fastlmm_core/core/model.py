@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -281,11 +280,10 @@ class Model:
                 stop[0] = 1
         bad = np.flatnonzero(np.isnan(out.sigma))
         if len(bad):
-            warnings.warn(
+            warn(
                 f"{len(bad)} of {k} responses could not be fitted, the first of them row {bad[0]} of Y: constant, "
                 "reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -10,7 +9,7 @@ from numbers import Integral, Real
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError
+from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, warn
 
 __all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "checked_flag", "group_terms"]
 
@@ -132,11 +131,10 @@ def checked_codes(codes: ArrayLike, n_levels: object) -> tuple[NDArray[np.int32]
     if high >= levels:
         raise DataError(f"codes run from {low} to {high}, outside 0 to {levels - 1}")
     if n_levels is None and low == 1:
-        warnings.warn(
+        warn(
             f"no row has code 0: codes count from 0 to the number of levels less one, and these run from 1 to {high}. "
             "Subtract one, or give n_levels where an empty level is meant",
             EmptyLevelWarning,
-            stacklevel=3,
         )
     return frozen(np.ascontiguousarray(given, dtype=np.int32), codes), levels
 

@@ -107,7 +107,7 @@ class one_blas_thread:
 
 
 def bounded(function: F) -> F:
-    """A function that runs on one thread of BLAS. Not for one that warns: the caller is a frame further away."""
+    """A function that runs on one thread of BLAS. Not for one whose warnings count the frames to its caller."""
 
     @wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         MemoryLimitError,
         ModelError,
         NumericalError,
+        IdentifiabilityWarning,
         RankWarning,
     )
     from fastlmm_core.formula import build_design, parse_formula
@@ -42,6 +43,7 @@ __all__ = [
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
+    "IdentifiabilityWarning",
     "RankWarning",
     "__version__",
     "anova",
@@ -66,6 +68,7 @@ _LAZY = {
     "MemoryLimitError": "errors",
     "ModelError": "errors",
     "NumericalError": "errors",
+    "IdentifiabilityWarning": "errors",
     "RankWarning": "errors",
     "anova": "inference.likelihood_ratio",
     "build_design": "formula",

@@ -8,6 +8,7 @@ __all__ = [
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "IdentifiabilityWarning",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
@@ -45,6 +46,10 @@ class FastLMMWarning(UserWarning):
 
 class ConvergenceWarning(FastLMMWarning):
     """The optimiser stopped before its criterion was met."""
+
+
+class IdentifiabilityWarning(FastLMMWarning):
+    """The criterion does not depend on some variances or covariances: no estimate of them, or of what needs them, exists."""
 
 
 class RankWarning(FastLMMWarning):

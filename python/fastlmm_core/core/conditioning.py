@@ -8,7 +8,7 @@ have to be well chosen, since the cross-products are then taken from the transfo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,8 +164,16 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 
 
-def condition_term(z: Array, cov: str, root: Array | None) -> Array:
-    """T (l, l) lower triangular such that the columns of z T have unit mean square, and are orthogonal under "us"."""
+def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] = ()) -> Array:
+    """T (l, l) lower triangular such that the columns of z T have unit mean square, and are orthogonal under "us".
+
+    Columns ``held`` out of the model stay apart from the others, so that theirs are zeros in both coordinates.
+    """
+    if held:
+        kept = np.setdiff1d(np.arange(z.shape[1]), held)
+        t = condition_term(z, "diag", root)
+        t[np.ix_(kept, kept)] = condition_term(np.ascontiguousarray(z[:, kept]), cov, root)
+        return t
     reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1]) / np.sqrt(len(z))
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (reversed_r.diagonal() > RANK_TOLERANCE * norms).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import DataError, ModelError
@@ -107,6 +108,8 @@ class DesignProducts:
         Positive; the residual variance of row i is sigma^2 / weights[i].
     offset : (n,), optional
         Subtracted from every response.
+    held : mapping of term to columns, optional
+        Columns of terms that are to stay apart from the others; see `condition_term`.
 
     Raises
     ------
@@ -121,7 +124,10 @@ class DesignProducts:
         *,
         weights: ArrayLike | None = None,
         offset: ArrayLike | None = None,
+        held: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
+        self.unidentified: Unidentified | None = None
+        held = held or {}
         self.X, w, self.offset = check_design(X, terms, weights, offset)
         self.terms = tuple(terms)
         self.n = len(self.X)
@@ -141,7 +147,8 @@ class DesignProducts:
         self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
         self.groups = group_terms(terms)
         self.transforms = tuple(
-            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms
+            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root, held.get(k, ()))
+            for k, term in enumerate(terms)
         )
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
         self.columns = [group_columns(group, terms, self.transforms, self.n) for group in self.groups]

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import blas_threads
@@ -127,6 +128,8 @@ class CoreFit:
     message : str
     cross : CrossProducts
     control : Control
+    unidentified : Unidentified or None
+        What the criterion does not depend on.
     """
 
     theta: Array
@@ -140,6 +143,7 @@ class CoreFit:
     converged: bool
     message: str
     control: Control = field(repr=False)
+    unidentified: Unidentified | None = field(repr=False)
     _solution: Solution | None = field(repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
@@ -176,7 +180,18 @@ class CoreFit:
 
     @later
     def cov_beta(self) -> Array:
-        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside or not determined."""
+        cov = self.cov_held
+        if self.unidentified is not None:
+            unknown = np.zeros(len(self.beta), dtype=bool)
+            kept = ~np.isnan(self.beta)
+            unknown[kept] = ~self.determined(np.eye(self.rank))
+            cov = np.where(unknown | unknown[:, None], np.nan, cov)
+        return cov
+
+    @later
+    def cov_held(self) -> Array:
+        """`cov_beta` as if variances that the criterion does not depend on were known, at the values held."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
         half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)
@@ -243,6 +258,24 @@ class CoreFit:
         space = self.cross.conditioning.null_space
         assert space is not None
         return space.estimable(rows)
+
+    def determined(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the variance of each linear function of the coefficients depends on identified parameters only.
+
+        Parameters
+        ----------
+        rows : (k, rank)
+            Over the coefficients that have estimates.
+
+        Returns
+        -------
+        (k,) bool
+        """
+        given = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+        if self.unidentified is None:
+            return np.ones(len(given), dtype=bool)
+        r = self.cross.conditioning.r[: self.rank, : self.rank]
+        return self.unidentified.determined(np.linalg.solve(r.T, given.T).T)
 
     def objective(self) -> Objective:
         """The model's criterion; its factor is rebuilt from the cross-products."""
@@ -353,5 +386,6 @@ def estimates(
         converged=message == Newton.messages[0],
         message=message,
         control=model.control,
+        unidentified=design.unidentified,
         _solution=Solution(design, response, model.plan.offsets, b_lead, b_tail, ld, evaluations),
     )

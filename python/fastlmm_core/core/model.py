@@ -14,6 +14,7 @@ from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
+from fastlmm_core.core.identifiability import identify
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.plan import Plan, plan
 from fastlmm_core.core.terms import Term, as_floats
@@ -79,6 +80,21 @@ class ManyFits:
         return pd.DataFrame(columns)
 
 
+def identified_products(
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
+) -> DesignProducts:
+    """A design's products, with what its criterion does not depend on held at zero."""
+    products = DesignProducts(X, terms, weights=weights, offset=offset)
+    found = identify(products, reml)
+    if found is None:
+        return products
+    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
+        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
+    products.unidentified = found
+    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
+    return products
+
+
 class Model:
     """A linear mixed model without its response.
 
@@ -120,7 +136,7 @@ class Model:
         shape = () if X is None else np.shape(X)
         wide = len(shape) == 2 and shape[0] * shape[1] ** 2 > WIDE_FLOPS
         with blas_threads(self.control.n_threads if wide else 1):
-            self.products = DesignProducts(X, terms, weights=weights, offset=offset)
+            self.products = identified_products(X, terms, weights, offset, reml)
         self.reml = reml
         self._objective: Objective | None = None
 
@@ -223,7 +239,9 @@ class Model:
 
         def work(part: list[slice]) -> None:
             worker = plan(first.cross, single)
-            newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
+            newton = Newton(
+                worker.evaluator(self.reml), single.max_evaluations, single.tol, products.theta_map.held
+            )
             for rows in part:
                 fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
 

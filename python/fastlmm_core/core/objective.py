@@ -69,7 +69,7 @@ class Objective:
     @cached_property
     def newton(self) -> Newton:
         """The optimiser."""
-        return Newton(self.evaluator, self.control.max_evaluations, self.control.tol)
+        return Newton(self.evaluator, self.control.max_evaluations, self.control.tol, self.theta_map.held)
 
     def set_response(self, design: DesignProducts, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""

@@ -7,7 +7,9 @@ from fastlmm_core._native.criterion.evaluator import Evaluator
 
 class Newton:
     messages: dict[int, str]
-    def __init__(self, evaluator: Evaluator, max_evaluations: int, tol: float) -> None: ...
+    def __init__(
+        self, evaluator: Evaluator, max_evaluations: int, tol: float, held: NDArray[np.int64] | None = None
+    ) -> None: ...
     @property
     def evaluator(self) -> Evaluator: ...
     @property

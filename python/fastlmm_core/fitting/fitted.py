@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.errors import DataError
 from fastlmm_core.fitting import coefficients, predict, ranef, var_corr
 
 if TYPE_CHECKING:
@@ -42,6 +45,25 @@ class FittedModel:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": {}}
+
+    def keep_data(self, data: Any) -> None:
+        """Remember the table of the fit for as long as somebody else holds it."""
+        with suppress(TypeError):  # a dict of arrays cannot be referred to weakly
+            self.kept["data"] = weakref.ref(data)
+
+    def kept_data(self) -> Any:
+        """The table of the fit.
+
+        Raises
+        ------
+        DataError
+            Nobody holds it any more, or it could not be remembered.
+        """
+        reference = self.kept.get("data")
+        data = None if reference is None else reference()
+        if data is None:
+            raise DataError("the table of the fit is not kept: pass data=")
+        return data
 
     @property
     def params(self) -> pd.Series:

@@ -22,6 +22,7 @@ from fastlmm_core.formula.checks import (
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
+from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, parse_formula, unquote_name
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
@@ -142,6 +143,12 @@ class Design:
     context: Context = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
+    grid_source: GridSource = field(repr=False)
+
+    @property
+    def grid_info(self) -> GridInfo:
+        """Levels, means and joint counts of the fixed part's raw columns over the rows used."""
+        return self.grid_source.info()
 
     def with_response(self, y: Array) -> Design:
         """The same design with another response (n,), which nothing else in it depends on."""
@@ -316,6 +323,12 @@ def build_design(
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
     check_sizes(designs, n)
+    offset_names = [
+        name
+        for expr in [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
+        for name in _names_of(expr, evaluate)
+    ]
+    grid_source = _grid_source(fixed_terms, spec, offset_names, evaluate, rows, n)
     context.forget()
     return Design(
         formula=parsed,
@@ -334,6 +347,29 @@ def build_design(
         context=context,
         state=state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
+        grid_source=grid_source,
+    )
+
+
+def _names_of(expr: str, evaluate: Evaluator) -> list[str]:
+    """Columns that an offset reads: one named, or those of an expression."""
+    name = unquote_name(expr)
+    return [name] if name is not None else evaluate.names(expr)
+
+
+def _grid_source(
+    terms: Terms,
+    spec: MatrixSpec,
+    offset_names: Sequence[str],
+    evaluate: Evaluator,
+    rows: NDArray[np.int64] | None,
+    n: int,
+) -> GridSource:
+    fixed = dict.fromkeys(_columns_of([terms], evaluate))
+    calls = [expr for expr in spec.factors if expr in terms.computed]
+    names = dict.fromkeys([*fixed, *offset_names])
+    return GridSource(
+        {name: evaluate.table[name] for name in names}, rows, n, calls, frozenset(names) - frozenset(fixed)
     )
 
 

@@ -161,4 +161,6 @@ def lmer(
         return objective_of(design, options)
     if theta is not None:
         options = FitOptions(options.reml, control, theta, options.verbose)
-    return fit_design(LmerResult, design, formula, options, stacklevel=2)
+    result = fit_design(LmerResult, design, formula, options, stacklevel=2)
+    result.keep_data(data)
+    return result

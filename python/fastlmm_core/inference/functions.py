@@ -1,0 +1,64 @@
+"""Linear functions of the coefficients, which the data determine or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.estimability import NullSpace
+    from fastlmm_core.fitting.fitted import FittedModel
+
+__all__ = ["Functions", "functions_of"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Functions:
+    """Linear functions of the coefficients, and whether the data determine them.
+
+    Attributes
+    ----------
+    L : (k, p)
+        Over all columns of X; NaN where there is nothing to average.
+    offset : (k,)
+    kept : (p,) bool
+        Columns that have a coefficient.
+    space : NullSpace or None
+        Of X, where its columns depend on one another.
+    """
+
+    L: Array
+    offset: Array
+    kept: NDArray[np.bool_]
+    space: NullSpace | None = None
+
+    @cached_property
+    def estimable(self) -> NDArray[np.bool_]:
+        """(k,) whether each function has a value."""
+        finite: NDArray[np.bool_] = np.all(np.isfinite(self.L), axis=1)
+        return finite if self.space is None else finite & self.space.estimable(np.where(finite[:, None], self.L, 0.0))
+
+    @cached_property
+    def rows(self) -> Array:
+        """(k, rank) over the columns kept; zero where not estimable."""
+        return np.ascontiguousarray(np.where(self.estimable[:, None], self.L, 0.0)[:, self.kept])
+
+    def combined(self, C: Array) -> Functions:
+        """Functions C (c, k) of these; a coefficient of zero asks nothing of its function."""
+        known = np.all(np.isfinite(self.L), axis=1)
+        L: Array = C @ np.where(known[:, None], self.L, 0.0)
+        L[np.any(C[:, ~known] != 0.0, axis=1)] = np.nan
+        return Functions(L, C @ self.offset, self.kept, self.space)
+
+
+def functions_of(result: FittedModel, L: Array, offset: Array) -> Functions:
+    """Functions of a fit's coefficients, with what decides whether they are estimable."""
+    core = result.core
+    kept = ~np.isnan(core.beta)
+    return Functions(L, offset, kept, None if kept.all() else core.cross.conditioning.null_space)

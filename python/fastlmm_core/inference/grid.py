@@ -1,0 +1,390 @@
+"""The reference grid: the combinations of predictors at which marginal means stand, and the rows of X there.
+
+A marginal mean is the average of the linear predictor over some of a grid's rows (Searle, Speed and Milliken 1980), a
+marginal slope the average of its derivative: both are rows L with L beta the estimate.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
+from fastlmm_core.formula.frame import Table
+from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.parse import unquote_name
+
+if TYPE_CHECKING:
+    from fastlmm_core.formula import Design
+    from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo
+
+__all__ = ["WEIGHTS", "ReferenceGrid", "read_specs", "reference_grid"]
+
+Array = NDArray[np.float64]
+Columns = dict[str, Any]
+CovReduce = str | bool | Callable[[Any], Any]
+
+WEIGHTS = ("equal", "proportional", "outer", "cells", "flat")
+
+MOST_ROWS = 100_000
+"""A grid of more rows is refused: it is averaged over nearly all of them, and `at` would make it small."""
+
+STEP = 1e-5
+"""Half the width of the central difference of a slope, relative to the covariate's range; relative error below 1e-9."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceGrid:
+    """A grid over the raw columns of the fixed part; the first column varies fastest.
+
+    Attributes
+    ----------
+    design : Design
+    levels : dict
+        Values of each column: those of `at`, a factor's levels, a covariate's mean.
+    given : frozenset of str
+        Columns that `at` named.
+    """
+
+    design: Design
+    levels: Mapping[str, tuple[Any, ...]]
+    given: frozenset[str]
+
+    @property
+    def info(self) -> GridInfo:
+        """Figures of the columns."""
+        return self.design.grid_info
+
+    @property
+    def n(self) -> int:
+        """Rows of the grid."""
+        return prod(len(v) for v in self.levels.values())
+
+    def positions(self) -> dict[str, NDArray[np.int64]]:
+        """Place of each row's value among its column's `levels`."""
+        sizes = [len(v) for v in self.levels.values()]
+        index = np.arange(self.n)
+        out = {}
+        for name, size in zip(self.levels, sizes, strict=True):
+            index, out[name] = np.divmod(index, size)
+        return out
+
+    def column(self, name: str, place: NDArray[np.int64]) -> Any:
+        """Values of a column, in the form in which the model's table had it."""
+        return _values(self.info.columns[name], self.levels[name], place)
+
+    def columns(self) -> Columns:
+        """The grid as a table."""
+        return {name: self.column(name, place) for name, place in self.positions().items()}
+
+    def label(self, name: str, place: NDArray[np.int64]) -> Any:
+        """Values of a column as tables show them: factors as categories in their order."""
+        values = self.levels[name]
+        if self.info.columns[name].kind == "factor":
+            return pd.Categorical.from_codes(place, categories=list(values))
+        return np.array(values)[place]
+
+    def matrix(self, columns: Columns) -> tuple[Array, Array]:
+        """X (m, p) and the offset (m,) of rows of a table."""
+        design, constant = self.design, 0.0
+        if design.offset_given is True:  # an array: there is nothing to compute it from
+            constant = float(np.mean(design.offset)) if design.offset is not None else 0.0
+            design = replace(design, offset_given=False, formula=replace(design.formula, offsets=()))
+        if not columns:
+            columns = {"row": np.zeros(1)}
+        new = design.rebuild(columns, random=False)
+        assert new.X is not None
+        return new.X, np.full(len(new.X), constant) if new.offset is None else new.offset
+
+    def slopes(self, variable: str, columns: Columns) -> tuple[Array, Array]:
+        """Derivatives of X and of the offset by `variable`, a covariate or an expression of one, in rows of a table."""
+        name = self.covariate_of(variable)
+        info = self.info.columns[name]
+        x = np.asarray(columns[name], dtype=np.float64)
+        h = STEP * (info.high - info.low)
+        (above, offset_above), (below, offset_below) = (self.matrix({**columns, name: x + step}) for step in (h, -h))
+        dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
+        if unquote_name(variable) is not None:
+            return dx, doffset
+        chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
+        if not np.isfinite(chain).all() or (chain == 0.0).any():
+            raise DataError(
+                f"{variable} does not change with {name} at some of its values: no slope by it exists there"
+            )
+        return dx / chain[:, None], doffset / chain
+
+    def covariate_of(self, variable: str) -> str:
+        """The numeric column that a slope's variable is, or is a function of."""
+        single = unquote_name(variable)
+        if single is None:
+            names = [name for name in names_in(variable) if name in self.info.columns]
+            if len(names) != 1:
+                raise FormulaError(
+                    f"slopes are by one covariate or an expression of one, and {variable!r} has {len(names)} of the "
+                    f"fixed part's columns: {', '.join(self.info.columns)}"
+                )
+            single = names[0]
+        check_known(single, self.design)
+        info = self.info.columns[single]
+        if info.kind == "factor":
+            raise DataError(f"{single} is a factor, so there is no slope by it: emmeans compares its levels")
+        if not info.high > info.low:
+            raise DataError(f"{single} has only one value in the rows of the fit: no slope by it can be estimated")
+        return single
+
+    def _expression(self, text: str, name: str, x: Array) -> Array:
+        value = Evaluator(Table({name: x}), self.design.context, dict(self.design.state))(text)
+        if isinstance(value, Factor) or value.values.ndim != 1:
+            raise FormulaError(f"{text!r} is not one number a row: no slope by it exists")
+        return np.asarray(value.values, dtype=np.float64)
+
+    def averaging(self, keep: Sequence[str], weights: str) -> Array:
+        """Weights (groups, n) of the grid's rows in the mean of each combination of the columns in `keep`.
+
+        Groups are in the order of `combinations`. A group without weight is NaN: there is nothing to average.
+        """
+        if weights not in WEIGHTS:
+            raise ModelError(f"weights {weights!r} do not exist: use one of {', '.join(map(repr, WEIGHTS))}")
+        place = self.positions()
+        group, size = np.zeros(self.n, np.int64), 1
+        for name in keep:
+            group = group + size * place[name]
+            size *= len(self.levels[name])
+        w = self._weights(place, keep, weights)
+        total = np.bincount(group, w, size)
+        out = np.zeros((size, self.n))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out[group, np.arange(self.n)] = w / total[group]
+        out[total == 0.0] = np.nan
+        return out
+
+    def combinations(self, keep: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Positions of the levels of `keep` in each group, the first name fastest."""
+        sizes = [len(self.levels[name]) for name in keep]
+        index = np.arange(prod(sizes))
+        out = {}
+        for name, size in zip(keep, sizes, strict=True):
+            index, out[name] = np.divmod(index, size)
+        return out
+
+    def averaged(self, keep: Sequence[str]) -> list[str]:
+        """Columns of several values that are averaged over."""
+        return [name for name, values in self.levels.items() if name not in keep and len(values) > 1]
+
+    def _weights(self, place: Mapping[str, NDArray[np.int64]], keep: Sequence[str], how: str) -> Array:
+        counted = [name for name in self.info.counted if not self._is_fixed_number(name)]
+        over = [name for name in counted if name not in keep]
+        if how == "equal" or not over:
+            return np.ones(self.n)
+        if how == "proportional":
+            return self._counts(place, over)
+        if how == "outer":
+            return np.asarray(np.prod([self._counts(place, [name]) for name in over], axis=0))
+        counts = self._counts(place, counted)
+        return counts if how == "cells" else np.where(counts > 0, 1.0, 0.0)
+
+    def _is_fixed_number(self, name: str) -> bool:
+        return name in self.given and self.info.columns[name].kind == "number"
+
+    def _counts(self, place: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> Array:
+        """Rows of the fit at each grid row's levels of `names`."""
+        info = self.info
+        key, cell, size = np.zeros(self.n, np.int64), np.zeros(len(info.cells), np.int64), 1
+        for name in names:
+            every = info.columns[name].levels
+            at = np.array([every.index(value) for value in self.levels[name]])
+            key += size * at[place[name]]
+            cell += size * info.cells[:, info.counted.index(name)]
+            size *= len(every)
+        found, where = np.unique(cell, return_inverse=True)
+        total = np.bincount(where, info.counts)
+        slot = np.minimum(np.searchsorted(found, key), len(found) - 1)
+        return np.where(found[slot] == key, total[slot], 0.0)
+
+
+def reference_grid(
+    design: Design, at: Mapping[str, Any] | None = None, cov_reduce: CovReduce = "mean", data: Any = None
+) -> ReferenceGrid:
+    """The grid of a design: factors at all their levels, covariates at one value or at both of two.
+
+    Parameters
+    ----------
+    design : Design
+    at : mapping, optional
+        Column to value or values, instead.
+    cov_reduce : {"mean", "median"}, callable, or False
+        What stands for a covariate of more than two values: a figure of its column (a callable needs `data`), or all
+        of its values.
+    data : table, optional
+        The table of the fit.
+
+    Raises
+    ------
+    DataError
+        A name in `at` is no predictor, or a level is not the model's.
+    ModelError
+        More than 100,000 rows.
+    """
+    info = design.grid_info
+    given = {str(name): value for name, value in (at or {}).items()}
+    for name in given:
+        check_known(name, design)
+    levels: dict[str, tuple[Any, ...]] = {}
+    for name, column in info.columns.items():
+        if name in given:
+            levels[name] = _asked(column, given[name])
+        elif column.kind == "factor" or (column.n_distinct == 2 and name not in info.offset_only):
+            levels[name] = column.levels
+        else:
+            levels[name] = _reduced(column, cov_reduce, design, data)
+    grid = ReferenceGrid(design, levels, frozenset(given))
+    if grid.n > MOST_ROWS:
+        many = ", ".join(f"{name} {len(v)}" for name, v in levels.items() if len(v) > 1)
+        raise ModelError(
+            f"the reference grid has {grid.n:,} rows, more than {MOST_ROWS:,} ({many}): fix some of them by at="
+        )
+    return grid
+
+
+def _asked(column: ColumnInfo, value: Any) -> tuple[Any, ...]:
+    """The values that `at` has for a column."""
+    single = isinstance(value, (str, bytes)) or np.ndim(value) == 0
+    values = [value] if single else list(value)
+    if not values:
+        raise DataError(f"at has no value for {column.name}")
+    if column.kind == "number":
+        try:
+            numbers = np.array(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"{column.name} is numeric, and at has {values!r} for it") from None
+        if not np.isfinite(numbers).all():
+            raise DataError(f"at has values of {column.name} that are not finite")
+        return tuple(numbers.tolist())
+    by_text = {str(level): level for level in column.levels}
+    for level in column.levels:  # 10.0 and 10 are one level
+        if isinstance(level, (int, float)) and not isinstance(level, bool):
+            by_text.setdefault(f"{level:.15g}", level)
+    found = []
+    for asked in values:
+        text = f"{asked:.15g}" if isinstance(asked, (float, np.floating)) else str(asked)
+        if text not in by_text:
+            listed = ", ".join(map(str, column.levels[:20]))
+            raise DataError(f"at has {asked!r} for {column.name}, whose levels are {listed}")
+        found.append(by_text[text])
+    if len(set(found)) < len(found):
+        raise DataError(f"at names a level of {column.name} twice: {values!r}")
+    return tuple(found)
+
+
+def _reduced(column: ColumnInfo, how: CovReduce, design: Design, data: Any) -> tuple[Any, ...]:
+    """What stands for a covariate in the grid."""
+    if how is False:
+        if not column.levels:
+            raise DataError(f"{column.name} has too many distinct values for cov_reduce=False: give some by at=")
+        return column.levels
+    if how is True or how == "mean":
+        return (column.mean,)
+    if how == "median" and np.isfinite(column.median):
+        return (column.median,)
+    if how != "median" and not callable(how):
+        raise ModelError(f'cov_reduce must be "mean", "median", a callable or False, not {how!r}')
+    if data is None:
+        raise DataError(f"cov_reduce={how!r} needs the values of {column.name}: pass data=, the table of the fit")
+    values = observed(design, data, [column.name])[column.name]
+    return (float(np.median(values) if how == "median" else how(values)),)  # type: ignore[operator]
+
+
+def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
+    """Columns of the fit's table over the rows used, as its expressions see them."""
+    table = Table(data)
+    table.require(names)
+    out = {}
+    for name in names:
+        variable = table[name]
+        if table.n != design.n_total:
+            raise DataError(f"data has {table.n} rows, but the model was fitted to a table of {design.n_total}")
+        series = column_series(variable, None)
+        out[name] = series.iloc[design.row_index].reset_index(drop=True)
+        if out[name].isna().any():
+            raise DataError(f"data has missing values of {name} in rows that the fit used: pass the table of the fit")
+    return out
+
+
+def _values(column: ColumnInfo, levels: Sequence[Any], place: NDArray[np.int64]) -> Any:
+    if column.kind == "number" or all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in levels):
+        return np.array(levels)[place]
+    if set(column.levels) <= {False, True}:
+        return np.array(levels, dtype=bool)[place]
+    where = np.array([column.levels.index(value) for value in levels])[place]
+    return pd.Categorical.from_codes(where, categories=list(column.levels), ordered=column.ordered)
+
+
+def check_known(name: str, design: Design) -> None:
+    """DataError where a name is no column of the fixed part, saying what it is instead."""
+    info = design.grid_info
+    if name in info.columns:
+        return
+    groups = {part for term in design.formula.random for part in term.group}
+    if name in groups:
+        raise DataError(
+            f"{name} is a grouping factor, and its levels are not fixed effects: coef() or predict() has their values"
+        )
+    if name == unquote_name(design.formula.response) or name in names_in(design.formula.response):
+        raise DataError(f"{name} is the response")
+    near = difflib.get_close_matches(name, list(info.columns), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {', '.join(info.columns) or 'none'}"
+    raise DataError(f"there is no {name!r} among the columns of the fixed part: {hint}")
+
+
+_SPLIT = re.compile(r"[+*:]")
+
+
+def read_specs(
+    specs: str | Sequence[str], by: str | Sequence[str] | None, design: Design
+) -> tuple[list[str], list[str], str | None]:
+    """Names of the means' factors, of the groups', and the contrasts before "~" in R's formula text, if any."""
+    method = None
+    inner: list[str] = [by] if isinstance(by, str) else list(by or [])
+    if isinstance(specs, str) and "~" in specs:
+        left, right = specs.split("~", 1)
+        method = left.strip() or None
+        wanted, _, given = right.partition("|")
+        names, inner = _names(wanted), [*_names(given), *inner]
+    else:
+        names = [specs] if isinstance(specs, str) else [str(name) for name in specs]
+    names = [name for name in names if name not in ("1", "") and name not in inner]
+    for name in dict.fromkeys([*names, *inner]):
+        check_known(name, design)
+    for name in names:
+        if design.grid_info.columns[name].n_distinct == 1:
+            raise DataError(f"{name} has only one value in the rows of the fit: there is nothing to compare")
+    return list(dict.fromkeys(names)), list(dict.fromkeys(inner)), method
+
+
+def _names(text: str) -> list[str]:
+    parts = [part.strip() for part in _SPLIT.split(text)]
+    return [unquote_name(part) or part for part in parts if part]
+
+
+def over_data(grid: ReferenceGrid, data: Any, keep: Sequence[str]) -> Iterator[Columns]:
+    """The rows of the fit with the columns in `keep` set to each of their combinations, and those of `at` to theirs."""
+    fixed = [name for name in grid.levels if name in grid.given and name not in keep]
+    several = [name for name in fixed if len(grid.levels[name]) > 1]
+    if several:
+        raise DataError(f'over="data" takes one value of {several[0]} in at=, or it among the means')
+    base = observed(grid.design, data, [name for name in grid.levels if name not in keep and name not in fixed])
+    n = len(grid.design.y)
+    zero = np.zeros(n, np.int64)
+    base.update({name: grid.column(name, zero) for name in fixed})
+    places = grid.combinations(keep)
+    for k in range(prod(len(grid.levels[name]) for name in keep)):
+        yield base | {name: grid.column(name, zero + places[name][k]) for name in keep}

@@ -1,0 +1,225 @@
+"""Marginal means and slopes of a fit, and tests of its terms at the reference grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.inference.comparison import variance_shares
+from fastlmm_core.inference.ddf import FTest, Method
+from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
+from fastlmm_core.inference.functions import functions_of
+from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, reference_grid
+from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.transformations import Transformation, of_response
+
+if TYPE_CHECKING:
+    from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
+
+__all__ = ["emmeans", "emtrends", "joint_tests"]
+
+Array = NDArray[np.float64]
+Names = str | Sequence[str]
+
+
+def emmeans(
+    result: FittedModel,
+    specs: Names,
+    *,
+    by: Names | None = None,
+    at: Mapping[str, Any] | None = None,
+    weights: str = "equal",
+    over: str = "grid",
+    ddf: str = "satterthwaite",
+    level: float = 0.95,
+    scale: str = "link",
+    bias_adjust: bool = False,
+    cov_reduce: Any = "mean",
+    data: Any = None,
+    cov_type: str = "model",
+    cluster: Any = None,
+) -> Estimates:
+    """Marginal means; see `LmerResult.emmeans`."""
+    if scale not in ("link", "response"):
+        raise ModelError(f'scale must be "link" or "response", not {scale!r}')
+    keep, inner, contrasts = read_specs(specs, by, result.design)
+    grid = reference_grid(result.design, at, cov_reduce, data)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, None)
+    if scale == "response" or bias_adjust:
+        estimates = estimates.transform("response", bias_adjust=bias_adjust)
+    if contrasts is not None:
+        made: Estimates = estimates.contrast(contrasts)
+        return made
+    return estimates
+
+
+def emtrends(
+    result: FittedModel,
+    variable: str,
+    specs: Names = "1",
+    *,
+    by: Names | None = None,
+    at: Mapping[str, Any] | None = None,
+    weights: str = "equal",
+    over: str = "grid",
+    ddf: str = "satterthwaite",
+    level: float = 0.95,
+    cov_reduce: Any = "mean",
+    data: Any = None,
+    cov_type: str = "model",
+    cluster: Any = None,
+) -> Estimates:
+    """Marginal slopes; see `LmerResult.emtrends`."""
+    keep, inner, contrasts = read_specs(specs, by, result.design)
+    grid = reference_grid(result.design, at, cov_reduce, data)
+    grid.covariate_of(variable)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, variable)
+    if contrasts is not None:
+        made: Estimates = estimates.contrast(contrasts)
+        return made
+    return estimates
+
+
+def _estimates(
+    result: FittedModel,
+    method: Method,
+    grid: ReferenceGrid,
+    specs: list[str],
+    by: list[str],
+    weights: str,
+    over: str,
+    level: float,
+    data: Any,
+    variable: str | None,
+) -> Estimates:
+    """Averages of the grid's rows, or of their derivatives by `variable`, with their labels and notes."""
+    keep = [*specs, *by]
+    rows = grid.matrix if variable is None else lambda columns: grid.slopes(variable, columns)
+    if over == "grid":
+        A = grid.averaging(keep, weights)
+        X, offset = rows(grid.columns())
+        empty = np.isnan(A[:, 0])
+        A = np.where(empty[:, None], 0.0, A)
+        L, known = A @ X, A @ offset
+        L[empty] = np.nan
+    elif over == "data":
+        if data is None:
+            data = result.kept_data()
+        means = [[part.mean(axis=0) for part in rows(columns)] for columns in over_data(grid, data, keep)]
+        L, known = np.array([m[0] for m in means]), np.array([m[1] for m in means], dtype=np.float64)
+    else:
+        raise ModelError(f'over must be "grid" or "data", not {over!r}')
+    labels = {name: grid.label(name, place) for name, place in grid.combinations(keep).items()}
+    frame = pd.DataFrame(labels) if keep else pd.DataFrame({"1": ["overall"]})
+    return Estimates(
+        functions_of(result, L, known),
+        frame,
+        tuple(by),
+        method,
+        "means" if variable is None else "slopes",
+        checked_level(level),
+        response=_response(result.design),
+        total_sd=_total_sd(result),
+        notes=tuple(_notes(grid, keep, weights, over, variable)),
+    )
+
+
+def _response(design: Design) -> Transformation | None:
+    try:
+        return of_response(design.formula.response)
+    except ModelError:
+        return None
+
+
+def _total_sd(result: FittedModel) -> float:
+    """Standard deviation of a response about the fixed part at an average row: random terms and residual."""
+    _, random, residual = variance_shares(result.design, result.core)
+    return float(np.sqrt(random.sum() + residual))
+
+
+def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variable: str | None) -> list[str]:
+    notes = [] if variable is None else [f"slopes by {variable}"]
+    averaged = grid.averaged(keep)
+    if over == "data":
+        notes.append(f"averaged over the {len(grid.design.y)} rows of the fit")
+    elif averaged:
+        notes.append(f"averaged over {', '.join(averaged)} with {weights} weights")
+    involved = [
+        name
+        for name in keep
+        for term in grid.design.spec.terms.terms
+        if over == "grid" and _mentions(term, name) and any(_mentions(term, other) for other in averaged)
+    ]
+    if involved:
+        listed = ", ".join(dict.fromkeys(involved))
+        notes.append(f"{listed} may mislead on its own: the model has interactions with what was averaged over")
+    return notes
+
+
+def _mentions(term: Sequence[str], name: str) -> bool:
+    from fastlmm_core.formula.evaluate import names_in
+
+    return any(expr == name or (not expr.isidentifier() and name in names_in(expr)) for expr in term)
+
+
+def joint_tests(
+    result: FittedModel,
+    *,
+    by: Names | None = None,
+    at: Mapping[str, Any] | None = None,
+    weights: str = "equal",
+    ddf: str = "satterthwaite",
+    cov_type: str = "model",
+    cluster: Any = None,
+) -> pd.DataFrame:
+    """F tests of the terms at the reference grid; see `LmerResult.joint_tests`."""
+    from itertools import combinations
+
+    design = result.design
+    _, inner, _ = read_specs("1", by, design)
+    grid = reference_grid(design, at)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    several = [name for name, values in grid.levels.items() if len(values) > 1 and name not in inner]
+    terms = [frozenset(name for name in several if _mentions(term, name)) for term in design.spec.terms.terms]
+    sets = {
+        frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)
+    }
+    wanted = sorted(sets, key=lambda s: (len(s), [several.index(n) for n in several if n in s]))
+    numeric = [
+        name
+        for name, values in grid.levels.items()
+        if len(values) == 1
+        and name not in inner
+        and design.grid_info.columns[name].kind == "number"
+        and name not in design.grid_info.offset_only
+        and design.grid_info.columns[name].n_distinct != 1
+    ]
+    frames = []
+    for factors in wanted:
+        names = [name for name in several if name in factors]
+        means = _estimates(result, method, grid, names, inner, weights, "grid", 0.95, None, None)
+        frames.append(_joint(means.contrast(interaction=["consec"] * len(names)), ":".join(names)))
+    for name in numeric:
+        frames.append(_joint(_estimates(result, method, grid, [], inner, weights, "grid", 0.95, None, name), name))
+    if not frames:
+        raise DataError("the fixed part has no term to test")
+    frame = pd.concat(frames, ignore_index=True)
+    if inner:
+        frame = frame.sort_values(inner, kind="stable", ignore_index=True)
+    frame = frame[[*inner, "term", "num_df", "den_df", "F", "p"]]
+    frame.attrs["notes"] = list(method.notes)
+    return frame
+
+
+def _joint(estimates: Estimates, term: str) -> pd.DataFrame:
+    found = estimates.joint()
+    frame = f_columns([found]) if isinstance(found, FTest) else found
+    return frame.assign(term=term)

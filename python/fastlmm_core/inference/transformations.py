@@ -1,0 +1,185 @@
+"""Transformed responses and links: from the scale of the linear predictor back to the response's."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from fastlmm_core.errors import ModelError
+
+__all__ = ["TRANSFORMATIONS", "Transformation", "of_response"]
+
+Array = NDArray[np.float64]
+Function = Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """A monotone map of the response, by its inverse h and the derivatives of h.
+
+    Attributes
+    ----------
+    name : str
+    inverse, first, second, third : callable
+        h(eta) and its derivatives; the last two are used for the bias of h(mean) alone.
+    floor, ceiling : float
+        h at minus and plus infinity.
+    ratio : str
+        What a difference becomes on the response's scale, "ratio" for logarithms; empty where it is nothing simple.
+    shift : float
+        The constant added to the response before it was transformed, taken off again.
+    """
+
+    name: str
+    inverse: Function
+    first: Function
+    second: Function | None = None
+    third: Function | None = None
+    floor: float = -np.inf
+    ceiling: float = np.inf
+    ratio: str = ""
+    shift: float = 0.0
+
+    def back(self, eta: Array, sigma: float = 0.0) -> Array:
+        """h(eta) - shift, with the bias of a mean of h to second order, sigma^2 h''(eta) / 2."""
+        with np.errstate(over="ignore"):
+            value = self.inverse(eta)
+            if sigma:
+                assert self.second is not None
+                value = value + 0.5 * sigma**2 * self.second(eta)
+        value = np.where(eta == -np.inf, self.floor, np.where(eta == np.inf, self.ceiling, value))
+        return np.asarray(value - self.shift)
+
+    def slope(self, eta: Array, sigma: float = 0.0) -> Array:
+        """Derivative of `back`."""
+        value = self.first(eta)
+        if sigma:
+            assert self.third is not None
+            value = value + 0.5 * sigma**2 * self.third(eta)
+        return np.asarray(value)
+
+
+@dataclass(frozen=True)
+class _Power:
+    """h(eta) = base^eta times log(base)^k, as an object that pickles."""
+
+    base: float
+    order: int = 0
+
+    def __call__(self, eta: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.asarray(np.log(self.base) ** self.order * np.power(self.base, eta))
+
+
+def _logarithm(name: str, base: float) -> Transformation:
+    h = [_Power(base, order) for order in range(4)]
+    return Transformation(name, h[0], h[1], h[2], h[3], floor=0.0, ratio="ratio")
+
+
+def _square(eta: Array) -> Array:
+    return np.asarray(eta**2)
+
+
+def _double(eta: Array) -> Array:
+    return np.asarray(2.0 * eta)
+
+
+def _two(eta: Array) -> Array:
+    return np.full(np.shape(eta), 2.0)
+
+
+def _zero(eta: Array) -> Array:
+    return np.zeros(np.shape(eta))
+
+
+def _one(eta: Array) -> Array:
+    return np.ones(np.shape(eta))
+
+
+def _same(eta: Array) -> Array:
+    return np.asarray(eta, dtype=np.float64)
+
+
+def _logistic_slope(eta: Array) -> Array:
+    p = special.expit(eta)
+    return np.asarray(p * (1.0 - p))
+
+
+def _logistic_second(eta: Array) -> Array:
+    p = special.expit(eta)
+    return np.asarray(p * (1.0 - p) * (1.0 - 2.0 * p))
+
+
+def _logistic_third(eta: Array) -> Array:
+    p = special.expit(eta)
+    return np.asarray(p * (1.0 - p) * (1.0 - 6.0 * p + 6.0 * p * p))
+
+
+TRANSFORMATIONS = {
+    "log": _logarithm("log", np.e),
+    "log2": _logarithm("log2", 2.0),
+    "log10": _logarithm("log10", 10.0),
+    "log1p": Transformation("log1p", np.expm1, np.exp, np.exp, np.exp, floor=-1.0),
+    "sqrt": Transformation("sqrt", _square, _double, _two, _zero, floor=0.0),
+    "identity": Transformation("identity", _same, _one, _zero, _zero),
+    "logit": Transformation(
+        "logit", special.expit, _logistic_slope, _logistic_second, _logistic_third, 0.0, 1.0, "odds_ratio"
+    ),
+}
+
+
+def of_response(response: str) -> Transformation:
+    """The transformation that a formula's left side applies: `log(y)`, `sqrt(y)`, `log(y + 1)`, or none.
+
+    Raises
+    ------
+    ModelError
+        A left side that is neither a column nor a call of a known transformation.
+    """
+    text = response.strip()
+    try:
+        node: Any = ast.parse(text.replace("`", "_"), mode="eval").body
+    except SyntaxError:
+        node = None
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        return TRANSFORMATIONS["identity"]
+    if isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords:
+        function = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+        known = TRANSFORMATIONS.get("identity" if function == "I" else function)
+        inner = node.args[0]
+        if known is not None and isinstance(inner, (ast.Name, ast.Attribute)):
+            return known
+        if known is not None and (shift := _constant_added(inner)) is not None:
+            return Transformation(
+                f"{function} of a shifted response",
+                known.inverse,
+                known.first,
+                known.second,
+                known.third,
+                known.floor,
+                known.ceiling,
+                "",
+                shift,
+            )
+    raise ModelError(
+        f"the response {text} is not one of the transformations known ({', '.join(TRANSFORMATIONS)}): pass a pair "
+        "(inverse, its derivative) to transform()"
+    )
+
+
+def _constant_added(node: Any) -> float | None:
+    """The constant of `y + c`, `c + y` or `y - c`."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, (ast.Add, ast.Sub)):
+        return None
+    left, right = node.left, node.right
+    if isinstance(left, ast.Constant) and isinstance(right, ast.Name) and isinstance(node.op, ast.Add):
+        left, right = right, left
+    if isinstance(left, ast.Name) and isinstance(right, ast.Constant) and isinstance(right.value, (int, float)):
+        return float(right.value) if isinstance(node.op, ast.Add) else -float(right.value)
+    return None

@@ -1,0 +1,1 @@
+"""Drawings; matplotlib is imported when one is made."""

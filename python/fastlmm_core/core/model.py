@@ -50,7 +50,7 @@ class ManyFits:
     ----------
     theta : (k, n_theta)
     beta, se : (k, p)
-        Fixed effects and their standard errors; NaN in columns set aside.
+        Fixed effects and their standard errors; NaN in columns set aside, errors also where they are not determined.
     sigma, criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
@@ -277,6 +277,8 @@ def fit_batch(
         beta += found.shift
     half = products.inverse @ np.linalg.inv(ld[:, :p, :p]).transpose(0, 2, 1)
     se = np.sqrt(np.square(half).sum(axis=2)) * (sigma / np.sqrt(products.weight_scale))[:, None]
+    if products.unidentified is not None:
+        se[:, ~products.unidentified.determined(products.inverse)] = np.nan
     out.beta[rows][:, products.keep] = beta.T
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0

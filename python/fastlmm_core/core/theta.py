@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.terms import Group, Term
 
-__all__ = ["SINGULAR", "ThetaMap", "theta_map"]
+__all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
 
 Array = NDArray[np.float64]
 
@@ -103,12 +103,12 @@ class ThetaMap:
             if l > 1:
                 size = sum([values[a] * values[a] for row in rows for a in row])
                 # det is at most the smallest singular value times the mean square of the others (to the power needed)
-                if det * ((l - 1) / size) ** (0.5 * (l - 1)) < SINGULAR and smallest(rows, values) < SINGULAR:
+                if det * ((l - 1) / size) ** (0.5 * (l - 1)) < SINGULAR and smallest_singular_value(rows, values) < SINGULAR:
                     return True
         return False
 
 
-def smallest(rows: list[list[int]], values: list[float]) -> float:
+def smallest_singular_value(rows: list[list[int]], values: list[float]) -> float:
     """Smallest singular value of a lower triangle."""
     factor = np.zeros((len(rows), len(rows)))
     for i, row in enumerate(rows):

@@ -11,8 +11,9 @@ import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
 from fastlmm_core.core.threads import blas_threads
-from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning
+from fastlmm_core.errors import ConvergenceWarning, DataError, IdentifiabilityWarning, RankWarning
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.unidentified import unidentified_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +74,8 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
     -----
     ConvergenceWarning
         The optimiser stopped before its criterion was met.
+    IdentifiabilityWarning
+        The criterion does not depend on some variance; see `convergence_report`.
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
@@ -118,6 +121,9 @@ def wrap(
             RankWarning,
             stacklevel=stacklevel + 1,
         )
+    if core.unidentified is not None:
+        text = ". ".join(sentence[0].upper() + sentence[1:] for sentence in unidentified_words(design, core))
+        warnings.warn(text, IdentifiabilityWarning, stacklevel=stacklevel + 1)
     if not core.converged:
         warnings.warn(
             f"the fit did not converge: {core.message}. See fit_log; try another start, or raise "

@@ -204,8 +204,8 @@ def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **cov
     rows = estimated(result, hypotheses)
     method = covariance_method(result, ddf, **covariance)
     estimate = rows @ method.beta
-    se = np.sqrt(np.einsum("kx,xy,ky->k", rows, method.cov, rows))
-    df = method.df(rows)
+    se = np.sqrt(method.variances(rows))
+    df = np.where(np.isnan(se), np.nan, method.df(rows))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (estimate - hypotheses.values) / se
     frame = pd.DataFrame(

@@ -175,7 +175,11 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
                     at = theta.copy()
                     at[a] += sign * multiple * h
                     hessian[a] += sign * weight / h * model.evaluator.derivatives(at)[1]
-    return 0.5 * (hessian + hessian.T)
+    hessian = 0.5 * (hessian + hessian.T)
+    held = model.theta_map.held
+    if held is not None:  # no information, rather than its rounding errors
+        hessian[held], hessian[:, held] = 0.0, 0.0
+    return hessian
 
 
 def pseudo_inverse(matrix: Array) -> tuple[Array, int]:

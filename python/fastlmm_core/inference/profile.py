@@ -202,7 +202,7 @@ class PathMaker:
             at = np.flatnonzero(core.cross.conditioning.keep == parameter.row)
             if not at.size:
                 return None
-            se = float(np.sqrt(core.cov_beta[parameter.row, parameter.row]))
+            se = float(np.sqrt(core.cov_held[parameter.row, parameter.row]))
             return BetaPath(self.criterion, self.theta, int(at[0]), float(core.beta[parameter.row]), se)
         k, l = parameter.term, len(core.L[parameter.term])
         if parameter.kind == "sd":

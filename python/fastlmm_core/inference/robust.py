@@ -183,7 +183,7 @@ def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
             f"a robust covariance of {rank} coefficients with {n_clusters:,} clusters needs "
             f"{16 * n_clusters * rank**2 / 2**30:.0f} GiB: give a coarser cluster="
         )
-    root = np.linalg.cholesky(core.cov_beta[np.ix_(kept, kept)]) / core.sigma
+    root = np.linalg.cholesky(core.cov_held[np.ix_(kept, kept)]) / core.sigma
     scores, spread, shared = np.empty((n_clusters, rank)), *np.empty((2, n_clusters, rank, rank))
     for where, V, X, e in _batches(result, codes, design.X[:, kept] @ root):
         scores[where], spread[where], shared[where] = _contributions(V, X, e, kind)

@@ -9,10 +9,12 @@ __all__ = [
     "FastLMMWarning",
     "FormulaError",
     "IdentifiabilityWarning",
+    "InUseError",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "UnitError",
 ]
 
 
@@ -32,8 +34,32 @@ class ModelError(FastLMMError, ValueError):
     """The data are sound but the model cannot be fitted to them, or an option does not exist."""
 
 
+class UnitError(DataError):
+    """Values so large or so small that their squares overflow or vanish.
+
+    Attributes
+    ----------
+    what : str
+    largest : float
+        Largest absolute value.
+    place : tuple (matrix, column) or None
+    """
+
+    def __init__(self, what: str, largest: float, place: tuple[str, int] | None = None) -> None:
+        fate = "overflow" if largest > 1.0 else "vanish"
+        super().__init__(f"{what} has values up to {largest:.3g}, whose squares {fate}: choose another unit")
+        self.what, self.largest, self.place = what, largest, place
+
+    def __reduce__(self) -> tuple[type[UnitError], tuple[str, float, tuple[str, int] | None]]:
+        return type(self), (self.what, self.largest, self.place)
+
+
 class NumericalError(FastLMMError, ArithmeticError):
     """A factorisation broke down at the parameters asked for."""
+
+
+class InUseError(FastLMMError, RuntimeError):
+    """A workspace was called while another call on it had not returned: from a second thread, or from a callback."""
 
 
 class MemoryLimitError(FastLMMError, MemoryError):

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, DataError, IdentifiabilityWarning, RankWarning
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.residual import pattern_model
 from fastlmm_core.fitting.unidentified import unidentified_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit, Objective
+    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
@@ -79,15 +81,17 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    with blas_threads(1):  # once for all that nests in it
+    with one_blas_thread():  # once for all that nests in it
         core = core_fit(model_of(design, options), design.y, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
     return wrap(kind, design, formula, options, core, {}, stacklevel + 1)
 
 
-def model_of(design: Design, options: FitOptions) -> Model:
+def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
     """The core's model of a design, ready for any response."""
+    if design.residual is not None:
+        return pattern_model(design, core_terms(design), options)
     return Model(
         design.X,
         core_terms(design),
@@ -98,7 +102,17 @@ def model_of(design: Design, options: FitOptions) -> Model:
     )
 
 
-def core_fit(model: Model, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
+def kept_model(result: FittedModel) -> Model | PatternModel:
+    """The core's model of a result, which its refits share: made when it is first needed."""
+    model: Model | PatternModel | None = result.kept.get("model")
+    if model is None:  # of two threads that come here at once the first one's stays
+        model = result.kept.setdefault("model", model_of(result.design, result.options))
+    return model
+
+
+def core_fit(
+    model: Model | PatternModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
+) -> CoreFit:
     """Fit one response, verbosely if the options say so."""
     return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
 
@@ -150,12 +164,10 @@ def refit(result: F, new_y: Any) -> F:
     """
     y = _response(new_y, result.design)
     options = result.options
-    if "model" not in result.kept:
-        result.kept["model"] = model_of(result.design, options)
     start = options.start
     if start is None and not result.core.is_singular:
         start = result.core.theta
-    core = core_fit(result.kept["model"], y, start, options)
+    core = core_fit(kept_model(result), y, start, options)
     return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept, 3)
 
 

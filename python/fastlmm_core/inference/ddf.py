@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
+from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import FastLMMWarning, ModelError
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
+from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -21,9 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Ddf", "FTest", "Method", "ddf_method", "f_pvalue", "method_name", "t_pvalues"]
 
 Array = NDArray[np.float64]
-Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
+Ddf = Literal["satterthwaite", "kenward-roger", "kenward-roger-linear", "residual", "normal"]
 
-METHODS = ("satterthwaite", "kenward-roger", "residual", "normal")
+METHODS = ("satterthwaite", "kenward-roger", "kenward-roger-linear", "residual", "normal")
 
 RANK = 1e-8
 """Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
@@ -108,6 +110,8 @@ class Method:
 
     def f_test(self, rows: Array, values: Array | None = None) -> FTest:
         """Test rows (k, rank) times beta against `values` (k,), zero by default."""
+        if self.determined is not None and not self.determined(rows).all():
+            return FTest(np.nan, int(np.linalg.matrix_rank(rows)), np.nan, np.nan, np.nan)
         difference = rows @ self.beta - (0.0 if values is None else values)
         v = rows @ self.cov @ rows.T
         scale = np.sqrt(np.diag(v))
@@ -117,8 +121,6 @@ class Method:
         n = int(keep.sum())
         if n == 0:
             return FTest(np.nan, 0, np.nan, np.nan, np.nan)
-        if self.determined is not None and not self.determined(rows).all():
-            return FTest(np.nan, n, np.nan, np.nan, np.nan)
         if n < len(d) and values is not None and np.any(values):
             left = vectors[:, ~keep].T @ (difference / scale)
             if np.abs(left).max() > 1e-6 * np.abs(difference / scale).max():
@@ -221,7 +223,7 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
         Kenward-Roger asked of a maximum-likelihood fit, which is refitted by REML.
     """
     name = method_name(ddf)
-    if name == "kenward-roger" and not result.reml:
+    if name.startswith("kenward-roger") and not result.reml:
         warnings.warn(
             "Kenward-Roger is defined for REML: the model was refitted by REML for its standard errors and degrees of "
             "freedom",
@@ -238,9 +240,14 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
         determined = core.determined
         notes = (*notes, UNIDENTIFIED_NOTE)
     if name == "satterthwaite":
-        return Satterthwaite(name, beta, cov, core.sigma, notes, variance_information(core), determined=determined)
-    if name == "kenward-roger":
-        adjusted = adjustment(core)
+        information = pattern_information(core) if isinstance(core, PatternFit) else variance_information(core)
+        return Satterthwaite(name, beta, cov, core.sigma, notes, information, determined=determined)
+    if name.startswith("kenward-roger"):
+        # without a residual structure V is linear in its parameters: both forms are one
+        if isinstance(core, PatternFit):
+            adjusted = pattern_adjustment(core, linear=name.endswith("linear"))
+        else:
+            adjusted = adjustment(core)
         return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted, determined=determined)
     notes = notes[1:] if core.is_singular else notes
     value = np.inf if name == "normal" else float(core.n - core.rank)
@@ -251,6 +258,7 @@ UNIDENTIFIED_NOTE = "NaN: depends on a variance that the criterion cannot see"
 
 SINGULAR_NOTES = {
     "satterthwaite": "degrees of freedom: the fit is singular; parameters on the boundary count as known",
+    "kenward-roger-linear": "degrees of freedom: the fit is singular; information is the observed one",
     "kenward-roger": "degrees of freedom: the fit is singular; information is the expected one at the boundary",
 }
 

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
+    from fastlmm_core.inference.exact_ratio import exact_test
     from fastlmm_core.inference.likelihood_ratio import anova
+    from fastlmm_core.inference.nested_tests import bootstrap_test
+    from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -51,9 +54,12 @@ __all__ = [
     "UnitError",
     "__version__",
     "anova",
+    "bootstrap_test",
     "build_design",
     "compare",
     "dataset_names",
+    "exact_test",
+    "glmer",
     "is_singular",
     "lmer",
     "load_dataset",
@@ -77,9 +83,12 @@ _LAZY = {
     "RankWarning": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
+    "bootstrap_test": "inference.nested_tests",
     "build_design": "formula",
     "compare": "inference.comparison",
     "dataset_names": "datasets",
+    "exact_test": "inference.exact_ratio",
+    "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
@@ -87,7 +96,7 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

@@ -181,7 +181,7 @@ def test_sound_models_are_passed_by_counting() -> None:
     g = np.repeat(np.arange(40), 10)
     for terms in ([Term(g)], [Term(g, X)], [Term(g), Term(np.repeat(np.arange(8), 50))], [Term(g), Term(g, x)]):
         products = DesignProducts(X, terms)
-        assert seems_identified(products, True) or len(terms) == 2 and identify(products, True) is None
+        assert seems_identified(products, True) or (len(terms) == 2 and identify(products, True) is None)
         assert identify(products, True) is None
     assert seems_identified(DesignProducts(X, [Term(g, X)]), True)
     assert not seems_identified(DesignProducts(np.eye(40)[g], [Term(g)]), True)

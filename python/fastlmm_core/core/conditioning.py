@@ -189,7 +189,9 @@ def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] =
         t = condition_term(z, "diag", root, (), number)
         t[np.ix_(kept, kept)] = condition_term(np.ascontiguousarray(z[:, kept]), cov, root, (), number)
         return t
-    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], f"term {number}, from the last") / np.sqrt(len(z))
+    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], f"term {number}, from the last") / np.sqrt(
+        len(z)
+    )
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (reversed_r.diagonal() > RANK_TOLERANCE * norms).all():
         return np.linalg.inv(reversed_r)[::-1, ::-1]

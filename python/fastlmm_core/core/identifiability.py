@@ -307,7 +307,9 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
     if seems_identified(products, reml):
         return None
     theta = products.theta_map
-    place = {k: (g, o) for g, group in enumerate(products.groups) for k, o in zip(group.terms, group.offsets, strict=True)}
+    place = {
+        k: (g, o) for g, group in enumerate(products.groups) for k, o in zip(group.terms, group.offsets, strict=True)
+    }
     spanned, touched, hold = [], [], set()
     for k, directions in spanned_columns(products, reml).items():
         user = products.transforms[k] @ directions
@@ -348,9 +350,7 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
             touched += touched_by(products, index, list(null.T))
     if not spanned and not aliased and not flat:
         return None
-    return Unidentified(
-        tuple(spanned), tuple(aliased), flat, held, orthonormal(touched, products.rank), reml, residual
-    )
+    return Unidentified(tuple(spanned), tuple(aliased), flat, held, orthonormal(touched, products.rank), reml, residual)
 
 
 def flat_parameters(

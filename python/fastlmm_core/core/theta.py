@@ -103,7 +103,10 @@ class ThetaMap:
             if l > 1:
                 size = sum([values[a] * values[a] for row in rows for a in row])
                 # det is at most the smallest singular value times the mean square of the others (to the power needed)
-                if det * ((l - 1) / size) ** (0.5 * (l - 1)) < SINGULAR and smallest_singular_value(rows, values) < SINGULAR:
+                if (
+                    det * ((l - 1) / size) ** (0.5 * (l - 1)) < SINGULAR
+                    and smallest_singular_value(rows, values) < SINGULAR
+                ):
                     return True
         return False
 

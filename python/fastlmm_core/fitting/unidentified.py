@@ -52,8 +52,11 @@ def unidentified_words(design: Design, core: CoreFit) -> list[str]:
         what = _term(design, k) if every else f"{names} in {_term(design, k)}"
         out.append(
             f"{criterion} does not depend on the variance of {what}, since "
-            + ("the fixed effects, or the term's other columns, span its columns" if found.reml else "its columns are "
-               "zero or depend on the term's others")
+            + (
+                "the fixed effects, or the term's other columns, span its columns"
+                if found.reml
+                else "its columns are zero or depend on the term's others"
+            )
             + "; it is held at zero"
         )
     for k, other in found.aliased:

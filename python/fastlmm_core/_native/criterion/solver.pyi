@@ -3,9 +3,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core._native.tail.tail import Tail
 
-class Solver:
+class Solver(Criterion):
     def __init__(
         self,
         arrays: dict[str, NDArray[Any]],

@@ -8,7 +8,6 @@ cdef class Evaluator(Solver):
     cdef double[:, ::1] ca, va, cx, h1
     cdef double[::1] lam_lifted, x_lead, omega, sums, traces, chunk_sums, small
     cdef Py_ssize_t chunk_size(self) noexcept nogil
-    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil
     cdef void information(self, double *fpy) noexcept nogil
     cdef void information_chunk(self, Py_ssize_t chunk) noexcept nogil
     cdef void tail_products(self) noexcept nogil

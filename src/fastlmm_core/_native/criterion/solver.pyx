@@ -18,12 +18,13 @@ Layout: tail vectors are stored one after another, (k, m); leading ones by level
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport M_PI, isfinite, log
+from libc.math cimport M_PI, fabs, isfinite, log
 from libc.stdint cimport int32_t, int64_t, uint16_t
 from libc.string cimport memcpy
 from scipy.linalg.cython_blas cimport dsyrk
 from scipy.linalg.cython_lapack cimport dpotrf
 
+from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.leading.level cimport (
     back_substitute, eliminate_level, eliminate_rhs, level_modes, project_level,
 )
@@ -34,7 +35,7 @@ from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["Solver"]
 
-cdef class Solver:
+cdef class Solver(Criterion):
     """Workspace and methods of one planned model.
 
     Parameters
@@ -83,7 +84,7 @@ cdef class Solver:
         self.theta_col = arrays["theta_col"]
         self.dtd, self.zd_tail = np.array(arrays["dtd"]), np.array(arrays["zd_tail"])
         self.arrays["zd"] = zd
-        self.n_theta = self.theta_group.shape[0]
+        self.n_theta = self.n_free = self.theta_group.shape[0]
         self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
         self.n_groups = self.group_l.shape[0]
         self.n_blocks = self.block_ptr.shape[0] - 1
@@ -365,11 +366,6 @@ cdef class Solver:
                     out[k, r, c] = self.tail.inverse_entry(o + r, o + c)
                     out[k, c, r] = out[k, r, c]
 
-    cdef int check_length(self, const double[::1] theta) except -1:
-        if theta.shape[0] != self.n_theta:
-            raise ValueError(f"theta has length {theta.shape[0]}, but the model has {self.n_theta} parameter(s)")
-        return 0
-
     # ------------------------------------------------------------------ value
 
     cdef int c_value(self, const double *theta, double *value) noexcept nogil:
@@ -395,6 +391,9 @@ cdef class Solver:
         self.criterion = value[0]
         self.current = True
         return 0
+
+    cdef double rounding(self, double value) noexcept nogil:
+        return 1e-12 * (fabs(value - self.constant) + self.nu)  # whatever the units of y
 
     cdef bint at(self, const double *theta) noexcept nogil:
         """Whether the factors in hand are those of ``theta``."""

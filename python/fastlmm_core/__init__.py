@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         RankWarning,
+        RepeatedValuesError,
         UnitError,
     )
     from fastlmm_core.formula import build_design, parse_formula
@@ -51,6 +52,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "RepeatedValuesError",
     "UnitError",
     "__version__",
     "anova",
@@ -81,6 +83,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "RepeatedValuesError": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",

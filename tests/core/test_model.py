@@ -10,7 +10,7 @@ import pytest
 
 import problems
 from fastlmm_core.core import Control, Model, Term, fit, fit_many
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError
 
 NAMES = ["crossed", "mixed_weights", "three_columns", "shared_codes", "deficient_X", "no_X", "unobserved_levels"]
 
@@ -164,7 +164,10 @@ def test_a_response_in_the_span_of_X_is_refused():
     problem = problems.build(NAMES[0])
     Y = np.array([problem.y, problem.X @ np.ones(problem.X.shape[1])])
     with pytest.raises(ModelError, match="nothing is left"):
-        fit_many(Y, problem.X, problem.core_terms())
+        fit(Y[1], problem.X, problem.core_terms())
+    with pytest.warns(ConvergenceWarning, match=r"1 of 2 responses .* row 1"):
+        many = fit_many(Y, problem.X, problem.core_terms())
+    assert np.isnan(many.sigma).tolist() == many.converged.tolist()[::-1] == [False, True]
 
 
 def singular_responses(q=10, r=6, k=5, seed=0):

@@ -32,8 +32,11 @@ def test_one_tank_a_treatment(formula: str, seed: int) -> None:
     d = tanks(seed)
     with pytest.warns(IdentifiabilityWarning, match=r"variance of \(1 \| tank\)") as told:
         m = lmer(formula, d)
-    assert len(told) == 1 and told[0].filename == __file__
-    assert m.converged and m.theta.iloc[0] == 0.0 and not m.is_singular
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    assert m.converged
+    assert m.theta.iloc[0] == 0.0
+    assert not m.is_singular
     objective = lmer(formula, d, objective_only=True)
     for theta in (0.0, 0.3, 1.0, 30.0):
         assert objective([theta]) == pytest.approx(m.criterion, abs=1e-6)
@@ -53,17 +56,23 @@ def test_one_tank_a_treatment(formula: str, seed: int) -> None:
     se = np.sqrt(sigma2 * np.linalg.inv(m.design.X.T @ m.design.X)[-1, -1])
     assert m.bse["time"] == pytest.approx(se, rel=1e-8)
     assert m.coef_table().loc["time", "df"] == pytest.approx(65.0, rel=1e-6)
-    assert m.bse[touched].isna().all() and m.cov_params().loc[touched].isna().all(axis=None)
+    assert m.bse[touched].isna().all()
+    assert m.cov_params().loc[touched].isna().all(axis=None)
     interval = m.conf_int(parm="beta_")
-    assert interval.loc[touched].isna().all(axis=None) and np.isfinite(interval.loc["time"]).all()
+    assert interval.loc[touched].isna().all(axis=None)
+    assert np.isfinite(interval.loc["time"]).all()
     tidy = m.tidy(conf_int=True).set_index("term")
-    assert tidy.loc[touched, "p_value"].isna().all() and np.isfinite(tidy.loc["time", "p_value"])
+    assert tidy.loc[touched, "p_value"].isna().all()
+    assert np.isfinite(tidy.loc["time", "p_value"])
     tests = m.anova()
-    assert np.isnan(tests.p.iloc[0]) and np.isfinite(tests.p.loc["time"])
+    assert np.isnan(tests.p.iloc[0])
+    assert np.isfinite(tests.p.loc["time"])
     text = str(m.summary())
     assert "does not depend on the variance of (1 | tank)" in text.replace("\n", " ")
     report = m.convergence_report()
-    assert not report.ok and "(1 | tank)" in str(report) and not report.negative
+    assert not report.ok
+    assert "(1 | tank)" in str(report)
+    assert not report.negative
 
 
 def test_the_same_factor_fixed_and_random_in_sleepstudy() -> None:
@@ -105,7 +114,9 @@ def test_maximum_likelihood_sees_what_lies_in_the_span() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         m = lmer("y ~ trt + time + (1 | tank)", tanks(0), reml=False)
-    assert m.theta.iloc[0] == 0.0 and m.is_singular and m.bse.notna().all()
+    assert m.theta.iloc[0] == 0.0
+    assert m.is_singular
+    assert m.bse.notna().all()
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -141,9 +152,11 @@ def test_directions_without_curvature_converge() -> None:
         cells = lmer("y ~ a * b + (a * b | g)", d)
         twice = lmer("y ~ x + (x + I(2 * x) | g)", d)
         seen = lmer("y ~ a * b + (a + b | g)", d)
-    assert cells.converged and len(cells.fit_log) < 60
+    assert cells.converged
+    assert len(cells.fit_log) < 60
     assert cells.criterion == pytest.approx(seen.criterion, abs=1e-5)
-    assert twice.converged and len(twice.fit_log) < 40
+    assert twice.converged
+    assert len(twice.fit_log) < 40
     once = lmer("y ~ x + (x | g)", d)
     assert twice.criterion == pytest.approx(once.criterion, abs=1e-6)
     np.testing.assert_allclose(twice.bse, once.bse, rtol=1e-5)

@@ -82,18 +82,18 @@ class Conditioning:
         return float(value)
 
 
-def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, what: str) -> Array:
+def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, term: int | None) -> Array:
     """Upper triangular R, its diagonal not negative, with R'R the Gram matrix of a tall matrix given as row chunks.
 
     By Cholesky of the Gram matrix where that is accurate, by a chunked QR (R of [R; next chunk]) where it is not.
-    ``what`` names the matrix where squares overflow or vanish.
+    ``term`` is the random term that the columns belong to, its last one first; None for X.
     """
     gram = np.zeros((width, width))
     for chunk in chunks():
         gram += chunk.T @ chunk
     squares = gram.diagonal()
     if width and not (squares.min() > SMALLEST**2 and squares.max() < LARGEST**2):
-        check_units(chunks, what)
+        check_units(chunks, term)
     norms = np.sqrt(squares)
     scale = np.where(norms > 0, norms, 1.0)
     try:
@@ -109,11 +109,13 @@ def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, what: str)
     return positive_diagonal(r) * scale
 
 
-def check_units(chunks: Callable[[], Iterator[Array]], what: str) -> None:
+def check_units(chunks: Callable[[], Iterator[Array]], term: int | None) -> None:
     """UnitError for a column whose squares overflow or vanish; one of zeros is fine."""
     largest = np.max([np.abs(chunk).max(axis=0) for chunk in chunks()], axis=0)
     for j in np.flatnonzero((largest > LARGEST) | ((largest < SMALLEST) & (largest > 0.0))):
-        raise UnitError(f"column {j} of {what}", float(largest[j]), (what, int(j)))
+        column = int(j) if term is None else len(largest) - 1 - int(j)
+        what = "X" if term is None else f"z of term {term}"
+        raise UnitError(f"column {column} of {what}", float(largest[j]), (term, column))
 
 
 def qr_triangle(columns: Array) -> Array:
@@ -172,7 +174,7 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
         None where all columns are independent.
     """
     p = X.shape[1]
-    r = columns_factor(row_chunks(X, root), p, "X")
+    r = columns_factor(row_chunks(X, root), p, None)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
     keep = independent_columns(r)
@@ -189,9 +191,7 @@ def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] =
         t = condition_term(z, "diag", root, (), number)
         t[np.ix_(kept, kept)] = condition_term(np.ascontiguousarray(z[:, kept]), cov, root, (), number)
         return t
-    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], f"term {number}, from the last") / np.sqrt(
-        len(z)
-    )
+    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], number) / np.sqrt(len(z))
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (reversed_r.diagonal() > RANK_TOLERANCE * norms).all():
         return np.linalg.inv(reversed_r)[::-1, ::-1]

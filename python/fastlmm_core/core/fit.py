@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from math import sqrt
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -154,6 +155,7 @@ class CoreFit:
     _solution: Solution | None = field(repr=False)
     _workspaces: Workspaces | None = field(default=None, repr=False)
     unidentified: Unidentified | None = field(default=None, repr=False)
+    _rows: SquareRoot | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,6 +169,11 @@ class CoreFit:
                     getattr(self, name)
             object.__setattr__(self, "_solution", None)
         return self
+
+    @property
+    def residual_ratio(self) -> float:
+        """Root of the penalised sum of squares, relative to the response's on X; of a fit that is not completed."""
+        return float(self.solution.ld[-1, -1])
 
     @property
     def solution(self) -> Solution:
@@ -288,13 +295,23 @@ class CoreFit:
 
     def objective(self) -> Objective:
         """The model's criterion, in a workspace of its own: planned and factored from the cross-products."""
-        return Objective(self.cross, self.reml, self.control)
+        out = Objective(self.cross, self.reml, self.control)
+        if self._rows is not None:  # the cross-products have too few digits
+            out.evaluator = RowsEvaluator(self._rows, out.plan.offsets)  # type: ignore[assignment]
+        return out
+
+    def require_products(self) -> None:
+        """NumericalError where the cross-products have too few digits for what is asked next."""
+        if self._rows is not None:
+            raise NumericalError(TOO_SMALL)
 
     def workspace(self) -> AbstractContextManager[Objective]:
         """The model's criterion inside a `with` block: a workspace that is idle, or one that is planned.
 
         It is the block's alone. Fits of one model to other responses use the same workspaces.
         """
+        if self._rows is not None:
+            return nullcontext(self.objective())
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
         return pool.lent(self.cross)
 
@@ -388,7 +405,37 @@ def estimates(
     workspaces: Workspaces,
 ) -> CoreFit:
     """The fit at conditioned ``theta``, in the user's units."""
-    gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
+    return finished(model, theta, model.evaluator.modes(theta), evaluations, message, design, response, workspaces)
+
+
+def near_perfect(
+    model: Objective, y: Array, ratio: float, design: DesignProducts, response: Responses, workspaces: Workspaces
+) -> CoreFit | None:
+    """The fit from the rows themselves, where residuals are too small for cross-products; see `square_root`.
+
+    ``y`` (n,) has the offset subtracted; None where the cross-products do.
+    """
+    found = accurate_estimates(design, response, y, model.reml, model.control, ratio)
+    if found is None:
+        return None
+    rows, theta, evaluations, status = found
+    figures = RowsEvaluator(rows, model.plan.offsets).modes(theta)
+    fit = finished(model, theta, figures, evaluations, Newton.messages[status], design, response, workspaces)
+    return replace(fit, _rows=rows)
+
+
+def finished(
+    model: Objective,
+    theta: Array,
+    figures: tuple[Array, Array, Array, Array, float],
+    evaluations: Array,
+    message: str,
+    design: DesignProducts,
+    response: Responses,
+    workspaces: Workspaces,
+) -> CoreFit:
+    """A fit from the optimum's ``figures``, as `Evaluator.modes` has them."""
+    gamma, b_lead, b_tail, ld, value = figures
     norm = float(response.norms[0])
     gamma *= norm
     gamma += response.coefficients[:, 0]

@@ -21,7 +21,7 @@ parts that cancel: these L are the rows orthogonal to `Unidentified.basis`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -29,15 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.crossprod import level_ranks
+from fastlmm_core.core.parameter_gram import Parameter, gram_of_parameters, null_directions, touched_by
 
 if TYPE_CHECKING:
     from fastlmm_core.core.crossprod import DesignProducts
 
-__all__ = ["Unidentified", "identify", "null_directions", "seems_identified", "spanned_columns"]
+__all__ = ["Unidentified", "identify", "seems_identified", "spanned_columns"]
 
 Array = NDArray[np.float64]
-Levels = NDArray[np.integer]
-Parameter = tuple[int, int, int]
 
 PIVOT = 1e-10
 """Squared part of a level's column that the earlier ones leave, relative, below which it counts as dependent."""
@@ -48,20 +47,8 @@ SUSPECT = 1e-9
 SPANNED = 1e-8
 """Norm that the fixed effects leave of a column, relative, below which it lies in their span."""
 
-NULL = 1e-10
-"""Eigenvalues of the scaled Gram matrix below this belong to its null space."""
-
-NOISE = 1e-4
-"""What M leaves of a parameter's squared contribution, relative, below which its rounding errors pass `NULL`."""
-
 TOUCHED = 1e-7
 """Size of L on the basis, relative to L, above which the variance of L beta depends on what is not identified."""
-
-VISIBLE = 1e-10
-"""Part of the fixed effects' products with a direction, relative to their terms, above which it is no rounding error."""
-
-CELLS = 1 << 16
-"""Cells whose products are formed at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +85,7 @@ class Unidentified:
         found = {k for k, _ in self.spanned} | {k for k, _ in self.aliased} | {k for k, _, _ in self.flat}
         return tuple(sorted(found))
 
-    def determined(self, rows: Array) -> NDArray[np.bool_]:
+    def determined(self, rows: NDArray[np.floating]) -> NDArray[np.bool_]:
         """Whether the variance of each row (k, rank) times the conditioned coefficients is determined."""
         size = np.linalg.norm(rows, axis=1)
         return np.asarray(np.linalg.norm(rows @ self.basis, axis=1) <= TOUCHED * size)
@@ -204,92 +191,6 @@ def columns_to_hold(directions: Array) -> tuple[int, ...]:
         else:
             held.append(r)
     return tuple(held)
-
-
-def symmetric_basis(index: Sequence[Parameter]) -> list[tuple[int, Array]]:
-    """For parameters (group, row, column) of L the symmetric matrices they stand for, as (group, places and factor)."""
-    return [(g, np.array([[i, j]] if i == j else [[i, j], [j, i]])) for g, i, j in index]
-
-
-def gram_of_parameters(products: DesignProducts, index: Sequence[Parameter], reml: bool) -> tuple[Array, Array]:
-    """tr(M V_a M V_b) for the residual variance and parameters (group, row, column) of symmetric matrices.
-
-    Returns
-    -------
-    gram : (k + 1, k + 1)
-        The residual variance first.
-    plain : (k + 1,)
-        tr(V_a V_a), which nothing was taken from.
-    """
-    tensors, plain_tensors, traces = {}, {}, []
-    groups = products.groups
-    dense = [d.reshape(g.n_levels, g.n_columns, products.rank) for g, d in zip(groups, products.dense, strict=True)]
-    grams = [np.einsum("irx,isy->rxsy", e, e, optimize=True) for e in dense]
-    for g in range(len(groups)):
-        blocks = products.blocks[g]
-        left = blocks.sum(axis=0)
-        traces.append(left - np.einsum("rxsx->rs", grams[g]) if reml else left)
-        for h in range(g, len(groups)):
-            shape = (groups[g].n_columns, groups[h].n_columns)
-            total, plain = np.zeros((shape[0] * shape[1],) * 2), np.zeros((shape[0] * shape[1],) * 2)
-            for i, j, values in cells_of(products, g, h):
-                flat = values.reshape(len(values), -1)
-                plain += flat.T @ flat
-                if reml and products.rank:
-                    fixed = np.einsum("irx,itx->irt", dense[g][i], dense[h][j], optimize=True).reshape(flat.shape)
-                    # (s - f)(s - f)' - f f', so that a cell's own difference is formed before it is squared
-                    flat = flat - fixed
-                    total -= fixed.T @ fixed
-                total += flat.T @ flat
-            tensor = total.reshape(*shape, *shape)
-            if reml and products.rank:
-                tensor = tensor + np.einsum("rxsy,txuy->rtsu", grams[g], grams[h], optimize=True)
-            tensors[g, h], plain_tensors[g, h] = tensor, plain.reshape(*shape, *shape)
-    basis = symmetric_basis(index)
-    k = len(basis)
-    gram, plain_diagonal = np.zeros((k + 1, k + 1)), np.zeros(k + 1)
-    gram[0, 0] = plain_diagonal[0] = products.n - products.rank
-    for a, (g, places) in enumerate(basis, 1):
-        gram[0, a] = gram[a, 0] = sum(traces[g][r, s] for r, s in places)
-        for b, (h, others) in enumerate(basis, 1):
-            if g > h:
-                continue
-            value = sum(tensors[g, h][r, t, s, u] for r, s in places for t, u in others)
-            gram[a, b] = gram[b, a] = value
-            if a == b:
-                plain_diagonal[a] = sum(plain_tensors[g, g][r, t, s, u] for r, s in places for t, u in others)
-    return gram, plain_diagonal
-
-
-def cells_of(products: DesignProducts, g: int, h: int) -> Iterator[tuple[Levels, Levels, Array]]:
-    """Chunks (levels of g, levels of h, values (k, l_g, l_h)) of the cells of Z_g'WZ_h."""
-    if g == h:
-        levels = np.arange(products.groups[g].n_levels)
-        for s in range(0, len(levels), CELLS):
-            yield levels[s : s + CELLS], levels[s : s + CELLS], products.blocks[g][s : s + CELLS]
-        return
-    ptr, idx, val = products.pairs[g, h]
-    rows = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
-    val = val.reshape(len(idx), products.groups[g].n_columns, products.groups[h].n_columns)
-    for s in range(0, len(idx), CELLS):
-        yield rows[s : s + CELLS], idx[s : s + CELLS], val[s : s + CELLS]
-
-
-def null_directions(gram: Array, plain: Array, index: Sequence[Parameter]) -> Array:
-    """Null space (k + 1, d) of the Gram matrix; parameters of which rounding leaves nothing sure are left out.
-
-    Covariances are scaled by their columns' variances: they may have no effect themselves.
-    """
-    squares = gram.diagonal()
-    sure = squares > NOISE * plain
-    place = {(g, i): a for a, (g, i, j) in enumerate(index, 1) if i == j}
-    own = [0, *(place[g, i] for g, i, _ in index)]
-    other = [0, *(place[g, j] for g, _, j in index)]
-    sure = sure[own] & sure[other]
-    sizes = np.sqrt(squares[own] * squares[other])
-    scale = np.where(sure, 1.0 / np.sqrt(np.where(sure, sizes, 1.0)), 0.0)
-    values, vectors = np.linalg.eigh(gram * np.outer(scale, scale) + np.diag(np.where(sure, 0.0, 1.0)))
-    return np.asarray(vectors[:, values < NULL] * scale[:, None])
 
 
 def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
@@ -459,39 +360,3 @@ def preserves(
         if eigen[0] < -1e-7 * max(float(np.abs(eigen).max()), 1e-300):
             return False
     return True
-
-
-def touched_by(products: DesignProducts, index: Sequence[Parameter], directions: Sequence[Array]) -> list[Array]:
-    """What the fixed effects see of directions Delta: Q'W Delta W Q, and the root of Q'W Delta M Delta W Q."""
-    rank, out = products.rank, []
-    groups = products.groups
-    for direction in directions:
-        factors = [np.zeros((g.n_columns, g.n_columns)) for g in groups]
-        for value, (g, i, j) in zip(direction[1:], index, strict=True):
-            factors[g][i, j] = factors[g][j, i] = value
-        spread = [
-            np.einsum("rs,jsx->jrx", f, d.reshape(g.n_levels, g.n_columns, rank))
-            for f, g, d in zip(factors, groups, products.dense, strict=True)
-        ]
-        inner = direction[0] * np.eye(rank)
-        for d, h in zip(products.dense, spread, strict=True):
-            inner = inner + d.T @ h.reshape(len(d), rank)
-        square = (2.0 * direction[0]) * inner - direction[0] ** 2 * np.eye(rank)
-        # what the sums would be if nothing cancelled
-        weights = [float(np.abs(f).max()) for f in factors]
-        norms = [float(np.square(d).sum()) for d in products.dense]
-        extent = abs(float(direction[0])) + sum(w * v for w, v in zip(weights, norms, strict=True))
-        size = direction[0] ** 2 + sum(
-            w * w * v * float(np.abs(b).max()) for w, v, b in zip(weights, norms, products.blocks, strict=True)
-        )
-        for g in range(len(groups)):
-            for h in range(g, len(groups)):
-                for i, j, cells in cells_of(products, g, h):
-                    part = np.einsum("cru,crt,ctv->uv", spread[g][i], cells, spread[h][j], optimize=True)
-                    square = square + (part if g == h else part + part.T)
-        values, vectors = np.linalg.eigh(square - inner @ inner)
-        keep = values > VISIBLE * float(size)
-        out.append(vectors[:, keep] * np.sqrt(values[keep] / float(size)))
-        if np.abs(inner).max() > VISIBLE * extent:
-            out.append(inner / extent)
-    return out

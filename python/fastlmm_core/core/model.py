@@ -13,13 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
-from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
+from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
 from fastlmm_core.core.identifiability import identify
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,10 +178,33 @@ class Model:
         found = self.products.response(y)
         model = self._workspaces.take(self.products, found)
         try:
-            minimum = minimise(model, start, on_evaluation)
-            return estimates(model, *minimum, self.products, found, self._workspaces)
+            return self._estimates(y, found, model, start, on_evaluation)
         finally:
             self._workspaces.give_back(model)
+
+    def _estimates(
+        self, y: ArrayLike, found: Responses, model: Objective, start: ArrayLike | None, on_evaluation: Report | None
+    ) -> CoreFit:
+        """The fit of a response; once more from the rows where little is left beside the random effects."""
+        fit, failure = None, None
+        try:
+            minimum = minimise(model, start, on_evaluation)
+            fit = estimates(model, *minimum, self.products, found, self._workspaces)
+            ratio = fit.residual_ratio
+        except NumericalError as error:
+            failure, ratio = error, 0.0
+        if ratio >= NEAR_PERFECT:
+            assert fit is not None
+            return fit
+        again = None
+        if failure is None or np.abs(np.asarray(found.dense[0])).max() > 0.0:
+            again = near_perfect(model, self.products.prepare(y), ratio, self.products, found, self._workspaces)
+        if again is not None:
+            return again
+        if fit is None:
+            assert failure is not None
+            raise failure
+        return fit
 
     def fit_many(
         self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None, stacklevel: int = 2
@@ -238,7 +262,7 @@ class Model:
             warn_unfit(out, stacklevel + 1)
             return out
         workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
-        stop = np.zeros(1, np.int32)
+        stop, small = np.zeros(1, np.int32), np.zeros(k, bool)
 
         def work(part: list[slice]) -> None:
             worker = single.take(products, first)
@@ -246,7 +270,7 @@ class Model:
                 for rows in part:
                     if stop[0]:
                         return
-                    fit_batch(products, worker, responses[rows], theta0, rows, out, stop)
+                    fit_batch(products, worker, responses[rows], theta0, rows, out, stop, small)
             finally:
                 single.give_back(worker)
 
@@ -257,8 +281,23 @@ class Model:
                     future.result()
             finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
                 stop[0] = 1
+        for i in np.flatnonzero(small):
+            self._fit_again(responses[i], int(i), out)
         warn_unfit(out, stacklevel + 1)
         return out
+
+    def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
+        """Fit one response of many, less the offset, that the cross-products have too few digits for."""
+        try:
+            fit = self._fit(response if self.products.offset is None else response + self.products.offset, None, None)
+        except (ModelError, NumericalError):
+            for values in (out.theta, out.beta, out.se, out.sigma, out.criterion):
+                values[i] = np.nan
+            out.converged[i] = False
+            return
+        out.theta[i], out.beta[i], out.se[i] = fit.theta, fit.beta, np.sqrt(np.diagonal(fit.cov_beta))
+        out.sigma[i], out.criterion[i] = fit.sigma, fit.criterion
+        out.converged[i], out.n_evaluations[i] = fit.converged, len(fit.log)
 
     def _first_fit(self, responses: Array) -> Responses | None:
         """Products of the first response (k, n) that can be fitted; None where none can."""
@@ -293,7 +332,7 @@ def warn_unfit(out: ManyFits, stacklevel: int) -> None:
     if len(bad):
         warnings.warn(
             f"{len(bad)} of {len(out)} responses cannot be fitted (the first is row {bad[0]}) and have NaN: they are "
-            "constant, or the fixed effects reproduce them, or their squares overflow or vanish",
+            "constant, or the fixed effects or one value a level reproduce them, or their squares overflow or vanish",
             ConvergenceWarning,
             stacklevel=stacklevel + 1,
         )
@@ -307,8 +346,12 @@ def fit_batch(
     rows: slice,
     out: ManyFits,
     stop: NDArray[np.int32],
+    small: NDArray[np.bool_],
 ) -> None:
-    """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it."""
+    """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it.
+
+    ``small`` (all responses,) is set where the residuals are too small for cross-products.
+    """
     found = products.responses(np.ascontiguousarray(Y.T), tolerant=True)
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
@@ -322,6 +365,7 @@ def fit_batch(
     if stop[0]:
         return
     unfit = np.isnan(found.norms)
+    small[rows] = ~unfit & ((outcome[:, 0] == FAILED) | (ld[:, p, p] < NEAR_PERFECT))
     ld[(outcome[:, 0] == FAILED) | unfit] = np.nan
     theta[unfit], value[unfit], outcome[unfit, 0] = np.nan, np.nan, FAILED
     out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T

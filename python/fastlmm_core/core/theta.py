@@ -87,7 +87,7 @@ class ThetaMap:
         return [rows for rows in out if rows]
 
     def is_singular(self, theta: Array) -> bool:
-        """Whether the smallest singular value of some factor of conditioned ``theta`` (n_theta,) is below the tolerance.
+        """Whether the smallest singular value of some factor of conditioned ``theta`` (n_theta,) is below tolerance.
 
         A term's columns are orthonormal in these coordinates, so singular values depend neither on the covariates'
         units nor on their origins, as single elements do. True for a negative diagonal element too.

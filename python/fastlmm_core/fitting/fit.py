@@ -11,7 +11,14 @@ import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, DataError, IdentifiabilityWarning, RankWarning
+from fastlmm_core.errors import (
+    ConvergenceWarning,
+    DataError,
+    IdentifiabilityWarning,
+    RankWarning,
+    RepeatedValuesError,
+    UnitError,
+)
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.residual import pattern_model
 from fastlmm_core.fitting.unidentified import unidentified_words
@@ -82,7 +89,7 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
     with one_blas_thread():  # once for all that nests in it
-        core = core_fit(model_of(design, options), design.y, options.start, options)
+        core = core_fit(model_of(design, options), design, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
     return wrap(kind, design, formula, options, core, {}, stacklevel + 1)
@@ -92,14 +99,21 @@ def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
     """The core's model of a design, ready for any response."""
     if design.residual is not None:
         return pattern_model(design, core_terms(design), options)
-    return Model(
-        design.X,
-        core_terms(design),
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
-    )
+    try:
+        return Model(
+            design.X,
+            core_terms(design),
+            weights=design.weights,
+            offset=design.offset,
+            reml=options.reml,
+            control=options.control,
+        )
+    except UnitError as error:
+        if error.place is None:
+            raise
+        matrix, column = error.place
+        names = design.x_names if matrix is None else design.random[matrix].columns
+        raise UnitError(names[column], error.largest, error.place) from None
 
 
 def kept_model(result: FittedModel) -> Model | PatternModel:
@@ -111,10 +125,15 @@ def kept_model(result: FittedModel) -> Model | PatternModel:
 
 
 def core_fit(
-    model: Model | PatternModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
+    model: Model | PatternModel, design: Design, start: NDArray[np.float64] | None, options: FitOptions
 ) -> CoreFit:
-    """Fit one response, verbosely if the options say so."""
-    return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+    """Fit a design's response, verbosely if the options say so."""
+    try:
+        return model.fit(design.y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+    except RepeatedValuesError as error:
+        raise RepeatedValuesError(error.ratio, error.term, design.random[error.term].group) from None
+    except UnitError as error:
+        raise UnitError(f"the response {design.formula.response}", error.largest) from None
 
 
 def wrap(
@@ -167,8 +186,9 @@ def refit(result: F, new_y: Any) -> F:
     start = options.start
     if start is None and not result.core.is_singular:
         start = result.core.theta
-    core = core_fit(kept_model(result), y, start, options)
-    return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept, 3)
+    design = result.design.with_response(y)
+    core = core_fit(kept_model(result), design, start, options)
+    return wrap(type(result), design, result.formula, options, core, result.kept, 3)
 
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:

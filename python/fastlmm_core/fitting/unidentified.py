@@ -1,4 +1,4 @@
-"""In words: what the criterion of a fit does not depend on, and which coefficients that leaves without standard errors."""
+"""In words: what the criterion of a fit does not depend on, and which coefficients are without standard errors."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def unidentified_words(design: Design, core: CoreFit) -> list[str]:
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
         out.append(
-            f"the standard errors of {', '.join(unknown[:SHOWN])}{more} depend on this and are NaN: leave out the random "
-            "term, or the fixed effects that span it"
+            f"the standard errors of {', '.join(unknown[:SHOWN])}{more} depend on this and are NaN: leave out the "
+            "random term, or the fixed effects that span it"
         )
     return out
 

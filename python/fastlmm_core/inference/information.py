@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import one_blas_thread
 
 if TYPE_CHECKING:
@@ -134,6 +135,8 @@ def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
 
 def dense_products(model: Objective, theta: Array) -> list[Array]:
     """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
+    if isinstance(model.evaluator, RowsEvaluator):
+        return model.evaluator.dense_products(theta)
     cross, offsets = model.cross, model.plan.offsets
     m = sum(group.size for group in cross.groups[1:])
     tail = np.empty((cross.dtd.shape[0], m))

@@ -235,6 +235,7 @@ class PathMaker:
     """
 
     def __init__(self, core: CoreFit) -> None:
+        core.require_products()
         self.core = core
         self.theta = np.ascontiguousarray(core.cross.to_conditioned @ core.theta)
         self.criterion = SplitCriterion(core.cross, core.control)

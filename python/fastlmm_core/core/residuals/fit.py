@@ -351,7 +351,7 @@ class PatternFit(CoreFit):
         return cov
 
     @property
-    def cov_held(self) -> Array:  # type: ignore[override]
+    def cov_held(self) -> Array:
         """`cov_beta`: all parameters count as identified."""
         return self.cov_beta
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         FastLMMError,
         FastLMMWarning,
         FormulaError,
+        FormulaWarning,
         IdentifiabilityWarning,
         InUseError,
         MemoryLimitError,
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
         NumericalError,
         RankWarning,
         RepeatedValuesError,
+        SpellingError,
         UnitError,
     )
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
     from fastlmm_core.inference.exact_ratio import exact_test
+    from fastlmm_core.inference.expand import expand
     from fastlmm_core.inference.likelihood_ratio import anova
     from fastlmm_core.inference.nested_tests import bootstrap_test
+    from fastlmm_core.inference.power import power
     from fastlmm_core.results.glmer import glmer
+    from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -45,6 +50,7 @@ __all__ = [
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "FormulaWarning",
     "IdentifiabilityWarning",
     "InUseError",
     "LmerResult",
@@ -53,6 +59,7 @@ __all__ = [
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
+    "SpellingError",
     "UnitError",
     "__version__",
     "anova",
@@ -61,11 +68,15 @@ __all__ = [
     "compare",
     "dataset_names",
     "exact_test",
+    "expand",
     "glmer",
+    "hypothetical",
     "is_singular",
     "lmer",
     "load_dataset",
     "parse_formula",
+    "power",
+    "power_curve",
 ]
 
 # public name -> the module that defines it
@@ -76,6 +87,7 @@ _LAZY = {
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
+    "FormulaWarning": "errors",
     "IdentifiabilityWarning": "errors",
     "InUseError": "errors",
     "LmerResult": "results",
@@ -84,6 +96,7 @@ _LAZY = {
     "NumericalError": "errors",
     "RankWarning": "errors",
     "RepeatedValuesError": "errors",
+    "SpellingError": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",
@@ -91,11 +104,15 @@ _LAZY = {
     "compare": "inference.comparison",
     "dataset_names": "datasets",
     "exact_test": "inference.exact_ratio",
+    "expand": "inference.expand",
+    "hypothetical": "results.hypothetical",
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "power": "inference.power",
+    "power_curve": "results.hypothetical",
 }
 
 
@@ -106,6 +123,10 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
+        from fastlmm_core.fitting.spelling import RESULT_NAMES
+
+        if name in RESULT_NAMES:
+            raise AttributeError(f"there is no function {name}(): it is {RESULT_NAMES[name]} of a result")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value  # the next look-up finds it without coming here

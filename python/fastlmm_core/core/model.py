@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,12 +14,13 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
 from fastlmm_core.core.identifiability import identify
+from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +52,10 @@ class ManyFits:
     sigma, criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
+    is_singular : (k,) bool
+        A variance of zero or a correlation of one.
+    information : ManyInformation or None
+        Covariances of beta and what Satterthwaite's degrees of freedom need, where asked for.
     """
 
     theta: Array
@@ -61,6 +65,8 @@ class ManyFits:
     criterion: Array
     converged: NDArray[np.bool_]
     n_evaluations: NDArray[np.int32]
+    is_singular: NDArray[np.bool_]
+    information: ManyInformation | None = None
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -206,8 +212,33 @@ class Model:
             raise failure
         return fit
 
+    def at(self, y: ArrayLike, theta: ArrayLike) -> CoreFit:
+        """The estimates that belong to given ``theta`` (n_theta,), as `CoreFit.theta`: nothing is optimised.
+
+        Raises
+        ------
+        NumericalError
+            The criterion cannot be evaluated there.
+        """
+        with one_blas_thread():
+            found = self.products.response(y)
+            model = self._workspaces.take(self.products, found)
+            try:
+                at = model.to_conditioned(np.asarray(theta, dtype=np.float64))
+                nothing = np.empty((0, len(at) + 3))
+                return estimates(
+                    model, at, nothing, "not optimised: theta was given", self.products, found, self._workspaces
+                )
+            finally:
+                self._workspaces.give_back(model)
+
     def fit_many(
-        self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None, stacklevel: int = 2
+        self,
+        Y: ArrayLike,
+        *,
+        start: ArrayLike | None = None,
+        threads: int | None = None,
+        information: bool = False,
     ) -> ManyFits:
         """Fit the model to each row of ``Y``.
 
@@ -219,8 +250,9 @@ class Model:
             Where every fit starts; the moment estimates of the first response when left out.
         threads : int, optional
             Fits that run side by side; `Control.threads` when left out. The results do not depend on it.
-        stacklevel : int
-            Of the warning, as `warnings.warn` counts it.
+        information : bool
+            Also make what standard errors and degrees of freedom of any function of beta need: four evaluations a
+            variance parameter more.
 
         Returns
         -------
@@ -247,6 +279,8 @@ class Model:
             np.empty(k),
             np.empty(k, bool),
             np.empty(k, np.int32),
+            np.zeros(k, bool),
+            empty_information(k, len(products.theta_map.index), products.rank) if information else None,
         )
         if k == 0:
             return out
@@ -259,7 +293,7 @@ class Model:
                 values.fill(np.nan)
             out.converged.fill(False)
             out.n_evaluations.fill(0)
-            warn_unfit(out, stacklevel + 1)
+            warn_unfit(out)
             return out
         workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
         stop, small = np.zeros(1, np.int32), np.zeros(k, bool)
@@ -283,7 +317,7 @@ class Model:
                 stop[0] = 1
         for i in np.flatnonzero(small):
             self._fit_again(responses[i], int(i), out)
-        warn_unfit(out, stacklevel + 1)
+        warn_unfit(out)
         return out
 
     def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
@@ -326,15 +360,14 @@ class Model:
         return max(1, min(most, room)), theta0, single
 
 
-def warn_unfit(out: ManyFits, stacklevel: int) -> None:
+def warn_unfit(out: ManyFits) -> None:
     """One warning for all responses that could not be fitted."""
     bad = np.flatnonzero(np.isnan(out.sigma))
     if len(bad):
-        warnings.warn(
+        warn(
             f"{len(bad)} of {len(out)} responses cannot be fitted (the first is row {bad[0]}) and have NaN: they are "
             "constant, or the fixed effects or one value a level reproduce them, or their squares overflow or vanish",
             ConvergenceWarning,
-            stacklevel=stacklevel + 1,
         )
 
 
@@ -366,9 +399,12 @@ def fit_batch(
         return
     unfit = np.isnan(found.norms)
     small[rows] = ~unfit & ((outcome[:, 0] == FAILED) | (ld[:, p, p] < NEAR_PERFECT))
-    ld[(outcome[:, 0] == FAILED) | unfit] = np.nan
+    ld[small[rows] | unfit] = np.nan
     theta[unfit], value[unfit], outcome[unfit, 0] = np.nan, np.nan, FAILED
-    out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
+    parameters = products.theta_map
+    theta = parameters.canonical(theta)
+    out.theta[rows] = theta @ parameters.to_user.T
+    out.is_singular[rows] = [parameters.is_singular(row) for row in theta]
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
     out.sigma[rows] = sigma
@@ -383,6 +419,9 @@ def fit_batch(
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
+    if out.information is not None:
+        half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
+        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
 
 
 def fit(
@@ -444,4 +483,4 @@ def fit_many(
 ) -> ManyFits:
     """Fit one design to each row of ``Y`` (k, n); parameters as in `fit`."""
     model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
-    return model.fit_many(Y, start=start, stacklevel=3)
+    return model.fit_many(Y, start=start)

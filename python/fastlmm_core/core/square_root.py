@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.callback import CallbackCriterion
+from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.errors import NumericalError, RepeatedValuesError
 
@@ -162,7 +162,7 @@ class SquareRoot:
 
         Raises
         ------
-        FloatingPointError
+        NumericalError
             Nothing is left of the residual, or theta overflows.
         """
         m, p, nt = self.m, self.p, len(theta)
@@ -171,7 +171,7 @@ class SquareRoot:
         s = left[:, -1]
         r2 = float(s @ s)
         if not (np.isfinite(r2) and r2 > 0.0):
-            raise FloatingPointError("no residual")
+            raise NumericalError(f"nothing is left of the residual at theta = {theta}")
         value = 2.0 * float(np.log(np.abs(r.diagonal()[:m])).sum())
         if self.reml:
             value += 2.0 * float(np.log(np.abs(r.diagonal()[m : m + p])).sum())
@@ -248,11 +248,17 @@ class SquareRoot:
     def minimise(self, control: Control) -> tuple[Array, Array, int]:
         """Optimum (n_theta,), evaluations (see `Newton.evaluations`) and status."""
         accuracy = self.nu * np.finfo(float).eps / max(self.residual, LEAST_RESIDUAL)
-        criterion = CallbackCriterion(len(self.index), self.evaluate, accuracy)
+        found: list[tuple[Array, Array]] = []
+
+        def value(theta: Array) -> float:
+            at, *derivatives = self.evaluate(theta)
+            found[:] = [(derivatives[0], derivatives[1])]
+            return at
+
+        criterion = Callback(len(self.index), value, lambda: found[0], accuracy / 1e-12)
         newton = Newton(criterion, control.max_evaluations, min(control.tol, TOLERANCE), self.theta_map.held)
         theta, _, status = newton.minimise(self.start())
-        if criterion.error is not None:
-            raise criterion.error
+        criterion.raise_error()
         if status == 0:
             theta = self._polish(theta)
         return self.theta_map.canonical(theta), newton.evaluations(), status
@@ -298,10 +304,7 @@ class RowsEvaluator:
 
     def derivatives(self, theta: Array) -> tuple[float, Array, Array]:
         """As `Evaluator.derivatives`."""
-        try:
-            return self.rows.evaluate(theta)
-        except FloatingPointError:
-            raise NumericalError(f"the factorisation failed at theta = {theta}") from None
+        return self.rows.evaluate(theta)
 
     def modes(self, theta: Array) -> tuple[Array, Array, Array, Array, float]:
         """As `Evaluator.modes`."""

@@ -25,9 +25,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.newton import Newton
-from fastlmm_core.core import Control, CrossProducts, Plan, plan
+from fastlmm_core.core import Control, CrossProducts, Layout, plan
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.rotation import Reordered
 from fastlmm_core.inference.trust_region import minimise
@@ -50,6 +49,8 @@ class Path(Protocol):
         Bounds of the coordinate.
     step : float
         About one standard error of the coordinate, at most.
+    longest : float
+        No two points of a profile lie further apart, however level it is.
     """
 
     estimate: float
@@ -57,6 +58,7 @@ class Path(Protocol):
     lower: float
     upper: float
     step: float
+    longest: float
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """Minimised deviance at coordinate `w`, its derivative in w, and the minimiser, sought from `x`.
@@ -88,11 +90,12 @@ class SplitCriterion:
 
     def __init__(self, cross: CrossProducts, control: Control) -> None:
         self.cross = cross
-        self.plan: Plan = plan(cross, control)
+        self.plan: Layout = plan(cross, control)
         self.n = cross.n
         self.evaluator = self.plan.evaluator(False)
-        rank = cross.conditioning.rank
-        self._one = Evaluator(self.plan.arrays, self.plan.tail, 1, rank, False, 0.0, self.plan.threads)
+        self._one = self.plan.evaluator(False, n=1)
+        self.plan.load(self.evaluator, cross)
+        self._one.load(self.evaluator.values)
         n = self.n
         self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
 
@@ -140,7 +143,7 @@ def levels_of(cross: CrossProducts, k: int) -> int:
 class SigmaPath:
     """The residual standard deviation; the coordinate is its logarithm, in units of y_scale sqrt(weight_scale)."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, theta: Array) -> None:
         self.criterion = criterion
@@ -171,7 +174,7 @@ class SdPath:
     The variables are theta with tau in the place of L_c[0, 0].
     """
 
-    lower, upper = 0.0, np.inf
+    lower, upper, longest = 0.0, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
@@ -226,7 +229,7 @@ class CorPath:
     square root of L_c[0, 0] in its place, and that of r in the place of L_c[1, 0] and L_c[1, 1].
     """
 
-    lower, upper = -np.pi / 2, np.pi / 2
+    lower, upper, longest = -np.pi / 2, np.pi / 2, 0.4
 
     def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
@@ -286,7 +289,7 @@ class CorPath:
 class BetaPath:
     """Coefficient j of those estimated; the coordinate is in the user's units. The variables are theta."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, theta: Array, j: int, se: float) -> None:
         cross = criterion.cross
@@ -302,17 +305,12 @@ class BetaPath:
         self.along, keep = self.a / length, basis[:, 1:p]
         self.constant = c.constant(self.n, False)
 
-        made = criterion.plan
-        m = made.tail.m
         to = np.zeros((p + 1, p))
         to[:p, : p - 1], to[p, p - 1] = keep, 1.0
-        arrays = dict(made.arrays)
-        dense: Array = np.asarray(arrays["zd"])
-        tail: Array = np.asarray(arrays["zd_tail"])
-        arrays["zd"] = np.ascontiguousarray(dense @ to)
-        arrays["zd_tail"] = np.ascontiguousarray(to.T @ tail) if m else np.empty((p, 0))
-        arrays["dtd"] = np.ascontiguousarray(to.T @ cross.dtd @ to)
-        self.reduced = Evaluator(arrays, made.tail, self.n, p - 1, False, self.constant, made.threads)
+        values = criterion.evaluator.values
+        dense, tail = values.dense_lead, values.dense_tail
+        self.reduced = criterion.plan.evaluator(False, rank=p - 1)
+        self.reduced.load(values.recombined(to), self.constant)
         self.newton = Newton(self.reduced, 100, 1e-9)
         self.lead, self.tail = (dense[:, p], dense[:, :p] @ self.along), (tail[p], self.along @ tail[:p])
         xtx = cross.dtd[:p, :p]

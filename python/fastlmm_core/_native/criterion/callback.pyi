@@ -5,12 +5,16 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.criterion import Criterion
 
-class CallbackCriterion(Criterion):
-    @property
-    def error(self) -> Exception | None: ...
+Array = NDArray[np.float64]
+
+class Callback(Criterion):
     def __init__(
         self,
-        n: int,
-        evaluate: Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64], NDArray[np.float64]]],
-        accuracy: float,
+        n_free: int,
+        value: Callable[[Array], float],
+        derivatives: Callable[[], tuple[Array, Array]],
+        size: float,
     ) -> None: ...
+    @property
+    def error(self) -> BaseException | None: ...
+    def raise_error(self) -> None: ...

@@ -1,68 +1,90 @@
-"""A criterion whose value and derivatives come from Python, for `newton.Newton`: where accuracy matters, not time."""
+"""A criterion written in Python, for the compiled optimiser: two callables and a place for what they raise."""
 
 import numpy as np
 
+from libc.math cimport fabs
 from libc.string cimport memcpy
 
 from fastlmm_core._native.criterion.criterion cimport Criterion
 
-__all__ = ["CallbackCriterion"]
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["Callback"]
 
 
-cdef class CallbackCriterion(Criterion):
-    """A criterion in n parameters.
+cdef class Callback(Criterion):
+    """Value and derivatives by calls into Python.
 
     Parameters
     ----------
-    n : int
-    evaluate : callable
-        From theta (n,) to value, gradient (n,) and model Hessian (n, n); an ArithmeticError means that there is none.
-    accuracy : float
-        Differences of values below it mean nothing.
+    n_free : int
+    value : callable
+        x (n_free,) to float.
+    derivatives : callable
+        To gradient (n_free,) and model Hessian (n_free, n_free) where the value was last taken.
+    size : float
+        Rounding is 1e-12 times this and the value's own size.
 
     Attributes
     ----------
-    error : Exception or None
-        Any other that ``evaluate`` raised last: it counts as no value, and is the caller's to raise.
+    error : BaseException or None
+        What a call raised other than `NumericalError`, which the optimiser steps back from; `raise_error` raises it.
     """
 
-    cdef object evaluate
+    cdef object value, derivatives
+    cdef double size
     cdef readonly object error
-    cdef double[::1] gradient
-    cdef double[:, ::1] hessian
-    cdef double accuracy
 
-    def __init__(self, Py_ssize_t n, evaluate, double accuracy):
-        self.n_free, self.evaluate, self.accuracy = n, evaluate, accuracy
-        self.gradient, self.hessian = np.zeros(n), np.zeros((n, n))
-        self.ready = n > 0
+    def __init__(self, Py_ssize_t n_free, value, derivatives, double size):
+        self.n_free, self.value, self.derivatives, self.size = n_free, value, derivatives, size
+        self.error = None
+        self.ready = True
 
-    def __reduce__(self):
-        raise TypeError("a CallbackCriterion is a workspace: pickle or copy the result it serves")
+    def raise_error(self):
+        """Raise what a call has left, once."""
+        error, self.error = self.error, None
+        if error is not None:
+            raise error
 
     cdef int c_value(self, const double *x, double *value) noexcept nogil:
         with gil:
-            return self.call(x, value)
+            return self.call_value(x, value)
 
-    cdef int call(self, const double *x, double *value) noexcept:
-        cdef double[::1] theta = np.empty(self.n_free)
-        cdef const double[::1] gradient
-        cdef const double[:, ::1] hessian
-        memcpy(&theta[0], x, self.n_free * sizeof(double))
+    cdef int call_value(self, const double *x, double *value) noexcept with gil:
+        cdef double[::1] at
+        if self.error is not None:
+            return 1
         try:
-            value[0], gradient, hessian = self.evaluate(np.asarray(theta))
-            self.gradient[:] = gradient
-            self.hessian[:, :] = hessian
-        except Exception as error:
-            if not isinstance(error, ArithmeticError):
-                self.error = error
+            x_ = np.empty(self.n_free)
+            at = x_
+            memcpy(&at[0], x, self.n_free * sizeof(double))
+            value[0] = self.value(x_)
+        except NumericalError:
+            return 1
+        except BaseException as error:
+            self.error = error
             return 1
         return 0
 
     cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil:
-        memcpy(gradient, &self.gradient[0], self.n_free * sizeof(double))
-        memcpy(hessian, &self.hessian[0, 0], self.n_free * self.n_free * sizeof(double))
+        with gil:
+            return self.call_derivatives(gradient, hessian)
+
+    cdef int call_derivatives(self, double *gradient, double *hessian) noexcept with gil:
+        cdef const double[::1] g
+        cdef const double[:, ::1] h
+        if self.error is not None:
+            return 1
+        try:
+            g, h = self.derivatives()
+            memcpy(gradient, &g[0], self.n_free * sizeof(double))
+            memcpy(hessian, &h[0, 0], self.n_free * self.n_free * sizeof(double))
+        except NumericalError:
+            return 1
+        except BaseException as error:
+            self.error = error
+            return 1
         return 0
 
     cdef double rounding(self, double value) noexcept nogil:
-        return self.accuracy
+        return 1e-12 * (fabs(value) + self.size)

@@ -89,8 +89,9 @@ def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, term: int 
     ``term`` is the random term that the columns belong to, its last one first; None for X.
     """
     gram = np.zeros((width, width))
-    for chunk in chunks():
-        gram += chunk.T @ chunk
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_units` says it
+        for chunk in chunks():
+            gram += chunk.T @ chunk
     squares = gram.diagonal()
     if width and not (squares.min() > SMALLEST**2 and squares.max() < LARGEST**2):
         check_units(chunks, term)

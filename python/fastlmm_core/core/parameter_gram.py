@@ -142,11 +142,11 @@ def touched_by(products: DesignProducts, index: Sequence[Parameter], directions:
             inner = inner + d.T @ h.reshape(len(d), rank)
         square = (2.0 * direction[0]) * inner - direction[0] ** 2 * np.eye(rank)
         # what the sums would be if nothing cancelled
-        weights = [float(np.abs(f).max()) for f in factors]
+        weights = [float(np.abs(f).max(initial=0.0)) for f in factors]
         norms = [float(np.square(d).sum()) for d in products.dense]
         extent = abs(float(direction[0])) + sum(w * v for w, v in zip(weights, norms, strict=True))
         size = direction[0] ** 2 + sum(
-            w * w * v * float(np.abs(b).max()) for w, v, b in zip(weights, norms, products.blocks, strict=True)
+            w * w * v * float(np.abs(b).max(initial=0.0)) for w, v, b in zip(weights, norms, products.blocks, strict=True)
         )
         for g in range(len(groups)):
             for h in range(g, len(groups)):
@@ -156,6 +156,6 @@ def touched_by(products: DesignProducts, index: Sequence[Parameter], directions:
         sizes, vectors = np.linalg.eigh(square - inner @ inner)
         keep = sizes > VISIBLE * float(size)
         out.append(vectors[:, keep] * np.sqrt(sizes[keep] / float(size)))
-        if np.abs(inner).max() > VISIBLE * extent:
+        if np.abs(inner).max(initial=0.0) > VISIBLE * extent:
             out.append(inner / extent)
     return out

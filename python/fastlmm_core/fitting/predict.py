@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.formula import parse_formula
 from fastlmm_core.formula.terms import parse_terms
 
@@ -38,7 +39,12 @@ def predict(
     wanted = [k for k, mask in enumerate(masks) if mask.any()]
     new = design.rebuild(newdata, random=wanted, allow_new_levels=allow_new_levels)
     assert new.X is not None  # `fixed` is asked for by default
-    return pd.Series(_linear(new.X, new.offset, new.random, core, masks), index=new.index)
+    unknown, notes = undetermined(design, core, new.X)
+    values = _linear(new.X, new.offset, new.random, core, masks)
+    values[unknown] = np.nan
+    found = pd.Series(values, index=new.index)
+    found.attrs["notes"] = notes
+    return found
 
 
 def _linear(

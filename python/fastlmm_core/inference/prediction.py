@@ -209,8 +209,11 @@ def predict_interval(
         df, quantile = np.full(len(fit), np.inf), np.full(len(fit), ndtri(0.5 + 0.5 * level))
     error = np.sqrt(np.maximum(variance, 0.0))
     estimate = fit.to_numpy()
+    error, df = (np.where(np.isnan(estimate), np.nan, values) for values in (error, df))
     index = row_index(design) if newdata is None else fit.index
     columns = {"fit": estimate, "std_error": error, "df": df}
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {**columns, "lower": estimate - quantile * error, "upper": estimate + quantile * error}, index=index
     )
+    found.attrs["notes"] = fit.attrs.get("notes", [])
+    return found

@@ -150,6 +150,8 @@ def recipe(
             parts.append(_new_part(design, newdata, k, part.z))
             modes.append((part.codes, part.z))
     mean: Array = X @ np.nan_to_num(beta)
+    if newdata is not None:
+        mean = np.where(core.estimable(X), mean, np.nan)  # what the data do not determine
     if offset is not None:
         mean = mean + offset
     terms = []

@@ -35,9 +35,6 @@ MEANS = [
 SE, DF = 9.139453163, {"satterthwaite": 14.62972671, "kenward-roger": 14.617728}
 
 
-NAMED = False
-
-
 def quietly(formula: str, data: pd.DataFrame, **options: object) -> LmerResult:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)
@@ -214,7 +211,7 @@ def test_a_joint_test_with_a_row_that_is_not_estimable() -> None:
 def test_predictions_of_oats_are_emmeans(order: tuple[int, ...], interval: str | None) -> None:
     data = oats(tuple(VARIETIES[k] for k in order), NITROGEN[order[0] :] + NITROGEN[: order[0]])
     fit = quietly("Y ~ V * N + (1 | B/V)", data)
-    found = fit.predict(cells(), re_form="none" if NAMED else None, interval=interval)  # type: ignore[arg-type]
+    found = fit.predict(cells(), re_form="none", interval=interval)  # type: ignore[arg-type]
     values = found if interval is None else found["fit"]
     np.testing.assert_allclose(values, MEANS, rtol=1e-8)
     assert found.attrs["notes"][0].startswith("1 of 12 rows is not estimable (NaN), as V[T.")
@@ -250,7 +247,7 @@ def test_predictions_do_not_depend_on_the_column_dropped(seed: int) -> None:
         unit = np.where(norms > 0.0, norms, 1.0)
         rank = np.linalg.matrix_rank(fit.design.X / unit)
         adds = [np.linalg.matrix_rank(np.vstack([fit.design.X, row]) / unit) > rank for row in rows]
-        found = fit.predict(coded[1], re_form="none" if NAMED else None, interval="confidence")
+        found = fit.predict(coded[1], re_form="none", interval="confidence")
         assert found["fit"].isna().tolist() == adds
         answers.append(found.to_numpy())
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-7)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.formula import Design
+    from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["bse", "cov_params", "dropped_columns", "labelled", "undetermined", "why_undetermined"]
 
@@ -34,13 +34,14 @@ def cov_params(design: Design, core: CoreFit) -> pd.DataFrame:
     return pd.DataFrame(core.cov_beta.copy(), index=names, columns=names)
 
 
-def undetermined(design: Design, core: CoreFit, X: NDArray[np.float64]) -> tuple[NDArray[np.bool_], list[str]]:
-    """Rows of X (n, p) whose Xβ the data do not determine, as some columns depend on others, and a note on them."""
-    rows = ~core.estimable(X)
-    if not rows.any():
-        return rows, []
-    count = f"{int(rows.sum())} of {len(rows)} rows {'is' if rows.sum() == 1 else 'are'} not estimable"
-    return rows, [f"{count} (NaN), {why_undetermined(design, core)}"]
+def undetermined(design: Design, core: CoreFit, rows: NewDesign) -> list[str]:
+    """A note on the rows whose Xβ the data do not determine, as some columns depend on others, if any."""
+    assert rows.X is not None
+    unknown = int((~core.estimable(rows.X)).sum())
+    if not unknown:
+        return []
+    count = f"{unknown} of {len(rows.X)} rows {'is' if unknown == 1 else 'are'} not estimable"
+    return [f"{count} (NaN), {why_undetermined(design, core)}"]
 
 
 def why_undetermined(design: Design, core: CoreFit) -> str:

@@ -167,7 +167,7 @@ def _model_frame(design: Design, rows: NewDesign) -> pd.DataFrame:
     frame: dict[str, Any] = {design.formula.response: rows.full(design.y)}
     frame.update({name: rows.full(design.X[:, j]) for j, name in enumerate(design.x_names) if name != "Intercept"})
     for term in design.random:
-        codes = np.nan_to_num(rows.full(term.codes), nan=-1.0).astype(np.int64)
+        codes = np.nan_to_num(rows.full(term.codes.astype(np.float64)), nan=-1.0).astype(np.int64)
         frame[term.group] = pd.Categorical.from_codes(codes, categories=pd.Index(term.levels))
     return pd.DataFrame(frame, index=rows.index)
 

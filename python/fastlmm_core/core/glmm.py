@@ -210,7 +210,8 @@ class Model:
                 offset=offset,
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
-            self.newton = Newton(self.engine.criterion, self.control.max_evaluations, self.control.tol)
+            tol = self.control.tol * self.engine.patience
+            self.newton = Newton(self.engine.criterion, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
         """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""

@@ -34,6 +34,8 @@ class Engine(Protocol):
     """What evaluates a marginal deviance: level by level for one factor, the linear model's engine for more."""
 
     design: GlmmDesign
+    patience: float
+    """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
 
     @property
     def criterion(self) -> Criterion:

@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 MAX_STEPS = 100
 
 CHORD = 1e-2
-"""Squared Newton decrement below which the factor in hand serves for further steps."""
+"""Squared Newton decrement an effect below which the factor in hand serves for further steps."""
 
 SMALL = 1e-20
 """Squared Newton decrement expected of the next step at which the modes are found."""
@@ -82,6 +82,8 @@ class Laplace:
     design : GlmmDesign
     control : Control
     """
+
+    patience = 100.0  # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
 
     def __init__(self, design: GlmmDesign, control: Control) -> None:
         self.design, self.expected = design, control.weights == "expected"
@@ -158,11 +160,14 @@ class Laplace:
 
     # ------------------------------------------------------------------ value
 
-    def row_pass(self, eta: Array, rho: float, full: bool = False) -> tuple[float, float, float]:
-        """Rows' derivatives into ``out``; sums of l, l_rho, l_rho rho."""
+    def row_pass(self, eta: Array, rho: float) -> float:
+        """Rows' derivatives into ``out``; the sum of l, those of l_rho and l_rho rho into ``lr`` and ``lrr``."""
         design = self.design
         with np.errstate(all="ignore"):
-            return design.family.working(self.y, eta, design.m, design.freq, rho, self.out, full, self.threads)
+            total, self.lr, self.lrr = design.family.working(
+                self.y, eta, design.m, design.freq, rho, self.out, True, self.threads
+            )
+        return total
 
     def constant(self, rho: float) -> tuple[float, float, float]:
         """The part of the log-likelihood that is free of eta, with derivatives in rho."""
@@ -194,28 +199,22 @@ class Laplace:
         for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
             u, b = self.spherical(self.lam, t)
             zb = self.linear(b)[0]
-            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)[0]
+            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
             if np.isfinite(h):
                 break
         if not np.isfinite(h):
             raise NumericalError("the likelihood is zero at the modes' start")
-        u, b, zb, fresh = self.find_modes(base, rho, h, u, b, zb)
-        self.b, self.zb = b, zb
-        total, self.lr, self.lrr = self.row_pass(base + zb, rho, True)
-        weights = self.out[2] if self.expected else self.out[1]
-        if not (fresh and not self.expected):
-            self.rows.refill(weights)
-            self.n_factors += 1
-        value = float(u.dot(u)[0, 0]) - 2.0 * total + self.evaluator.value(theta) - 2.0 * self.constant(rho)[0]
-        if not np.isfinite(value):
-            raise NumericalError("the deviance is not finite")
+        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
+            raise NumericalError("the rows' weights are not those of a minimum")
+        value = h + self.logdet - 2.0 * self.constant(rho)[0]
         self.psi_now = psi.copy()
         return value
 
     def find_modes(
         self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
-    ) -> tuple[Effects, Effects, Array, bool]:
-        """u~, b~ and Z b~ from a start whose rows are in ``out``, and whether the factor in hand is that of the modes.
+    ) -> tuple[float, Effects, bool]:
+        """H and b at the modes, whose rows are in ``out`` then, and whether the factor in hand is theirs.
 
         Newton's method; near the modes the factor is used again with the gradient refreshed.
         """
@@ -245,15 +244,15 @@ class Laplace:
             scale, dz = 1.0, self.linear(db)[0]
             while True:
                 value = float((u + step * scale).dot(u + step * scale)[0, 0])
-                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)[0]
+                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)
                 if value <= h + 1e-12 * (abs(h) + 1.0):
                     break
                 scale *= 0.5
                 if scale < 1e-10:
                     if decrement < 1e-6:  # nothing but rounding is left
                         scale = 0.0
-                        self.row_pass(base + zb, rho)
                         value = h
+                        self.row_pass(base + zb, rho)
                         break
                     raise NumericalError("no step towards the modes lowers the penalised deviance")
             h = value
@@ -261,8 +260,8 @@ class Laplace:
             # Newton's steps square the error, those of an old factor shrink it at their rate so far
             rate = decrement if first and observed else decrement / last if not first else 1.0
             if decrement * rate < SMALL or scale == 0.0:
-                return u, b, zb, first and decrement < SMALL
-            have = scale == 1.0 and decrement < CHORD
+                return h, b, first and decrement < SMALL
+            have = scale == 1.0 and decrement < CHORD * sum(self.size)
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
 
@@ -271,9 +270,10 @@ class Laplace:
         self.rows.refill(w)
         self.n_factors += 1
         try:
-            return bool(np.isfinite(self.evaluator.value(self.theta)))
+            self.logdet = self.evaluator.value(self.theta)
         except NumericalError:
             return False
+        return bool(np.isfinite(self.logdet))
 
     # ------------------------------------------------------------------ derivatives
 

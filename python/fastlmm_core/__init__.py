@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         RankWarning,
+        SavedFormatError,
         SpellingError,
     )
     from fastlmm_core.formula import build_design, parse_formula
@@ -44,6 +46,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -54,6 +57,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "SpellingError",
     "__version__",
     "anova",
@@ -78,6 +82,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
@@ -88,6 +93,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "SavedFormatError": "errors",
     "SpellingError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
@@ -164,6 +165,7 @@ def uncertain_theta(
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
+@bounded
 def predict_interval(
     design: Design,
     core: CoreFit,

@@ -20,7 +20,7 @@ from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, ModelError, NumericalError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +56,8 @@ class ManyFits:
         A variance of zero or a correlation of one.
     information : ManyInformation or None
         Covariances of beta and what Satterthwaite's degrees of freedom need, where asked for.
+
+    A response that cannot be fitted has NaN and False.
     """
 
     theta: Array
@@ -67,6 +69,14 @@ class ManyFits:
     n_evaluations: NDArray[np.int32]
     is_singular: NDArray[np.bool_]
     information: ManyInformation | None = None
+
+    @classmethod
+    def unfitted(cls, k: int, n_theta: int, p: int, information: ManyInformation | None = None) -> ManyFits:
+        """Room for k fits: NaN, not converged."""
+        theta, beta, se = (np.full((k, columns), np.nan) for columns in (n_theta, p, p))
+        sigma, criterion = np.full((2, k), np.nan)
+        converged, singular = np.zeros((2, k), bool)
+        return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -258,10 +268,17 @@ class Model:
         -------
         ManyFits
 
+        Raises
+        ------
+        DataError
+            Y has another shape, or values that are not finite.
+        ModelError
+            Not one of the responses can be fitted.
+
         Warns
         -----
         ConvergenceWarning
-            Some responses cannot be fitted: their estimates are NaN.
+            Some responses could not be fitted: constant ones, say. Their rows are NaN.
         """
         chosen = self.control if threads is None else replace(self.control, threads=threads)
         responses = as_floats(Y, "Y")
@@ -271,30 +288,15 @@ class Model:
         if products.offset is not None:
             responses = responses - products.offset
         k = len(responses)
-        out = ManyFits(
-            np.empty((k, len(products.theta_map.index))),
-            np.full((k, products.X.shape[1]), np.nan),
-            np.full((k, products.X.shape[1]), np.nan),
-            np.empty(k),
-            np.empty(k),
-            np.empty(k, bool),
-            np.empty(k, np.int32),
-            np.zeros(k, bool),
-            empty_information(k, len(products.theta_map.index), products.rank) if information else None,
-        )
+        n_theta = len(products.theta_map.index)
+        kept = empty_information(k, n_theta, products.rank) if information else None
+        out = ManyFits.unfitted(k, n_theta, products.X.shape[1], kept)
         if k == 0:
             return out
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
-        first = self._first_fit(responses)
-        if first is None:
-            for values in (out.theta, out.sigma, out.criterion):
-                values.fill(np.nan)
-            out.converged.fill(False)
-            out.n_evaluations.fill(0)
-            warn_unfit(out)
-            return out
+        first = self._first_response(responses)
         workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
         stop, small = np.zeros(1, np.int32), np.zeros(k, bool)
 
@@ -317,7 +319,13 @@ class Model:
                 stop[0] = 1
         for i in np.flatnonzero(small):
             self._fit_again(responses[i], int(i), out)
-        warn_unfit(out)
+        bad = np.flatnonzero(np.isnan(out.sigma))
+        if len(bad):
+            warn(
+                f"{len(bad)} of {k} responses could not be fitted, the first of them row {bad[0]} of Y: constant, "
+                "reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
+                ConvergenceWarning,
+            )
         return out
 
     def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
@@ -333,13 +341,14 @@ class Model:
         out.sigma[i], out.criterion[i] = fit.sigma, fit.criterion
         out.converged[i], out.n_evaluations[i] = fit.converged, len(fit.log)
 
-    def _first_fit(self, responses: Array) -> Responses | None:
-        """Products of the first response (k, n) that can be fitted; None where none can."""
-        for response in responses:
-            found = self.products.responses(np.ascontiguousarray(response[:, None]), tolerant=True)
-            if not np.isnan(found.norms[0]):
-                return found
-        return None
+    def _first_response(self, responses: Array) -> Responses:
+        """The first of some responses (k, n), less the offset, that can be fitted; an error where none can."""
+        for y in responses[:-1]:
+            try:
+                return self.products.responses(np.ascontiguousarray(y[:, None]))
+            except FastLMMError:
+                continue
+        return self.products.responses(np.ascontiguousarray(responses[-1:].T))
 
     def _workers(self, found: Responses, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
         """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each."""
@@ -358,17 +367,6 @@ class Model:
         finally:
             self._workspaces.give_back(first)
         return max(1, min(most, room)), theta0, single
-
-
-def warn_unfit(out: ManyFits) -> None:
-    """One warning for all responses that could not be fitted."""
-    bad = np.flatnonzero(np.isnan(out.sigma))
-    if len(bad):
-        warn(
-            f"{len(bad)} of {len(out)} responses cannot be fitted (the first is row {bad[0]}) and have NaN: they are "
-            "constant, or the fixed effects or one value a level reproduce them, or their squares overflow or vanish",
-            ConvergenceWarning,
-        )
 
 
 def fit_batch(

@@ -146,7 +146,8 @@ def touched_by(products: DesignProducts, index: Sequence[Parameter], directions:
         norms = [float(np.square(d).sum()) for d in products.dense]
         extent = abs(float(direction[0])) + sum(w * v for w, v in zip(weights, norms, strict=True))
         size = direction[0] ** 2 + sum(
-            w * w * v * float(np.abs(b).max(initial=0.0)) for w, v, b in zip(weights, norms, products.blocks, strict=True)
+            w * w * v * float(np.abs(b).max(initial=0.0))
+            for w, v, b in zip(weights, norms, products.blocks, strict=True)
         )
         for g in range(len(groups)):
             for h in range(g, len(groups)):

@@ -356,7 +356,7 @@ def critical_values(
     """Multiples (len(df),) of the standard errors that simultaneous limits of a family of n lie away.
 
     `sides` is 2 for intervals, 1 for a single limit. Bonferroni's for the stepwise methods, as nothing sharper
-    exists; unadjusted for the false discovery rates, which have none.
+    exists; unadjusted for "BH", as emmeans' users expect of a false discovery rate.
     """
     alpha = 1.0 - level
     if how == "tukey":
@@ -375,7 +375,7 @@ def critical_values(
         return largest.quantile(level, df)
     if how == "sidak":
         alpha = -np.expm1(np.log(level) / n)
-    elif how in STEPWISE and how not in ("BH", "BY"):
+    elif how in STEPWISE and how != "BH":
         alpha /= n
     finite = np.isfinite(df)
     return np.where(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.lmer_many import lmer_many
     from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
@@ -63,6 +64,7 @@ __all__ = [
     "hypothetical",
     "is_singular",
     "lmer",
+    "lmer_many",
     "load_dataset",
     "parse_formula",
     "power",
@@ -94,6 +96,7 @@ _LAZY = {
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
+    "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
     "power": "inference.power",

@@ -17,6 +17,7 @@ from scipy.special import stdtr
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.model import Model
 from fastlmm_core.core.terms import Term
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError
 
 if TYPE_CHECKING:
@@ -143,17 +144,18 @@ def fit_responses(
     if own_offset is not None:
         responses -= own_offset
     out = _empty(k, sum(term.n_theta for term in terms), p, len(rows))
-    for present, members in _patterns(np.isfinite(responses)):
-        here = np.flatnonzero(present)
-        out.n[members] = len(here)
-        shared = None if own_weights is None or own_weights.ndim == 2 else own_weights[here]
-        X_here, terms_here = fixed[here], [_rows_of(term, here) for term in terms]
-        each = own_weights if own_weights is not None and own_weights.ndim == 2 else None
-        for part in [members] if each is None else [members[i : i + 1] for i in range(len(members))]:
-            w = shared if each is None else each[part[0]][here]
-            _fit_part(out, part, responses[np.ix_(part, here)], X_here, terms_here, w, rows, reml, control)
-            if progress is not None:
-                progress(len(part))
+    with one_blas_thread():  # once for all that nests in it
+        for present, members in _patterns(np.isfinite(responses)):
+            here = np.flatnonzero(present)
+            out.n[members] = len(here)
+            shared = None if own_weights is None or own_weights.ndim == 2 else own_weights[here]
+            X_here, terms_here = fixed[here], [_rows_of(term, here) for term in terms]
+            each = own_weights if own_weights is not None and own_weights.ndim == 2 else None
+            for part in [members] if each is None else [members[i : i + 1] for i in range(len(members))]:
+                w = shared if each is None else each[part[0]][here]
+                _fit_part(out, part, responses[np.ix_(part, here)], X_here, terms_here, w, rows, reml, control)
+                if progress is not None:
+                    progress(len(part))
     with np.errstate(divide="ignore", invalid="ignore"):
         out.t[:] = out.estimate / out.std_error
         out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))

@@ -6,6 +6,7 @@ plans; those with weights of their own have cross-products of their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.model import Model
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import DataError, FastLMMError
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -245,17 +246,16 @@ def _fit_part(
     if not len(part):
         return
     try:
-        fits = model.fit_many(Y, information=True)
-    except FastLMMError as error:  # one response spoils a batch: each on its own
-        if len(part) == 1:
-            out.message[part] = str(error)
-            return
-        for i in range(len(part)):
-            _fit_part(out, part[i : i + 1], Y[i : i + 1], X, terms, weights, rows, reml, control)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # each response has a message of its own
+            fits = model.fit_many(Y, information=True)
+    except FastLMMError as error:  # not one of them can be fitted
+        out.message[part] = str(error)
         return
     for name in ("theta", "beta", "se", "sigma", "criterion", "converged", "is_singular"):
         getattr(out, name)[part] = getattr(fits, name)
     out.message[part[~fits.converged]] = "not converged"
+    out.message[part[np.isnan(fits.sigma)]] = "nothing is left to fit beside the fixed effects"
     keep, space = model.products.keep, model.products.null_space
     estimable = np.ones(len(rows), bool) if space is None else space.estimable(rows)
     if fits.information is not None and estimable.any():

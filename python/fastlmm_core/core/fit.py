@@ -146,6 +146,11 @@ class CoreFit:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.complete().__dict__, "_cache": {}}
 
+    @property
+    def n_parameters(self) -> int:
+        """Covariance parameters estimated, sigma apart."""
+        return len(self.theta)
+
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
         if self._solution is not None:

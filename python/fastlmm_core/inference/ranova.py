@@ -53,7 +53,8 @@ def ranova(result: FittedModel, *, reduce_terms: bool = True) -> pd.DataFrame:
                     control=options.control,
                 ).criterion
             else:  # no random effect left: the same criterion at theta = 0 is the linear model's
-                value = result.core.objective()(np.zeros(len(result.core.theta)))
+                with result.core.workspace() as objective:
+                    value = objective(np.zeros(len(result.core.theta)))
             df = terms[k].n_theta - l * (l + 1) // 2
             chisq = max(0.0, value - criterion)
             p = float(chdtrc(df, chisq))

@@ -27,11 +27,11 @@ from fastlmm_core.core.model import Model
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import minimise
 from fastlmm_core.errors import DataError, NumericalError
 
-__all__ = ["StructuredFit", "StructuredModel"]
+__all__ = ["StructuredFit", "StructuredModel", "factor_derivatives", "structure_transform"]
 
 Array = NDArray[np.float64]
 Report = Callable[[int, Array, float, float, float], None]
@@ -117,7 +117,7 @@ class StructuredModel:
         self.terms = [Term(t.codes, t.z, cov, t.n_levels) for t, cov in zip(terms, simple, strict=True)]
         self.model = Model(X, self.terms, weights=weights, offset=offset, reml=reml, control=control)
         self.control = self.model.control
-        self.transforms = [_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
+        self.transforms = [structure_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
         ends = np.cumsum([0, *(c.n for c in self.covariances)])
         self.slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
         self.n_parameters = int(ends[-1])
@@ -174,7 +174,7 @@ class StructuredModel:
         self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None
     ) -> StructuredFit:
         """Fit a response (n,); `start` and what `on_evaluation` gets are `StructuredFit.phi`'s."""
-        with blas_threads(1):
+        with one_blas_thread():
             found = self.model.products.response(y)
             objective = self.model._respond(found)
             first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
@@ -220,7 +220,7 @@ class StructuredModel:
         return out
 
 
-def _transform(term: Term, covariance: Covariance) -> Array:
+def structure_transform(term: Term, covariance: Covariance) -> Array:
     """T (l, l) that gives the columns of z T unit size and keeps the structure."""
     if term.z is None:
         return np.eye(1)

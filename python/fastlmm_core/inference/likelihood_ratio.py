@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
-from fastlmm_core.fitting.fit import refit_ml
+from fastlmm_core.inference.nested_tests import bootstrap_test
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.same_data import same_columns, same_data
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -19,28 +21,37 @@ if TYPE_CHECKING:
 __all__ = ["anova"]
 
 
-def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
+def anova(
+    *models: FittedModel,
+    refit: bool = True,
+    names: Sequence[str] | None = None,
+    test: str = "chisq",
+    n: int = 1000,
+    seed: int | Sequence[int] | np.random.SeedSequence | None = None,
+) -> Table:
     """Compare nested models by likelihood-ratio tests, each with the next smaller one.
 
     Parameters
     ----------
     *models : FittedModel
-        At least two fits of the same rows and the same response, in any order.
+        At least two fits of the same rows, response, weights and offset, in any order.
     refit : bool
         Refit REML fits by maximum likelihood first: restricted likelihoods of models with different fixed effects
         cannot be compared. False uses them as they are, which is right where only the random terms differ.
     names : sequence of str, optional
         Labels of the rows, in the order of `models`; the formulas by default.
+    test : {"chisq", "bootstrap"}
+        "bootstrap" adds the column p_bootstrap: see `bootstrap_test`, which it calls with `n` draws and `seed`.
 
     Returns
     -------
-    DataFrame
+    Table
         One row a model, by number of parameters: npar, aic, bic, llf, deviance, chisq, df, p.
 
     Raises
     ------
     DataError
-        The models were fitted to different rows or responses.
+        The models were fitted to different rows, responses, weights or offsets.
     ModelError
         Fewer than two models, or REML fits that `refit=False` cannot compare.
 
@@ -70,12 +81,10 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
     labels = [m.formula for m in models] if names is None else [str(name) for name in names]
     if len(labels) != len(models):
         raise DataError(f"{len(labels)} names were given for {len(models)} models")
-    first = models[0]
-    for model, label in zip(models[1:], labels[1:], strict=True):
-        check_same_data(first, model, labels[0], label)
+    same_data(models, labels)
     fits = list(models)
     if refit and any(m.reml for m in fits):
-        fits = [refit_ml(m) for m in fits]
+        fits = [ml_fit(m) for m in fits]
         warnings.warn(
             "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
             "compares restricted likelihoods where only the random terms differ",
@@ -85,31 +94,26 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
     elif any(m.reml for m in fits):
         if not all(m.reml for m in fits):
             raise ModelError("some models were fitted by REML and some by maximum likelihood: leave refit=True")
-        if any(m.design.x_names != first.design.x_names for m in fits):
+        if not same_columns(fits):
             raise ModelError("restricted likelihoods of models with different fixed effects cannot be compared")
     order = sorted(range(len(fits)), key=lambda k: (fits[k].df_model, -fits[k].criterion))
-    rows = []
+    if test not in ("chisq", "bootstrap"):
+        raise ModelError(f'test must be "chisq" or "bootstrap", not {test!r}')
+    rows, simulated = [], []
     for at, k in enumerate(order):
         m = fits[k]
-        chisq = df = p = np.nan
+        chisq = df = p = p_bootstrap = np.nan
         if at:
             smaller = fits[order[at - 1]]
             df = float(m.df_model - smaller.df_model)
             chisq = max(0.0, smaller.criterion - m.criterion)
             p = float(chdtrc(df, chisq)) if df else np.nan
+            if test == "bootstrap":
+                p_bootstrap = bootstrap_test(smaller, m, n, seed=seed).p
+        simulated.append(p_bootstrap)
         rows.append((m.df_model, m.aic, m.bic, m.llf, m.criterion, chisq, df, p))
-    return pd.DataFrame(
-        rows,
-        columns=["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"],
-        index=[labels[k] for k in order],
-    )
-
-
-def check_same_data(a: FittedModel, b: FittedModel, name_a: str, name_b: str) -> None:
-    """DataError where two fits do not share rows, response and weights."""
-    one, other = a.design, b.design
-    if len(one.y) != len(other.y) or not np.array_equal(one.row_index, other.row_index):
-        hint = "missing values in a variable of one of them?"
-        raise DataError(f"{name_a!r} used {len(one.y)} rows and {name_b!r} {len(other.y)}, not the same ones: {hint}")
-    if not np.array_equal(one.y, other.y):
-        raise DataError(f"{name_a!r} and {name_b!r} have different responses: their likelihoods cannot be compared")
+    columns = ["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"]
+    made = dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+    if test == "bootstrap":
+        made["p_bootstrap"] = simulated
+    return table(made, [labels[k] for k in order])

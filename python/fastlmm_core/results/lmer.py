@@ -174,7 +174,9 @@ def lmer(
         dispersion=dispersion,
     )
     if design.residual is not None:
-        return fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
+        structured = fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
+        structured.keep_data(data)
+        return structured
     theta = checked_start(start, design)
     if objective_only:
         return objective_of(design, options)

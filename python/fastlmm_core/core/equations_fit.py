@@ -295,6 +295,10 @@ class EquationsFit(CoreFit):
         _ = self.cross
         raise AssertionError
 
+    def workspace(self) -> NoReturn:
+        """Refused, as `objective`."""
+        self.objective()
+
     def complete(self) -> EquationsFit:
         """As `CoreFit.complete`; there is nothing to let go of."""
         return self

@@ -6,8 +6,8 @@ the structures' parameters, Sigma = L L' and h(.) the lower triangle with half i
     L_a = L h(L^-1 Sigma_a L^-T),     L_ab = L h(L^-1 (Sigma_ab - L_a L_b' - L_b L_a') L^-T)                       (1)
     gradient J'g,     Hessian J'H J + sum_e g_e L_ab,e                                                           (2)
 
-Where entries of L are the parameters (us, diag, rr) J is the identity on them. Elsewhere a Sigma that is all but singular is
-lifted by 1e-10 of its diagonal.
+Where entries of L are the parameters (us, diag, rr) J is the identity on them. Elsewhere a Sigma that is all but singular
+is lifted by 1e-10 of its diagonal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import minimise
+from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.errors import DataError, NumericalError
 
 __all__ = ["StructuredFit", "StructuredModel", "factor_derivatives", "structure_transform"]
@@ -74,7 +74,7 @@ def factor_derivatives(covariance: Covariance, phi: Array) -> tuple[Array, Array
         cross = np.einsum("aij,ik,bkj->ab", first, adjoint, first, optimize=True)
         return np.asarray(covariance.curvature(phi, adjoint) - cross - cross.T)
 
-    return L, first, contract
+    return np.asarray(L, np.float64), np.asarray(first, np.float64), contract
 
 
 @dataclass(frozen=True)
@@ -174,38 +174,30 @@ class StructuredModel:
         self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None
     ) -> StructuredFit:
         """Fit a response (n,); `start` and what `on_evaluation` gets are `StructuredFit.phi`'s."""
+        spaces = self.model._workspaces
         with one_blas_thread():
             found = self.model.products.response(y)
-            objective = self.model._respond(found)
-            first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
-            control = self.control
-            search = minimise(
-                lambda phi: self.at(objective, phi),
-                first,
-                exact=False,
-                tol=control.tol,
-                max_evaluations=control.max_evaluations,
-            )
-            phi = search.x.copy()
-            for c, where in zip(self.covariances, self.slices, strict=True):
-                phi[where] = c.canonical(phi[where], SINGULAR)
-            theta = self.factors(phi)[0]
-            if objective(theta) > search.point.value + 1e-9 + 1e-12 * abs(search.point.value):
-                phi, theta = search.x, search.point.theta
-            if on_evaluation is not None:
-                for k, (x, value, size, radius) in enumerate(search.log, 1):
-                    on_evaluation(k, self.to_user(x), value, size, radius)
-            rows = [np.append(self.factors(x)[0], [v, s, r]) for x, v, s, r in search.log if np.isfinite(v)]
-            evaluations = np.array(rows)
-            evaluations[:, : len(theta)] = evaluations[:, : len(theta)] @ objective.theta_map.to_conditioned.T
-            core = estimates(
-                objective,
-                objective.to_conditioned(theta),
-                evaluations,
-                search.message,
-                self.model.products,
-                found,
-            )
+            objective = spaces.take(self.model.products, found)
+            try:
+                first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
+                search = minimise(
+                    lambda phi: self.at(objective, phi),
+                    first,
+                    exact=False,
+                    tol=self.control.tol,
+                    max_evaluations=self.control.max_evaluations,
+                )
+                phi, theta = self._canonical(objective, search)
+                if on_evaluation is not None:
+                    for k, (x, value, size, radius) in enumerate(search.log, 1):
+                        on_evaluation(k, self.to_user(x), value, size, radius)
+                rows = [np.append(self.factors(x)[0], [v, s, r]) for x, v, s, r in search.log if np.isfinite(v)]
+                evaluations = np.array(rows)
+                evaluations[:, :-3] = evaluations[:, :-3] @ objective.theta_map.to_conditioned.T
+                at = objective.to_conditioned(theta)
+                core = estimates(objective, at, evaluations, search.message, self.model.products, found, spaces)
+            finally:
+                spaces.give_back(objective)
         out = object.__new__(StructuredFit)
         singular = any(c.is_singular(phi[w], SINGULAR) for c, w in zip(self.covariances, self.slices, strict=True))
         out.__dict__.update(
@@ -218,6 +210,16 @@ class StructuredModel:
             is_singular=singular,
         )
         return out
+
+    def _canonical(self, objective: Objective, search: Search[Place]) -> tuple[Array, Array]:
+        """phi and theta with signs turned and all but zero deviations set to zero, where the criterion does not rise."""
+        phi = search.x.copy()
+        for c, where in zip(self.covariances, self.slices, strict=True):
+            phi[where] = c.canonical(phi[where], SINGULAR)
+        theta = self.factors(phi)[0]
+        if objective(theta) > search.point.value + 1e-9 + 1e-12 * abs(search.point.value):
+            return search.x, search.point.theta
+        return phi, theta
 
 
 def structure_transform(term: Term, covariance: Covariance) -> Array:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fastlmm_core.formula.residual import ResidualDesign
 
 __all__ = [
+    "check_random",
     "core_residual",
     "describe",
     "marginal_cov",
     "parameter_labels",
-    "pattern_model",
     "residual_cov",
     "residuals",
     "simulate",
@@ -50,27 +50,6 @@ def core_residual(design: ResidualDesign) -> Residual:
         design.group,
         max(len(design.groups), 1),
         design.columns,
-    )
-
-
-def pattern_model(design: Design, terms: Sequence[Term], options: FitOptions) -> PatternModel:
-    """The model of a design whose units are independent.
-
-    Raises
-    ------
-    ModelError
-        Random effects that cross the subjects or one another, a random intercept beside a structure that has one.
-    """
-    assert design.residual is not None
-    check_random(design)
-    return PatternModel(
-        design.X,
-        core_residual(design.residual),
-        terms,
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
     )
 
 

@@ -334,6 +334,10 @@ class PatternFit(CoreFit):
         _ = self.cross
         raise AssertionError
 
+    def workspace(self) -> NoReturn:
+        """Refused, as `objective`."""
+        self.objective()
+
     def complete(self) -> PatternFit:
         """As `CoreFit.complete`; there is nothing to let go of."""
         return self

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NumericalError,
         RankWarning,
     )
+    from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
@@ -65,6 +66,7 @@ __all__ = [
     "lmer",
     "load_dataset",
     "parse_formula",
+    "pedigree",
     "power",
     "power_curve",
 ]
@@ -96,6 +98,7 @@ _LAZY = {
     "lmer": "results",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
 }

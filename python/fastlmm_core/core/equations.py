@@ -1,13 +1,14 @@
 """The mixed-model equations as one sparse matrix: known relationships between levels, sparse fixed effects.
 
     b_k ~ N(0, sigma^2 A_k x Sigma_k),   Sigma_k = L_k L_k',   Lambda = blockdiag(I x L_k),   C = [Z X y]'W[Z X y]
-    M = Lambda'C_ZZ Lambda + blockdiag(A_k^-1 x I)              A_k^-1 = 0, L_k = 1 for sparse fixed effects             (1)
-    f = sum_k l_k log|A_k| + log|M| + [REML] log|D_XX| + nu (1 + log(2 pi r^2 / nu)),  D = C_XX - C_XZ Lambda M^-1 Lambda'C_ZX
-    df/dL_k = 2 sum over the term's levels a of { sum_b C_ab L_b T_ba + C_aX T_Xa - (nu / r^2) (Z'We)_a u_a' }           (2)
+    M = Lambda'C_ZZ Lambda + blockdiag(A_k^-1 x I)         A_k^-1 = 0, L_k = 1 for sparse fixed effects           (1)
+    D = C_XX - C_XZ Lambda M^-1 Lambda'C_ZX                r^2: what is left of y in D
+    f = sum_k l_k log|A_k| + log|M| + [REML] log|D_XX| + nu (1 + log(2 pi r^2 / nu))
+    df/dL_k = 2 sum over the term's levels a of { sum_b C_ab L_b T_ba + C_aX T_Xa - (nu / r^2) (Z'We)_a u_a' }     (2)
 
-T is the inverse of the joint equations of Z and X (REML) or of M (ML), wanted on the pattern of M only: the selected inverse.
-Nothing is divided by L: (2) is exact where a variance is zero. For an ML fit with sparse fixed effects log|M| is that of
-the random part alone, factored apart. Henderson (1976) for (1).
+T is the inverse of the joint equations of Z and X (REML) or of M (ML), wanted on the pattern of M only: the selected
+inverse. Nothing is divided by L: (2) is exact where a variance is zero. For an ML fit with sparse fixed effects
+log|M| is that of the random part alone, factored apart. Henderson (1976) for (1).
 """
 
 from __future__ import annotations
@@ -133,9 +134,7 @@ class Equations:
         self.ZE = np.asarray(self.Z.T @ E)
         self.EE = E.T @ E
         self.C = sp.csr_array(self.Z.T @ self.Z)
-        self.blocks = [
-            self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)
-        ]
+        self.blocks = [self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)]
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
         self.factor = SparseFactor(self.m, rows, columns, threads)
@@ -144,9 +143,7 @@ class Equations:
             inside = rows < ends[self.n_random]
             self.random_entries = inside
             self.random_factor = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads)
-        self.log_a = sum(
-            r.logdet * l for r, l in zip(self.relationships, self.widths, strict=False) if r is not None
-        )
+        self.log_a = sum(r.logdet * l for r, l in zip(self.relationships, self.widths, strict=False) if r is not None)
 
     def _pair(self, k: int, other: int, matrices: Sequence[sp.csr_array]) -> Blocks:
         """Blocks of two terms, with those of the precision's pattern."""

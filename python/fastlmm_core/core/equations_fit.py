@@ -178,9 +178,7 @@ class EquationsModel:
 
     def factors(self, phi: Array) -> list[Array]:
         """L (l, l) of each term in working coordinates."""
-        return [
-            factor_derivatives(c, phi[where])[0] for c, where in zip(self.covariances, self.slices, strict=True)
-        ]
+        return [factor_derivatives(c, phi[where])[0] for c, where in zip(self.covariances, self.slices, strict=True)]
 
     def at(self, equations: Equations, phi: Array, constant: float = 0.0) -> Place:
         """Criterion, gradient and model of the Hessian at phi (r,), working coordinates."""

@@ -1,8 +1,8 @@
 """Relationships between levels: pedigrees, and known precision or covariance matrices.
 
-For a pedigree A = T diag(d) T' with T^-1 = I - (sires + dams) / 2, so that A^-1 = T^-T diag(1/d) T^-1 has the pattern of
-parents and offspring (Henderson 1976; with inbreeding Quaas 1976), log|A| = sum log d. The Mendelian variances d need
-the inbreeding coefficients F of the parents (Meuwissen and Luo 1992).
+For a pedigree A = T diag(d) T' with T^-1 = I - (sires + dams) / 2, so that A^-1 = T^-T diag(1/d) T^-1 has the pattern
+of parents and offspring (Henderson 1976; with inbreeding Quaas 1976), log|A| = sum log d. The Mendelian variances d
+need the inbreeding coefficients F of the parents (Meuwissen and Luo 1992).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.pedigree import mendelian_variances
 from fastlmm_core.core.sparse_factor import SparseFactor
@@ -43,12 +43,20 @@ class Relationship:
         log|A|.
     inbreeding : (q,) or None
         F, for a pedigree: the diagonal of A is 1 + F.
+    labelled : bool
+        Whether the levels were named; else they are a grouping factor's own, in their order.
     """
 
     levels: NDArray[np.object_]
     precision: sp.csc_array
     logdet: float
     inbreeding: Array | None = None
+    labelled: bool = True
+
+    @property
+    def names(self) -> NDArray[np.object_] | None:
+        """The levels, where they were named."""
+        return self.levels if self.labelled else None
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -144,8 +152,8 @@ def _loop(names: Sequence[Any], sire: Index, dam: Index, waiting: NDArray[np.boo
     return [names[i] for i in [*path[seen[at] :], at]]
 
 
-def from_precision(levels: Sequence[Any], matrix: Any) -> Relationship:
-    """A known precision matrix, dense or sparse, positive definite.
+def from_precision(levels: Sequence[Any] | None, matrix: Any, name: str = "precision") -> Relationship:
+    """A known precision matrix, dense or sparse, positive definite; its levels' names, if they have any.
 
     Raises
     ------
@@ -156,16 +164,16 @@ def from_precision(levels: Sequence[Any], matrix: Any) -> Relationship:
     """
     sparse = sp.csc_array(matrix, dtype=np.float64)
     sparse.sum_duplicates()
-    labels = _checked(levels, sparse)
-    factor = SparseFactor(sparse)
+    labels = _checked(levels, sparse, name)
+    factor = SparseFactor(sparse + sp.diags_array(np.zeros(sparse.shape[0])))
     try:
         logdet = factor.refactor(sparse)
     except ArithmeticError:
-        raise ModelError("the precision matrix is not positive definite") from None
-    return Relationship(labels, sparse, -logdet)
+        raise ModelError(f"{name} is not positive definite") from None
+    return Relationship(labels, sparse, -logdet, labelled=levels is not None)
 
 
-def from_covariance(levels: Sequence[Any], matrix: ArrayLike, name: str = "relmat") -> Relationship:
+def from_covariance(levels: Sequence[Any] | None, matrix: Any, name: str = "relmat") -> Relationship:
     """A known covariance matrix, such as a genomic relationship; inverted once.
 
     Raises
@@ -176,37 +184,34 @@ def from_covariance(levels: Sequence[Any], matrix: ArrayLike, name: str = "relma
         Not positive definite.
     """
     if sp.issparse(matrix):
-        found = from_precision(levels, matrix)  # checks it
-        n = len(found)
-        if found.precision.nnz < 0.1 * n * n:
-            matrix = found.precision
-            dense = np.asarray(np.linalg.inv(matrix.toarray()))
-            return Relationship(found.levels, sp.csc_array(dense), -found.logdet)
         matrix = matrix.toarray()
     A = np.asarray(matrix, np.float64)
-    labels = _checked(levels, A)
+    labels = _checked(levels, A, name)
     values, vectors = np.linalg.eigh(0.5 * (A + A.T))
     if values[0] <= 1e-10 * values[-1]:
         raise ModelError(
             f"{name} is not positive definite (smallest eigenvalue {values[0]:.2g}): bend it, e.g. 0.99 G + 0.01 I"
         )
     inverse = (vectors / values) @ vectors.T
-    return Relationship(labels, sp.csc_array(0.5 * (inverse + inverse.T)), float(np.log(values).sum()))
+    precision = sp.csc_array(0.5 * (inverse + inverse.T))
+    return Relationship(labels, precision, float(np.log(values).sum()), labelled=levels is not None)
 
 
-def _checked(levels: Sequence[Any], matrix: Any) -> NDArray[np.object_]:
+def _checked(levels: Sequence[Any] | None, matrix: Any, name: str) -> NDArray[np.object_]:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise DataError(f"a relationship needs a square matrix, not one of shape {matrix.shape}")
+        raise DataError(f"{name} has to be a square matrix, not one of shape {matrix.shape}")
+    if levels is None:
+        levels = range(matrix.shape[0])
     if matrix.shape[0] != len(levels):
-        raise DataError(f"the matrix has {matrix.shape[0]} rows for {len(levels)} levels")
+        raise DataError(f"{name} has {matrix.shape[0]} rows for {len(levels)} levels")
     data = matrix.data if sp.issparse(matrix) else matrix
     if not np.isfinite(data).all():
-        raise DataError(f"the matrix has {int((~np.isfinite(data)).sum())} values that are not finite")
+        raise DataError(f"{name} has {int((~np.isfinite(data)).sum())} values that are not finite")
     largest = float(np.abs(data).max(initial=0.0))
     if float(abs(matrix - matrix.T).max()) > SYMMETRY * largest:
-        raise DataError("the matrix is not symmetric")
+        raise DataError(f"{name} is not symmetric")
     labels = np.empty(len(levels), object)
     labels[:] = list(levels)
     if len({str(v) for v in labels}) < len(labels):
-        raise DataError("the levels of the matrix are not distinct")
+        raise DataError(f"{name} has a level twice")
     return labels

@@ -40,9 +40,7 @@ class SparseFactor:
     threads : int
     """
 
-    def __init__(
-        self, m: int | Any, rows: Index | None = None, columns: Index | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, m: int | Any, rows: Index | None = None, columns: Index | None = None, threads: int = 1) -> None:
         if rows is None or columns is None:
             lower = sp.tril(m).tocoo()
             m, rows, columns = lower.shape[0], lower.row.astype(np.int64), lower.col.astype(np.int64)

@@ -6,8 +6,8 @@ the structures' parameters, Sigma = L L' and h(.) the lower triangle with half i
     L_a = L h(L^-1 Sigma_a L^-T),     L_ab = L h(L^-1 (Sigma_ab - L_a L_b' - L_b L_a') L^-T)                       (1)
     gradient J'g,     Hessian J'H J + sum_e g_e L_ab,e                                                           (2)
 
-Where entries of L are the parameters (us, diag, rr) J is the identity on them. Elsewhere a Sigma that is all but singular
-is lifted by 1e-10 of its diagonal.
+Where entries of L are the parameters (us, diag, rr) J is the identity on them. Elsewhere a Sigma that is all but
+singular is lifted by 1e-10 of its diagonal.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class StructuredModel:
         return out
 
     def _canonical(self, objective: Objective, search: Search[Place]) -> tuple[Array, Array]:
-        """phi and theta with signs turned and all but zero deviations set to zero, where the criterion does not rise."""
+        """Phi and theta with signs turned and what is all but zero set to it, where the criterion does not rise."""
         phi = search.x.copy()
         for c, where in zip(self.covariances, self.slices, strict=True):
             phi[where] = c.canonical(phi[where], SINGULAR)

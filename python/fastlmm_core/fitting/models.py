@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastlmm_core.core import Model, Term
+from fastlmm_core.core import Control, Model, Term
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import PatternModel, Residual
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import Design
 
 __all__ = ["AnyModel", "core_structures", "core_terms", "is_structured", "model_of"]
+
+
+class _Asked(TypedDict):
+    """What every model is asked."""
+
+    weights: NDArray[np.float64] | None
+    offset: NDArray[np.float64] | None
+    reml: bool
+    control: Control | None
+
 
 AnyModel = Model | PatternModel | StructuredModel | EquationsModel
 
@@ -45,10 +56,15 @@ def is_structured(design: Design) -> bool:
 
 def model_of(design: Design, options: FitOptions) -> AnyModel:
     """The core's model of a design, ready for any response."""
-    known = {"weights": design.weights, "offset": design.offset, "reml": options.reml, "control": options.control}
     terms = core_terms(design)
+    asked: _Asked = {
+        "weights": design.weights,
+        "offset": design.offset,
+        "reml": options.reml,
+        "control": options.control,
+    }
     if not is_structured(design):
-        return Model(design.X, terms, **known)
+        return Model(design.X, terms, **asked)
     structures = core_structures(design)
     if design.sparse or any(t.relationship is not None for t in design.random):
         if design.residual is not None:
@@ -57,15 +73,15 @@ def model_of(design: Design, options: FitOptions) -> AnyModel:
             )
         relationships = [t.relationship for t in design.random]
         sparse = [Term(s.codes, s.z, n_levels=s.n_columns) for s in design.sparse]
-        return EquationsModel(design.X, terms, structures, relationships, sparse, **known)
+        return EquationsModel(design.X, terms, structures, relationships, sparse, **asked)
     if design.residual is None:
         if not independent_units(design):
-            return StructuredModel(design.X, terms, structures, **known)
+            return StructuredModel(design.X, terms, structures, **asked)
         residual = Residual(np.arange(len(design.y), dtype=np.int64))
     else:
         check_random(design)
         residual = core_residual(design.residual)
-    return PatternModel(design.X, residual, terms, structures=structures, **known)
+    return PatternModel(design.X, residual, terms, structures=structures, **asked)
 
 
 def independent_units(design: Design) -> bool:
@@ -74,3 +90,11 @@ def independent_units(design: Design) -> bool:
     if any(t.codes is not first.codes for t in design.random[1:]):
         return False
     return int(np.bincount(first.codes).max()) <= LARGE_UNIT
+
+
+def structure_labels(design: Design) -> list[str]:
+    """Labels of the parameters of the random terms' structures, in the order of the core's."""
+    out = []
+    for term, structure in zip(design.random, core_structures(design), strict=True):
+        out += [f"{term.grp}.{name}" for name in structure.covariance(len(term.columns)).labels(term.columns)]
+    return out

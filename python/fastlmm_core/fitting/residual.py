@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.residuals import PatternModel, Residual
+from fastlmm_core.core.residuals import PatternFit, Residual
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastlmm_core.core import Term
-    from fastlmm_core.core.residuals import PatternFit
-    from fastlmm_core.fitting.options import FitOptions
+    from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.residual import ResidualDesign
 
@@ -95,7 +93,8 @@ def check_random(design: Design) -> None:
 def parameter_labels(design: Design) -> list[str]:
     """Labels of the covariance parameters that a residual structure has, in the order of the core's `theta`."""
     residual = design.residual
-    assert residual is not None
+    if residual is None:
+        return []
     core = core_residual(residual)
     _, count = core.variance_of()
     names = variance_labels(design)
@@ -195,10 +194,11 @@ def simulate(design: Design, core: PatternFit, n: int, seed: Any) -> NDArray[np.
     return np.asarray(mean[:, None] + core.coloured(rng.normal(size=(len(mean), n))))
 
 
-def describe(design: Design, core: PatternFit) -> str:
-    """The residual structure as text: heading, standard deviations, correlations."""
+def describe(design: Design, core: CoreFit) -> str:
+    """The residual structure as text: heading, standard deviations, correlations; nothing where there is none."""
     within = design.residual
-    assert within is not None
+    if within is None or not isinstance(core, PatternFit):
+        return ""
     lines = []
     if within.parsed is not None and within.subjects is not None:
         subject, counts = ":".join(within.parsed.subject), sum(len(p.counts) for p in core.parts)

@@ -25,8 +25,11 @@ from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, parse_formula, unquote_name
+from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
+from fastlmm_core.formula.sparse import SparseDesign
+from fastlmm_core.formula.structures import TermStructure, check_identifiable
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Design", "NewDesign", "NewRandom", "RandomDesign", "build_design"]
@@ -54,6 +57,10 @@ class RandomDesign:
         The levels and their lookup.
     spec : MatrixSpec or None
         How `z` is computed for other rows; None where `z` is None.
+    structure : TermStructure or None
+        Covariance of the columns, where it is not unstructured.
+    relationship : object or None
+        Known covariance between the levels, of the core; the codes are in its order.
     """
 
     group: str
@@ -63,6 +70,8 @@ class RandomDesign:
     z: Array | None
     level_set: Levels = field(repr=False)
     spec: MatrixSpec | None = field(repr=False, default=None)
+    structure: TermStructure | None = field(repr=False, default=None)
+    relationship: Any = field(repr=False, default=None)
 
     @property
     def levels(self) -> NDArray[np.object_]:
@@ -146,6 +155,7 @@ class Design:
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
     grid_source: GridSource = field(repr=False)
     residual: ResidualDesign | None = None
+    sparse: tuple[SparseDesign, ...] = ()
 
     @property
     def grid_info(self) -> GridInfo:
@@ -245,6 +255,7 @@ def build_design(
     observation_level: bool = False,
     residual: str | None = None,
     dispersion: str | None = None,
+    relationships: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Design:
     """Arrays of a mixed model from its formula and a table.
 
@@ -267,6 +278,8 @@ def build_design(
         their own to tell it from.
     residual, dispersion : str, optional
         Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
+    relationships : mapping, optional
+        Grouping factor -> name of the argument and the core's relationship between its levels.
 
     Returns
     -------
@@ -336,8 +349,10 @@ def build_design(
         _random_design(term, random_terms[term.expr], take(random_variables[term.expr]), n) for term in parsed.random
     ]
     codes = _group_codes(parsed.random, coded)
-    designs = _in_order(parsed.random, random, codes)
-    check_sizes(designs, n, not observation_level)
+    designs = with_relationships(_in_order(parsed.random, random, codes), relationships or {})
+    check_identifiable(designs, n)
+    ordinary = [term for term in designs if term.structure is None and term.relationship is None]
+    check_sizes(ordinary, n, not observation_level)
     within = None if request is None else request.design(take(of_residual), n)
     offset_names = [
         name

@@ -1,7 +1,7 @@
 """Covariance structures of random-effect terms: their names in formulas, and what the data have to offer for them.
 
-Names and defaults are lme4's and glmmTMB's: `us`, `diag`, `cs` and `toep` have a variance for each column, `ar1`, `ad`, `exp`,
-`gau` and `ou` one for all; `hom=` says otherwise, as do the prefixes of glmmTMB (`homcs`, `hetar1`).
+Names and defaults are lme4's and glmmTMB's: `us`, `diag`, `cs` and `toep` have a variance for each column, `ar1`, `ad`,
+`exp`, `gau` and `ou` one for all; `hom=` says otherwise, as do the prefixes of glmmTMB (`homcs`, `hetar1`).
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def positions(
     if structure.name not in (*ORDERED, *SPATIAL):
         return variables, structure
     if terms.intercept or len(terms.terms) != 1 or len(terms.terms[0]) != 1:
-        raise FormulaError(f"{structure.name} orders the levels of one column: write {structure.name}(0 + time | group), not {text}")
+        raise FormulaError(
+            f"{structure.name} orders the levels of one column: write {structure.name}(0 + time | group), not {text}"
+        )
     (expr,) = terms.terms[0]
     variable = variables[expr]
     factor = as_factor(variable)
@@ -109,7 +111,9 @@ def positions(
         try:
             values = [float(v) for v in factor.levels]
         except (TypeError, ValueError):
-            raise ModelError(f"{structure.name} needs numbers for coordinates, but {expr} has {factor.levels[0]!r}") from None
+            raise ModelError(
+                f"{structure.name} needs numbers for coordinates, but {expr} has {factor.levels[0]!r}"
+            ) from None
         structure = TermStructure(structure.name, structure.hom, 0, tuple((v,) for v in values))
     return {**variables, expr: factor} if isinstance(variable, Numeric) else variables, structure
 
@@ -139,14 +143,14 @@ def check_identifiable(terms: Sequence[RandomDesign], n: int) -> None:
             continue
         if len(term.level_set) < 2:
             raise ModelError(
-                f"grouping factors must have more than one level: {term.group} has only {term.level_set.labels[0]!r} in "
-                f"the {n} rows used"
+                f"grouping factors must have more than one level: {term.group} has only {term.level_set.labels[0]!r} "
+                f"in the {n} rows used"
             )
         shares = structure.name == "us" or (structure.hom and structure.name in ("diag", "cs", "toep"))
         if shares and one_row_a_cell(term):
             name = f"{'hom' if structure.hom else ''}{structure.name}"
             instead = {"us": "us", "cs": "cs", "toep": "toep", "diag": "cs"}[structure.name]
             raise ModelError(
-                f"{name}(...) of {len(term.columns)} columns and the residual variance are not told apart: each {term.group} "
-                f"has one row a column; write residual='{instead}(... | {term.group})'"
+                f"{name}(...) of {len(term.columns)} columns and the residual variance are not told apart: each "
+                f"{term.group} has one row a column; write residual='{instead}(... | {term.group})'"
             )

@@ -14,8 +14,8 @@ from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.errors import FastLMMWarning, ModelError
 from fastlmm_core.inference.information import VarianceInformation
 from fastlmm_core.inference.kenward_roger import Adjustment, scaled_f
-from fastlmm_core.inference.structured import adjustment_of, information_of
 from fastlmm_core.inference.refits import reml_fit
+from fastlmm_core.inference.structured import adjustment_of, information_of
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel

@@ -1,9 +1,10 @@
 """Satterthwaite's information for structured random effects and known relationships.
 
-The parameters are the structures' own, phi, so the chain rule of `core.structured` is applied to what the ordinary fit knows
-about entries of L; for the mixed-model equations (`core.equations`)
+The parameters are the structures' own, phi, so the chain rule of `core.structured` is applied to what the ordinary fit
+knows about entries of L; for the mixed-model equations (`core.equations`)
 
-    dr^2/dL = -2 sum_a (Z'We)_a u_a',    dD/dphi = - sum_a (Y_a'dL U_a + U_a'dL'Y_a),   Y = Z'V^-1X, U = M^-1 Lambda'Z'WX  (1)
+    dr^2/dL = -2 sum_a (Z'We)_a u_a',    dD/dphi = - sum_a (Y_a'dL U_a + U_a'dL'Y_a),
+    Y = Z'V^-1X,    U = M^-1 Lambda'Z'WX                                                        (1)
 
 The profiled Hessian is the observed one: central differences of the exact gradient.
 """

@@ -137,9 +137,8 @@ def covariance_of(design: Design, core: PatternFit, rows: NDArray[np.int64]) -> 
 def rows_of(design: Design, level: Hashable) -> NDArray[np.int64]:
     """Rows of a subject, or of a level of the random effects' factor."""
     within = design.residual
-    assert within is not None
     found: list[tuple[str, NDArray[Any], NDArray[Any]]] = []
-    if within.parsed is not None and within.subjects is not None:
+    if within is not None and within.parsed is not None and within.subjects is not None:
         found.append((":".join(within.parsed.subject), within.subjects.labels, within.subject))
     found += [(t.group, t.levels, t.codes) for t in design.random]
     if isinstance(level, tuple) and len(level) == 2:

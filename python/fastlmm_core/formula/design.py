@@ -35,7 +35,7 @@ from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.sparse import SparseDesign
-from fastlmm_core.formula.structures import TermStructure, check_identifiable
+from fastlmm_core.formula.structures import TermStructure, check_identifiable, positions
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
@@ -419,6 +419,7 @@ class _Part:
     columns: tuple[str, ...]
     z: Array | None
     spec: MatrixSpec | None
+    structure: TermStructure | None = None
 
 
 def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[_Part]:
@@ -427,9 +428,10 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
         return [_Part(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
+    variables, structure = positions(term.structure, terms, variables, str(term))
     spec, z = fit_matrix(terms, variables, n)
     check_finite(z, spec.names, f"the random-effect term {term}")
-    if term.structure == "diag":
+    if structure.name == "diag" and not structure.hom:
         columns = [spec.only(j) for j in range(len(spec.names))]
         return [_Part(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
     if term.split and z.shape[1] > 1 and spec.factors:
@@ -439,7 +441,7 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
             f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
             FormulaWarning,
         )
-    return [_Part(term, spec.names, z, spec)]
+    return [_Part(term, spec.names, z, spec, None if structure.plain else structure)]
 
 
 def _group_codes(
@@ -477,5 +479,5 @@ def _in_order(
         label, (codes, levels) = part.term.label, coded[part.term.group]
         repeat = seen[label] = seen.get(label, -1) + 1
         grp = f"{label}.{repeat}" if repeat else label
-        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec))
+        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec, part.structure))
     return tuple(designs)

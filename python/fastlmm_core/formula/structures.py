@@ -7,7 +7,7 @@ Names and defaults are lme4's and glmmTMB's: `us`, `diag`, `cs` and `toep` have 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastlmm_core.formula.design import RandomDesign
     from fastlmm_core.formula.terms import Terms
 
-__all__ = ["STRUCTURES", "TermStructure", "check_identifiable", "positions", "read_structure"]
+__all__ = ["STRUCTURES", "UNSTRUCTURED", "TermStructure", "check_identifiable", "positions", "read_structure"]
 
 STRUCTURES: dict[str, tuple[str, bool]] = {
     "us": ("us", False),
@@ -29,7 +29,7 @@ STRUCTURES: dict[str, tuple[str, bool]] = {
     **{name: (name, False) for name in ("diag", "cs", "toep")},
     **{name: (name, True) for name in ("ar1", "ad", "exp", "gau", "ou")},
     **{f"hom{name}": (name, True) for name in ("diag", "cs", "toep", "ar1", "ad")},
-    **{f"het{name}": (name, False) for name in ("cs", "toep", "ar1", "ad")},
+    **{f"het{name}": (name, False) for name in ("cs", "toep", "ar1", "ad", "exp", "gau", "ou")},
 }
 """Name in a formula -> the core's structure, and whether all columns have one variance."""
 
@@ -59,9 +59,26 @@ class TermStructure:
     coordinates: tuple[tuple[float, ...], ...] = ()
 
     @property
+    def call(self) -> str:
+        """The name as a formula has it; nothing for an unstructured term."""
+        if self.name == "us":
+            return ""
+        usual = STRUCTURES[self.name][1]
+        return self.name if self.hom == usual else f"{'hom' if self.hom else 'het'}{self.name}"
+
+    @property
+    def arguments(self) -> str:
+        """What follows the grouping factor in the call."""
+        return f", d={self.rank}" if self.name == "rr" else ""
+
+    @property
     def plain(self) -> bool:
         """Whether an ordinary term says the same: `us`, and `diag` with a variance a column."""
         return self.name == "us" or (self.name == "diag" and not self.hom)
+
+
+UNSTRUCTURED = TermStructure("us", False)
+"""Of `(x | g)`."""
 
 
 def read_structure(name: str, options: Sequence[str], text: str) -> TermStructure:
@@ -115,7 +132,9 @@ def positions(
                 f"{structure.name} needs numbers for coordinates, but {expr} has {factor.levels[0]!r}"
             ) from None
         structure = TermStructure(structure.name, structure.hom, 0, tuple((v,) for v in values))
-    return {**variables, expr: factor} if isinstance(variable, Numeric) else variables, structure
+    if isinstance(variable, Numeric):
+        return {**variables, expr: replace(factor, numeric=True)}, structure
+    return variables, structure
 
 
 def one_row_a_cell(term: RandomDesign) -> bool:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         RankWarning,
+        SavedFormatError,
         SpellingError,
     )
     from fastlmm_core.fitting.relationships import pedigree
@@ -45,6 +47,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -55,6 +58,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "SpellingError",
     "__version__",
     "anova",
@@ -80,6 +84,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
@@ -90,6 +95,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "SavedFormatError": "errors",
     "SpellingError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",

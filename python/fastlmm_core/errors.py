@@ -8,6 +8,7 @@ import warnings
 __all__ = [
     "ConvergenceWarning",
     "DataError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -17,6 +18,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "SpellingError",
     "warn",
     "warn_once",
@@ -51,6 +53,10 @@ class MemoryLimitError(FastLMMError, MemoryError):
     """The predicted memory of the chosen engine exceeds what the machine has."""
 
 
+class SavedFormatError(FastLMMError, ValueError):
+    """A pickled result was saved by a version of this package that writes another format."""
+
+
 class SpellingError(FastLMMError, AttributeError, TypeError):
     """A name that another package has for something: the message says what it is called here."""
 
@@ -65,6 +71,10 @@ class ConvergenceWarning(FastLMMWarning):
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class EmptyLevelWarning(FastLMMWarning):
+    """A grouping factor given as codes has no row of level 0, as where codes begin at one."""
 
 
 class FormulaWarning(FastLMMWarning):

@@ -18,6 +18,7 @@ from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.pedigree import Relationship
+from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.structured import factor_derivatives, structure_transform
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
@@ -281,7 +282,7 @@ class EquationsFit(CoreFit):
     evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return saved_state({**self.__dict__, "_cache": {}})
 
     @property
     def cross(self) -> NoReturn:

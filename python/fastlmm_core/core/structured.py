@@ -250,6 +250,6 @@ class StructuredFit(CoreFit):
     structured: StructuredModel = field(repr=False)
 
     @property
-    def n_parameters(self) -> int:
-        """Covariance parameters, sigma apart."""
-        return len(self.phi)
+    def parameters(self) -> Array:
+        """The structures' parameters, phi."""
+        return self.phi

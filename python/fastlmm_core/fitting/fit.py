@@ -136,7 +136,7 @@ def refit(result: F, new_y: Any) -> F:
     options = result.options
     start = options.start
     if start is None and not result.core.is_singular:
-        start = result.core.theta
+        start = result.core.parameters
     core = core_fit(kept_model(result), y, start, options)
     return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept)
 

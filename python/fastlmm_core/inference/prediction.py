@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
@@ -163,6 +164,7 @@ def uncertain_theta(
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
+@bounded
 def predict_interval(
     design: Design,
     core: CoreFit,

@@ -121,6 +121,8 @@ class BuildKernels(build_ext):
         if sys.platform != "win32":
             # the checks inside parallel loops leave generated variables that gcc cannot see are set
             compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG else ["-O3"]
+            # symbols for a debugger are three quarters of the size; whoever profiles asks for them
+            compile_args += [] if DEBUG or "-g" in shlex.split(os.environ.get("CFLAGS", "")) else ["-g0"]
         users = cholmod_users()
         for ext in self.extensions:
             ext.extra_compile_args += compile_args

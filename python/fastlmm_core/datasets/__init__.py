@@ -42,6 +42,7 @@ _CATALOGUE = {
         ("s", "d", "studage", "lectage", "service", "dept"),
         {"dept": ("15", "5", "10", "12", "6", "7", "4", "8", "9", "14", "1", "3", "11", "2")},
     ),
+    "Orthodont": _Entry("Orthodont.csv", ("Subject", "Sex"), {"Sex": ("Male", "Female")}),
     "Pastes": _Entry("Pastes.csv", ("batch", "cask", "sample")),
     "Penicillin": _Entry("Penicillin.csv", ("plate", "sample")),
     "VerbAgg": _Entry(
@@ -60,6 +61,7 @@ _CATALOGUE = {
     ),
     "cake": _Entry("cake.csv", ("replicate", "recipe", "temperature")),
     "cbpp": _Entry("cbpp.csv", ("herd", "period")),
+    "fev": _Entry("fev.csv", ("USUBJID", "AVISIT", "ARMCD", "RACE", "SEX"), {"SEX": ("Male", "Female")}),
     "grouseticks": _Entry("grouseticks.csv", ("INDEX", "BROOD", "YEAR", "LOCATION")),
     "sleepstudy": _Entry("sleepstudy.csv", ("Subject",)),
 }
@@ -95,6 +97,9 @@ def load_dataset(name: str) -> pd.DataFrame:
         ``"Dyestuff2"``
             30 rows of the same layout, made so that the estimated variance between batches is zero.
             Box and Tiao (1973), *Bayesian Inference in Statistical Analysis*.
+        ``"fev"``
+            537 rows; forced expired volume in one second (per cent of predicted) of 197 patients of two arms at
+            four visits, simulated, incomplete. From the R package mmrm of openpharma (Apache License 2.0).
         ``"grouseticks"``
             403 rows; ticks on the heads of red grouse chicks, by brood, location and year, height in metres.
             Elston et al. (2001), *Parasitology* 122, 563–569.
@@ -103,6 +108,9 @@ def load_dataset(name: str) -> pd.DataFrame:
             anonymised. `studage` semesters the student has been enrolled, `lectage` semesters since the lecture,
             `service` 1 for a lecture given for another department, `dept` the lecturer's department.
             ETH Zürich, published with the R package lme4.
+        ``"Orthodont"``
+            108 rows; distance (mm) from the pituitary to the pterygomaxillary fissure of 27 children at ages 8 to 14.
+            Potthoff and Roy (1964), *Biometrika* 51, 313–326.
         ``"Pastes"``
             60 rows; strength of a chemical paste, 2 assays on each of 3 casks from 10 batches.
             Davies and Goldsmith (1972).

@@ -13,11 +13,13 @@ from fastlmm_core.core import Model, Term, objective
 from fastlmm_core.core.threads import blas_threads
 from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.residual import pattern_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit, Objective
+    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
@@ -83,8 +85,10 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
     return wrap(kind, design, formula, options, core, {}, stacklevel + 1)
 
 
-def model_of(design: Design, options: FitOptions) -> Model:
+def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
     """The core's model of a design, ready for any response."""
+    if design.residual is not None:
+        return pattern_model(design, core_terms(design), options)
     return Model(
         design.X,
         core_terms(design),
@@ -95,7 +99,9 @@ def model_of(design: Design, options: FitOptions) -> Model:
     )
 
 
-def core_fit(model: Model, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
+def core_fit(
+    model: Model | PatternModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
+) -> CoreFit:
     """Fit one response, verbosely if the options say so."""
     return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
 

@@ -25,6 +25,7 @@ from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, parse_formula, unquote_name
+from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.terms import Terms, parse_terms
 
@@ -144,6 +145,7 @@ class Design:
     state: Mapping[str, Any] = field(repr=False)
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
     grid_source: GridSource = field(repr=False)
+    residual: ResidualDesign | None = None
 
     @property
     def grid_info(self) -> GridInfo:
@@ -240,6 +242,8 @@ def build_design(
     na_action: Literal["drop", "raise"] = "drop",
     contrasts: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
+    residual: str | None = None,
+    dispersion: str | None = None,
 ) -> Design:
     """Arrays of a mixed model from its formula and a table.
 
@@ -257,6 +261,8 @@ def build_design(
         object, or a matrix with one row a level.
     env : mapping, optional
         Names that the formula's calls may use besides the columns and the built-in transforms.
+    residual, dispersion : str, optional
+        Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
 
     Returns
     -------
@@ -274,8 +280,10 @@ def build_design(
     """
     if na_action not in ("drop", "raise"):
         raise ModelError(f'na_action must be "drop" or "raise", not {na_action!r}')
-    parsed = parse_formula(formula) if isinstance(formula, str) else formula
+    structured = residual is not None or dispersion is not None
+    parsed = parse_formula(formula, fixed_only=structured) if isinstance(formula, str) else formula
     table, context = Table(data), Context(env)
+    request = ResidualRequest(residual, dispersion, table, env) if structured else None
     state: dict[str, Any] = {}
     evaluate = Evaluator(table, context, state)
     fixed_terms = parse_terms(parsed.fixed, table.names)
@@ -284,6 +292,7 @@ def build_design(
     groups = list(dict.fromkeys(name for term in parsed.random for name in term.group))
     needed = [response] if response is not None else evaluate.names(parsed.response)
     needed += _columns_of([fixed_terms, *random_terms.values()], evaluate) + groups
+    needed += request.needed if request is not None else []
     table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
 
     answer = evaluate(parsed.response) if response is None else table[response]
@@ -294,6 +303,8 @@ def build_design(
     for of_term in random_variables.values():
         variables.update(of_term)
     variables.update(factors)
+    of_residual = request.variables() if request is not None else {}
+    variables.update(of_residual)
     offsets = [_numeric(evaluate, expr, f"offset({expr})") for expr in parsed.offsets]
     if offset is not None:
         offsets.append(numeric_argument(offset, "offset", table, context))
@@ -323,6 +334,7 @@ def build_design(
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
     check_sizes(designs, n)
+    within = None if request is None else request.design(take(of_residual), n)
     offset_names = [
         name
         for expr in [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
@@ -347,6 +359,7 @@ def build_design(
         context=context,
         state=state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
+        residual=within,
         grid_source=grid_source,
     )
 

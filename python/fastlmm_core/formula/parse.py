@@ -72,7 +72,7 @@ class ParsedFormula:
         return f"{self.response} ~ {' + '.join(parts)}"
 
 
-def parse_formula(text: str) -> ParsedFormula:
+def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     """Take a mixed-model formula apart.
 
     Parameters
@@ -80,6 +80,8 @@ def parse_formula(text: str) -> ParsedFormula:
     text : str
         `"response ~ fixed + (expr | group) + ..."`. Random terms: `(1 | g)`, `(x | g)`, `(0 + x | g)`, `(x || g)`,
         `(1 | a/b)`, `(1 | a:b)`. `^` inside a function call is a power, as in R.
+    fixed_only : bool
+        Whether a formula without random terms will do.
 
     Returns
     -------
@@ -98,7 +100,10 @@ def parse_formula(text: str) -> ParsedFormula:
     """
     if not isinstance(text, str):
         raise FormulaError(f"the formula must be a string, not {type(text).__name__}")
-    return _parse(str(text))
+    parsed = _parse(str(text))
+    if not parsed.random and not fixed_only:
+        raise FormulaError(f"no random-effect term such as (1 | group) in {text!r}; without one use a linear model")
+    return parsed
 
 
 @lru_cache(maxsize=256)
@@ -133,8 +138,6 @@ def _parse(text: str) -> ParsedFormula:
             offsets.append(python_power(argument, everywhere=True))
         else:
             fixed.append(f"{sign} {summand}" if fixed or sign == "-" else summand)
-    if not random:
-        raise FormulaError(f"no random-effect term such as (1 | group) in {text!r}; without one use a linear model")
     return ParsedFormula(
         python_power(response, everywhere=True), python_power(" ".join(fixed)) or "1", tuple(random), tuple(offsets)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,8 @@ from fastlmm_core.core import fit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import core_terms, refit_ml
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
-from fastlmm_core.inference.ddf import FTest, ddf_method
+from fastlmm_core.inference.ddf import FTest
+from fastlmm_core.inference.robust import covariance_method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,16 +23,18 @@ if TYPE_CHECKING:
 __all__ = ["anova_table", "drop1"]
 
 
-def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite", **covariance: Any) -> pd.DataFrame:
     """F tests of each term; see `LmerResult.anova`."""
     kept = ~np.isnan(result.core.beta)
     hypotheses = term_hypotheses(result.design, kept, type)
-    return f_table(result, hypotheses, ddf)
+    return f_table(result, hypotheses, ddf, **covariance)
 
 
-def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str) -> pd.DataFrame:
+def f_table(
+    result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any
+) -> pd.DataFrame:
     """The tests of several hypotheses as a table."""
-    method = ddf_method(result, ddf, stacklevel=5)
+    method = covariance_method(result, ddf, stacklevel=5, **covariance)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
     frame = pd.DataFrame(
         {

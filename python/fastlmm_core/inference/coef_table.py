@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.inference.ddf import ddf_method, t_pvalues
+from fastlmm_core.inference.ddf import t_pvalues
+from fastlmm_core.inference.robust import covariance_method
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -15,9 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["coef_table"]
 
 
-def coef_table(result: FittedModel, *, ddf: str = "satterthwaite", stacklevel: int = 4) -> pd.DataFrame:
+def coef_table(
+    result: FittedModel,
+    *,
+    ddf: str = "satterthwaite",
+    cov_type: str = "model",
+    cluster: Any = None,
+    stacklevel: int = 4,
+) -> pd.DataFrame:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
-    method = ddf_method(result, ddf, stacklevel=stacklevel)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=stacklevel)
     kept = ~np.isnan(result.core.beta)
     columns = np.full((5, len(kept)), np.nan)
     se = np.sqrt(np.diagonal(method.cov))

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
+from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import FastLMMWarning, ModelError
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
+from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["METHODS", "Ddf", "FTest", "Method", "ddf_method", "f_pvalue", "method_name", "t_pvalues"]
 
 Array = NDArray[np.float64]
-Ddf = Literal["satterthwaite", "kenward-roger", "residual", "normal"]
+Ddf = Literal["satterthwaite", "kenward-roger", "kenward-roger-linear", "residual", "normal"]
 
-METHODS = ("satterthwaite", "kenward-roger", "residual", "normal")
+METHODS = ("satterthwaite", "kenward-roger", "kenward-roger-linear", "residual", "normal")
 
 RANK = 1e-8
 """Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
@@ -208,7 +210,7 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
         Kenward-Roger asked of a maximum-likelihood fit, which is refitted by REML.
     """
     name = method_name(ddf)
-    if name == "kenward-roger" and not result.reml:
+    if name.startswith("kenward-roger") and not result.reml:
         warnings.warn(
             "Kenward-Roger is defined for REML: the model was refitted by REML for its standard errors and degrees of "
             "freedom",
@@ -221,15 +223,21 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
     beta, cov = core.beta[kept], core.cov_beta[np.ix_(kept, kept)]
     notes = () if not core.is_singular else (SINGULAR_NOTES.get(name, ""),)
     if name == "satterthwaite":
-        return Satterthwaite(name, beta, cov, core.sigma, notes, variance_information(core))
-    if name == "kenward-roger":
-        adjusted = adjustment(core)
+        information = pattern_information(core) if isinstance(core, PatternFit) else variance_information(core)
+        return Satterthwaite(name, beta, cov, core.sigma, notes, information)
+    if name.startswith("kenward-roger"):
+        # without a residual structure V is linear in its parameters: both forms are one
+        if isinstance(core, PatternFit):
+            adjusted = pattern_adjustment(core, linear=name.endswith("linear"))
+        else:
+            adjusted = adjustment(core)
         return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted)
     return FixedDf(name, beta, cov, core.sigma, (), np.inf if name == "normal" else float(core.n - core.rank))
 
 
 SINGULAR_NOTES = {
     "satterthwaite": "degrees of freedom: the fit is singular; parameters on the boundary count as known",
+    "kenward-roger-linear": "degrees of freedom: the fit is singular; information is the observed one",
     "kenward-roger": "degrees of freedom: the fit is singular; information is the expected one at the boundary",
 }
 

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
-from fastlmm_core.inference.ddf import FTest, ddf_method, t_pvalues
+from fastlmm_core.inference.ddf import FTest, t_pvalues
+from fastlmm_core.inference.robust import covariance_method
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -197,11 +198,11 @@ def estimated(result: FittedModel, hypotheses: Hypotheses) -> Array:
     return np.ascontiguousarray(hypotheses.rows[:, ~dropped])
 
 
-def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> pd.DataFrame:
+def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> pd.DataFrame:
     """Test each hypothesis R beta = q on its own; see `LmerResult.t_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
     rows = estimated(result, hypotheses)
-    method = ddf_method(result, ddf)
+    method = covariance_method(result, ddf, **covariance)
     estimate = rows @ method.beta
     se = np.sqrt(np.einsum("kx,xy,ky->k", rows, method.cov, rows))
     df = method.df(rows)
@@ -222,7 +223,7 @@ def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> pd
     return frame
 
 
-def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite") -> FTest:
+def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> FTest:
     """Test all hypotheses R beta = q at once; see `LmerResult.f_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
-    return ddf_method(result, ddf).f_test(estimated(result, hypotheses), hypotheses.values)
+    return covariance_method(result, ddf, **covariance).f_test(estimated(result, hypotheses), hypotheses.values)

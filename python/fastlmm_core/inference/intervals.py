@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ def conf_int(
     seed: int | Sequence[int] | np.random.SeedSequence | None = None,
     draws: pd.DataFrame | None = None,
     progress: bool = False,
+    cov_type: str = "model",
+    cluster: Any = None,
 ) -> pd.DataFrame:
     """Intervals; see `LmerResult.conf_int`."""
     import pandas as pd
@@ -49,7 +51,7 @@ def conf_int(
     if method == "profile":
         return profile(result, [p.name for p in chosen], level=level, progress=progress).conf_int(level)
     if method == "wald":
-        limits = _wald(result, chosen, level, ddf)
+        limits = _wald(result, chosen, level, ddf, cov_type, cluster)
     elif method == "boot":
         if draws is None:
             draws = bootstrap(result, n, seed=seed, progress=progress)
@@ -59,15 +61,17 @@ def conf_int(
     return pd.DataFrame(limits, index=[p.name for p in chosen], columns=["lower", "upper"], dtype=float)
 
 
-def _wald(result: FittedModel, chosen: Sequence[Parameter], level: float, ddf: Ddf) -> Array:
+def _wald(
+    result: FittedModel, chosen: Sequence[Parameter], level: float, ddf: Ddf, cov_type: str, cluster: Any
+) -> Array:
     """Estimate and quantile times standard error; NaN for standard deviations and correlations, as in lme4."""
     estimate, se = result.core.beta, np.asarray(result.bse, dtype=float)
-    if ddf == "normal":
-        quantile = np.full(len(se), quantile_of_level(level))
-    else:
-        table = coef_table(result, ddf=ddf)
-        se = np.asarray(table["std_error"], dtype=float)
-        quantile = stdtrit(np.asarray(table["df"], dtype=float), 0.5 + 0.5 * level)
+    quantile = np.full(len(se), quantile_of_level(level))
+    if ddf != "normal" or cov_type != "model" or cluster is not None:
+        table = coef_table(result, ddf=ddf, cov_type=cov_type, cluster=cluster)
+        se, df = (np.asarray(table[name], dtype=float) for name in ("std_error", "df"))
+        finite = ~np.isinf(df)
+        quantile[finite] = stdtrit(df[finite], 0.5 + 0.5 * level)
     limits = np.full((len(chosen), 2), np.nan)
     for row, p in zip(limits, chosen, strict=True):
         if p.kind == "beta":

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.comparison import variance_shares
-from fastlmm_core.inference.ddf import FTest, Method, ddf_method
+from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
 from fastlmm_core.inference.functions import functions_of
 from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, reference_grid
+from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.transformations import Transformation, of_response
 
 if TYPE_CHECKING:
@@ -41,14 +42,15 @@ def emmeans(
     bias_adjust: bool = False,
     cov_reduce: Any = "mean",
     data: Any = None,
-    **covariance: Any,
+    cov_type: str = "model",
+    cluster: Any = None,
 ) -> Estimates:
     """Marginal means; see `LmerResult.emmeans`."""
     if scale not in ("link", "response"):
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
     keep, inner, contrasts = read_specs(specs, by, result.design)
     grid = reference_grid(result.design, at, cov_reduce, data)
-    method = ddf_method(result, ddf, stacklevel=5, **covariance)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
     estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, None)
     if scale == "response" or bias_adjust:
         estimates = estimates.transform("response", bias_adjust=bias_adjust)
@@ -71,13 +73,14 @@ def emtrends(
     level: float = 0.95,
     cov_reduce: Any = "mean",
     data: Any = None,
-    **covariance: Any,
+    cov_type: str = "model",
+    cluster: Any = None,
 ) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
     keep, inner, contrasts = read_specs(specs, by, result.design)
     grid = reference_grid(result.design, at, cov_reduce, data)
     grid.covariate_of(variable)
-    method = ddf_method(result, ddf, stacklevel=5, **covariance)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
     estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, variable)
     if contrasts is not None:
         made: Estimates = estimates.contrast(contrasts)
@@ -174,7 +177,8 @@ def joint_tests(
     at: Mapping[str, Any] | None = None,
     weights: str = "equal",
     ddf: str = "satterthwaite",
-    **covariance: Any,
+    cov_type: str = "model",
+    cluster: Any = None,
 ) -> pd.DataFrame:
     """F tests of the terms at the reference grid; see `LmerResult.joint_tests`."""
     from itertools import combinations
@@ -182,7 +186,7 @@ def joint_tests(
     design = result.design
     _, inner, _ = read_specs("1", by, design)
     grid = reference_grid(design, at)
-    method = ddf_method(result, ddf, stacklevel=5, **covariance)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
     several = [name for name, values in grid.levels.items() if len(values) > 1 and name not in inner]
     terms = [frozenset(name for name in several if _mentions(term, name)) for term in design.spec.terms.terms]
     sets = {

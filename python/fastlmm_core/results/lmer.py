@@ -11,6 +11,7 @@ from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.options import FitOptions, checked_flag, checked_start
 from fastlmm_core.formula import build_design
 from fastlmm_core.results.result import LmerResult
+from fastlmm_core.results.structured import fit_structured
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -36,6 +37,8 @@ def lmer(
     contrasts: Mapping[str, Any] | None = ...,
     objective_only: Literal[False] = ...,
     env: Mapping[str, Any] | None = ...,
+    residual: str | None = ...,
+    dispersion: str | None = ...,
 ) -> LmerResult: ...
 
 
@@ -55,6 +58,8 @@ def lmer(
     contrasts: Mapping[str, Any] | None = ...,
     objective_only: Literal[True],
     env: Mapping[str, Any] | None = ...,
+    residual: str | None = ...,
+    dispersion: str | None = ...,
 ) -> Objective: ...
 
 
@@ -73,6 +78,8 @@ def lmer(
     contrasts: Mapping[str, Any] | None = None,
     objective_only: bool = False,
     env: Mapping[str, Any] | None = None,
+    residual: str | None = None,
+    dispersion: str | None = None,
 ) -> LmerResult | Objective:
     """Fit a linear mixed model.
 
@@ -104,6 +111,13 @@ def lmer(
     env : mapping, optional
         Where names in the formula that are neither columns nor known transforms are looked up. By default the
         namespace of the function that calls `lmer`, so that a function defined beside the call can be used.
+    residual : str, optional
+        Covariance of a subject's residuals: ``"us(visit | subject)"``, ``"ar1(visit | arm / subject)"`` for one an arm.
+        Names: us, diag, cs, csh, ar1, ar1h, toep, toeph, ad, adh, exp, gau, ou (with coordinates), and their aliases;
+        see
+        the page on residual structures. A formula then needs no random term.
+    dispersion : str, optional
+        One-sided formula in which the log of the residual standard deviation is linear: ``"~ sex"``, ``"~ power(x)"``.
 
     Returns
     -------
@@ -155,7 +169,11 @@ def lmer(
         na_action=na_action,
         contrasts=contrasts,
         env=env,
+        residual=residual,
+        dispersion=dispersion,
     )
+    if design.residual is not None:
+        return fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
     theta = checked_start(start, design)
     if objective_only:
         return objective_of(design, options)

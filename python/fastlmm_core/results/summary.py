@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.text import abbreviate, html_table, text_table
 from fastlmm_core.fitting.var_corr import VarCorr
@@ -25,6 +26,7 @@ _HEADINGS = {"estimate": "Estimate", "std_error": "Std. Error", "t": "t value", 
 _METHODS = {
     "satterthwaite": "t-tests use Satterthwaite's method",
     "kenward-roger": "t-tests use Kenward-Roger's method",
+    "kenward-roger-linear": "t-tests use Kenward-Roger's method without second derivatives",
     "residual": "t-tests use residual degrees of freedom",
     "normal": "tests use the normal distribution",
 }
@@ -54,6 +56,8 @@ class Summary:
         Correlations of the estimated coefficients.
     notes : tuple of str
         Singular fit, no convergence, dropped columns.
+    residual : str
+        The residual structure in words and figures, where there is one.
     """
 
     title: str
@@ -67,12 +71,16 @@ class Summary:
     coefficients: pd.DataFrame
     correlation: pd.DataFrame
     notes: tuple[str, ...]
+    residual: str = ""
 
     def __str__(self) -> str:
         parts = [f"{self.title}\nFormula: {self.formula}", self._criteria_text()]
         parts.append("Scaled residuals:\n" + text_table(list(self.residuals.index), [self._quantiles()], left=0))
         header, rows = self.var_corr.cells(variance=True, digits=4)
-        parts.append(f"Random effects:\n{text_table(header, rows, left=2, indent=' ')}\n{self._counts()}")
+        heading = "Random effects" if len(self.var_corr) else "Residual variance"
+        parts.append(f"{heading}:\n{text_table(header, rows, left=2, indent=' ')}\n{self._counts()}")
+        if self.residual:
+            parts.append(self.residual)
         if len(self.coefficients):
             parts.append("Fixed effects:\n" + text_table(*self._coefficient_cells()))
         if self._shows_correlation():
@@ -91,6 +99,7 @@ class Summary:
             html_table(list(self.residuals.index), [self._quantiles()], 0, "Scaled residuals"),
             html_table(header, rows, 2, "Random effects"),
             f"<p>{escape(self._counts())}</p>",
+            *([f"<pre>{escape(self.residual)}</pre>"] if self.residual else []),
         ]
         if len(self.coefficients):
             parts.append(html_table(*self._coefficient_cells(), 1, "Fixed effects"))
@@ -161,7 +170,7 @@ def _fixed(values: pd.Series, decimals: int) -> list[str]:
     return fixed if max(map(len, fixed), default=0) <= 12 else [f"{v:.3e}" for v in values]
 
 
-def summary(result: LmerResult, ddf: str = "satterthwaite") -> Summary:
+def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") -> Summary:
     """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`."""
     from fastlmm_core.inference.coef_table import coef_table
     from fastlmm_core.inference.ddf import method_name
@@ -195,14 +204,18 @@ def summary(result: LmerResult, ddf: str = "satterthwaite") -> Summary:
         coefficients=coefficients[estimated],
         correlation=pd.DataFrame(cov / sd[:, None] / sd[None, :], index=names, columns=names),
         notes=(*_notes(result), *table.attrs["notes"]),
+        residual=residual,
     )
 
 
 def _residual_quantiles(result: LmerResult) -> pd.Series:
     """Quantiles of √w (y − ŷ)/σ̂."""
-    scaled = (result.design.y - result.core.fitted) / result.sigma
-    if result.design.weights is not None:
-        scaled = scaled * np.sqrt(result.design.weights)
+    if isinstance(result.core, PatternFit):  # a standard deviation for each row
+        scaled = result.core.standardized(result.design.y - result.core.fitted, whole=False)
+    else:
+        scaled = (result.design.y - result.core.fitted) / result.sigma
+        if result.design.weights is not None:
+            scaled = scaled * np.sqrt(result.design.weights)
     quantiles = np.quantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0])
     return pd.Series(quantiles, index=["Min", "1Q", "Median", "3Q", "Max"])
 

@@ -124,7 +124,9 @@ class DiagnosticMethods(FittedModel):
             weights=weights,
         )
 
-    def cov_params(self, *, full: bool = False, levels: Levels | None = None) -> pd.DataFrame:
+    def cov_params(
+        self, *, full: bool = False, levels: Levels | None = None, cov_type: str = "model", cluster: Any = None
+    ) -> pd.DataFrame:
         """Covariance of `params`, σ² (Xᵀ V⁻¹ X)⁻¹ at the estimated θ, or jointly of `params` and random effects.
 
         Parameters
@@ -134,6 +136,8 @@ class DiagnosticMethods(FittedModel):
         levels : mapping or sequence, optional
             Include the random effects of these levels: ``{"Subject": ["308", "309"]}``, or a list of levels of the
             first grouping factor. Costs one solve an effect.
+        cov_type, cluster
+            A cluster-robust covariance of the coefficients, as in `coef_table`.
 
         Returns
         -------
@@ -160,6 +164,10 @@ class DiagnosticMethods(FittedModel):
         array([[-34.  ,  -0.53, 171.62, -19.72],
                [ -0.53,  -1.95, -19.72,   6.97]])
         """
+        if cov_type != "model":
+            from fastlmm_core.inference.robust import robust_cov
+
+            return robust_cov(self, cov_type, cluster, joint=full or levels is not None)
         if not full and levels is None:
             return coefficients.cov_params(self.design, self.core)
         from fastlmm_core.inference.random_cov import joint_cov

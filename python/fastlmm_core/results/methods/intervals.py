@@ -40,6 +40,8 @@ class IntervalMethods(FittedModel):
         seed: Seed = None,
         draws: pd.DataFrame | None = None,
         progress: bool = False,
+        cov_type: str = "model",
+        cluster: Any = None,
     ) -> pd.DataFrame:
         """Confidence intervals of every parameter.
 
@@ -61,6 +63,8 @@ class IntervalMethods(FittedModel):
             Of "boot", as in `bootstrap`; `progress` is of "profile", too.
         draws : DataFrame, optional
             Of "boot": what `bootstrap` returned, in place of a new one.
+        cov_type, cluster
+            Of "wald": a cluster-robust covariance, as in `coef_table`; best with ``ddf="satterthwaite"``.
 
         Returns
         -------
@@ -104,6 +108,8 @@ class IntervalMethods(FittedModel):
             seed=seed,
             draws=draws,
             progress=progress,
+            cov_type=cov_type,
+            cluster=cluster,
         )
 
     def profile(

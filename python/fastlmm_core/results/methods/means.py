@@ -31,6 +31,8 @@ class MeansMethods:
         bias_adjust: bool = False,
         cov_reduce: Any = "mean",
         data: Any = None,
+        cov_type: str = "model",
+        cluster: Any = None,
     ) -> Estimates:
         """Estimated marginal means: the linear predictor at the levels of some predictors, averaged over the others.
 
@@ -62,6 +64,8 @@ class MeansMethods:
         data : table, optional
             The table of the fit, for ``over="data"`` and a callable `cov_reduce`. The former finds it without while
             somebody holds it.
+        cov_type, cluster
+            A cluster-robust covariance, as in `coef_table`.
 
         Returns
         -------
@@ -109,6 +113,8 @@ class MeansMethods:
             bias_adjust=bias_adjust,
             cov_reduce=cov_reduce,
             data=data,
+            cov_type=cov_type,
+            cluster=cluster,
         )
 
     def emtrends(
@@ -124,6 +130,8 @@ class MeansMethods:
         level: float = 0.95,
         cov_reduce: Any = "mean",
         data: Any = None,
+        cov_type: str = "model",
+        cluster: Any = None,
     ) -> Estimates:
         """Estimated marginal slopes: the derivative of the linear predictor by a covariate, averaged as `emmeans` does.
 
@@ -131,7 +139,7 @@ class MeansMethods:
         ----------
         variable : str
             A numeric column, or an expression of one such as "log(conc)": the slope is then by that.
-        specs, by, at, weights, over, ddf, level, cov_reduce, data
+        specs, by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster
             As in `emmeans`.
 
         Returns
@@ -165,6 +173,8 @@ class MeansMethods:
             level=level,
             cov_reduce=cov_reduce,
             data=data,
+            cov_type=cov_type,
+            cluster=cluster,
         )
 
     def joint_tests(
@@ -174,6 +184,8 @@ class MeansMethods:
         at: Mapping[str, Any] | None = None,
         weights: str = "equal",
         ddf: str = "satterthwaite",
+        cov_type: str = "model",
+        cluster: Any = None,
     ) -> pd.DataFrame:
         """F tests of every term at the reference grid, within the levels of `by` (simple effects).
 
@@ -181,7 +193,7 @@ class MeansMethods:
         ----------
         by : str or list of str, optional
             Factors within whose levels the others are tested.
-        at, weights, ddf
+        at, weights, ddf, cov_type, cluster
             As in `emmeans`.
 
         Returns
@@ -202,4 +214,6 @@ class MeansMethods:
         """
         from fastlmm_core.inference.means import joint_tests
 
-        return joint_tests(cast("LmerResult", self), by=by, at=at, weights=weights, ddf=ddf)
+        return joint_tests(
+            cast("LmerResult", self), by=by, at=at, weights=weights, ddf=ddf, cov_type=cov_type, cluster=cluster
+        )

@@ -16,7 +16,7 @@ __all__ = ["DdfMethods"]
 class DdfMethods:
     """Coefficient tables, linear hypotheses and analysis of variance of a fitted model."""
 
-    def coef_table(self, ddf: str = "satterthwaite") -> pd.DataFrame:
+    def coef_table(self, ddf: str = "satterthwaite", *, cov_type: str = "model", cluster: Any = None) -> pd.DataFrame:
         """Coefficients with standard errors, degrees of freedom, t statistics and two-sided p-values.
 
         Parameters
@@ -25,6 +25,12 @@ class DdfMethods:
             Denominator degrees of freedom: Satterthwaite's from the observed information of the variance parameters
             (as lmerTest), Kenward and Roger's (1997) with adjusted standard errors (as pbkrtest; a maximum-likelihood
             fit is refitted by REML), `nobs` less the number of coefficients, or infinitely many.
+        cov_type : {"model", "CR0", "CR1", "CR1S", "CR2", "CR3"}
+            Covariance: the model's, or cluster-robust ones (Pustejovsky and Tipton 2018), which hold where the model's
+            variances do not; with them "satterthwaite" is Bell and McCaffrey's (2002). theta is not made robust.
+        cluster : str or array, optional
+            Clusters for a robust covariance: a column of the fit's table, or a value a row; by default the coarsest
+            grouping factor. Every grouping factor's levels have to lie within them.
 
         Returns
         -------
@@ -48,7 +54,7 @@ class DdfMethods:
         """
         from fastlmm_core.inference.coef_table import coef_table
 
-        return coef_table(cast("LmerResult", self), ddf=ddf)
+        return coef_table(cast("LmerResult", self), ddf=ddf, cov_type=cov_type, cluster=cluster)
 
     @property
     def pvalues(self) -> pd.Series:
@@ -57,7 +63,9 @@ class DdfMethods:
 
         return coef_table(cast("LmerResult", self))["p"].rename(None)
 
-    def t_test(self, hypotheses: Any, *, ddf: str = "satterthwaite") -> pd.DataFrame:
+    def t_test(
+        self, hypotheses: Any, *, ddf: str = "satterthwaite", cov_type: str = "model", cluster: Any = None
+    ) -> pd.DataFrame:
         """Test linear hypotheses R β = q, each on its own.
 
         Parameters
@@ -65,7 +73,7 @@ class DdfMethods:
         hypotheses : str, list of str, array (p,) or (k, p), or tuple (array, values)
             Text such as ``"Days = 0, Intercept = 250"``: equations in the coefficients' names separated by commas, set
             to zero where there is no "=". An array has a column a coefficient.
-        ddf : str
+        ddf, cov_type, cluster
             As in `coef_table`.
 
         Returns
@@ -94,21 +102,23 @@ class DdfMethods:
         """
         from fastlmm_core.inference.hypotheses import t_test
 
-        return t_test(cast("LmerResult", self), hypotheses, ddf=ddf)
+        return t_test(cast("LmerResult", self), hypotheses, ddf=ddf, cov_type=cov_type, cluster=cluster)
 
-    def f_test(self, hypotheses: Any, *, ddf: str = "satterthwaite") -> FTest:
+    def f_test(
+        self, hypotheses: Any, *, ddf: str = "satterthwaite", cov_type: str = "model", cluster: Any = None
+    ) -> FTest:
         """Test linear hypotheses R β = q all at once.
 
         Parameters
         ----------
-        hypotheses, ddf
+        hypotheses, ddf, cov_type, cluster
             As in `t_test`. Rows that follow from others are left out of the degrees of freedom.
 
         Returns
         -------
         FTest
             F, num_df, den_df, p, sum_sq, mean_sq. Satterthwaite's denominator is Fai and Cornelius' (1996), Kenward and
-            Roger's comes with their scale of F.
+            Roger's comes with their scale of F, a robust covariance's is HTZ (Tipton and Pustejovsky 2015).
 
         Examples
         --------
@@ -119,9 +129,11 @@ class DdfMethods:
         """
         from fastlmm_core.inference.hypotheses import f_test
 
-        return f_test(cast("LmerResult", self), hypotheses, ddf=ddf)
+        return f_test(cast("LmerResult", self), hypotheses, ddf=ddf, cov_type=cov_type, cluster=cluster)
 
-    def anova(self, type: int = 3, ddf: str = "satterthwaite") -> pd.DataFrame:
+    def anova(
+        self, type: int = 3, ddf: str = "satterthwaite", *, cov_type: str = "model", cluster: Any = None
+    ) -> pd.DataFrame:
         """F tests of the terms of the fixed part.
 
         Parameters
@@ -150,7 +162,7 @@ class DdfMethods:
         """
         from fastlmm_core.inference.anova import anova_table
 
-        return anova_table(cast("LmerResult", self), type=type, ddf=ddf)
+        return anova_table(cast("LmerResult", self), type=type, ddf=ddf, cov_type=cov_type, cluster=cluster)
 
     def drop1(self, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
         """Test each term of the fixed part that no other term contains, as if it alone were left out.

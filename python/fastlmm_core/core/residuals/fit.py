@@ -1,0 +1,458 @@
+"""Models whose units are independent: fitted from patterns, without random effects' equations.
+
+    y_i ~ N(X_i beta, sigma^2 V_i(phi)),    V_i = R_i + sum_k Z_ik Sigma_k Z_ik'
+
+Generalised least squares with an estimated covariance (SAS's REPEATED, mmrm, nlme's gls), and random effects whose
+levels
+are the units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core.core.conditioning import condition_columns, condition_term
+from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.fit import CoreFit, FitLog
+from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
+from fastlmm_core.core.residuals.model import Effects, ResidualModel
+from fastlmm_core.core.residuals.moments import Batch, batches
+from fastlmm_core.core.residuals.residual import Residual
+from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
+from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.trust_region import Search, minimise
+from fastlmm_core.errors import ModelError, NumericalError
+
+__all__ = ["PatternFit", "PatternModel"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+Report = Callable[[int, Array, float, float, float], None]
+
+SPAN_TOLERANCE = 1e2 * np.finfo(float).eps
+"""A residual this small beside the response is rounding."""
+
+
+def combine(code: Index, size: int, values: NDArray[Any]) -> tuple[Index, int]:
+    """Codes of the pairs (code, value) that occur, and how many there are."""
+    distinct, inverse = np.unique(values, return_inverse=True)
+    code = code * len(distinct) + inverse.reshape(-1)
+    size *= len(distinct)
+    if size > len(code):
+        distinct, inverse = np.unique(code, return_inverse=True)
+        return inverse.reshape(-1).astype(np.int64), len(distinct)
+    return code, size
+
+
+class PatternModel:
+    """A model with independent units, without its response.
+
+    Parameters
+    ----------
+    X : (n, p) or None
+    residual : Residual
+    terms : sequence of Term
+        Random effects whose levels are units; rows of one subject share them.
+    weights : (n,), optional
+        Positive; the residual variance of row i is divided by weights[i].
+    offset : (n,), optional
+    reml : bool
+    control : Control, optional
+
+    Raises
+    ------
+    DataError, ModelError
+        Wrong lengths, values that are not finite, weights that are not positive, too few rows.
+    """
+
+    def __init__(
+        self,
+        X: ArrayLike | None,
+        residual: Residual,
+        terms: Sequence[Term] = (),
+        *,
+        weights: ArrayLike | None = None,
+        offset: ArrayLike | None = None,
+        reml: bool = True,
+        control: Control | None = None,
+    ) -> None:
+        n = len(residual.subject)
+        self.X = np.empty((n, 0)) if X is None else as_floats(X, "X")
+        self.residual, self.terms, self.reml, self.n = residual, tuple(terms), bool(reml), n
+        self.control = checked_control(control)
+        self.offset = None if offset is None else as_floats(offset, "offset")
+        self.root, self.log_weights = None, 0.0
+        if weights is not None:
+            w = as_floats(weights, "weights")
+            if (w <= 0).any():
+                raise ModelError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
+            self.root, self.log_weights = np.sqrt(w), float(np.log(w).sum())
+        self.keep, self.r, self.null_space = condition_columns(self.X, self.root)
+        self.rank = len(self.keep)
+        if n <= self.rank:
+            raise ModelError(f"{n} observations cannot determine {self.rank} fixed effects and a residual variance")
+        self.inverse = np.linalg.inv(self.r)
+        q = self.X[:, self.keep] @ self.inverse
+        self.Q = q if self.root is None else q * self.root[:, None]
+        self._model()
+
+    def _model(self) -> None:
+        """R as a function of phi, and the cells that tell rows apart."""
+        residual = self.residual
+        variance, n_variances = residual.variance_of()
+        columns = [(variance == v).astype(np.float64) for v in range(1, n_variances)]
+        self.n_variances = n_variances
+        self.center = np.zeros(len(columns))
+        self.unit_of = np.ones(len(columns))
+        cell, size = residual.cells.astype(np.int64), residual.n_positions * residual.n_groups
+        if residual.dispersion is not None:
+            given = as_floats(residual.dispersion, "dispersion")
+            middle = np.zeros(given.shape[1])
+            for j in range(given.shape[1]):
+                cell, size = combine(cell, size, given[:, j])
+                if not np.isin(given[:, j], (0.0, 1.0)).all():
+                    middle[j] = given[:, j].mean()
+            spread = np.sqrt(np.mean(np.square(given - middle), axis=0))
+            spread = np.where(spread > 0, spread, 1.0)
+            columns += list(((given - middle) / spread).T)
+            self.center, self.unit_of = np.append(self.center, middle), np.append(self.unit_of, spread)
+        log_sd = np.column_stack(columns) if columns else np.zeros((self.n, 0))
+        self.transforms = [np.eye(1) if t.z is None else condition_term(t.z, t.cov, self.root) for t in self.terms]
+        effects = []
+        for term, transform in zip(self.terms, self.transforms, strict=True):
+            z = np.ones((self.n, 1)) if term.z is None else term.z @ transform
+            z = z if self.root is None else z * self.root[:, None]
+            for j in range(z.shape[1]):
+                cell, size = combine(cell, size, z[:, j])
+            effects.append(Effects(z, term.index()))
+        unit, subject = residual.subject, None
+        if self.terms:
+            unit = self.terms[0].codes.astype(np.int64)
+            owner = np.empty(int(residual.subject.max()) + 1, np.int64)
+            owner[residual.subject] = unit
+            if len(np.unique(unit)) < len(np.unique(residual.subject)):
+                subject = residual.subject
+                first = np.searchsorted(np.sort(owner), unit)  # subjects of earlier units
+                place = np.argsort(np.argsort(owner, kind="stable"), kind="stable")
+                within = place[subject] - first
+                cell, size = combine(within.astype(np.int64), int(within.max()) + 1, cell)
+        self.unit, self.cell, self.n_cells = unit, cell, size
+        # rows without a structure are each a position of their own, though any two with equal columns are alike
+        positions = np.arange(self.n) if residual.kind == "none" else residual.cells
+        self.model = ResidualModel(residual.shape(), positions, log_sd, effects, subject)
+
+    def prepare(self, y: ArrayLike) -> tuple[PatternCriterion, Array, float, Array]:
+        """The criterion of a response (n,), with what brings it back: coefficients in Q, the residual's norm, y."""
+        response = as_response(y, self.n)
+        check_finite(response, "y")
+        if self.offset is not None:
+            response = response - self.offset
+        scaled = response if self.root is None else response * self.root
+        coefficients = self.Q.T @ scaled
+        rest = scaled - self.Q @ coefficients
+        again = self.Q.T @ rest  # once more: rounding of the first pass
+        coefficients, rest = coefficients + again, rest - self.Q @ again
+        norm, size = float(np.sqrt(rest @ rest)), float(np.sqrt(scaled @ scaled))
+        if not norm > SPAN_TOLERANCE * size:
+            raise ModelError(
+                "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
+            )
+        parts = batches(self.unit, self.cell, self.n_cells, np.column_stack([self.Q, rest / norm]))
+        nu = self.n - self.rank if self.reml else self.n
+        constant = 2.0 * nu * np.log(norm) - self.log_weights
+        if self.reml:
+            constant += 2.0 * float(np.log(np.diag(self.r)).sum())
+        return (
+            PatternCriterion(self.model, parts, self.n, self.rank, self.reml, constant),
+            coefficients,
+            norm,
+            response,
+        )
+
+    def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> PatternFit:
+        """Fit a response (n,).
+
+        Parameters
+        ----------
+        y : (n,)
+        start : (r,), optional
+            Parameters as `PatternFit.theta`.
+        on_evaluation : callable, optional
+            Called with (number, theta, criterion, gradient norm, radius) for each evaluation, afterwards.
+
+        Raises
+        ------
+        DataError, ModelError
+        NumericalError
+            The covariance is not positive definite at the start.
+        """
+        with blas_threads(1):
+            criterion, coefficients, norm, response = self.prepare(y)
+            # orthonormal columns: a residual standard deviation of one is 1 / sqrt(n) there
+            first = self.model.start() if start is None else self.to_working(np.asarray(start, np.float64))
+            found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
+            found = self.canonical(criterion, found)
+            if on_evaluation is not None:
+                for k, (x, value, size, radius) in enumerate(found.log, 1):
+                    on_evaluation(k, self.to_user(x), value, size, radius)
+            return self._estimates(criterion, found, coefficients, norm, response)
+
+    def canonical(self, criterion: PatternCriterion, found: Search[Evaluation]) -> Search[Evaluation]:
+        """Signs of the factors' columns such that diagonals are not negative; all but zero ones are set to zero."""
+        x = found.point.phi.copy()
+        for term, where in zip(self.model.effects, self.model.of_effects, strict=True):
+            theta = x[where]
+            entries = np.array(term.entries)
+            for a, (i, j) in enumerate(term.entries):
+                if i == j:
+                    if theta[a] < 0:
+                        theta[entries[:, 1] == j] *= -1.0
+                    if theta[a] < SINGULAR:
+                        theta[a] = 0.0
+        if (x != found.point.phi).any():
+            try:
+                there = criterion(x)
+            except NumericalError:
+                return found
+            if there.value <= found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
+                return Search(there, x, found.converged, found.message, found.log)
+        return found
+
+    def to_user(self, phi: Array) -> Array:
+        """Parameters in the user's units: log standard deviations per unit of a column, entries of L for z as given."""
+        out = phi.copy()
+        out[self.model.of_sd] /= self.unit_of
+        for term, T, where in zip(self.model.effects, self.transforms, self.model.of_effects, strict=True):
+            rows, columns = zip(*term.entries, strict=True)
+            out[where] = (T @ term.factor(phi[where]))[rows, columns] * self._sigma_ratio(out[self.model.of_sd])
+        return out
+
+    def to_working(self, theta: Array) -> Array:
+        """The inverse of `to_user`."""
+        if theta.shape != (self.model.n,):
+            raise ModelError(f"start has {theta.size} values, but the covariance has {self.model.n} parameters")
+        out = theta.copy()
+        out[self.model.of_sd] *= self.unit_of
+        for term, T, where in zip(self.model.effects, self.transforms, self.model.of_effects, strict=True):
+            rows, columns = zip(*term.entries, strict=True)
+            L = np.linalg.solve(T, term.factor(theta[where]))[rows, columns]
+            out[where] = L / self._sigma_ratio(theta[self.model.of_sd])
+        return out
+
+    def _sigma_ratio(self, eta: Array) -> float:
+        """Working sigma over the user's: centred columns have their origin elsewhere."""
+        return float(np.exp(self.center @ eta))
+
+    def _estimates(
+        self, criterion: PatternCriterion, found: Search[Evaluation], coefficients: Array, norm: float, response: Array
+    ) -> PatternFit:
+        point = found.point
+        theta = self.to_user(point.phi)
+        working = norm * np.sqrt(point.r2 / point.nu)
+        beta = np.full(self.X.shape[1], np.nan)
+        beta[self.keep] = self.inverse @ (coefficients + norm * point.beta)
+        singular = any(
+            abs(point.phi[where.start + a]) < SINGULAR
+            for term, where in zip(self.model.effects, self.model.of_effects, strict=True)
+            for a, (i, j) in enumerate(term.entries)
+            if i == j
+        )
+        return PatternFit(
+            theta=theta,
+            beta=beta,
+            sigma=float(working / self._sigma_ratio(theta[self.model.of_sd])),
+            criterion=point.value,
+            reml=self.reml,
+            n=self.n,
+            rank=self.rank,
+            is_singular=singular,
+            converged=found.converged,
+            message=found.message,
+            control=self.control,
+            _solution=None,
+            model=self,
+            parts=criterion.parts,
+            point=point,
+            working=float(working),
+            response=response,
+            evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PatternFit(CoreFit):
+    """A fitted model with independent units, as a `CoreFit` whose figures come from the patterns.
+
+    Attributes
+    ----------
+    theta : (r,)
+        Covariance parameters: log standard deviations relative to sigma, the shape's unconstrained parameters,
+        entries of
+        the random effects' relative factors.
+    sigma : float
+        Standard deviation of the first variance (of a row of weight 1).
+    model : PatternModel
+    parts : list of Batch
+    point : Evaluation
+        At the optimum, in working coordinates.
+    working : float
+        Sigma in working coordinates.
+    response : (n,)
+        Less the offset.
+    """
+
+    model: PatternModel = field(repr=False)
+    parts: list[Batch] = field(repr=False)
+    point: Evaluation = field(repr=False)
+    working: float = field(repr=False)
+    response: Array = field(repr=False)
+    evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+    @property
+    def cross(self) -> NoReturn:
+        """Refused: there are no random effects' equations."""
+        raise ModelError("not available for a model with a residual structure, which has no random effects' equations")
+
+    def objective(self) -> NoReturn:
+        """Refused: the criterion of these models is `PatternModel.prepare`'s."""
+        _ = self.cross
+        raise AssertionError
+
+    def complete(self) -> PatternFit:
+        """As `CoreFit.complete`; there is nothing to let go of."""
+        return self
+
+    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """As `CoreFit.estimable`."""
+        space = self.model.null_space
+        return np.ones(len(np.atleast_2d(rows)), bool) if space is None else space.estimable(rows)
+
+    @cached_property
+    def half(self) -> Array:
+        """H (rank, rank) with Cov(beta) = H H' for the columns kept."""
+        root = np.linalg.cholesky(self.point.Phi) if self.rank else np.zeros((0, 0))
+        return np.asarray(self.working * self.model.inverse @ root)
+
+    @cached_property
+    def cov_beta(self) -> Array:
+        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+        cov = np.full((len(self.beta),) * 2, np.nan)
+        cov[np.ix_(self.model.keep, self.model.keep)] = self.half @ self.half.T
+        return cov
+
+    @cached_property
+    def L(self) -> tuple[Array, ...]:
+        """Relative covariance factor of each random-effects term, tuple of (l, l)."""
+        model = self.model.model
+        return tuple(e.factor(self.theta[where]) for e, where in zip(model.effects, model.of_effects, strict=True))
+
+    @cached_property
+    def log(self) -> FitLog:
+        """What the optimiser did."""
+        columns = [np.array(c) for c in zip(*self.evaluations, strict=True)]
+        return FitLog(*columns)
+
+    @cached_property
+    def inverses(self) -> list[Array]:
+        """V^-1 (k, m, m) of each batch's patterns, relative to `working`^2, weights taken out of the rows."""
+        criterion = PatternCriterion(self.model.model, self.parts, self.n, self.rank, self.reml, 0.0)
+        return [P for P, _ in criterion.inverses(self.point.phi)[0]]
+
+    @cached_property
+    def linear(self) -> Array:
+        """X beta, (n,)."""
+        return np.asarray(self.model.X @ np.nan_to_num(self.beta))
+
+    def solve(self, columns: Array) -> Array:
+        """V^-1 times columns (n, c), V relative to `working`^2 and with the weights."""
+        root = self.model.root
+        scaled = columns if root is None else columns * root[:, None]
+        out = np.empty_like(scaled)
+        for part, P in zip(self.parts, self.inverses, strict=True):
+            out[part.units] = P[part.pattern] @ scaled[part.units]
+        return out if root is None else out * root[:, None]
+
+    @cached_property
+    def solved(self) -> Array:
+        """V^-1 (y - X beta), (n,)."""
+        return self.solve((self.response - self.linear)[:, None])[:, 0]
+
+    def covariances(self, marginal: bool) -> list[Array]:
+        """V (k, m, m) of each batch's patterns relative to `working`^2, or R without the random effects."""
+        model, out = self.model.model, []
+        for part in self.parts:
+            at = model.prepare(part.rows)
+            if not marginal:
+                at = replace(at, z=tuple(np.zeros_like(z) for z in at.z))
+            out.append(model.values(self.point.phi, at)[0])
+        return out
+
+    def standardized(self, e: Array, whole: bool) -> Array:
+        """Residuals (n,) over their standard deviations, or multiplied by the inverse factor of all of a unit's R."""
+        scaled = e if self.model.root is None else e * self.model.root
+        out = np.empty_like(scaled)
+        for part, R in zip(self.parts, self.covariances(marginal=False), strict=True):
+            rows = scaled[part.units]
+            if whole:
+                L = np.linalg.inv(np.linalg.cholesky(R))
+                out[part.units] = np.einsum("uij,uj->ui", L[part.pattern], rows)
+            else:
+                out[part.units] = rows / np.sqrt(np.diagonal(R, axis1=1, axis2=2))[part.pattern]
+        return out / self.working
+
+    def coloured(self, white: Array) -> Array:
+        """White noise (n, k) given the covariance of the response."""
+        out = np.empty_like(white)
+        for part, V in zip(self.parts, self.covariances(marginal=True), strict=True):
+            out[part.units] = np.linalg.cholesky(V)[part.pattern] @ white[part.units]
+        out *= self.working
+        return out if self.model.root is None else out / self.model.root[:, None]
+
+    @cached_property
+    def b(self) -> tuple[Array, ...]:
+        """Conditional modes of each random-effects term, tuple of (q, l)."""
+        out = []
+        ratio = self.working / self.sigma
+        for term, L in zip(self.model.terms, self.L, strict=True):
+            z = np.ones((self.n, 1)) if term.z is None else term.z
+            assert term.n_levels is not None
+            sums = np.zeros((term.n_levels, z.shape[1]))
+            np.add.at(sums, term.codes, z * self.solved[:, None])
+            out.append(sums @ (L @ L.T).T / ratio**2)
+        return tuple(out)
+
+    @cached_property
+    def fitted(self) -> Array:
+        """X beta + Z b + offset, (n,)."""
+        out = self.linear.copy()
+        if self.model.offset is not None:
+            out += self.model.offset
+        for term, modes in zip(self.model.terms, self.b, strict=True):
+            rows = modes[term.codes]
+            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
+        return out
+
+    def cond_var(self) -> tuple[Array, ...]:
+        """Conditional covariance Var(b | y) of each level of each term, tuple of (q, l, l)."""
+        out = []
+        ratio = self.working / self.sigma
+        for term, L in zip(self.model.terms, self.L, strict=True):
+            z = np.ones((self.n, 1)) if term.z is None else term.z
+            l, S = z.shape[1], L @ L.T / ratio**2
+            assert term.n_levels is not None
+            inner = np.zeros((term.n_levels, l, l))
+            # the columns of one level only, at once for all levels: V is block-diagonal in them
+            moved = self.solve(z)
+            np.add.at(inner, term.codes, z[:, :, None] * moved[:, None, :])
+            out.append(self.working**2 * (S - S @ inner @ S))
+        return tuple(out)

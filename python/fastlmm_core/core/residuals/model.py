@@ -1,0 +1,170 @@
+"""Covariance of the rows of one unit (a subject, or what its random effects span), relative to sigma^2.
+
+    R_ij = exp(eta'(d_i + d_j)) c_ij(psi) [same subject] + z_i'Sigma(theta)z_j                                     (1)
+
+Log standard deviations are linear in known columns d: dummies of visits (heterogeneous variances), of strata, or the
+logarithm of a covariate (its power). Random effects whose levels are the units are part of R themselves, with Sigma =
+L L'
+and theta the entries of L: there is no Z then, and a zero variance is an ordinary point. The parameters are
+phi = (eta, psi, theta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core.core.residuals.shapes import Shape
+
+__all__ = ["Effects", "Prepared", "ResidualModel"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Effects:
+    """One random-effects term whose levels are whole units.
+
+    Attributes
+    ----------
+    z : (n, l)
+    entries : sequence of (row, column)
+        Places of theta in the lower factor (l, l) of its relative covariance.
+    """
+
+    z: Array
+    entries: Sequence[tuple[int, int]]
+
+    @property
+    def n(self) -> int:
+        """Number of parameters."""
+        return len(self.entries)
+
+    def factor(self, theta: Array) -> Array:
+        """L (l, l)."""
+        L = np.zeros((self.z.shape[1],) * 2)
+        rows, columns = zip(*self.entries, strict=True)
+        L[rows, columns] = theta
+        return L
+
+    def start(self, residual: float) -> Array:
+        """A diagonal L at which the term and a residual of root mean square `residual` are of one size."""
+        size = np.sqrt(np.mean(np.square(self.z), axis=0))
+        return np.array([residual / max(size[i], 1e-300) if i == j else 0.0 for i, j in self.entries])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What equation (1) needs of some rows: k units of m rows each, as keys of their pairs."""
+
+    keys: Any
+    same: NDArray[np.bool_] | None
+    d: Array
+    z: tuple[Array, ...]
+
+
+class ResidualModel:
+    """Equation (1) with its derivatives.
+
+    Parameters
+    ----------
+    shape : Shape
+    positions : (n,) integers
+        Position of each row in its subject.
+    log_sd : (n, e)
+        Columns d of the log standard deviations.
+    effects : sequence of Effects
+    subject : (n,) integers, optional
+        Where units hold several subjects.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        positions: NDArray[np.integer[Any]],
+        log_sd: Array,
+        effects: Sequence[Effects] = (),
+        subject: NDArray[np.integer[Any]] | None = None,
+    ) -> None:
+        self.shape, self.positions, self.log_sd = shape, positions, log_sd
+        self.effects, self.subject = tuple(effects), subject
+        sizes = [log_sd.shape[1], shape.n, *(e.n for e in self.effects)]
+        ends = np.cumsum([0, *sizes])
+        self.n = int(ends[-1])
+        self.of_sd, self.of_shape, *self.of_effects = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+
+    def start(self) -> Array:
+        """Parameters (n,): equal variances, moderate correlations, random effects as large as the residual."""
+        return np.concatenate(
+            [np.zeros(self.log_sd.shape[1]), self.shape.start(), *(e.start(1.0) for e in self.effects)]
+        )
+
+    def prepare(self, rows: NDArray[np.int64]) -> Prepared:
+        """Keys of the pairs among rows (k, m)."""
+        at = self.positions[rows]
+        same = None
+        a, b = at[:, :, None], at[:, None, :]
+        if self.subject is not None:
+            who = self.subject[rows]
+            same = who[:, :, None] == who[:, None, :]
+            if same.all():
+                same = None
+            else:  # pairs of different subjects: any key, they are multiplied by zero
+                a, b = np.where(same, a, a.min()), np.where(same, b, a.min())
+        return Prepared(self.shape.keys(a, b), same, self.log_sd[rows], tuple(e.z[rows] for e in self.effects))
+
+    def values(self, phi: Array, at: Prepared) -> tuple[Array, Array]:
+        """R (k, m, m) and its directions (k, m, n, m)."""
+        c, first = self.shape.values(phi[self.of_shape], at.keys)
+        k, m, e = at.d.shape
+        s = np.exp(at.d @ phi[self.of_sd]) if e else None
+        if s is not None:
+            both = s[:, :, None] * s[:, None, :]
+            c, first = c * both, first * both
+        if at.same is not None:
+            c, first = c * at.same, first * at.same
+        out = np.empty((k, m, self.n, m))
+        if e:
+            out[:, :, self.of_sd] = c[:, :, None] * (at.d[:, :, :, None] + at.d.transpose(0, 2, 1)[:, None])
+        out[:, :, self.of_shape] = np.moveaxis(first, 0, 2)
+        R = c
+        for term, z, where in zip(self.effects, at.z, self.of_effects, strict=True):
+            L = term.factor(phi[where])
+            zl = z @ L
+            R = R + zl @ zl.transpose(0, 2, 1)
+            for a, (i, j) in enumerate(term.entries, start=where.start):
+                half = z[:, :, i, None] * zl[:, None, :, j]
+                out[:, :, a] = half + half.transpose(0, 2, 1)
+        return R, out
+
+    def curvature(self, phi: Array, parts: Sequence[Prepared], weights: Sequence[Array]) -> Array:
+        """(n, n) sum over all pairs of G (k, m, m), one a part, times the second derivatives of R."""
+        out = np.zeros((self.n, self.n))
+        psi, eta = phi[self.of_shape], phi[self.of_sd]
+        for at, g in zip(parts, weights, strict=True):
+            for z, term, where in zip(at.z, self.effects, self.of_effects, strict=True):
+                inner = np.einsum("kri,krs,ksj->ij", z, g, z, optimize=True)
+                inner = inner + inner.T
+                entries = np.array(term.entries)
+                same = entries[:, 1, None] == entries[:, 1]
+                out[where, where] += inner[np.ix_(entries[:, 0], entries[:, 0])] * same
+            if at.same is not None:
+                g = g * at.same
+            if len(eta):
+                s = np.exp(at.d @ eta)
+                g = g * s[:, :, None] * s[:, None, :]
+            out[self.of_shape, self.of_shape] += self.shape.curvature(psi, at.keys, g)
+            if len(eta):
+                c, first = self.shape.values(psi, at.keys)
+                sums = at.d[:, :, None, :] + at.d[:, None, :, :]
+                flat = sums.reshape(-1, len(eta))
+                out[self.of_sd, self.of_sd] += flat.T @ (flat * (g * c).reshape(-1, 1))
+                mixed = flat.T @ (first * g).reshape(len(psi), g.size).T
+                out[self.of_sd, self.of_shape] += mixed
+                out[self.of_shape, self.of_sd] += mixed.T
+        return out

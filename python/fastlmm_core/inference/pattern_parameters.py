@@ -1,0 +1,79 @@
+"""Covariance parameters of models with a residual structure: estimates, standard errors, Wald intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtri
+
+from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals.natural import printed
+from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.residual import variance_labels
+from fastlmm_core.inference.patterns import pattern_information
+
+if TYPE_CHECKING:
+    from fastlmm_core.formula import Design
+
+__all__ = ["covariance_parameters"]
+
+
+def covariance_parameters(design: Design, core: PatternFit, level: float) -> pd.DataFrame:
+    """See `StructuredResult.covariance_parameters`; by the delta method from the observed information."""
+    if not 0.0 < level < 1.0:
+        raise ModelError(f"level must lie between 0 and 1, not {level!r}")
+    found = printed(core)
+    names = labels(design, core, found.kinds, found.labels)
+    cov = found.jacobian @ pattern_information(core).cov @ found.jacobian.T
+    se = np.sqrt(np.maximum(np.diag(cov), 0.0))
+    quantile = float(ndtri(0.5 + 0.5 * level))
+    lower, upper = np.empty(len(se)), np.empty(len(se))
+    for k, (kind, label, value) in enumerate(zip(found.kinds, found.labels, found.values, strict=True)):
+        positive = names[k].startswith("var ") or label.endswith("range")
+        correlation = kind == "shape" and "rho" in label and abs(value) < 1.0
+        sign = np.array([-1.0, 1.0]) * quantile * se[k]
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            if positive:
+                lower[k], upper[k] = value * np.exp(sign / value)
+            elif correlation:
+                lower[k], upper[k] = np.tanh(np.arctanh(value) + sign / (1.0 - value**2))
+            else:
+                lower[k], upper[k] = value + sign
+    return pd.DataFrame(
+        {"kind": list(found.kinds), "estimate": found.values, "std_error": se, "lower": lower, "upper": upper},
+        index=pd.Index(names, name="parameter"),
+    )
+
+
+def labels(design: Design, core: PatternFit, kinds: tuple[str, ...], given: tuple[str, ...]) -> list[str]:
+    """Names with the user's visits, columns and grouping factors in them."""
+    within = design.residual
+    assert within is not None
+    variances = variance_labels(design)
+    out = []
+    for kind, label in zip(kinds, given, strict=True):
+        if kind == "variance":
+            first = within.kind == "us" and variances == ["Residual"]
+            group = f" {within.groups[0]}" if first and within.groups else ""
+            out.append(f"var {within.visits[0] if first else variances[int(label)]}{group}")
+        elif kind == "dispersion":
+            assert within.dispersion is not None
+            out.append(within.dispersion.names[int(label)])
+        elif kind == "effects":
+            k, _, place = label.partition(":")
+            i, j = (int(v) for v in place.split(","))
+            term = design.random[int(k)]
+            name = "var" if i == j else "cov"
+            pair = term.columns[i] if i == j else f"{term.columns[i]}, {term.columns[j]}"
+            out.append(f"{name} {pair} | {term.grp}")
+        elif core.model.residual.kind == "us":
+            number, _, pair = label.rpartition(" ")
+            i, j = (int(v) - 1 for v in pair.split(","))
+            name = f"var {within.visits[i]}" if i == j else f"cov {within.visits[i]}, {within.visits[j]}"
+            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+        else:
+            number, _, name = label.rpartition(" ")
+            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+    return out

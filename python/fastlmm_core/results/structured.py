@@ -1,0 +1,217 @@
+"""Results of models with a residual structure or dispersion: `LmerResult`'s names, with what the structure changes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting import predict, residual
+from fastlmm_core.fitting.fit import fit_design
+from fastlmm_core.fitting.residual import parameter_labels
+from fastlmm_core.fitting.var_corr import theta_labels
+from fastlmm_core.results.result import LmerResult
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastlmm_core.fitting.options import FitOptions
+    from fastlmm_core.formula import Design
+    from fastlmm_core.results.summary import Summary
+
+__all__ = ["StructuredResult", "fit_structured"]
+
+
+def fit_structured(
+    design: Design, formula: str, options: FitOptions, start: ArrayLike | None, *, objective_only: bool, stacklevel: int
+) -> StructuredResult:
+    """Fit a design with a residual structure; `stacklevel` counts from this function's caller."""
+    if objective_only:
+        raise ModelError("objective_only is not available with residual= or dispersion=")
+    if start is not None:
+        from dataclasses import replace
+
+        options = replace(options, start=np.array(start, dtype=float).ravel())
+    return fit_design(StructuredResult, design, formula, options, stacklevel=stacklevel + 1)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class StructuredResult(LmerResult):
+    """A fitted model whose residuals are correlated within subjects or of unequal variance.
+
+    Everything of `LmerResult` that does not need the random effects' equations is there; the rest says so in one
+    sentence.
+
+    Examples
+    --------
+    >>> from fastlmm_core import lmer, load_dataset
+    >>> fit = lmer("Reaction ~ Days", load_dataset("sleepstudy"), residual="ar1(Days | Subject)")
+    >>> fit
+    <StructuredResult: Reaction ~ Days; REML criterion 1739.21; 180 rows; Subject 18; AR(1)>
+    >>> fit.residual_corr().iloc[:2, :3].round(3)
+         0    1     2
+    0  1.0  0.8  0.64
+    1  0.8  1.0  0.80
+    """
+
+    core: PatternFit
+
+    @property
+    def theta(self) -> pd.Series:
+        """Covariance parameters as they were optimised; `covariance_parameters` has them as they are printed."""
+        return pd.Series(self.core.theta, index=self._theta_labels(), dtype=float, copy=True)
+
+    @property
+    def fit_log(self) -> pd.DataFrame:
+        """One row an evaluation: criterion, gradient_norm, radius, and the covariance parameters."""
+        log = self.core.log
+        figures = pd.DataFrame(
+            {"criterion": log.criterion, "gradient_norm": log.gradient_norm, "radius": log.radius},
+            index=pd.RangeIndex(1, len(log) + 1, name="evaluation"),
+        )
+        return figures.join(pd.DataFrame(log.theta, columns=self._theta_labels(), index=figures.index))
+
+    def _theta_labels(self) -> list[str]:
+        labels = parameter_labels(self.design)
+        return labels + (theta_labels(self.design) if self.design.random else [])
+
+    @property
+    def n_groups(self) -> dict[str, int]:
+        """Levels of each grouping factor, and subjects."""
+        out = super().n_groups
+        within = self.design.residual
+        if within is not None and within.parsed is not None and within.subjects is not None:
+            out.setdefault(":".join(within.parsed.subject), len(within.subjects))
+        return out
+
+    def residual_cov(self, subject: Hashable = None) -> pd.DataFrame:
+        """Covariance of the residuals of one subject, random effects apart, for a row of weight 1.
+
+        Parameters
+        ----------
+        subject : level, optional
+            One subject's rows, in the data's order, with their own dispersion and weights. By default all visits (of
+            the first group, and where the dispersion's columns are zero).
+
+        Returns
+        -------
+        DataFrame
+            Visits by visits.
+        """
+        return residual.residual_cov(self.design, self.core, subject)
+
+    def residual_corr(self, subject: Hashable = None) -> pd.DataFrame:
+        """Correlations of `residual_cov`."""
+        cov = self.residual_cov(subject)
+        sd = np.sqrt(np.diag(cov))
+        return cov / sd[:, None] / sd[None, :]
+
+    def covariance_parameters(self, level: float = 0.95) -> pd.DataFrame:
+        """Covariance parameters as the literature prints them, with standard errors and Wald intervals.
+
+        Variances and standard deviations have intervals on the log scale, correlations on Fisher's z scale.
+
+        Returns
+        -------
+        DataFrame
+            kind, estimate, std_error, lower, upper; a row a parameter.
+        """
+        from fastlmm_core.inference.pattern_parameters import covariance_parameters
+
+        return covariance_parameters(self.design, self.core, level)
+
+    def marginal_cov(self, level: Hashable) -> NDArray[np.float64]:
+        """Marginal covariance (m, m) of the rows of one subject, or one level of the random effects' factor."""
+        return residual.marginal_cov(self.design, self.core, level)
+
+    def robust_cov(self, kind: str = "CR2") -> pd.DataFrame:
+        """Sandwich covariance of the coefficients, which stays valid where the structure is wrong.
+
+        Parameters
+        ----------
+        kind : {"CR0", "CR2", "CR3"}
+            Liang and Zeger's (1986), Bell and McCaffrey's (2002) bias-reduced one, or Mancl and DeRouen's (2001),
+            which is
+            close to a jackknife over subjects.
+        """
+        from fastlmm_core.inference.sandwich import robust_cov
+
+        return robust_cov(self.design, self.core, kind)
+
+    def residuals(self, kind: Any = "response") -> pd.Series:
+        """Residuals of the rows used.
+
+        Parameters
+        ----------
+        kind : str
+            "response", "conditional": y − Xβ − Zb − offset. "marginal": y − Xβ − offset. "pearson", "scaled": the
+            response residual over its own standard deviation. "normalized": all of a subject's, multiplied by the
+            inverse of the Cholesky factor of their residual covariance; uncorrelated with variance one under the model.
+        """
+        values = residual.residuals(self.design, self.core, kind)
+        return pd.Series(values, index=predict.row_index(self.design), dtype=float)
+
+    def simulate(self, n: int = 1, seed: Any = None, **options: Any) -> pd.DataFrame:
+        """Responses drawn from the fitted model: new random effects and residuals at every draw.
+
+        Parameters
+        ----------
+        n : int
+        seed : int, optional
+
+        Returns
+        -------
+        DataFrame (n_rows, n)
+            Columns sim_1, ..., sim_n.
+        """
+        if options:
+            raise ModelError(
+                f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
+            )
+        draws = residual.simulate(self.design, self.core, n, seed)
+        names = [f"sim_{k + 1}" for k in range(n)]
+        return pd.DataFrame(draws, index=predict.row_index(self.design), columns=names)
+
+    def summary(self, ddf: str = "satterthwaite") -> Summary:
+        """The summary page, with the residual structure below the random effects."""
+        from fastlmm_core.results import summary
+
+        return summary.summary(self, ddf, residual=residual.describe(self.design, self.core))
+
+    def __repr__(self) -> str:
+        within = self.design.residual
+        assert within is not None
+        name = within.parsed.title if within.parsed is not None else within.dispersion.text  # type: ignore[union-attr]
+        return super().__repr__().replace("LmerResult", "StructuredResult", 1)[:-1] + f"; {name}>"
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise ModelError(f"{what} is not available for a model with a residual structure or dispersion")
+
+    def profile(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused."""
+        self._refuse("profile")
+
+    def bootstrap(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused; `simulate` and `refit` make one in a loop."""
+        self._refuse("bootstrap")
+
+    def ranova(self, **options: Any) -> NoReturn:
+        """Refused; fit without the term and compare by `anova`."""
+        self._refuse("ranova")
+
+    def influence(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused."""
+        self._refuse("influence")
+
+    def hatvalues(self) -> NoReturn:
+        """Refused."""
+        self._refuse("hatvalues")
+
+    def cooks_distance(self) -> NoReturn:
+        """Refused."""
+        self._refuse("cooks_distance")

@@ -1,0 +1,201 @@
+"""Models with residual structures through `lmer`: published figures, and that everything works or refuses."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastlmm_core import DataError, FormulaError, ModelError, lmer, load_dataset
+
+GROWTH = "distance ~ age * Sex"
+
+# -2 log L of Jennrich and Schluchter (1986), Potthoff and Roy's data, maximum likelihood
+PUBLISHED = {"us": 419.477, "toep": 424.643, "ar1": 440.681, "cs": 428.639}
+
+
+@pytest.fixture(scope="module")
+def orthodont():
+    return load_dataset("Orthodont")
+
+
+@pytest.fixture(scope="module")
+def fev():
+    return load_dataset("fev")
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_jennrich_and_schluchter(kind, orthodont):
+    # their mean has a parameter for each sex and age in us: the saturated model, the others a line a sex
+    fit = lmer(GROWTH, orthodont, residual=f"{kind}(age | Subject)", reml=False)
+    assert fit.criterion == pytest.approx(PUBLISHED[kind], abs=5e-4)
+
+
+def test_nlme_gls_and_lme(orthodont):
+    # nlme 3.1-162: gls corAR1 REML; lme ~ age | Subject with varIdent(~ 1 | Sex) REML
+    fit = lmer(GROWTH, orthodont, residual="ar1(age | Subject)")
+    assert fit.df_model == 6
+    assert fit.covariance_parameters().loc["rho", "estimate"] == pytest.approx(0.624488848, abs=1e-4)
+    assert fit.criterion == pytest.approx(444.587448576, abs=1e-6)
+    fit = lmer(f"{GROWTH} + (age | Subject)", orthodont, dispersion="~ Sex")
+    assert fit.criterion == pytest.approx(411.522479851, abs=1e-5)
+    assert fit.df_model == 9
+    cov = fit.var_corr()["Subject"].to_numpy()
+    np.testing.assert_allclose(cov, [[3.8914, -0.1552], [-0.1552, 0.0245]], atol=1e-3)
+    assert len(fit.ranef()) == 54
+
+
+def test_weights_groups_and_dispersion_fit(fev):
+    # mmrm 0.3.18
+    formula = "FEV1 ~ RACE + SEX + ARMCD * AVISIT"
+    fit = lmer(formula, fev, residual="us(AVISIT | ARMCD / USUBJID)")
+    assert fit.df_model == 11 + 20
+    weighted = lmer(formula, fev, residual="us(AVISIT | USUBJID)", weights="WEIGHT")
+    assert weighted.criterion == pytest.approx(3475.7714, abs=2e-3)
+    assert lmer(formula, fev, residual="us(AVISIT | USUBJID)").criterion == pytest.approx(3386.4498, abs=2e-3)
+
+
+def test_summary_and_tables(fev):
+    fit = lmer("FEV1 ~ ARMCD * AVISIT", fev, residual="us(AVISIT | USUBJID)")
+    text = str(fit.summary("kenward-roger"))
+    assert "unstructured of AVISIT within USUBJID (197 subjects, 537 rows, 4 visits, 15 patterns)" in text
+    assert "Std.Dev." in text
+    assert "<pre>" in fit.summary()._repr_html_()
+    assert fit.n_groups == {"USUBJID": 197}
+    assert list(fit.residual_cov().index) == ["VIS1", "VIS2", "VIS3", "VIS4"]
+    table = fit.covariance_parameters()
+    assert len(table) == 10
+    np.testing.assert_allclose(table.loc["var VIS1", "estimate"], fit.residual_cov().loc["VIS1", "VIS1"])
+    np.testing.assert_allclose(table.loc["cov VIS3, VIS2", "estimate"], fit.residual_cov().loc["VIS3", "VIS2"])
+    assert len(fit.theta) == 9
+    assert list(fit.fit_log.columns[3:]) == list(fit.theta.index)
+    assert "StructuredResult" in repr(fit)
+    one = fit.residual_cov("PT2")
+    np.testing.assert_allclose(fit.marginal_cov("PT2"), one)
+    assert fit.robust_cov().shape == (8, 8)
+
+
+def test_standard_errors_of_printed_parameters_are_those_of_differences(fev):
+    fit = lmer("FEV1 ~ ARMCD", fev, residual="ar1h(AVISIT | USUBJID)", dispersion="~ SEX")
+    from fastlmm_core.core.residuals.natural import printed
+
+    core, h = fit.core, 1e-6
+    found = printed(core)
+
+    def values(step, log_sigma=0.0):
+        from dataclasses import replace
+
+        phi = core.point.phi + step
+        theta = core.model.to_user(phi)
+        ratio = core.model._sigma_ratio(theta[core.model.model.of_sd])
+        working = core.working * np.exp(0.5 * log_sigma)
+        point = replace(core.point, phi=phi)
+        return printed(replace(core, point=point, theta=theta, working=working, sigma=working / ratio)).values
+
+    r = len(core.theta)
+    for a, step in enumerate(h * np.eye(r)):
+        np.testing.assert_allclose(found.jacobian[:, a], (values(step) - values(-step)) / (2 * h), rtol=1e-6, atol=1e-6)
+    expected = (values(0.0, h) - values(0.0, -h)) / (2 * h)
+    np.testing.assert_allclose(found.jacobian[:, r], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_residuals_are_white_under_the_model(fev):
+    fit = lmer("FEV1 ~ ARMCD * AVISIT", fev, residual="us(AVISIT | USUBJID)", reml=False)
+    white = fit.residuals("normalized")
+    assert np.mean(np.square(white)) == pytest.approx(1.0, abs=1e-6)
+    assert np.mean(np.square(fit.residuals("pearson"))) == pytest.approx(1.0, abs=0.05)
+    np.testing.assert_allclose(fit.residuals("marginal"), fit.residuals())
+    with pytest.raises(ModelError, match="residuals of kind 'odd'"):
+        fit.residuals("odd")
+
+
+def test_simulated_responses_have_the_marginal_covariance(orthodont):
+    fit = lmer(f"{GROWTH} + (1 | Subject)", orthodont, residual="ar1(age | Subject)")
+    draws = fit.simulate(4000, seed=1).to_numpy()
+    rows = np.flatnonzero(orthodont["Subject"] == "M01")
+    np.testing.assert_allclose(np.cov(draws[rows]), fit.marginal_cov("M01"), atol=0.6)
+    again = fit.refit(draws[:, 0])
+    assert again.converged
+    assert again.nobs == 108
+
+
+def test_refit_pickle_ml_and_prediction(orthodont):
+    fit = lmer(GROWTH, orthodont, residual="csh(age | Subject)", dispersion="~ Sex")
+    copy = pickle.loads(pickle.dumps(fit))
+    pd.testing.assert_frame_equal(copy.coef_table(), fit.coef_table())
+    assert fit.refit(orthodont["distance"]).criterion == pytest.approx(fit.criterion)
+    assert not fit.refit_ml().reml
+    np.testing.assert_allclose(fit.predict(orthodont.head()), fit.fittedvalues.head())
+    assert fit.conf_int(ddf="kenward-roger").loc["age", "lower"] < fit.params["age"]
+    assert set(fit.anova(ddf="kenward-roger").columns) >= {"F", "den_df"}
+    assert fit.to_dict()["nobs"] == 108
+
+
+@pytest.mark.parametrize("method", ["profile", "bootstrap", "ranova", "influence", "hatvalues", "cooks_distance"])
+def test_what_is_not_there_says_so(method, orthodont):
+    fit = lmer(GROWTH, orthodont, residual="cs(age | Subject)")
+    with pytest.raises(ModelError, match=f"{method} is not available for a model with a residual structure"):
+        getattr(fit, method)()
+
+
+def test_anything_that_needs_the_equations_says_so(orthodont):
+    fit = lmer(f"{GROWTH} + (1 | Subject)", orthodont, residual="ar1(age | Subject)")
+    with pytest.raises(ModelError, match="not available"):
+        fit.ranef_cov(beta_known=False)
+
+
+def refuse(kind, match, data, formula="distance ~ age", **options):
+    with pytest.raises(kind, match=match):
+        lmer(formula, data, **options)
+
+
+def test_errors_name_the_subject_the_visit_and_what_to_do(orthodont, fev):
+    twice = pd.concat([orthodont, orthodont.iloc[[0]]])
+    refuse(DataError, "subject M01 has two rows at visit '8'.*average them", twice, residual="us(age | Subject)")
+    refuse(DataError, "two rows at place '8'", twice, residual="exp(age | Subject)")
+    apart = orthodont[(orthodont["age"] < 14) | (orthodont["Subject"] == "M01")]
+    apart = apart[(apart["age"] > 8) | (apart["Subject"] != "M01")]
+    refuse(ModelError, "no subject was seen at both '8' and '14'", apart, residual="us(age | Subject)")
+    moved = fev.assign(ARMCD=np.where(fev.index == 1, "PBO", fev["ARMCD"].astype(str)))
+    refuse(DataError, "has rows in ARMCD", moved, "FEV1 ~ 1", residual="cs(AVISIT | ARMCD / USUBJID)")
+    zero = orthodont.assign(age=orthodont["age"] - 8)
+    refuse(DataError, "'age' has zeros", zero, residual="cs(age | Subject)", dispersion="~ power(age)")
+    refuse(
+        ModelError,
+        "share a constant within Subject",
+        orthodont,
+        f"{GROWTH} + (1 | Subject)",
+        residual="us(age | Subject)",
+    )
+    refuse(ModelError, "cross the levels of age", orthodont, f"{GROWTH} + (1 | age)", residual="ar1(age | Subject)")
+    refuse(FormulaError, "'arma' does not exist", orthodont, residual="arma(age | Subject)")
+    refuse(FormulaError, "is written as", orthodont, residual="age | Subject")
+    refuse(FormulaError, "needs a constant", orthodont, dispersion="~ 0 + Sex")
+    refuse(DataError, "there is no column 'visit'", orthodont, residual="us(visit | Subject)")
+    refuse(FormulaError, "no random-effect term", orthodont)
+    refuse(DataError, "needs numeric coordinates", orthodont, residual="exp(Sex | Subject)")
+    refuse(
+        ModelError,
+        "one row",
+        orthodont[orthodont["age"] == 8].assign(age=range(27)),
+        "distance ~ 1",
+        residual="cs(age | Subject)",
+    )
+
+
+def test_unequal_spacing_is_said(orthodont):
+    uneven = orthodont.assign(age=orthodont["age"].replace(14, 20))
+    with pytest.warns(match="age is unequally spaced"):
+        lmer(GROWTH, uneven, residual="ar1(age | Subject)")
+
+
+def test_coordinates_in_two_dimensions(orthodont):
+    rng = np.random.default_rng(3)
+    data = orthodont.assign(lon=rng.normal(size=108), lat=rng.normal(size=108))
+    fit = lmer(GROWTH, data, residual="exp(lon + lat | Subject)")
+    assert fit.converged
+    apart = np.linalg.norm(data[["lon", "lat"]].to_numpy()[0] - data[["lon", "lat"]].to_numpy()[1])
+    expected = np.exp(-apart / fit.covariance_parameters().loc["range", "estimate"])
+    assert fit.residual_corr("M01").iloc[0, 1] == pytest.approx(expected)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
@@ -35,6 +36,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -59,6 +61,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = [
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -25,6 +26,10 @@ class FormulaError(FastLMMError, ValueError):
 
 class DataError(FastLMMError, ValueError):
     """The data do not fit the request: a missing column, a non-finite value, a wrong length, an unknown level."""
+
+
+class DependencyError(FastLMMError, ImportError):
+    """An optional package that the request needs is not installed."""
 
 
 class ModelError(FastLMMError, ValueError):

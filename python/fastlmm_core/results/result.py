@@ -11,6 +11,7 @@ from fastlmm_core.results import export, summary
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
 from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
+from fastlmm_core.results.methods.pictures import PictureMethods
 from fastlmm_core.results.methods.tests import DdfMethods
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
+class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,

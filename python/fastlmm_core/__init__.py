@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FastLMMError,
         FastLMMWarning,
         FormulaError,
+        InUseError,
         MemoryLimitError,
         ModelError,
         NumericalError,
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
+    from fastlmm_core.inference.exact_ratio import exact_test
     from fastlmm_core.inference.likelihood_ratio import anova
+    from fastlmm_core.inference.nested_tests import bootstrap_test
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -40,6 +43,7 @@ __all__ = [
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "InUseError",
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
@@ -47,9 +51,11 @@ __all__ = [
     "RankWarning",
     "__version__",
     "anova",
+    "bootstrap_test",
     "build_design",
     "compare",
     "dataset_names",
+    "exact_test",
     "is_singular",
     "lmer",
     "load_dataset",
@@ -65,15 +71,18 @@ _LAZY = {
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
+    "InUseError": "errors",
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
     "anova": "inference.likelihood_ratio",
+    "bootstrap_test": "inference.nested_tests",
     "build_design": "formula",
     "compare": "inference.comparison",
     "dataset_names": "datasets",
+    "exact_test": "inference.exact_ratio",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",

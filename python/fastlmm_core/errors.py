@@ -9,6 +9,7 @@ __all__ = [
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "InUseError",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
@@ -38,6 +39,10 @@ class ModelError(FastLMMError, ValueError):
 
 class NumericalError(FastLMMError, ArithmeticError):
     """A factorisation broke down at the parameters asked for."""
+
+
+class InUseError(FastLMMError, RuntimeError):
+    """A workspace was called while another call on it had not returned: from a second thread, or from a callback."""
 
 
 class MemoryLimitError(FastLMMError, MemoryError):

@@ -9,7 +9,7 @@ import pytest
 
 import problems
 from fastlmm_core.core import fit
-from fastlmm_core.core.threads import BOUNDS, blas_libraries, blas_threads
+from fastlmm_core.core.threads import BLOCKS, blas_libraries, one_blas_thread
 from fastlmm_core.errors import NumericalError
 
 
@@ -33,24 +33,16 @@ def test_there_is_a_blas_to_bound():
 
 
 def test_the_bound_ends_with_its_block(start):
-    with blas_threads(1):
+    with one_blas_thread():
         assert set(counts()) == {1}
     assert counts() == start
 
 
 def test_blocks_inside_each_other(start):
-    with blas_threads(1):
-        with blas_threads(2):
-            assert counts() == start
-        assert set(counts()) == {1}
-    assert counts() == start
-
-
-def test_a_bound_raised_inside_another_is_taken_back(start):
-    with blas_threads(2):
-        with blas_threads(1):
+    with one_blas_thread():
+        with one_blas_thread():
             assert set(counts()) == {1}
-        assert set(counts()) == {2}
+        assert set(counts()) == {1}
     assert counts() == start
 
 
@@ -59,12 +51,12 @@ def test_a_thread_keeps_its_bound_when_another_leaves(start):
     inside, leave = Event(), Event()
 
     def other():
-        with blas_threads(1):
+        with one_blas_thread():
             inside.set()
             leave.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
-        with blas_threads(1):
+        with one_blas_thread():
             done = pool.submit(other)
             assert inside.wait(60)
         assert set(counts()) == {1}
@@ -80,7 +72,7 @@ def test_a_child_inherits_no_other_threads_bound(start):
     inside, leave = Event(), Event()
 
     def other():
-        with blas_threads(1), BOUNDS.lock:
+        with one_blas_thread(), BLOCKS.lock:
             inside.set()
             leave.wait(60)
 
@@ -91,7 +83,7 @@ def test_a_child_inherits_no_other_threads_bound(start):
         if child == 0:
             signal.alarm(30)
             good = counts() == start
-            with blas_threads(1):
+            with one_blas_thread():
                 good = good and set(counts()) == {1}
             os._exit(0 if good and counts() == start else 1)
         status = os.waitpid(child, 0)[1]
@@ -102,17 +94,17 @@ def test_a_child_inherits_no_other_threads_bound(start):
 
 
 def test_leaving_in_another_order(start):
-    first, second = blas_threads(1), blas_threads(2)
+    first, second = one_blas_thread(), one_blas_thread()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert set(counts()) == {2}
+    assert set(counts()) == {1}
     second.__exit__(None, None, None)
     assert counts() == start
 
 
 def test_an_error_ends_the_block(start):
-    with pytest.raises(RuntimeError), blas_threads(1):
+    with pytest.raises(RuntimeError), one_blas_thread():
         raise RuntimeError
     assert counts() == start
 

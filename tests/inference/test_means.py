@@ -374,3 +374,11 @@ def test_drawings(cakes: LmerResult) -> None:
     assert len(means.pairs().plot().get_yticklabels()) == 153
     with pytest.raises(ModelError, match="kind"):
         means.plot("bars")
+
+
+def test_models_with_a_residual_structure() -> None:
+    data = load_dataset("sleepstudy")
+    one = lmer("Reaction ~ C(Days) + (1 | Subject)", data).emmeans("Days").pairs()
+    other = lmer("Reaction ~ C(Days)", data, residual="cs(Days | Subject)").emmeans("Days").pairs()
+    for name in ("estimate", "std_error", "df", "p"):
+        np.testing.assert_allclose(other.to_frame()[name], one.to_frame()[name], rtol=1e-3, atol=1e-6)

@@ -155,3 +155,15 @@ def test_what_cannot_be_done() -> None:
         fit.coef_table(cluster="plate")
     with pytest.raises(DataError, match="cluster has 3 values"):
         fit.coef_table(cov_type="CR2", cluster=[1, 2, 3])
+
+
+def test_models_with_a_residual_structure() -> None:
+    """Compound symmetry within subjects is a random intercept: the same sandwich and degrees of freedom."""
+    data = load_dataset("sleepstudy")
+    one = lmer("Reaction ~ Days + (1 | Subject)", data)
+    other = lmer("Reaction ~ Days", data, residual="cs(Days | Subject)")
+    for kind in ("CR0", "CR1S", "CR2", "CR3"):
+        a, b = (fit.coef_table(cov_type=kind) for fit in (one, other))
+        np.testing.assert_allclose(b, a, rtol=1e-4)
+    with pytest.raises(ModelError, match="are its subjects"):
+        other.coef_table(cov_type="CR2", cluster="Subject")

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from math import inf
+from numbers import Integral, Real
 
+from fastlmm_core.core.machine import available_memory, default_threads
 from fastlmm_core.errors import ModelError
 
-__all__ = ["ENGINES", "Control", "available_memory", "checked_control", "default_threads"]
+__all__ = ["ENGINES", "Control", "checked_control", "checked_count"]
 
 ENGINES = ("auto", "dense", "sparse")
+
+MAX_EVALUATIONS = 100_000
+"""The log has room for all of them from the start."""
+
+MAX_THREADS = 256
+"""More than this many are not asked of the system, which ends the process when it cannot start them."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,16 @@ class Control:
     tol : float
         Stop when the next step is expected to bring the criterion this near its minimum.
     threads : int or None
-        Threads of the kernels and of BLAS; None takes every processor this process may use.
+        Threads of the kernels, at most 256; None takes every processor this process may use, by its affinity and by
+        its container's quota. A forked child runs on one thread whatever is asked for.
     memory_limit : int or None
-        Bytes a factor may take; None takes what the machine has free. A larger prediction is refused.
+        Bytes a factor may take; None takes what the machine and the container have free. A larger prediction is
+        refused.
+
+    Raises
+    ------
+    ModelError
+        A value that makes no sense.
     """
 
     engine: str = "auto"
@@ -41,14 +55,14 @@ class Control:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ModelError(f"engine {self.engine!r} does not exist: use one of {', '.join(map(repr, ENGINES))}")
-        if self.max_evaluations < 1:
-            raise ModelError(f"max_evaluations must be at least 1, not {self.max_evaluations}")
-        if not self.tol > 0:
-            raise ModelError(f"tol must be positive, not {self.tol}")
-        if self.threads is not None and self.threads < 1:
-            raise ModelError(f"threads must be at least 1, not {self.threads}")
-        if self.memory_limit is not None and self.memory_limit < 1:
-            raise ModelError(f"memory_limit must be a positive number of bytes, not {self.memory_limit}")
+        checked_count("max_evaluations", self.max_evaluations, MAX_EVALUATIONS)
+        if not (is_real(self.tol) and 0 < float(self.tol) < inf):
+            raise ModelError(f"tol must be positive and finite, not {self.tol!r}")
+        if self.threads is not None:
+            checked_count("threads", self.threads, MAX_THREADS)
+        limit = self.memory_limit
+        if limit is not None and not (is_real(limit) and 1 <= float(limit) < inf):
+            raise ModelError(f"memory_limit must be a positive number of bytes, not {limit!r}")
 
     @property
     def n_threads(self) -> int:
@@ -58,7 +72,24 @@ class Control:
     @property
     def n_bytes(self) -> int:
         """Bytes a factor may take."""
-        return self.memory_limit if self.memory_limit is not None else available_memory()
+        return int(self.memory_limit) if self.memory_limit is not None else available_memory()
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a number, true and false aside."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def checked_count(name: str, value: object, most: int) -> int:
+    """A whole number from 1 to ``most``; ModelError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ModelError(f"{name} must be a whole number, not {value!r}")
+    count = int(value)
+    if count < 1:
+        raise ModelError(f"{name} must be at least 1, not {count}")
+    if count > most:
+        raise ModelError(f"{name} must be at most {most}, not {count}")
+    return count
 
 
 def checked_control(control: Control | None) -> Control:
@@ -74,24 +105,3 @@ def checked_control(control: Control | None) -> Control:
     if not isinstance(control, Control):
         raise ModelError(f"control must be a Control, such as Control(engine='dense'), not {type(control).__name__}")
     return control
-
-
-def default_threads() -> int:
-    """Processors this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
-def available_memory() -> int:
-    """Bytes the machine can still give out, by the kernel's own estimate where there is one."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, AttributeError, OSError):
-        return 2**62

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from math import sqrt
@@ -16,7 +17,8 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.theta import SINGULAR
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
@@ -86,8 +88,14 @@ def later(make: Callable[[CoreFit], T]) -> cached_property[T]:
 
     @wraps(make)
     def bounded(fit: CoreFit) -> T:
-        with blas_threads(1):
-            return make(fit)
+        try:
+            with one_blas_thread():
+                return make(fit)
+        except AttributeError:
+            if make.__name__ not in fit.__dict__:
+                raise
+            made: T = fit.__dict__[make.__name__]  # another thread has completed the fit meanwhile
+            return made
 
     return cached_property(bounded)
 
@@ -141,6 +149,7 @@ class CoreFit:
     message: str
     control: Control = field(repr=False)
     _solution: Solution | None = field(repr=False)
+    _workspaces: Workspaces | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,8 +254,16 @@ class CoreFit:
         return space.estimable(rows)
 
     def objective(self) -> Objective:
-        """The model's criterion; its factor is rebuilt from the cross-products."""
+        """The model's criterion, in a workspace of its own: planned and factored from the cross-products."""
         return Objective(self.cross, self.reml, self.control)
+
+    def workspace(self) -> AbstractContextManager[Objective]:
+        """The model's criterion inside a `with` block: a workspace that is idle, or one that is planned.
+
+        It is the block's alone. Fits of one model to other responses use the same workspaces.
+        """
+        pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
+        return pool.lent(self.cross)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, sigma^2 included.
@@ -256,14 +273,15 @@ class CoreFit:
         tuple of (q, l, l)
         """
         if "cond_var" not in self._cache:
-            self._cache["cond_var"] = conditional_variances(self.objective(), self.theta, self.sigma)
+            with self.workspace() as model:
+                self._cache["cond_var"] = conditional_variances(model, self.theta, self.sigma)
         return self._cache["cond_var"]
 
 
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
     """Var(b | y) of each term in the user's units."""
     cross = model.cross
-    with blas_threads(1):
+    with one_blas_thread():
         lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
     by_group = [lead]
     for offset, blocks in zip(model.plan.offsets, tail, strict=True):
@@ -328,7 +346,13 @@ def snap(model: Objective, theta: Array, value: float) -> Array:
 
 
 def estimates(
-    model: Objective, theta: Array, evaluations: Array, message: str, design: DesignProducts, response: Responses
+    model: Objective,
+    theta: Array,
+    evaluations: Array,
+    message: str,
+    design: DesignProducts,
+    response: Responses,
+    workspaces: Workspaces,
 ) -> CoreFit:
     """The fit at conditioned ``theta``, in the user's units."""
     gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
@@ -354,4 +378,5 @@ def estimates(
         message=message,
         control=model.control,
         _solution=Solution(design, response, model.plan.offsets, b_lead, b_tail, ld, evaluations),
+        _workspaces=workspaces,
     )

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
 from fastlmm_core.core.objective import Objective
-from fastlmm_core.core.plan import Plan, plan
-from fastlmm_core.core.terms import Term, as_floats
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.terms import Term, as_floats, checked_flag
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,9 +35,6 @@ PARTS = 16
 
 BATCH_NUMBERS = 1 << 25
 """Numbers in a batch of responses, at most, unless one response has more."""
-
-WIDE_FLOPS = 1e8
-"""Flops of X'X above which conditioning X shares BLAS among the threads."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ class Model:
 
     Notes
     -----
-    A model owns one workspace: call it from one thread at a time. `fit_many` makes a workspace for each of its threads.
+    A model may be used from any number of threads: each call works in a workspace that no other has meanwhile.
     """
 
     def __init__(
@@ -117,23 +113,14 @@ class Model:
         control: Control | None = None,
     ) -> None:
         self.control = checked_control(control)
-        shape = () if X is None else np.shape(X)
-        wide = len(shape) == 2 and shape[0] * shape[1] ** 2 > WIDE_FLOPS
-        with blas_threads(self.control.n_threads if wide else 1):
+        with one_blas_thread():
             self.products = DesignProducts(X, terms, weights=weights, offset=offset)
-        self.reml = reml
-        self._objective: Objective | None = None
+        self.reml = checked_flag(reml)
+        self._workspaces = Workspaces(self.reml, self.control)
 
     def objective(self, y: ArrayLike) -> Objective:
-        """The criterion with response ``y`` (n,). It shares this model's workspace until the next call."""
-        return self._respond(self.products.response(y))
-
-    def _respond(self, found: Responses) -> Objective:
-        if self._objective is None:
-            self._objective = Objective(self.products.complete(found), self.reml, self.control)
-        else:
-            self._objective.set_response(self.products, found)
-        return self._objective
+        """The criterion with response ``y`` (n,), in a workspace of its own."""
+        return Objective(self.products.cross(y), self.reml, self.control)
 
     def fit(
         self,
@@ -163,17 +150,20 @@ class Model:
         -----
         Some figures of the fit are made when they are asked for, from X, z and the codes: see `CoreFit`.
         """
-        model = self._objective
-        calls_blas = model is None or model.evaluator.calls_blas or self.products.rows.calls_blas
+        calls_blas = self._workspaces.calls_blas or self.products.rows.calls_blas
         if start is not None and not calls_blas:
             return self._fit(y, start, on_evaluation)  # bounding BLAS takes a third of what such a fit takes
-        with blas_threads(1):  # a 2 x 2 solve wakes every thread of BLAS otherwise
+        with one_blas_thread():  # a 2 x 2 solve wakes every thread of BLAS otherwise
             return self._fit(y, start, on_evaluation)
 
     def _fit(self, y: ArrayLike, start: ArrayLike | None, on_evaluation: Report | None) -> CoreFit:
         found = self.products.response(y)
-        model = self._respond(found)
-        return estimates(model, *minimise(model, start, on_evaluation), self.products, found)
+        model = self._workspaces.take(self.products, found)
+        try:
+            minimum = minimise(model, start, on_evaluation)
+            return estimates(model, *minimum, self.products, found, self._workspaces)
+        finally:
+            self._workspaces.give_back(model)
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:
         """Fit the model to each row of ``Y``.
@@ -213,42 +203,72 @@ class Model:
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
-        first = self.objective(responses[0] if products.offset is None else responses[0] + products.offset)
-        # a workspace each; the model's own is among what a limit counts, but no longer free memory
-        room = self.control.n_bytes // max(1, first.plan.total_bytes) - (self.control.memory_limit is not None)
-        workers = max(1, min(chosen.n_threads, len(batches), room))
-        theta0 = first.to_conditioned(first.start if start is None else start)
-        engine = self.control.engine if first.plan.engine == "none" else first.plan.engine
-        single = replace(self.control, threads=1, engine=engine)  # the same one, whatever memory is free by then
+        workers, theta0, single = self._workers(responses[0], start, min(chosen.n_threads, len(batches)))
+        stop = np.zeros(1, np.int32)
 
         def work(part: list[slice]) -> None:
-            worker = plan(first.cross, single)
-            newton = Newton(worker.evaluator(self.reml), single.max_evaluations, single.tol)
-            for rows in part:
-                fit_batch(products, worker, newton, responses[rows], theta0, rows, out)
+            worker = single.take(products, products.responses(responses[:1].T))
+            try:
+                for rows in part:
+                    if stop[0]:
+                        return
+                    fit_batch(products, worker, responses[rows], theta0, rows, out, stop)
+            finally:
+                single.give_back(worker)
 
-        parts = [batches[i::workers] for i in range(workers)]
-        with blas_threads(1):
-            if workers == 1:
-                work(parts[0])
-            else:
-                with ThreadPoolExecutor(workers) as pool:
-                    list(pool.map(work, parts))
+        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+            running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
+            try:
+                for future in running:
+                    future.result()
+            finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
+                stop[0] = 1
         return out
+
+    def _workers(self, y: Array, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
+        """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each.
+
+        ``y`` is the first response less the offset.
+        """
+        first = self._workspaces.take(self.products, self.products.responses(np.ascontiguousarray(y[:, None])))
+        try:
+            theta0 = first.to_conditioned(first.start if start is None else start)
+            shared = first.plan.threads == 1
+            if shared:
+                single = self._workspaces
+            else:  # the same engine, whatever memory is free by then
+                engine = self.control.engine if first.plan.engine == "none" else first.plan.engine
+                single = Workspaces(self.reml, replace(self.control, threads=1, engine=engine))
+            # a workspace each; the one in hand is among what a limit counts, but no longer free memory
+            room = self.control.n_bytes // max(1, first.plan.total_bytes) + shared
+            room -= self.control.memory_limit is not None
+        finally:
+            self._workspaces.give_back(first)
+        return max(1, min(most, room)), theta0, single
 
 
 def fit_batch(
-    products: DesignProducts, worker: Plan, newton: Newton, Y: Array, start: Array, rows: slice, out: ManyFits
+    products: DesignProducts,
+    worker: Objective,
+    Y: Array,
+    start: Array,
+    rows: slice,
+    out: ManyFits,
+    stop: NDArray[np.int32],
 ) -> None:
-    """Fit some responses (k, n) and write their estimates into rows of ``out``."""
+    """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it."""
     found = products.responses(np.ascontiguousarray(Y.T))
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
-    nu = newton.evaluator.nu
-    constants = np.asarray(products.constant(nu, newton.evaluator.reml, found.norms))
-    tail = worker.tail_columns(found.dense)
-    newton.minimise_many(found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome)
+    nu = worker.evaluator.nu
+    constants = np.asarray(products.constant(nu, worker.reml, found.norms))
+    tail = worker.plan.tail_columns(found.dense)
+    worker.newton.minimise_many(
+        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
+    )
+    if stop[0]:
+        return
     ld[outcome[:, 0] == FAILED] = np.nan
     out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
     out.criterion[rows] = value
@@ -306,7 +326,7 @@ def fit(
     >>> result.beta.round(2)
     array([3.05])
     """
-    with blas_threads(1):  # once for all that nests in it
+    with one_blas_thread():  # once for all that nests in it
         model = Model(X, terms, weights=weights, offset=offset, reml=reml, control=control)
         return model.fit(y, start=start, on_evaluation=on_evaluation).complete()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from math import isfinite
+from threading import Lock
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,8 +15,8 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
 from fastlmm_core.core.plan import plan
 from fastlmm_core.core.start import moment_start
-from fastlmm_core.core.terms import Term
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.terms import Term, checked_flag
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError
 
 __all__ = ["Objective", "objective"]
@@ -39,11 +40,12 @@ class Objective:
 
     Notes
     -----
-    An object owns one workspace: use it from one thread at a time.
+    An object owns one workspace. Its methods may be called from several threads, one of which works at a time; a call
+    from a report of its own optimiser raises `InUseError`. Threads that shall not wait need an object each.
     """
 
     def __init__(self, cross: CrossProducts, reml: bool = True, control: Control | None = None) -> None:
-        self.reml = reml
+        self.reml = checked_flag(reml)
         self.control = checked_control(control)
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
@@ -51,6 +53,10 @@ class Objective:
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
         self._later: tuple[DesignProducts, Responses] | None = None
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
+        return Objective, (self.cross, self.reml, self.control)
 
     @property
     def cross(self) -> CrossProducts:
@@ -78,6 +84,16 @@ class Objective:
         self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
 
+    def load(self, cross: CrossProducts) -> None:
+        """Replace the response by that of other cross-products of the same design."""
+        p = cross.conditioning.rank
+        constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
+        tail = self.plan.tail_columns([dense[:, p] for dense in cross.dense])
+        self.evaluator.set_response(
+            np.ascontiguousarray(cross.dense[0][:, p]), tail, np.ascontiguousarray(cross.dtd[:p, p]), constant
+        )
+        self._cross, self._later = cross, None
+
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
         return np.asarray(self.theta_map.to_user.dot(conditioned))
@@ -101,13 +117,15 @@ class Objective:
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""
-        with blas_threads(1):
-            return self.evaluator.value(self.to_conditioned(theta))
+        at = self.to_conditioned(theta)
+        with one_blas_thread(), self._lock:
+            return self.evaluator.value(at)
 
     def derivatives(self, theta: ArrayLike) -> tuple[float, Array, Array]:
         """Criterion, gradient (n_theta,) and average-information Hessian (n_theta, n_theta) at ``theta``."""
-        with blas_threads(1):
-            value, gradient, hessian = self.evaluator.derivatives(self.to_conditioned(theta))
+        at = self.to_conditioned(theta)
+        with one_blas_thread(), self._lock:
+            value, gradient, hessian = self.evaluator.derivatives(at)
         m = self.theta_map.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m
 

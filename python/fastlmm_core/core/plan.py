@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,11 +89,18 @@ class Plan:
     tail: Tail
 
     def evaluator(self, reml: bool) -> Evaluator:
-        """The compiled workspace for one criterion. Evaluators of one plan share its tail: use one at a time."""
+        """The compiled workspace for one criterion.
+
+        Evaluators of one plan share its tail, which knows whose factors it holds; one of them works at a time, and a
+        second thread's call raises `InUseError`.
+        """
         c = self.cross
         nu = c.n - c.conditioning.rank if reml else c.n
         constant = c.conditioning.constant(nu, reml)
         return Evaluator(self.arrays, self.tail, c.n, c.conditioning.rank, reml, constant, self.threads)
+
+    def __reduce__(self) -> tuple[Callable[..., Plan], tuple[CrossProducts, Control]]:
+        return plan, (self.cross, self.control)  # made anew: a tail is a workspace
 
     def tail_columns(self, dense: Sequence[Floats]) -> Floats:
         """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
 
-__all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "group_terms"]
+__all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "checked_flag", "group_terms"]
 
 COVARIANCES = ("us", "diag")
 
@@ -151,6 +151,13 @@ def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
         return np.ascontiguousarray(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
+
+
+def checked_flag(reml: object) -> bool:
+    """`reml` as a bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
+    if not isinstance(reml, (bool, np.bool_)):
+        raise ModelError(f"reml must be True or False, not {reml!r}")
+    return bool(reml)
 
 
 def as_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:

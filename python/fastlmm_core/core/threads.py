@@ -1,4 +1,9 @@
-"""BLAS's threads, which belong to the process, lent to blocks of code."""
+"""BLAS on one thread, wherever this package calls it.
+
+A BLAS of many threads does the same work in the same time on an idle machine, but its threads spin at barriers and take
+many times as long where other work runs. So there is one rule: BLAS runs on one thread, and what is worth sharing is
+shared by tiles of our own. BLAS's threads belong to the process, hence the care that follows.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,9 @@ from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
-__all__ = ["blas_libraries", "blas_threads"]
+from fastlmm_core._native.openmp import stay_on_one_thread
+
+__all__ = ["FORKED", "blas_libraries", "one_blas_thread"]
 
 
 @cache
@@ -21,7 +28,7 @@ def blas_libraries() -> list[Any]:
 def set_threads(library: Any, count: int) -> None:
     """Set one library's count from whatever Python thread.
 
-    threadpoolctl lets the thread that set it first keep control, and takes no notice of others; `Bounds` decides here,
+    threadpoolctl lets the thread that set it first keep control, and takes no notice of others; `Blocks` decides here,
     also over a limit that another thread of the caller's holds.
     """
     clear = getattr(library, "clear_controlling_thread", None)  # OpenBLAS's, in recent versions
@@ -32,69 +39,65 @@ def set_threads(library: Any, count: int) -> None:
         clear(force=True)
 
 
-class Bounds:
-    """The bounds of the blocks that are open, in every Python thread."""
+class Blocks:
+    """The blocks that are open, in every Python thread."""
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.asked: dict[object, tuple[int, int]] = {}  # by block, in order of entry: Python thread, and bound
+        self.open: dict[object, int] = {}  # by block: Python thread
         self.before: list[int] = []  # the libraries' own counts, while a block is open
-        self.now: int | None = None  # the bound in force, while a block is open
 
-    def enter(self, block: object, threads: int) -> None:
+    def enter(self, block: object) -> None:
         """Open a block."""
         with self.lock:
-            if not self.asked:
-                self.before, self.now = [library.num_threads for library in blas_libraries()], None
-            self.asked[block] = get_ident(), threads
-            self.apply()
+            first = not self.open
+            self.open[block] = get_ident()
+            if first:
+                self.before = [library.num_threads for library in blas_libraries()]
+                for library, count in zip(blas_libraries(), self.before, strict=True):
+                    if count != 1:
+                        set_threads(library, 1)
 
     def leave(self, block: object) -> None:
-        """Close a block, if it was opened."""
+        """Close a block, if it was opened; the last one brings the libraries back to what they had."""
         with self.lock:
-            if self.asked.pop(block, None) is not None:
-                self.apply()
-
-    def apply(self) -> None:
-        """Bring the libraries to the least of what the threads' innermost blocks ask for; back when none is left."""
-        least = min(dict(self.asked.values()).values()) if self.asked else None
-        for library, count in zip(blas_libraries(), self.before, strict=True):
-            wanted, current = (count if bound is None else bound for bound in (least, self.now))
-            if wanted != current:
-                set_threads(library, wanted)
-        self.now = least
+            if self.open.pop(block, None) is not None and not self.open:
+                for library, count in zip(blas_libraries(), self.before, strict=True):
+                    if count != 1:
+                        set_threads(library, count)
 
     def after_fork(self) -> None:
         """In a child there are no threads but the one that forked, and nobody holds the lock."""
         self.lock = Lock()
         here = get_ident()
-        for block in [block for block, (thread, _) in self.asked.items() if thread != here]:
+        for block in [block for block, thread in self.open.items() if thread != here]:
             self.leave(block)
 
 
-BOUNDS = Bounds()
+BLOCKS = Blocks()
 """One for the process, as the libraries are."""
 
+FORKED: list[bool] = []
+"""Not empty in a forked child."""
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=BOUNDS.after_fork)
+    os.register_at_fork(after_in_child=BLOCKS.after_fork)
+    os.register_at_fork(after_in_child=stay_on_one_thread)
+    os.register_at_fork(after_in_child=lambda: FORKED.append(True))
 
 
-class blas_threads:
-    """Bound BLAS to ``threads`` inside a `with` block.
+class one_blas_thread:
+    """Hold BLAS to one thread inside a `with` block.
 
-    Blocks nest, and may be open in several Python threads at once: the bound of a thread that is still inside its block
-    is not lifted by another that leaves its own.
+    Blocks nest, and may be open in several Python threads at once: the bound ends with the last of them.
     """
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
 
     def __enter__(self) -> None:
         try:
-            BOUNDS.enter(self, self.threads)
+            BLOCKS.enter(self)
         except BaseException:
-            BOUNDS.leave(self)
+            BLOCKS.leave(self)
             raise
 
     def __exit__(self, *error: object) -> None:
-        BOUNDS.leave(self)
+        BLOCKS.leave(self)

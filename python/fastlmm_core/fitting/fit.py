@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.residual import pattern_model
@@ -78,7 +78,7 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
-    with blas_threads(1):  # once for all that nests in it
+    with one_blas_thread():  # once for all that nests in it
         core = core_fit(model_of(design, options), design.y, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
@@ -97,6 +97,14 @@ def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
         reml=options.reml,
         control=options.control,
     )
+
+
+def kept_model(result: FittedModel) -> Model | PatternModel:
+    """The core's model of a result, which its refits share: made when it is first needed."""
+    model: Model | PatternModel | None = result.kept.get("model")
+    if model is None:  # of two threads that come here at once the first one's stays
+        model = result.kept.setdefault("model", model_of(result.design, result.options))
+    return model
 
 
 def core_fit(
@@ -150,12 +158,10 @@ def refit(result: F, new_y: Any) -> F:
     """
     y = _response(new_y, result.design)
     options = result.options
-    if "model" not in result.kept:
-        result.kept["model"] = model_of(result.design, options)
     start = options.start
     if start is None and not result.core.is_singular:
         start = result.core.theta
-    core = core_fit(result.kept["model"], y, start, options)
+    core = core_fit(kept_model(result), y, start, options)
     return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept, 3)
 
 

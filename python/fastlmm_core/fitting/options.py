@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import Control
     from fastlmm_core.formula import Design
 
-__all__ = ["FitOptions", "checked_flag", "checked_start"]
+__all__ = ["FitOptions", "checked_start"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +58,3 @@ def checked_start(start: ArrayLike | None, design: Design) -> NDArray[np.float64
     if not np.isfinite(theta).all():
         raise DataError("start has values that are not finite")
     return theta
-
-
-def checked_flag(reml: Any) -> bool:
-    """`reml` as a bool; ModelError where a text such as "ML" was given, which would be true."""
-    if not isinstance(reml, (bool, np.bool_)):
-        raise ModelError(f"reml must be True or False, not {reml!r}")
-    return bool(reml)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
+from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError
-from fastlmm_core.fitting.fit import model_of, refit
+from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
 
@@ -94,11 +95,9 @@ def _estimates(
 ) -> tuple[Array, int]:
     """Parameters of every draw (n, n_parameters), and how many fits did not converge."""
     design, core = result.design, result.core
-    if "model" not in result.kept:
-        result.kept["model"] = model_of(design, result.options)
-    model: Model = result.kept["model"]
+    model: Any = kept_model(result)
     # a singular fit is no place to start from: every zero is a stationary point
-    start = core.objective().start if core.is_singular else core.theta
+    start = core.cross.theta_map.to_user @ moment_start(core.cross) if core.is_singular else core.theta
     size = max(1, CHUNK_NUMBERS // core.n)
     if shown.__class__ is not _Silent:
         size = min(size, 500)  # so that the bar moves; the numbers do not depend on it

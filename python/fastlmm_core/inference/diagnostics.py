@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -62,7 +62,7 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = values / np.sqrt(1.0 - leverages(design, core))
         if kind == "deleted":
-            nu = core.objective().evaluator.nu
+            nu = core.n - core.rank if core.reml else core.n
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = values * np.sqrt((nu - 1.0) / (nu - values**2))
     return pd.Series(values, index=row_index(design), dtype=float)
@@ -203,11 +203,10 @@ class ConvergenceReport:
 
 def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
-    objective = core.objective()
-    at = objective.to_conditioned(core.theta)
-    with blas_threads(objective.plan.threads):
+    with core.workspace() as objective, one_blas_thread():
+        at = objective.to_conditioned(core.theta)
         _, gradient, _ = objective.evaluator.derivatives(at)
-    values, vectors = np.linalg.eigh(observed_hessian(objective, at))
+        values, vectors = np.linalg.eigh(observed_hessian(objective, at))
     along = vectors.T @ gradient
     floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
     promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
@@ -220,7 +219,7 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
         converged=core.converged,
         message=core.message,
         n_evaluations=len(core.log),
-        gradient=pd.Series(objective.cross.to_conditioned.T @ gradient, index=labels),
+        gradient=pd.Series(core.cross.to_conditioned.T @ gradient, index=labels),
         promise=promise,
         eigenvalues=values,
         boundary=boundary,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.residuals import PatternFit
+
 if TYPE_CHECKING:
     from fastlmm_core.core.estimability import NullSpace
     from fastlmm_core.fitting.fitted import FittedModel
@@ -61,4 +63,7 @@ def functions_of(result: FittedModel, L: Array, offset: Array) -> Functions:
     """Functions of a fit's coefficients, with what decides whether they are estimable."""
     core = result.core
     kept = ~np.isnan(core.beta)
-    return Functions(L, offset, kept, None if kept.all() else core.cross.conditioning.null_space)
+    if kept.all():
+        return Functions(L, offset, kept)
+    model = core.model if isinstance(core, PatternFit) else core.cross.conditioning
+    return Functions(L, offset, kept, model.null_space)

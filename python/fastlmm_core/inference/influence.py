@@ -27,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fastlmm_core.core import Objective, Term, cross_products, fit
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -172,7 +172,7 @@ def influence(
     elif name == "obs":
         _observations(design, core, out)
     else:
-        parts = fitted_rows(design, core)
+        parts = fitted_rows(design, core, core.objective())
         few = np.flatnonzero(counts <= MANY_ROWS)
         left = [case for batch in _batches(few, counts) for case in _groups(design, core, parts, batch, members, out)]
         for case in [*np.flatnonzero(counts > MANY_ROWS), *left]:
@@ -212,7 +212,7 @@ def _user_half(core: CoreFit, parts: FittedRows) -> Array:
 
 def _observations(design: Design, core: CoreFit, out: Deleted) -> None:
     """Every single row at fixed theta."""
-    parts = fitted_rows(design, core)
+    parts = fitted_rows(design, core, core.objective())
     keep, nu, scale = core.cross.conditioning.keep, parts.inverse.objective.evaluator.nu, parts.inverse.scale
     e = design.y - core.fitted
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -312,7 +312,7 @@ def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Met
 def _one_step(objective: Objective, theta: Array) -> Array:
     """A Newton step of the criterion from ``theta``, halved until the criterion does not rise."""
     at = objective.to_conditioned(theta)
-    with blas_threads(objective.plan.threads):
+    with one_blas_thread():
         value, gradient, hessian = objective.evaluator.derivatives(at)
         values, vectors = np.linalg.eigh(hessian)
         floor = 1e-8 * max(float(np.abs(values).max()), 1e-300)
@@ -327,7 +327,7 @@ def _one_step(objective: Objective, theta: Array) -> Array:
 def _estimates(objective: Objective, theta: Array) -> tuple[Array, Array, float]:
     """Estimates (p,), their covariance (p, p) and sigma at ``theta``."""
     c = objective.cross.conditioning
-    with blas_threads(objective.plan.threads):
+    with one_blas_thread():
         gamma, _, _, ld, _ = objective.evaluator.modes(objective.to_conditioned(theta))
     rank = c.rank
     beta, cov = np.full(c.n_columns, np.nan), np.full((c.n_columns, c.n_columns), np.nan)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.objective import Objective
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
@@ -82,17 +82,17 @@ def variance_information(core: CoreFit) -> VarianceInformation:
     VarianceInformation
     """
     if "variance_information" not in core._cache:
-        core._cache["variance_information"] = _variance_information(core)
+        with core.workspace() as model:
+            core._cache["variance_information"] = _variance_information(core, model)
     found: VarianceInformation = core._cache["variance_information"]
     return found
 
 
-def _variance_information(core: CoreFit) -> VarianceInformation:
-    model = core.objective()
+def _variance_information(core: CoreFit, model: Objective) -> VarianceInformation:
     cross, evaluator = model.cross, model.evaluator
     rank, k = cross.conditioning.rank, model.n_theta
     theta = model.to_conditioned(core.theta)
-    with blas_threads(model.plan.threads):
+    with one_blas_thread():
         gamma, _, _, ld, _ = evaluator.modes(theta)
         cells = dense_products(model, theta)
     fixed_factor = ld[:rank, :rank]
@@ -167,7 +167,7 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
     wide = sum(g.size for g in model.cross.groups[1:]) > WIDE_TAIL
     step, weights = (1e-3, {1: 0.5}) if wide else (8e-4, {1: 8 / 12, 2: -1 / 12})
     hessian = np.zeros((len(theta), len(theta)))
-    with blas_threads(model.plan.threads):
+    with one_blas_thread():
         for a, scale in enumerate(scales):
             h = step * scale
             for multiple, weight in weights.items():

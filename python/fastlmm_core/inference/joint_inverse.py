@@ -25,7 +25,7 @@ from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
 from fastlmm_core.core import CrossProducts, Objective
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 
 __all__ = ["Explicit", "JointInverse", "RowSet", "row_set"]
 
@@ -181,7 +181,7 @@ class JointInverse:
         cross, plan = objective.cross, objective.plan
         rank = cross.conditioning.rank
         lead = cross.groups[0]
-        with blas_threads(plan.threads):
+        with one_blas_thread():
             gamma, mode_lead, mode_tail, ld, _ = objective.evaluator.modes(self.theta)
             right = np.ascontiguousarray(cross.dense[0][:, :rank].T)
             tail = np.ascontiguousarray(plan.arrays["zd_tail"][:rank], dtype=np.float64)
@@ -225,7 +225,7 @@ class JointInverse:
         """Forms z'Hz of the rows, (n,): the variance of z'b at known beta, over sigma^2."""
         n, plan, evaluator = len(rows), self.objective.plan, self.objective.evaluator
         groups = self.objective.cross.groups
-        with blas_threads(plan.threads):
+        with one_blas_thread():
             h_lead, _ = evaluator.cond_var(self.theta)
             lead = np.where(rows.codes[0] < 0, groups[0].n_levels, rows.codes[0]).astype(np.int32)
             ptr, order = sort_rows(lead, groups[0].n_levels + 1)
@@ -275,7 +275,7 @@ class JointInverse:
 
     def solve(self, lead: Array, tail: Array) -> tuple[Array, Array]:
         """H times the vectors given, by leading factor and tail."""
-        with blas_threads(self.objective.plan.threads):
+        with one_blas_thread():
             b_lead, b_tail, _, _ = self.objective.evaluator.solve(self.theta, lead, tail)
         return b_lead, b_tail
 
@@ -304,7 +304,7 @@ class JointInverse:
         if not isinstance(plan.tail, (DenseTail, EmptyTail)) or 16 * plan.tail.m**2 > self.objective.control.n_bytes:
             return None
         groups = self.objective.cross.groups
-        with blas_threads(plan.threads):
+        with one_blas_thread():
             evaluator.cond_var(self.theta)
             inverse, k_lead, lam = explicit_parts(evaluator)
         q, l, m = groups[0].n_levels, groups[0].n_columns, plan.tail.m

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.inference.information import covariance_root, dense_products, pseudo_inverse
 from fastlmm_core.inference.marginal_products import MarginalProducts
 
@@ -73,17 +73,17 @@ def adjustment(core: CoreFit) -> Adjustment:
 
 
 def _adjustment(core: CoreFit) -> Adjustment:
-    model = core.objective()
-    cross = model.cross
-    rank, k = cross.conditioning.rank, model.n_theta
+    cross = core.cross
+    rank, k = cross.conditioning.rank, len(core.theta)
     if rank == 0:
         return Adjustment(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((k + 1, 0, 0)), np.zeros((k + 1, k + 1)))
-    theta = model.to_conditioned(core.theta)
-    with blas_threads(model.plan.threads):
-        _, _, _, ld, _ = model.evaluator.modes(theta)
-        cells = dense_products(model, theta)
-        memory = model.control.n_bytes
-        del model  # its tail is as large as one of the matrices to come
+    with one_blas_thread():
+        with core.workspace() as model:
+            theta = model.to_conditioned(core.theta)
+            _, _, _, ld, _ = model.evaluator.modes(theta)
+            cells = dense_products(model, theta)
+        memory = core.control.n_bytes
+        del model  # its tail, where it is not kept, is as large as one of the matrices to come
         products = MarginalProducts(cross, theta, memory)
         fixed_factor = ld[:rank, :rank]
         whiten = np.linalg.inv(fixed_factor).T

@@ -17,7 +17,7 @@ from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastlmm_core.core import CoreFit
+    from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.formula import Design
 
 __all__ = ["FittedRows", "fitted_rows", "leverages", "rows_of_fit"]
@@ -50,9 +50,12 @@ def rows_of_fit(design: Design, core: CoreFit) -> RowSet:
     return row_set(core.cross, design.X, [(t.codes, t.z) for t in design.random])
 
 
-def fitted_rows(design: Design, core: CoreFit) -> FittedRows:
-    """Leverages and their parts; one factorisation and its inverse, never n x n."""
-    inverse = JointInverse(core.objective(), core.theta)
+def fitted_rows(design: Design, core: CoreFit, objective: Objective) -> FittedRows:
+    """Leverages and their parts; one factorisation and its inverse, never n x n.
+
+    ``objective`` is the fit's, and the answer's own workspace from then on.
+    """
+    inverse = JointInverse(objective, core.theta)
     rows = rows_of_fit(design, core)
     half = inverse.half(rows)
     weights = np.ones(len(rows)) if design.weights is None else design.weights / core.cross.conditioning.weight_scale
@@ -63,6 +66,7 @@ def fitted_rows(design: Design, core: CoreFit) -> FittedRows:
 def leverages(design: Design, core: CoreFit) -> NDArray[np.float64]:
     """Diagonal of the hat matrix, (n,); computed once a fit."""
     if "leverages" not in core._cache:
-        core._cache["leverages"] = fitted_rows(design, core).leverage
+        with core.workspace() as objective:
+            core._cache["leverages"] = fitted_rows(design, core, objective).leverage
     leverage: NDArray[np.float64] = core._cache["leverages"]
     return leverage

@@ -12,6 +12,8 @@ from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
 from fastlmm_core.fitting.fit import refit_ml
+from fastlmm_core.inference.nested_tests import bootstrap_test
+from fastlmm_core.inference.same_data import check_same_data
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["anova"]
 
 
-def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None = None) -> pd.DataFrame:
+def anova(
+    *models: FittedModel,
+    refit: bool = True,
+    names: Sequence[str] | None = None,
+    test: str = "chisq",
+    n: int = 1000,
+    seed: int | Sequence[int] | np.random.SeedSequence | None = None,
+) -> pd.DataFrame:
     """Compare nested models by likelihood-ratio tests, each with the next smaller one.
 
     Parameters
@@ -31,6 +40,8 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
         cannot be compared. False uses them as they are, which is right where only the random terms differ.
     names : sequence of str, optional
         Labels of the rows, in the order of `models`; the formulas by default.
+    test : {"chisq", "bootstrap"}
+        "bootstrap" adds the column p_bootstrap: see `bootstrap_test`, which it calls with `n` draws and `seed`.
 
     Returns
     -------
@@ -88,28 +99,24 @@ def anova(*models: FittedModel, refit: bool = True, names: Sequence[str] | None 
         if any(m.design.x_names != first.design.x_names for m in fits):
             raise ModelError("restricted likelihoods of models with different fixed effects cannot be compared")
     order = sorted(range(len(fits)), key=lambda k: (fits[k].df_model, -fits[k].criterion))
-    rows = []
+    if test not in ("chisq", "bootstrap"):
+        raise ModelError(f'test must be "chisq" or "bootstrap", not {test!r}')
+    rows, simulated = [], []
     for at, k in enumerate(order):
         m = fits[k]
-        chisq = df = p = np.nan
+        chisq = df = p = p_bootstrap = np.nan
         if at:
             smaller = fits[order[at - 1]]
             df = float(m.df_model - smaller.df_model)
             chisq = max(0.0, smaller.criterion - m.criterion)
             p = float(chdtrc(df, chisq)) if df else np.nan
+            if test == "bootstrap":
+                p_bootstrap = bootstrap_test(smaller, m, n, seed=seed).p
+        simulated.append(p_bootstrap)
         rows.append((m.df_model, m.aic, m.bic, m.llf, m.criterion, chisq, df, p))
-    return pd.DataFrame(
+    frame = pd.DataFrame(
         rows,
         columns=["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"],
         index=[labels[k] for k in order],
     )
-
-
-def check_same_data(a: FittedModel, b: FittedModel, name_a: str, name_b: str) -> None:
-    """DataError where two fits do not share rows, response and weights."""
-    one, other = a.design, b.design
-    if len(one.y) != len(other.y) or not np.array_equal(one.row_index, other.row_index):
-        hint = "missing values in a variable of one of them?"
-        raise DataError(f"{name_a!r} used {len(one.y)} rows and {name_b!r} {len(other.y)}, not the same ones: {hint}")
-    if not np.array_equal(one.y, other.y):
-        raise DataError(f"{name_a!r} and {name_b!r} have different responses: their likelihoods cannot be compared")
+    return frame.assign(p_bootstrap=simulated) if test == "bootstrap" else frame

@@ -141,6 +141,8 @@ def _response(design: Design) -> Transformation | None:
 
 def _total_sd(result: FittedModel) -> float:
     """Standard deviation of a response about the fixed part at an average row: random terms and residual."""
+    if result.design.residual is not None:  # rows differ: no one figure stands for them
+        return np.nan
     _, random, residual = variance_shares(result.design, result.core)
     return float(np.sqrt(random.sum() + residual))
 

@@ -23,7 +23,7 @@ from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.moments import Batch
 from fastlmm_core.core.residuals.natural import printed
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.inference.information import VarianceInformation, pseudo_inverse
 from fastlmm_core.inference.kenward_roger import Adjustment
 
@@ -71,7 +71,7 @@ def pattern_adjustment(fit: PatternFit, linear: bool = False) -> Adjustment:
     """
     name = "kenward-roger-linear" if linear else "kenward-roger"
     if name not in fit._cache:
-        with blas_threads(1):
+        with one_blas_thread():
             fit._cache[name] = _adjustment(fit, linear)
     found: Adjustment = fit._cache[name]
     return found

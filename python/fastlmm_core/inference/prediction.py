@@ -188,7 +188,6 @@ def predict_interval(
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level}")
     fit = predict(design, core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
-    objective = core.objective()
     target = targets(
         design,
         core,
@@ -198,9 +197,10 @@ def predict_interval(
         observation=interval == "prediction",
         weights=weights,
     )
-    variance, _ = target.at(objective, core.theta)
-    if ddf == "satterthwaite" or not theta_known:
-        df, moved = uncertain_theta(target, objective, core.theta, variance)
+    with core.workspace() as objective:
+        variance, _ = target.at(objective, core.theta)
+        if ddf == "satterthwaite" or not theta_known:
+            df, moved = uncertain_theta(target, objective, core.theta, variance)
     if not theta_known:
         variance = variance + 2.0 * moved
     if ddf == "satterthwaite":

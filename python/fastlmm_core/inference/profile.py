@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
 from fastlmm_core.fitting.fit import refit_ml
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
@@ -152,7 +152,7 @@ def profile(
     paths = PathMaker(core)
     better = 0.0
     curves = []
-    with blas_threads(paths.criterion.plan.threads):
+    with one_blas_thread():
         for parameter in _shown(chosen, progress):
             path = paths.make(parameter)
             curve, found = _curve(parameter, estimates[parameter.name], path, core.criterion, float(reach), paths)

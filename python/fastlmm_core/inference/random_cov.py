@@ -26,7 +26,8 @@ def ranef_cov(design: Design, core: CoreFit, *, beta_known: bool = True) -> dict
     """Conditional covariance blocks of every level; see `LmerResult.ranef_cov`."""
     blocks = list(core.cond_var())
     if not beta_known:
-        inverse = JointInverse(core.objective(), core.theta)
+        with core.workspace() as objective:
+            inverse = JointInverse(objective, core.theta)
         cross = core.cross
         for group, n_block in zip(cross.groups, inverse.n_blocks, strict=True):
             half = np.linalg.solve(inverse.l_x, n_block.transpose(0, 2, 1)).transpose(0, 2, 1)
@@ -70,10 +71,11 @@ def joint_cov(design: Design, core: CoreFit, levels: Levels | None) -> pd.DataFr
         tuple(np.concatenate(codes) for codes in zip(*(s.codes for s in sets), strict=True)),
         tuple(np.concatenate(z) for z in zip(*(s.z for s in sets), strict=True)),
     )
-    inverse = JointInverse(core.objective(), core.theta)
     cov = np.full((size, size), np.nan)
     there = np.concatenate([estimated, np.arange(len(design.x_names), size)])
-    cov[np.ix_(there, there)] = inverse.scale * inverse.covariance(rows)
+    with core.workspace() as objective:
+        inverse = JointInverse(objective, core.theta)
+        cov[np.ix_(there, there)] = inverse.scale * inverse.covariance(rows)
     index = pd.MultiIndex.from_tuples(labels, names=["group", "level", "effect"])
     return pd.DataFrame(cov, index=index, columns=index)
 

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
 from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
@@ -171,9 +172,14 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
     design, core = result.design, result.core
-    codes, label = _clusters(result, cluster)
-    _check_nested(design, codes, label)
-    n_clusters = int(codes.max()) + 1
+    if isinstance(core, PatternFit):
+        if cluster is not None:
+            raise ModelError("the clusters of a model with a residual structure are its subjects: leave cluster out")
+        label, n_clusters, sigma = "subject", sum(len(part.units) for part in core.parts), core.working
+    else:
+        codes, label = _clusters(result, cluster)
+        _check_nested(design, codes, label)
+        n_clusters, sigma = int(codes.max()) + 1, core.sigma
     if n_clusters < 2:
         raise ModelError(f"{label} has one level: a robust covariance needs several clusters")
     kept = ~np.isnan(core.beta)
@@ -183,10 +189,12 @@ def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
             f"a robust covariance of {rank} coefficients with {n_clusters:,} clusters needs "
             f"{16 * n_clusters * rank**2 / 2**30:.0f} GiB: give a coarser cluster="
         )
-    root = np.linalg.cholesky(core.cov_beta[np.ix_(kept, kept)]) / core.sigma
+    root = np.linalg.cholesky(core.cov_beta[np.ix_(kept, kept)]) / sigma
     scores, spread, shared = np.empty((n_clusters, rank)), *np.empty((2, n_clusters, rank, rank))
-    for where, V, X, e in _batches(result, codes, design.X[:, kept] @ root):
-        scores[where], spread[where], shared[where] = _contributions(V, X, e, kind)
+    X = design.X[:, kept] @ root
+    batches = _pattern_batches(core, X) if isinstance(core, PatternFit) else _batches(result, codes, X)
+    for where, V, x, e in batches:
+        scores[where], spread[where], shared[where] = _contributions(V, x, e, kind)
     factor = {
         "CR1": n_clusters / (n_clusters - 1),
         "CR1S": n_clusters * (core.n - 1) / ((n_clusters - 1) * (core.n - rank)),
@@ -293,6 +301,17 @@ def _batches(result: FittedModel, codes: Codes, X: Array) -> Iterator[tuple[Code
                 diagonal[place, within] = 1.0 / w[rows]
             V[:, np.arange(V.shape[1]), np.arange(V.shape[1])] += diagonal
             yield part, V, C[:, :, l:-1], C[:, :, -1]
+
+
+def _pattern_batches(core: PatternFit, X: Array) -> Iterator[tuple[Codes, Array, Array, Array]]:
+    """As `_batches`, the clusters being the independent units of a model with a residual structure."""
+    scale = np.ones(len(X)) if core.model.root is None else core.model.root
+    x, e = X * scale[:, None], (core.response - core.linear) * scale
+    at = 0
+    for part, V in zip(core.parts, core.covariances(marginal=True), strict=True):
+        number = np.arange(at, at + len(part.units))
+        at += len(part.units)
+        yield number, V[part.pattern], x[part.units], e[part.units]
 
 
 def _power(sizes: Codes) -> Codes:

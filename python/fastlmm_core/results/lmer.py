@@ -7,8 +7,9 @@ from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.fitting.fit import fit_design, objective_of
-from fastlmm_core.fitting.options import FitOptions, checked_flag, checked_start
+from fastlmm_core.fitting.options import FitOptions, checked_start
 from fastlmm_core.formula import build_design
 from fastlmm_core.results.result import LmerResult
 from fastlmm_core.results.structured import fit_structured
@@ -173,7 +174,9 @@ def lmer(
         dispersion=dispersion,
     )
     if design.residual is not None:
-        return fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
+        structured = fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
+        structured.keep_data(data)
+        return structured
     theta = checked_start(start, design)
     if objective_only:
         return objective_of(design, options)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Control, Objective, Term, cross_products
-from fastlmm_core.core.objective import blas_threads
+from fastlmm_core.core.objective import one_blas_thread
 from kernel_oracle import Problem, both, diagonal_blocks
 
 
@@ -81,7 +81,7 @@ def test_threads_do_not_change_a_bit(engine):
     for threads in (1, 2, 3):
         objective = given.model(engine=engine, threads=threads).objective(given.y)
         assert objective.plan.threads == threads
-        with blas_threads(1):
+        with one_blas_thread():
             found.append(objective.evaluator.derivatives(np.array([0.7, 0.4])))
     for value, gradient, hessian in found[1:]:
         assert value == found[0][0]

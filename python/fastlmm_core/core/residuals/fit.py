@@ -26,7 +26,7 @@ from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
-from fastlmm_core.core.threads import blas_threads
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.errors import ModelError, NumericalError
 
@@ -193,7 +193,7 @@ class PatternModel:
         NumericalError
             The covariance is not positive definite at the start.
         """
-        with blas_threads(1):
+        with one_blas_thread():
             criterion, coefficients, norm, response = self.prepare(y)
             # orthonormal columns: a residual standard deviation of one is 1 / sqrt(n) there
             first = self.model.start() if start is None else self.to_working(np.asarray(start, np.float64))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -11,6 +14,8 @@ if TYPE_CHECKING:
     from fastlmm_core.results.result import LmerResult
 
 __all__ = ["DdfMethods"]
+
+Seed = int | Sequence[int] | np.random.SeedSequence | None
 
 
 class DdfMethods:
@@ -194,13 +199,20 @@ class DdfMethods:
 
         return drop1(cast("LmerResult", self), test=test, ddf=ddf)
 
-    def ranova(self, *, reduce_terms: bool = True) -> pd.DataFrame:
+    def ranova(
+        self, *, reduce_terms: bool = True, test: str = "chisq", n: int | None = None, seed: Seed = None
+    ) -> pd.DataFrame:
         """Likelihood-ratio tests of the random effects, by the criterion of the fit (REML or ML).
 
         Parameters
         ----------
         reduce_terms : bool
             Terms of several effects lose one at a time (the intercept stays); otherwise whole terms go.
+        test : {"chisq", "bootstrap", "exact"}
+            "bootstrap" adds p_bootstrap, of n (1,000) draws from the smaller model by the fit's criterion; "exact" adds
+            p_exact, from n (100,000) draws of the exact distribution, where a single scalar variance goes.
+        n, seed
+            Draws, and where they come from.
 
         Returns
         -------
@@ -221,4 +233,4 @@ class DdfMethods:
         """
         from fastlmm_core.inference.ranova import ranova
 
-        return ranova(cast("LmerResult", self), reduce_terms=reduce_terms)
+        return ranova(cast("LmerResult", self), reduce_terms=reduce_terms, test=test, n=n, seed=seed)

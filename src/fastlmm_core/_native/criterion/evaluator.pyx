@@ -39,8 +39,10 @@ cdef enum:
 cdef class Evaluator(Solver):
     """A `Solver` with derivatives; parameters as there."""
 
-    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml,
+                 double constant, int threads):
         Solver.__init__(self, arrays, tail, n, p, reml, constant, threads)
+        self.ready = False
         cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
         self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
         self.lam_lifted = np.zeros(n_lam)
@@ -53,23 +55,28 @@ cdef class Evaluator(Solver):
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
         self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
+        self.ready = True
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:
         cdef Py_ssize_t n1 = self.n_lead_theta, l = self.lead.l
         return n1 * n1 + n1 * self.lead.d + 2 * l * l + n1 + 2 * l * n1 + l * l
 
-    def derivatives(self, const double[::1] theta):
+    def derivatives(self, const double[::1] theta not None):
         """Criterion, gradient (n_theta,) and model Hessian (n_theta, n_theta) at ``theta``."""
-        self.check_length(theta)
         gradient_, hessian_ = np.empty(self.n_theta), np.empty((self.n_theta, self.n_theta))
         cdef double[::1] gradient = gradient_
         cdef double[:, ::1] hessian = hessian_
         cdef double out = 0.0
         cdef int status
-        with nogil:
-            status = self.c_value(&theta[0], &out)
-            if status == 0:
-                status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.c_value(&theta[0], &out)
+                if status == 0:
+                    status = self.c_derivatives(&gradient[0], &hessian[0, 0])
+        finally:
+            self.leave()
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
         return out, gradient_, hessian_

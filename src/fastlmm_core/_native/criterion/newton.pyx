@@ -55,6 +55,8 @@ cdef class Newton:
     cdef double[::1] before, lack, taken
     cdef readonly double value
     cdef object on_evaluation, pending
+    cdef bint ready        # the constructor came to its end
+    cdef const int *stop   # nonzero: somebody wants `minimise_many` to end
 
     messages = {
         CONVERGED: "converged",
@@ -63,8 +65,11 @@ cdef class Newton:
         FAILED_AT_START: "the criterion could not be evaluated at the start",
     }
 
-    def __init__(self, Evaluator evaluator, Py_ssize_t max_evaluations, double tol):
+    def __init__(self, Evaluator evaluator not None, Py_ssize_t max_evaluations, double tol):
         cdef Py_ssize_t nt = evaluator.n_theta
+        self.ready = False
+        if not evaluator.ready:
+            raise ValueError("the evaluator's constructor did not come to its end")
         self.evaluator, self.max_evaluations, self.tol = evaluator, max_evaluations, tol
         self.theta, self.trial, self.gradient = np.zeros(nt), np.zeros(nt), np.zeros(nt)
         self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
@@ -74,8 +79,18 @@ cdef class Newton:
         self.lack, self.taken = np.zeros(nt), np.zeros(nt)
         self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
         self.rows = self.log_rows
+        self.ready = True
 
-    def minimise(self, const double[::1] start, on_evaluation=None):
+    def __reduce__(self):
+        raise TypeError("a Newton is a workspace: pickle or copy the model or the result it serves")
+
+    cdef int enter(self) except -1:
+        """Begin a call: one at a time, since the evaluator's workspace is used throughout."""
+        if not self.ready:
+            raise ValueError("this Newton cannot be used: its constructor did not come to its end")
+        return self.evaluator.enter()
+
+    def minimise(self, const double[::1] start not None, on_evaluation=None):
         """Minimise from ``start`` (n_theta,).
 
         Parameters
@@ -97,21 +112,28 @@ cdef class Newton:
         """
         cdef int status
         cdef bint report = on_evaluation is not None
-        self.evaluator.check_length(start)
-        self.theta[:] = start
-        self.on_evaluation = on_evaluation
-        self.n_evaluations = self.n_derivatives = 0
-        with nogil:
-            status = self.run(True, report)
-        self.on_evaluation = None
-        if status == INTERRUPTED:
-            error, self.pending = self.pending, None
-            raise error
-        return np.asarray(self.theta).copy(), self.value, status
+        self.enter()
+        try:
+            self.evaluator.check_length(start)
+            self.theta[:] = start
+            self.on_evaluation = on_evaluation
+            self.stop = NULL
+            self.n_evaluations = self.n_derivatives = 0
+            with nogil:
+                status = self.run(True, report)
+            if status == INTERRUPTED:
+                error, self.pending = self.pending, None
+                raise error
+            return np.asarray(self.theta).copy(), self.value, status
+        finally:
+            self.on_evaluation = None
+            self.evaluator.leave()
 
-    def minimise_many(self, const double[:, ::1] lead, const double[:, ::1] tail, const double[:, ::1] xty,
-                      const double[::1] constants, const double[::1] start, double[:, ::1] theta, double[::1] value,
-                      double[:, ::1] beta, double[:, :, ::1] ld, int32_t[:, ::1] outcome):
+    def minimise_many(self, const double[:, ::1] lead not None, const double[:, ::1] tail not None,
+                      const double[:, ::1] xty not None, const double[::1] constants not None,
+                      const double[::1] start not None, double[:, ::1] theta not None, double[::1] value not None,
+                      double[:, ::1] beta not None, double[:, :, ::1] ld not None, int32_t[:, ::1] outcome not None,
+                      const int[::1] stop=None):
         """Minimise for k responses in turn, each from ``start``, without the GIL.
 
         Parameters
@@ -123,48 +145,71 @@ cdef class Newton:
         theta, value, beta, ld, outcome : (k, n_theta), (k,), (k, p), (k, p + 1, p + 1), (k, 2)
             Filled in: conditioned estimates, criterion, coefficients, the dense columns' lower factor (its upper
             triangle is left alone), and (status, evaluations); a response that fails leaves NaN.
+        stop : (1,) int, optional
+            Nonzero ends the work after the evaluation at hand, whichever thread sets it; what is left is not filled in.
         """
-        cdef Py_ssize_t k = constants.shape[0], i, j, c, p = self.evaluator.p, nt = self.evaluator.n_theta
+        cdef Py_ssize_t k = constants.shape[0], p, nt, i, j, c
         cdef int status
         cdef double at = 0.0
-        with nogil:
-            for i in range(k):
-                self.evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
-                                              &xty[0, i] if p else NULL, k, constants[i])
-                memcpy(&self.theta[0], &start[0], nt * sizeof(double))
-                self.n_evaluations = self.n_derivatives = 0
-                status = self.run(False, False)
-                if status != FAILED_AT_START and not self.evaluator.at(&self.theta[0]):
-                    if self.evaluator.c_value(&self.theta[0], &at) != 0:
-                        status = FAILED_AT_START
-                outcome[i, 0] = status
-                outcome[i, 1] = <int32_t>self.n_evaluations
-                if status == FAILED_AT_START:
+        self.enter()
+        try:
+            p, nt = self.evaluator.p, self.evaluator.n_theta
+            self.evaluator.check_length(start)
+            if (lead.shape[0] != self.evaluator.lead.q * self.evaluator.lead.l or tail.shape[0] != self.evaluator.lead.m
+                    or xty.shape[0] != p or not k == lead.shape[1] == tail.shape[1] == xty.shape[1]):
+                raise ValueError("the responses' cross-products do not belong to this model")
+            if (not k == theta.shape[0] == value.shape[0] == beta.shape[0] == ld.shape[0] == outcome.shape[0]
+                    or theta.shape[1] != nt or beta.shape[1] != p or not p + 1 == ld.shape[1] == ld.shape[2]
+                    or outcome.shape[1] != 2):
+                raise ValueError("the arrays to fill in do not belong to this model")
+            self.stop = &stop[0] if stop is not None else NULL
+            with nogil:
+                for i in range(k):
+                    self.evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                                                  &xty[0, i] if p else NULL, k, constants[i])
+                    memcpy(&self.theta[0], &start[0], nt * sizeof(double))
+                    self.n_evaluations = self.n_derivatives = 0
+                    status = self.run(False, False)
+                    if status == INTERRUPTED:
+                        break
+                    if status != FAILED_AT_START and not self.evaluator.at(&self.theta[0]):
+                        if self.evaluator.c_value(&self.theta[0], &at) != 0:
+                            status = FAILED_AT_START
+                    outcome[i, 0] = status
+                    outcome[i, 1] = <int32_t>self.n_evaluations
+                    if status == FAILED_AT_START:
+                        for j in range(nt):
+                            theta[i, j] = NAN
+                        value[i] = NAN
+                        for j in range(p):
+                            beta[i, j] = NAN
+                        continue
+                    self.evaluator.solve_modes()
                     for j in range(nt):
-                        theta[i, j] = NAN
-                    value[i] = NAN
+                        theta[i, j] = self.theta[j]
+                    value[i] = self.evaluator.criterion
                     for j in range(p):
-                        beta[i, j] = NAN
-                    continue
-                self.evaluator.solve_modes()
-                for j in range(nt):
-                    theta[i, j] = self.theta[j]
-                value[i] = self.evaluator.criterion
-                for j in range(p):
-                    beta[i, j] = self.evaluator.beta[j]
-                for j in range(p + 1):
-                    for c in range(j + 1):
-                        ld[i, j, c] = self.evaluator.ld[j, c]
+                        beta[i, j] = self.evaluator.beta[j]
+                    for j in range(p + 1):
+                        for c in range(j + 1):
+                            ld[i, j, c] = self.evaluator.ld[j, c]
+        finally:
+            self.stop = NULL
+            self.evaluator.leave()
 
     def evaluations(self):
         """(k, n_theta + 3) theta, criterion, gradient norm and trust radius, a row an evaluation.
 
         The norm is NaN at rejected points and at the last one.
         """
+        if not self.ready:
+            raise ValueError("this Newton cannot be used: its constructor did not come to its end")
         return self.log_rows[:self.n_evaluations].copy()
 
     def last_derivatives(self):
         """Gradient and model Hessian at the last accepted point but the final step."""
+        if not self.ready:
+            raise ValueError("this Newton cannot be used: its constructor did not come to its end")
         return np.array(self.gradient), np.array(self.hessian)
 
     cdef bint interrupted(self, bint report) noexcept with gil:
@@ -193,6 +238,8 @@ cdef class Newton:
         length = 0.0
         radius = self.natural_radius()
         while self.n_evaluations < self.max_evaluations:
+            if self.stop != NULL and self.stop[0] != 0:
+                return INTERRUPTED
             bad = self.evaluator.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
             self.record(&self.trial[0], value, radius)

@@ -26,8 +26,9 @@ from fastlmm_core._native.tail.tail cimport Tail
 __all__ = ["explicit_parts", "row_forms"]
 
 
-def row_forms(Evaluator evaluator, const double[:, :, ::1] h_lead, const int64_t[::1] ptr, const int64_t[::1] rows,
-              const double[:, ::1] z_lead, const int64_t[:, ::1] starts, const double[:, ::1] z_tail, bint complete):
+def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not None, const int64_t[::1] ptr not None,
+              const int64_t[::1] rows not None, const double[:, ::1] z_lead not None,
+              const int64_t[:, ::1] starts not None, const double[:, ::1] z_tail not None, bint complete):
     """z'Hz of each row; call straight after ``evaluator.cond_var``, whose state it reads.
 
     Parameters
@@ -68,15 +69,20 @@ def row_forms(Evaluator evaluator, const double[:, :, ::1] h_lead, const int64_t
         zt, st = &z_tail[0, 0], &starts[0, 0]
     cdef Py_ssize_t h = starts.shape[1]
     cdef Tail tail = evaluator.tail
-    with nogil:
-        for i in prange(q + 1, schedule="dynamic", chunksize=64, num_threads=threads):
-            level_forms(&evaluator.lead, tail, i, &h_lead[0, 0, 0], &ptr[0], &rows[0], &z_lead[0, 0], st, zt, h, n_tail,
-                        &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], complete, &out[0],
-                        &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
+    evaluator.enter()
+    try:
+        evaluator.expect_projection()
+        with nogil:
+            for i in prange(q + 1, schedule="dynamic", chunksize=64, num_threads=threads):
+                level_forms(&evaluator.lead, tail, i, &h_lead[0, 0, 0], &ptr[0], &rows[0], &z_lead[0, 0], st, zt, h,
+                            n_tail, &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], complete,
+                            &out[0], &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
+    finally:
+        evaluator.leave()
     return out_
 
 
-def explicit_parts(Evaluator evaluator):
+def explicit_parts(Evaluator evaluator not None):
     """The inverse's parts as arrays of their own; call straight after ``evaluator.cond_var``, every entry being there.
 
     Returns
@@ -88,19 +94,28 @@ def explicit_parts(Evaluator evaluator):
     lam : (sum of l^2,)
         Conditioned relative factors, group by group.
     """
-    cdef Py_ssize_t m = evaluator.tail.m, l = evaluator.lead.l, q = evaluator.lead.q, j, k
+    cdef Py_ssize_t l = evaluator.lead.l, q = evaluator.lead.q
     cdef Tail tail = evaluator.tail
-    inverse_ = np.empty((m, m))
-    cdef double[:, ::1] inverse = inverse_
-    with nogil:
-        for j in range(m):
-            for k in range(j, m):
-                inverse[j, k] = tail.inverse_entry(j, k)
-        for j in range(m):
-            for k in range(j):
-                inverse[j, k] = inverse[k, j]
+    evaluator.enter()
+    try:
+        evaluator.expect_projection()
+        inverse_ = np.empty((tail.m, tail.m))
+        read_inverse(tail, inverse_)
+    finally:
+        evaluator.leave()
     root = np.asarray(evaluator.lead_m).reshape(q, l, l)
     return inverse_, np.matmul(root.transpose(0, 2, 1), root), np.array(evaluator.lam)
+
+
+cdef void read_inverse(Tail tail, double[:, ::1] out) noexcept nogil:
+    """S^-1, both triangles, into out (m, m)."""
+    cdef Py_ssize_t j, k
+    for j in range(out.shape[0]):
+        for k in range(j, out.shape[0]):
+            out[j, k] = tail.inverse_entry(j, k)
+    for j in range(out.shape[0]):
+        for k in range(j):
+            out[j, k] = out[k, j]
 
 
 cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double *h_lead, const int64_t *ptr,

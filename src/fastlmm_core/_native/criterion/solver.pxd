@@ -30,10 +30,15 @@ cdef class Solver:
     cdef double[::1] lam, lead_m, logd, work
     cdef double[:, ::1] c_dense, y_dense, ld
     cdef readonly double logdet_m, logdet_x, r2, criterion
+    cdef bint ready                  # the constructor came to its end
     cdef bint current                # the factors are those of the last value's theta
+    cdef bint projected              # `u` and the tail's inverse are those that `cond_var` left
     # state after `solve_modes`
     cdef double[::1] beta, b_tail, t_tail, b_lead, t_lead
     cdef tuple solution              # beta, b_lead, b_tail and ld as arrays
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef int expect_projection(self) except -1
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil
     cdef int c_value(self, const double *theta, double *value) noexcept nogil
@@ -44,4 +49,6 @@ cdef class Solver:
     cdef void solve_modes(self) noexcept nogil
     cdef void project(self, const double *lam, bint posterior) noexcept nogil
     cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil
+    cdef object conditional_blocks(self, const double[::1] theta)
+    cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail)
     cdef int check_length(self, const double[::1] theta) except -1

@@ -30,7 +30,7 @@ from fastlmm_core._native.leading.level cimport (
 from fastlmm_core._native.small cimport FEW, chol, lower_t_times, lower_times, subtract_gram
 from fastlmm_core._native.tail.tail cimport Tail
 
-from fastlmm_core.errors import NumericalError
+from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["Solver"]
 
@@ -51,9 +51,15 @@ cdef class Solver:
     constant : float
         Added to the criterion: undoes the conditioning and holds -sum(log w).
     threads : int
+
+    Notes
+    -----
+    One thread at a time: what is called while a call on this object, or on another of the same plan, has not returned
+    raises `InUseError`, from a callback of the same thread too.
     """
 
-    def __init__(self, dict arrays, Tail tail, Py_ssize_t n, Py_ssize_t p, bint reml, double constant, int threads):
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml,
+                 double constant, int threads):
         cdef Py_ssize_t l, m = tail.m, d = p + 1
         cdef const double[:, :, ::1] a = arrays["a"]
         cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column
@@ -63,6 +69,9 @@ cdef class Solver:
         cdef const double[::1] doubles
         cdef double[::1] scratch
         cdef double[:, ::1] scratch2
+        self.ready = False
+        if not tail.ready:
+            raise ValueError("the tail's constructor did not come to its end")
         self.arrays = dict(arrays)
         self.tail, self.reml, self.constant, self.threads = tail, reml, constant, threads
         self.p = p
@@ -118,15 +127,43 @@ cdef class Solver:
         beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((self.lead.q, l)), np.zeros(m + 1), np.empty((d, d))
         self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
         self.solution = (beta, b_lead, b_tail, ld)
+        self.ready = True
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
+
+    # ------------------------------------------------------------------ one user at a time
+
+    cdef int enter(self) except -1:
+        """Begin a call that uses the workspace; the GIL is held, so looking and taking are one step."""
+        if not self.ready:
+            raise ValueError(f"this {type(self).__name__} cannot be used: its constructor did not come to its end")
+        if self.tail.busy:
+            raise InUseError(
+                f"this {type(self).__name__} is at work in another call, or another evaluator of its plan is: "
+                "each thread, and each callback, needs an Objective of its own"
+            )
+        self.tail.busy = True
+        return 0
+
+    cdef void leave(self) noexcept:
+        self.tail.busy = False
+
+    cdef int expect_projection(self) except -1:
+        """Refuse to read what `cond_var` leaves behind where something else has been computed since."""
+        if not self.projected or self.tail.owner != <void *>self:
+            raise ValueError("call cond_var first: the workspace holds something else by now")
+        return 0
 
     # ------------------------------------------------------------------ Python entry points
 
     @property
     def calls_blas(self):
         """Whether an evaluation calls BLAS for more than n_theta columns: there is a tail, or many dense columns."""
-        return self.tail.m > 0 or self.p >= FEW
+        return self.ready and (self.tail.m > 0 or self.p >= FEW)
 
-    def set_response(self, const double[::1] lead, const double[::1] tail, const double[::1] xty, double constant):
+    def set_response(self, const double[::1] lead not None, const double[::1] tail not None,
+                     const double[::1] xty not None, double constant):
         """Replace the response.
 
         Parameters
@@ -140,11 +177,15 @@ cdef class Solver:
         constant : float
             As in the constructor.
         """
-        if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
-            raise ValueError("the response's cross-products do not belong to this model")
-        with nogil:
-            self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
-                                constant)
+        self.enter()
+        try:
+            if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
+                raise ValueError("the response's cross-products do not belong to this model")
+            with nogil:
+                self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
+                                    constant)
+        finally:
+            self.leave()
 
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
@@ -159,18 +200,22 @@ cdef class Solver:
         self.constant = constant
         self.current = False
 
-    def value(self, const double[::1] theta):
+    def value(self, const double[::1] theta not None):
         """The criterion at ``theta`` (n_theta,), in conditioned coordinates; inf where it overflows."""
-        self.check_length(theta)
         cdef double out = 0.0
         cdef int status
-        with nogil:
-            status = self.c_value(&theta[0], &out)
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.c_value(&theta[0], &out)
+        finally:
+            self.leave()
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
         return out
 
-    def modes(self, const double[::1] theta):
+    def modes(self, const double[::1] theta not None):
         """Estimates given ``theta``.
 
         Returns
@@ -181,25 +226,29 @@ cdef class Solver:
         ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
         value : float
         """
-        self.check_length(theta)
         cdef double value = 0.0
         cdef int status = 0
         cdef Py_ssize_t r, c
-        with nogil:
-            if not self.at(&theta[0]):
-                status = self.c_value(&theta[0], &value)
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                if not self.at(&theta[0]):
+                    status = self.c_value(&theta[0], &value)
+                if status == 0:
+                    value = self.criterion
+                    self.solve_modes()
+                    for r in range(self.p):  # what LAPACK left above the diagonal
+                        for c in range(r + 1, self.p + 1):
+                            self.ld[r, c] = 0.0
             if status == 0:
-                value = self.criterion
-                self.solve_modes()
-                for r in range(self.p):  # what LAPACK left above the diagonal
-                    for c in range(r + 1, self.p + 1):
-                        self.ld[r, c] = 0.0
-        if status != 0:
-            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
-        beta, b_lead, b_tail, ld = self.solution
-        return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), value
+                beta, b_lead, b_tail, ld = self.solution
+                return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), value
+        finally:
+            self.leave()
+        raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
 
-    def cond_var(self, const double[::1] theta):
+    def cond_var(self, const double[::1] theta not None):
         """Conditional covariance of the random effects given ``theta``, in units of sigma^2.
 
         Returns
@@ -209,7 +258,15 @@ cdef class Solver:
         tail : list of (q_h, l_h, l_h) arrays, blocks in the plan's order
             L_h [S^-1]_jj L_h'.
         """
-        self.check_length(theta)
+        self.enter()
+        try:
+            self.check_length(theta)
+            return self.conditional_blocks(theta)
+        finally:
+            self.leave()
+
+    cdef object conditional_blocks(self, const double[::1] theta):
+        """`cond_var` of a workspace that has been entered."""
         cdef Py_ssize_t l = self.lead.l, lb, g
         cdef int status
         cdef double value = 0.0
@@ -225,6 +282,7 @@ cdef class Solver:
                 self.tail.gather(&self.lead, &lead[0, 0, 0], True, &self.work[0])
         if status != 0:
             raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        self.projected = True
         m = np.asarray(self.lead_m).reshape(self.lead.q, l, l)
         lead_ += np.matmul(m.transpose(0, 2, 1), m)
         groups = np.asarray(self.block_group)
@@ -233,12 +291,13 @@ cdef class Solver:
             lb = self.group_l[g]
             members = np.flatnonzero(groups == g)
             inv_ = np.empty((len(members), lb, lb))
-            self.inverse_blocks(members, inv_)
+            self.inverse_blocks_into(members, inv_)
             factor = np.asarray(self.lam[self.group_lam[g]:self.group_lam[g + 1]]).reshape(lb, lb)
             tail.append(factor @ inv_ @ factor.T)
         return lead_, tail
 
-    def solve(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+    def solve(self, const double[::1] theta not None, const double[:, ::1] lead not None,
+              const double[:, ::1] tail not None):
         """Solve the mixed-model equations without fixed effects for given Z'Wf, k vectors f at once.
 
         Parameters
@@ -254,7 +313,15 @@ cdef class Solver:
         t_lead, t_tail
             Z'V^-1 f = Z'Wf - Z'WZ b.
         """
-        self.check_length(theta)
+        self.enter()
+        try:
+            self.check_length(theta)
+            return self.solve_all(theta, lead, tail)
+        finally:
+            self.leave()
+
+    cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
+        """`solve` of a workspace that has been entered."""
         cdef Py_ssize_t k = lead.shape[0], v, i, m = self.tail.m, size = self.lead.q * self.lead.l
         cdef int status
         cdef double value = 0.0
@@ -298,13 +365,6 @@ cdef class Solver:
                     out[k, r, c] = self.tail.inverse_entry(o + r, o + c)
                     out[k, c, r] = out[k, r, c]
 
-    def inverse_blocks(self, members, out):
-        """Diagonal blocks of S^-1 for the tail blocks listed, after an inverse has been formed."""
-        cdef const int64_t[::1] view = members
-        cdef double[:, :, ::1] target = out
-        with nogil:
-            self.inverse_blocks_into(view, target)
-
     cdef int check_length(self, const double[::1] theta) except -1:
         if theta.shape[0] != self.n_theta:
             raise ValueError(f"theta has length {theta.shape[0]}, but the model has {self.n_theta} parameter(s)")
@@ -316,7 +376,8 @@ cdef class Solver:
         """The criterion at ``theta``; nonzero where a factorisation failed."""
         cdef Py_ssize_t a, g, i
         cdef double logdet = 0.0
-        self.current = False
+        self.current = self.projected = False
+        self.tail.owner = <void *>self
         for a in range(self.n_theta):
             if not isfinite(theta[a]):
                 return 1
@@ -338,7 +399,7 @@ cdef class Solver:
     cdef bint at(self, const double *theta) noexcept nogil:
         """Whether the factors in hand are those of ``theta``."""
         cdef Py_ssize_t a, g
-        if not self.current:
+        if not self.current or self.tail.owner != <void *>self:  # another evaluator of the plan was at work since
             return False
         for a in range(self.n_theta):
             g = self.theta_group[a]

@@ -67,9 +67,9 @@ cdef class ResponseProducts:
     cdef Py_ssize_t n_factors, n, p, rank, chunk
     cdef double span
 
-    def __cinit__(self, const double[:, ::1] X, const double[:, ::1] basis, const double[:, ::1] q,
-                  const double[::1] w, const double[:, ::1] metric, list codes, list columns, list levels,
-                  Py_ssize_t chunk, double span):
+    def __cinit__(self, const double[:, ::1] X not None, const double[:, ::1] basis not None,
+                  const double[:, ::1] q, const double[::1] w, const double[:, ::1] metric not None,
+                  list codes not None, list columns not None, list levels not None, Py_ssize_t chunk, double span):
         cdef Py_ssize_t g
         cdef const int32_t[::1] c
         cdef const double[:, ::1] z
@@ -120,7 +120,7 @@ cdef class ResponseProducts:
         """Whether BLAS takes part for a single response: Q is large, or not kept."""
         return (self.rank > FEW and self.rank * self.n > LOOPS) or (self.rank > 0 and self.kept == NULL)
 
-    def __call__(self, const double[:, ::1] Y):
+    def __call__(self, const double[:, ::1] Y not None):
         """Residualise responses, scale the residuals to norm one and take their cross-products.
 
         Parameters

@@ -28,7 +28,9 @@ cdef class Pattern:
     cdef const int64_t[::1] ptr
     cdef const int64_t[::1] idx
 
-    def __cinit__(self, ptr, idx):
+    def __cinit__(self, const int64_t[::1] ptr not None, const int64_t[::1] idx not None):
+        if ptr.shape[0] == 0:
+            raise ValueError("the pattern has no row pointers")
         cholmod_l_start(&self.common)
         self.common.print_ = 0
         self.common.supernodal = CHOLMOD_SIMPLICIAL

@@ -64,11 +64,15 @@ cdef class Supernodes:
         Predicted time of a factor and an inverse.
     """
 
-    def __init__(self, const int64_t[::1] parent, const int64_t[::1] counts):
+    def __init__(self, const int64_t[::1] parent not None, const int64_t[::1] counts not None):
         cdef Py_ssize_t s, w, r
         cdef int64_t j
         starts_, below_ = np.empty(parent.shape[0] + 1, np.int64), np.empty(parent.shape[0] + 1, np.int64)
         cdef int64_t[::1] starts = starts_, below = below_
+        if counts.shape[0] != parent.shape[0]:
+            raise ValueError(f"{counts.shape[0]} counts for {parent.shape[0]} columns")
+        self.arguments = None
+        self.widest = self.longest = self.largest = 0
         self.m = parent.shape[0]
         self.n = partition(parent, counts, starts, below)
         self.first = starts_[:self.n + 1].copy()
@@ -89,10 +93,22 @@ cdef class Supernodes:
                 self.parent[s] = owner[j]
         self.entries, self.row_count = self.panel[self.n], self.row_ptr[self.n]
         self.schedule()
+        self.arguments = np.array(parent), np.array(counts)
+
+    def __reduce__(self):
+        self.check()
+        return Supernodes, self.arguments
+
+    cdef int check(self) except -1:
+        """Refuse an object whose constructor did not come to its end."""
+        if self.arguments is None:
+            raise ValueError("these Supernodes cannot be used: their constructor did not come to its end")
+        return 0
 
     @property
     def starts(self):
         """(n + 1,) columns at which the supernodes begin."""
+        self.check()
         return np.asarray(self.first)
 
     @property
@@ -178,7 +194,7 @@ cdef Py_ssize_t partition(const int64_t[::1] parent, const int64_t[::1] counts, 
     return top
 
 
-def index_maps(Supernodes tree, const int64_t[::1] ptr, const int64_t[::1] idx):
+def index_maps(Supernodes tree not None, const int64_t[::1] ptr not None, const int64_t[::1] idx not None):
     """Rows of each supernode, their places in the parent, and where each entry of the pattern goes.
 
     A row's entries lie in the subtree that its own entries span (Liu 1986), so that walking up from those, row by row,
@@ -201,6 +217,9 @@ def index_maps(Supernodes tree, const int64_t[::1] ptr, const int64_t[::1] idx):
     """
     cdef Py_ssize_t j, s, p, w, height
     cdef int64_t t, x, y
+    tree.check()
+    if ptr.shape[0] != tree.m + 1 or idx.shape[0] < ptr[tree.m]:
+        raise ValueError(f"supernodes of {tree.m} columns, but the pattern has {ptr.shape[0] - 1}")
     rows_, relative_ = np.empty(tree.row_count, np.int32), np.empty(tree.row_count, np.int32)
     place_, fill_ = np.empty(idx.shape[0], np.int64), np.array(tree.row_ptr[:tree.n])
     owner_ = np.repeat(np.arange(tree.n, dtype=np.int32), np.diff(tree.first))

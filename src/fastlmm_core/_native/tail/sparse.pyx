@@ -37,15 +37,17 @@ cdef class SparseTail(Tail):
     cholesky : SupernodalCholesky
     """
 
-    def __init__(self, tuple rows, c_ptr, c_idx, int threads, Supernodes tree=None):
+    def __init__(self, tuple rows not None, c_ptr, c_idx, int threads, Supernodes tree=None):
+        self.ready = False
         self.set_rows(rows, threads)
         self.c_ptr, self.c_idx = c_ptr, c_idx
         self.cholesky = SupernodalCholesky(c_ptr, c_idx, threads, tree)
         self.c_val = np.zeros(self.c_idx.shape[0])
         self.rows_work = np.zeros(threads * self.m)
+        self.ready = True
 
     @staticmethod
-    def bytes(Supernodes tree, Py_ssize_t nnz, int threads):
+    def bytes(Supernodes tree not None, Py_ssize_t nnz, int threads):
         """Memory of the engine for a pattern of ``nnz`` entries: its indices, C, and the factor."""
         return 16 * nnz + 8 * (1 + threads) * tree.m + SupernodalCholesky.bytes(tree, nnz, threads)
 

@@ -12,6 +12,8 @@ cdef class SupernodalCholesky:
     cdef int64_t[::1] place
     cdef double[::1] panels, fronts, work, vectors
     cdef str state
+    cdef int enter(self) except -1
+    cdef int expect(self, str state) except -1
     cdef void lay_out(self)
     cdef void clear(self) noexcept nogil
     cdef int factor(self, double *logdet) noexcept nogil

@@ -31,7 +31,7 @@ from fastlmm_core._native.tail.tiles cimport tile_size
 
 from fastlmm_core._native.symbolic.ordering import elimination_tree
 from fastlmm_core._native.symbolic.supernodes import index_maps
-from fastlmm_core.errors import NumericalError
+from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["SupernodalCholesky"]
 
@@ -59,7 +59,9 @@ cdef class SupernodalCholesky:
         Those of this pattern, if already made.
     """
 
-    def __init__(self, const int64_t[::1] ptr, const int64_t[::1] idx, int threads=1, Supernodes tree=None):
+    def __init__(self, const int64_t[::1] ptr not None, const int64_t[::1] idx not None, int threads=1,
+                 Supernodes tree=None):
+        self.state = None
         self.tree = Supernodes(*elimination_tree(ptr, idx)) if tree is None else tree
         if self.tree.m != ptr.shape[0] - 1:
             raise ValueError(f"supernodes of {self.tree.m} columns, but the pattern has {ptr.shape[0] - 1}")
@@ -72,6 +74,10 @@ cdef class SupernodalCholesky:
         if self.tree.row_count == 0:
             self.rows = self.relative = np.zeros(1, np.int32)
         self.lay_out()
+        self.state = "nothing"
+
+    def __reduce__(self):
+        raise TypeError("a SupernodalCholesky is a workspace: pickle or copy the model or the result it serves")
 
     cdef void lay_out(self):
         """Nodes in the order of visits, and the node of each column."""
@@ -106,13 +112,13 @@ cdef class SupernodalCholesky:
                 self.owner[j] = <int32_t>i
 
     @staticmethod
-    def bytes(Supernodes tree, Py_ssize_t nnz, int threads):
+    def bytes(Supernodes tree not None, Py_ssize_t nnz, int threads):
         """Memory of the workspace of a pattern of ``nnz`` entries."""
         return tree.bytes + 8 * (nnz + threads * tree.longest * VECTORS + inverse_work(tree))
 
     # ------------------------------------------------------------------ Python entry points
 
-    def refactor(self, const double[::1] values):
+    def refactor(self, const double[::1] values not None):
         """Factor the matrix with these ``values`` (nnz,) on the pattern; returns log|S|.
 
         Raises
@@ -123,20 +129,22 @@ cdef class SupernodalCholesky:
         cdef double logdet = 0.0
         cdef Py_ssize_t t
         cdef int status
+        self.enter()
         if values.shape[0] != self.place.shape[0]:
             raise ValueError(f"{values.shape[0]} values for a pattern of {self.place.shape[0]} entries")
-        self.state = "nothing"
-        self.clear()
-        for t in range(values.shape[0]):
-            self.panels[self.place[t]] = values[t]
+        self.state = "busy"
         with nogil:
+            self.clear()
+            for t in range(values.shape[0]):
+                self.panels[self.place[t]] = values[t]
             status = self.factor(&logdet)
+        self.state = "nothing"
         if status != 0:
             raise NumericalError("the matrix is not positive definite")
         self.state = "factor"
         return logdet
 
-    def solve(self, const double[:, ::1] rhs):
+    def solve(self, const double[:, ::1] rhs not None):
         """S^-1 times each row of ``rhs`` (k, m)."""
         self.expect("factor")
         if rhs.shape[1] != self.tree.m:
@@ -144,22 +152,35 @@ cdef class SupernodalCholesky:
         out_ = np.array(rhs)
         cdef double[:, ::1] out = out_
         if out_.size:
+            self.state = "busy"
             with nogil:
                 self.forward(&out[0, 0], out.shape[0])
                 self.backward(&out[0, 0], out.shape[0])
+            self.state = "factor"
         return out_
 
     def selected_inverse(self):
         """Entries (nnz,) of S^-1 on the pattern. The factor is used up."""
         self.expect("factor")
-        self.state = "inverse"
+        self.state = "busy"
         with nogil:
             self.inverse()
+        self.state = "inverse"
         return np.asarray(self.panels)[np.asarray(self.place)]
 
-    def expect(self, str state):
+    cdef int enter(self) except -1:
+        """Refuse what cannot be used: one call at a time."""
+        if self.state is None:
+            raise ValueError("this SupernodalCholesky cannot be used: its constructor did not come to its end")
+        if self.state == "busy":
+            raise InUseError("this SupernodalCholesky is at work in another thread: each needs one of its own")
+        return 0
+
+    cdef int expect(self, str state) except -1:
+        self.enter()
         if self.state != state:
             raise ValueError("the matrix has not been factored, or its inverse has taken the factor's place")
+        return 0
 
     # ------------------------------------------------------------------ factor
 

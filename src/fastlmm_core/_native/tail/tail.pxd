@@ -4,6 +4,9 @@ from fastlmm_core._native.leading.rows cimport leading_t
 
 cdef class Tail:
     cdef readonly Py_ssize_t m
+    cdef bint ready                  # the constructor came to its end
+    cdef bint busy                   # an evaluator is at work
+    cdef void *owner                 # the evaluator whose factors these are
     cdef int threads
     cdef const int64_t[::1] a_ptr
     cdef const int[::1] a_idx

@@ -33,7 +33,14 @@ cdef enum:
 
 
 cdef class Tail:
-    """Base of the engines; see the module's note. Created by the plan, driven by the evaluator."""
+    """Base of the engines; see the module's note. Created by the plan, driven by the evaluator.
+
+    Evaluators of one plan share its tail. `busy` lets one of them, and so one thread, work at a time; `owner` tells
+    each whether the factors are still its own.
+    """
+
+    def __reduce__(self):
+        raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
 
     cdef void set_rows(self, tuple rows, int threads):
         """Keep the tail rows of `_assemble.tail_rows`."""
@@ -75,6 +82,7 @@ cdef class EmptyTail(Tail):
     def __init__(self):
         self.m = 0
         self.threads = 1
+        self.ready = True
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
                     double *logdet) noexcept nogil:
@@ -96,11 +104,13 @@ cdef class DenseTail(Tail):
         OpenMP threads of the assembly and gather (BLAS has its own limit).
     """
 
-    def __init__(self, tuple rows, int threads):
+    def __init__(self, tuple rows not None, int threads):
+        self.ready = False
         self.set_rows(rows, threads)
         self.buffer = np.zeros((self.m + 1) * self.m)
         self.tile = DenseTail.tile_size(self.m)
         self.panel = np.empty(self.m * self.tile)
+        self.ready = True
 
     @staticmethod
     def tile_size(Py_ssize_t m):

@@ -1,0 +1,80 @@
+"""Workspaces of one design, lent to one thread at a time and kept for the next question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.objective import Objective
+
+__all__ = ["Workspaces"]
+
+KEPT_BYTES = 1 << 28
+"""Idle workspaces of one design are kept up to this size in all; a larger one is planned anew when it is needed."""
+
+
+class Workspaces:
+    """Objectives of one design, each with a plan of its own.
+
+    Whoever takes one has it alone until it is given back; where none is idle another is planned, so that threads never
+    meet in one workspace nor wait for it. All have one engine, whatever memory is free by then: a response's estimates
+    are the same to the bit in each.
+
+    Parameters
+    ----------
+    reml : bool
+    control : Control
+
+    Attributes
+    ----------
+    calls_blas : bool
+        Whether an evaluation may call BLAS.
+    """
+
+    def __init__(self, reml: bool, control: Control) -> None:
+        self.reml, self.control = reml, control
+        self.calls_blas = True  # until a plan has told
+        self._n_bytes = 0  # of one, once there has been one
+        self._idle: list[Objective] = []  # append and pop are atomic
+
+    def __reduce__(self) -> tuple[type[Workspaces], tuple[bool, Control]]:
+        return Workspaces, (self.reml, self.control)  # workspaces are neither pickled nor shared with a copy
+
+    def take(self, design: DesignProducts, found: Responses) -> Objective:
+        """An objective with the response in ``found``, the caller's alone until `give_back`."""
+        try:
+            objective = self._idle.pop()
+        except IndexError:
+            return self._another(design.complete(found))
+        objective.set_response(design, found)
+        return objective
+
+    def give_back(self, objective: Objective) -> None:
+        """Let it be taken again."""
+        if (len(self._idle) + 1) * self._n_bytes <= KEPT_BYTES:
+            self._idle.append(objective)
+
+    @contextmanager
+    def lent(self, cross: CrossProducts) -> Iterator[Objective]:
+        """An objective of these cross-products, inside a `with` block."""
+        try:
+            objective = self._idle.pop()
+        except IndexError:
+            objective = self._another(cross)
+        else:
+            objective.load(cross)
+        try:
+            yield objective
+        finally:
+            self.give_back(objective)
+
+    def _another(self, cross: CrossProducts) -> Objective:
+        objective = Objective(cross, self.reml, self.control)
+        made = objective.plan
+        if made.engine != "none":
+            self.control = replace(self.control, engine=made.engine)
+        self._n_bytes, self.calls_blas = made.total_bytes, objective.evaluator.calls_blas
+        return objective

@@ -19,7 +19,7 @@ from fastlmm_core import DataError, ModelError, lmer, load_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 12.0
-"""Root mean square of the difference, of 255: versions of matplotlib differ in antialiasing, a wrong picture by more."""
+"""Root mean square of the difference, of 255: what versions of matplotlib differ by; a wrong picture does by more."""
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ class Plots:
     """The pictures of one fit.
 
     Each method returns a matplotlib Figure of its own, or that of the axes given as ``ax`` (several where the picture
-    has several panels). pyplot's state is neither read nor changed: save with ``figure.savefig(...)``; a notebook shows it.
+    has several panels). pyplot's state is neither read nor changed: save with ``figure.savefig(...)``; a notebook
+    shows it.
 
     Examples
     --------

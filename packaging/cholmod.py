@@ -1,12 +1,12 @@
 """Build CHOLMOD's LGPL modules alone, as a shared library that a wheel can carry.
 
 A distribution's libcholmod contains GPL modules (Supernodal, Modify, MatrixOps), so a wheel that bundled it would be
-under the GPL. This compiles Core, Check, Cholesky and Partition (LGPL), with AMD, CAMD, COLAMD, CCOLAMD (BSD) and METIS
-(Apache 2.0), from unchanged sources, and checks that no symbol of the others is inside. It stays a shared library, so
-that whoever has the wheel can put a library of their own in its place, as the LGPL asks.
+under the GPL. This compiles Core, Check, Cholesky and Partition (LGPL), with AMD, CAMD, COLAMD, CCOLAMD (BSD) and
+METIS (Apache 2.0), from unchanged sources, and checks that no symbol of the others is inside. It stays a shared
+library, so that whoever has the wheel can put a library of their own in its place, as the LGPL asks.
 
-    python packaging/cholmod.py PREFIX                                     # Debian's source packages, through apt-get
-    python packaging/cholmod.py PREFIX --suitesparse DIR --metis DIR       # unpacked releases: SuiteSparse 5.x, METIS 5.1
+    python packaging/cholmod.py PREFIX                                # Debian's source packages, through apt-get
+    python packaging/cholmod.py PREFIX --suitesparse DIR --metis DIR  # unpacked releases: SuiteSparse 5, METIS 5.1
 
 PREFIX gets include/, lib/ and licenses/; `CHOLMOD_INCLUDE_DIR=PREFIX/include CHOLMOD_LIBRARY_DIR=PREFIX/lib` then
 builds the package against it.
@@ -52,7 +52,8 @@ def debian_sources(folder: Path) -> tuple[Path, Path]:
     options = ["-qq", "-o", f"Dir::Etc::sourcelist={listed}", "-o", "Dir::Etc::sourceparts=/dev/null"]
     options += ["-o", f"Dir::State::Lists={folder / 'lists'}", "-o", "APT::Sandbox::User=root"]
     subprocess.run(["apt-get", *options, "update"], check=True)
-    subprocess.run(["apt-get", *options, "source", "--download-only", "suitesparse", "metis"], cwd=folder, check=True)
+    names = ["suitesparse", "metis"]
+    subprocess.run(["apt-get", *options, "source", "--download-only", *names], cwd=folder, check=True)
     for archive in folder.glob("*.orig.tar.*"):
         subprocess.run(["tar", "xf", archive.name], cwd=folder, check=True)
     return next(folder.glob("SuiteSparse-*")), next(folder.glob("metis-*"))
@@ -109,10 +110,20 @@ def install(suitesparse: Path, metis: Path, objects: list[str], prefix: Path) ->
     for name in ("include", "lib", "licenses"):
         (prefix / name).mkdir(parents=True, exist_ok=True)
     library = prefix / "lib" / SONAME
-    command = [os.environ.get("CC", "cc"), "-shared", "-Wl,--no-undefined", f"-Wl,-soname,{SONAME}", "-o", library, *objects, "-lm"]
+    command = [
+        os.environ.get("CC", "cc"),
+        "-shared",
+        "-Wl,--no-undefined",
+        f"-Wl,-soname,{SONAME}",
+        "-o",
+        library,
+        *objects,
+        "-lm",
+    ]
     subprocess.run(command, check=True)
     subprocess.run(["strip", "--strip-unneeded", library], check=True)
-    print(f"{library}: {check_symbols(library)} CHOLMOD symbols, none of a GPL module; {library.stat().st_size} bytes")
+    count = check_symbols(library)
+    print(f"{library}: {library.stat().st_size} bytes, {count} CHOLMOD symbols, none of a GPL module")
     link = prefix / "lib" / "libcholmod.so"
     link.unlink(missing_ok=True)
     link.symlink_to(SONAME)

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel clean distclean
+.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -97,6 +97,12 @@ wheel: $(STAMPS)/wheel build/cholmod/lib/libcholmod.so build  ## a wheel that ne
 	$(RUN) -m auditwheel -v repair --strip --wheel-dir dist build/wheel/*.whl >build/wheel/auditwheel.log 2>&1 || { cat build/wheel/auditwheel.log; exit 1; }
 	printf '==> %s\n' 'Checking it, and running the tests where there is no compiler and no library'
 	$(RUN) packaging/check_wheel.py dist/*.whl -- $(PYTEST)
+
+docs: build $(STAMPS)/docs  ## the documentation in build/docs/index.html: pages executed, warnings are errors
+	$(SAY) 'Building the documentation'
+	rm -rf docs/api
+	$(RUN) -m sphinx -q -W --keep-going -b html -d build/docs-trees docs build/docs
+	printf '==> %s\n' 'Read build/docs/index.html'
 
 clean:  ## remove everything built, keep the environment
 	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -178,6 +184,12 @@ $(STAMPS)/bench: pyproject.toml $(STAMPS)/dependencies
 	while read -r peer; do
 		$(PIP) "$$peer" 2>>$(STAMPS)/bench.log || echo "    $$peer cannot be installed here ($(STAMPS)/bench.log)"
 	done <$(STAMPS)/bench.txt
+	touch $@
+
+$(STAMPS)/docs: pyproject.toml $(STAMPS)/dependencies
+	@echo '==> Installing what the documentation is built with'
+	$(RUN) -c '$(REQUIREMENTS)' docs >$(STAMPS)/docs.txt
+	$(PIP) -r $(STAMPS)/docs.txt
 	touch $@
 
 $(STAMPS)/wheel: pyproject.toml $(STAMPS)/dependencies

@@ -237,7 +237,7 @@ def simulate_coverage(study: Study, draws: int, seed: int, place: int = 0, *, qu
         adjusted = fit.coef_table("kenward-roger").loc["w"]
         about_w[k] = adjusted["estimate"], fit.bse["w"], adjusted["std_error"]
         intervals = {
-            "Wald, normal": lambda fit=fit: fit.conf_int(parm="beta_"),
+            "Wald, normal": lambda fit=fit: fit.conf_int(parm="beta_", ddf="normal"),
             "Satterthwaite t": lambda fit=fit: fit.conf_int(parm="beta_", ddf="satterthwaite"),
             "Kenward–Roger t": lambda fit=fit: fit.conf_int(parm="beta_", ddf="kenward-roger"),
             "profile": lambda fit=fit: fit.conf_int("profile", parm="beta_" if quick else None),

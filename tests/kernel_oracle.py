@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Control, Model, Objective, Plan, Term
+from fastlmm_core.core import Control, Layout, Model, Objective, Term
 
 Array = NDArray[np.float64]
 
@@ -80,11 +80,11 @@ class Dense:
     ----------
     model : Model
     y : (n,)
-    plan : Plan
+    plan : Layout
         Gives the order of the tail.
     """
 
-    def __init__(self, model: Model, y: Array, plan: Plan) -> None:
+    def __init__(self, model: Model, y: Array, plan: Layout) -> None:
         products = model.products
         self.cross = products.cross(y)
         self.reml = model.reml

@@ -40,7 +40,7 @@ cdef class Steps:
         """Entries of the inverse from the factor: all of them, or those on its pattern."""
         cdef int status
         with nogil:
-            status = self.evaluator.tail.inverse()
+            status = self.evaluator.tail.inverse(False)
         if status != 0:
             raise ArithmeticError("the inverse failed")
 

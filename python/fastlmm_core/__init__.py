@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
     from fastlmm_core.inference.exact_ratio import exact_test
+    from fastlmm_core.inference.expand import expand
     from fastlmm_core.inference.likelihood_ratio import anova
     from fastlmm_core.inference.nested_tests import bootstrap_test
+    from fastlmm_core.inference.power import power
+    from fastlmm_core.results.glmer import glmer
+    from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.result import LmerResult
 
@@ -56,10 +60,15 @@ __all__ = [
     "compare",
     "dataset_names",
     "exact_test",
+    "expand",
+    "glmer",
+    "hypothetical",
     "is_singular",
     "lmer",
     "load_dataset",
     "parse_formula",
+    "power",
+    "power_curve",
 ]
 
 # public name -> the module that defines it
@@ -83,14 +92,19 @@ _LAZY = {
     "compare": "inference.comparison",
     "dataset_names": "datasets",
     "exact_test": "inference.exact_ratio",
+    "expand": "inference.expand",
+    "hypothetical": "results.hypothetical",
+    "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "power": "inference.power",
+    "power_curve": "results.hypothetical",
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
 
 
 def __getattr__(name: str) -> Any:

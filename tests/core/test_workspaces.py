@@ -96,10 +96,17 @@ def test_figures_of_one_fit_asked_for_by_four_threads(three_sizes):
 @pytest.mark.parametrize("engine", ["dense", "sparse"])
 def test_evaluators_of_one_plan_do_not_answer_from_each_others_factor(engine):
     problem = problems.build("crossed")
-    made = plan(cross_products(problem.y, problem.X, problem.core_terms()), Control(engine))
-    one, two = made.evaluator(True), made.evaluator(False)
+    cross = cross_products(problem.y, problem.X, problem.core_terms())
+    made = plan(cross, Control(engine))
     here, there = np.array([0.7, 1.1]), np.array([2.0, 0.1])
-    right = [made.evaluator(True).modes(here), made.evaluator(False).modes(there)]
+
+    def loaded(reml):
+        evaluator = made.evaluator(reml)
+        made.load(evaluator, cross)
+        return evaluator
+
+    one, two = loaded(True), loaded(False)
+    right = [loaded(True).modes(here), loaded(False).modes(there)]
     one.value(here)
     two.value(there)  # the tail holds this factor now
     for evaluator, theta, expected in ((one, here, right[0]), (two, there, right[1])):
@@ -147,7 +154,9 @@ def test_models_objectives_plans_and_terms_pickle_and_copy():
         assert figures(again(model).fit(problem.y)) == figures(fit)
         assert again(objective)(fit.theta) == value
         made = again(objective.plan)
-        assert made.evaluator(True).value(objective.to_conditioned(fit.theta)) == value
+        evaluator = made.evaluator(True)
+        made.load(evaluator, objective.cross)
+        assert evaluator.value(objective.to_conditioned(fit.theta)) == value
         assert np.array_equal(again(model.products.terms[0]).codes, model.products.terms[0].codes)
         kept = again(fit)
         assert figures(kept) == figures(fit)

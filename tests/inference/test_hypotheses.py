@@ -96,10 +96,15 @@ def test_contradictions_are_refused(slopes: LmerResult) -> None:
         slopes.f_test("Days = 10, Days = 11")
 
 
-def test_dropped_coefficients_cannot_be_tested() -> None:
+def test_what_a_dropped_coefficient_leaves_undetermined_is_not_a_number() -> None:
     data = load_dataset("sleepstudy").assign(twice=lambda d: 2 * d["Days"])
     with pytest.warns(RankWarning):
         fit = lmer("Reaction ~ Days + twice + (1 | Subject)", data)
-    assert fit.t_test("Days").shape == (1, 6)
-    with pytest.raises(ModelError, match="involve twice, dropped"):
-        fit.t_test("Days + twice = 0")
+    alone = lmer("Reaction ~ Days + (1 | Subject)", data)
+    table = fit.t_test("Days, twice, Days + 2 * twice = 3, Intercept")
+    assert table["estimate"].isna().tolist() == table["p"].isna().tolist() == [True, True, False, False]
+    np.testing.assert_allclose(table.iloc[2:], alone.t_test("Days = 3, Intercept"), rtol=1e-7)
+    assert table.attrs["notes"] == ["not estimable: Days = 0 and twice = 0, as twice depends linearly on other columns"]
+    found = fit.f_test("Days = 0, Intercept = 0")
+    assert np.isnan(found.F)
+    assert found.notes == ("not estimable: Days = 0, as twice depends linearly on other columns",)

@@ -21,7 +21,7 @@ def draws(fit: LmerResult) -> pd.DataFrame:
 
 
 def test_wald(fit: LmerResult) -> None:
-    ci = fit.conf_int(level=0.9)
+    ci = fit.conf_int(level=0.9, ddf="normal")
     assert list(ci.columns) == ["lower", "upper"]
     assert list(ci.index) == [
         "sd_Intercept|Subject",
@@ -37,13 +37,29 @@ def test_wald(fit: LmerResult) -> None:
 
 
 def test_wald_with_degrees_of_freedom(fit: LmerResult) -> None:
-    normal, t = fit.conf_int(parm="Days"), fit.conf_int(parm="Days", ddf="satterthwaite")
+    normal, t = fit.conf_int(parm="Days", ddf="normal"), fit.conf_int(parm="Days")
     # lmerTest: 17 degrees of freedom
     ratio = (t.upper - t.lower).iloc[0] / (normal.upper - normal.lower).iloc[0]
     np.testing.assert_allclose(ratio, 2.109816 / norm.ppf(0.975), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["percentile", "basic", "bca"])
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("ddf", ["satterthwaite", "residual", "normal"])
+def test_intervals_agree_with_the_tests_beside_them(reml: bool, ddf: str) -> None:
+    """A limit at zero is where the summary's p-value is 1 - level; `tidy` has the same limits."""
+    fit = lmer("angle ~ recipe * temp + (1 | recipe:replicate)", load_dataset("cake"), reml=reml)
+    limits, tidy = fit.conf_int(parm="beta_", ddf=ddf), fit.tidy("fixed", conf_int=True, ddf=ddf)  # type: ignore[arg-type]
+    np.testing.assert_allclose(limits, tidy[["conf_low", "conf_high"]], rtol=1e-6)
+    coefficients = fit.summary(ddf).coefficients
+    for name, p in coefficients["p"].items():
+        if p > 1e-9:
+            at_p = fit.conf_int(level=1.0 - p, parm=str(name), ddf=ddf).loc[name]  # type: ignore[arg-type]
+            np.testing.assert_allclose(np.abs(at_p).min(), 0.0, atol=1e-6 * np.ptp(at_p))
+    if ddf == "satterthwaite":
+        pd.testing.assert_frame_equal(limits, fit.conf_int(parm="beta_"))
+
+
+@pytest.mark.parametrize("kind", ["percentile", "basic", "norm", "bca"])
 def test_bootstrap_intervals_are_near_the_profile(fit: LmerResult, draws: pd.DataFrame, kind: str) -> None:
     ours = fit.conf_int("boot", draws=draws, kind=kind)  # type: ignore[arg-type]
     other = fit.conf_int("profile")
@@ -76,10 +92,27 @@ def test_limits_against_scipy() -> None:
         np.testing.assert_allclose(ours, list(theirs.confidence_interval), atol=0.01 * width)
 
 
+def test_normal_limits_are_rs_boot_ci() -> None:
+    """boot.ci(type="norm"): 2 t0 - mean(t) and normal quantiles of sd(t), with n - 1."""
+    values = np.random.default_rng(3).gamma(2.0, size=(500, 1))
+    limits = bootstrap_limits(values, np.array([2.1]), 0.9, "norm")[0]
+    centre, half = 4.2 - values.mean(), 1.6448536269514722 * values.std(ddof=1)
+    np.testing.assert_allclose(limits, [centre - half, centre + half], rtol=1e-12)
+
+
+def test_names_in_other_spellings(fit: LmerResult, draws: pd.DataFrame) -> None:
+    for method, kind in (("Boot", "perc"), ("bootstrap", "percentile"), ("boot", "Percentile")):
+        given = fit.conf_int(method, draws=draws, kind=kind)  # type: ignore[arg-type]
+        pd.testing.assert_frame_equal(given, fit.conf_int("boot", draws=draws))
+    kenward = fit.conf_int(parm="beta_", ddf="kenward-roger")
+    for ddf in ("KR", "Kenward-Roger", "kenward_roger"):
+        pd.testing.assert_frame_equal(kenward, fit.conf_int("Wald", parm="beta_", ddf=ddf))  # type: ignore[arg-type]
+
+
 def test_limits_stay_in_the_range_of_the_parameter() -> None:
     fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
     draws = fit.bootstrap(400, seed=1)
-    for kind in ("percentile", "basic", "bca"):
+    for kind in ("percentile", "basic", "norm", "bca"):
         ci = fit.conf_int("boot", 0.99, draws=draws, kind=kind)  # type: ignore[arg-type]
         assert (ci.lower[["sd_Intercept|Batch", "sigma"]] >= 0.0).all()
 

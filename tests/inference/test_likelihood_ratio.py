@@ -52,7 +52,7 @@ def test_restricted_likelihoods(models: tuple[LmerResult, ...]) -> None:
 def test_other_data_are_refused(models: tuple[LmerResult, ...]) -> None:
     data = load_dataset("sleepstudy")
     fewer = lmer("Reaction ~ Days + (1 | Subject)", data[data["Days"] > 0])
-    with pytest.raises(DataError, match=r"used 180 rows and .* 162"):
+    with pytest.raises(DataError, match="used 180 and 162 rows"):
         anova(models[0], fewer)
     with pytest.raises(DataError, match="different responses"):
         anova(models[0], lmer("log(Reaction) ~ Days + (1 | Subject)", data))

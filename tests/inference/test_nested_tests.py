@@ -107,9 +107,9 @@ def test_models_that_are_not_nested(pair: tuple[LmerResult, LmerResult]) -> None
     data = beets().assign(other=np.arange(30) % 7)
     with pytest.raises(ModelError, match="more parameters"):
         bootstrap_test(large, large)
-    with pytest.raises(ModelError, match=r"harvest.*not in the larger"):
+    with pytest.raises(ModelError, match=r"harvest.*not in the fixed part"):
         bootstrap_test(large, small)
-    with pytest.raises(ModelError, match="among the larger one's random terms"):
+    with pytest.raises(ModelError, match="not among the random terms"):
         bootstrap_test(lmer("sugar ~ block + (1 | other)", data), large)
     with pytest.raises(DataError, match="not the same ones"):
         bootstrap_test(lmer("sugar ~ block + sow + (1 | block:harvest)", data.iloc[:-1]), large)

@@ -8,9 +8,9 @@
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.fit import CoreFit, FitLog
+from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
-from fastlmm_core.core.plan import Plan, plan
 from fastlmm_core.core.terms import Term
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "CoreFit",
     "CrossProducts",
     "FitLog",
+    "Layout",
     "ManyFits",
     "Model",
     "Objective",
-    "Plan",
     "Term",
     "cross_products",
     "fit",

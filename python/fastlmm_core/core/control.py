@@ -39,6 +39,9 @@ class Control:
     memory_limit : int or None
         Bytes a factor may take; None takes what the machine and the container have free. A larger prediction is
         refused.
+    weights : {"observed", "expected"}
+        Curvature of a generalised model's rows in Laplace's approximation: of the log-likelihood itself, which is the
+        approximation proper, or its expectation, which lme4 uses and which differs for links that are not canonical.
 
     Raises
     ------
@@ -51,10 +54,13 @@ class Control:
     tol: float = 1e-10
     threads: int | None = None
     memory_limit: int | None = None
+    weights: str = "observed"
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ModelError(f"engine {self.engine!r} does not exist: use one of {', '.join(map(repr, ENGINES))}")
+        if self.weights not in ("observed", "expected"):
+            raise ModelError(f"weights {self.weights!r} do not exist: use 'observed' or 'expected'")
         checked_count("max_evaluations", self.max_evaluations, MAX_EVALUATIONS)
         if not (is_real(self.tol) and 0 < float(self.tol) < inf):
             raise ModelError(f"tol must be positive and finite, not {self.tol!r}")

@@ -49,6 +49,8 @@ class CrossProducts:
     transforms : tuple of (l, l) arrays
         T of each term.
     theta_map : ThetaMap
+    weighted : bool
+        Weights were given.
     """
 
     n: int
@@ -60,6 +62,12 @@ class CrossProducts:
     conditioning: Conditioning
     transforms: tuple[Array, ...]
     theta_map: ThetaMap
+    weighted: bool
+
+    @property
+    def rank(self) -> int:
+        """Columns of X kept."""
+        return self.conditioning.rank
 
     @property
     def theta_index(self) -> NDArray[np.int64]:
@@ -255,6 +263,7 @@ class DesignProducts:
             Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift, self.null_space),
             self.transforms,
             self.theta_map,
+            self.weights is not None,
         )
 
     def cross(self, y: ArrayLike) -> CrossProducts:

@@ -62,7 +62,7 @@ class Solution:
     response : Responses
         Of one response.
     offsets : list of (q,)
-        As in `Plan`.
+        As in `Layout`.
     b_lead, b_tail : (q, l), (m,)
         Conditional modes of the leading factor and of the tail.
     ld : (rank + 1, rank + 1)

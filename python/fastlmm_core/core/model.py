@@ -13,8 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
+from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
+from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError
@@ -49,6 +51,10 @@ class ManyFits:
     sigma, criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
+    is_singular : (k,) bool
+        A variance of zero or a correlation of one.
+    information : ManyInformation or None
+        Covariances of beta and what Satterthwaite's degrees of freedom need, where asked for.
     """
 
     theta: Array
@@ -58,6 +64,8 @@ class ManyFits:
     criterion: Array
     converged: NDArray[np.bool_]
     n_evaluations: NDArray[np.int32]
+    is_singular: NDArray[np.bool_]
+    information: ManyInformation | None = None
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -165,7 +173,34 @@ class Model:
         finally:
             self._workspaces.give_back(model)
 
-    def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None, threads: int | None = None) -> ManyFits:
+    def at(self, y: ArrayLike, theta: ArrayLike) -> CoreFit:
+        """The estimates that belong to given ``theta`` (n_theta,), as `CoreFit.theta`: nothing is optimised.
+
+        Raises
+        ------
+        NumericalError
+            The criterion cannot be evaluated there.
+        """
+        with one_blas_thread():
+            found = self.products.response(y)
+            model = self._workspaces.take(self.products, found)
+            try:
+                at = model.to_conditioned(np.asarray(theta, dtype=np.float64))
+                nothing = np.empty((0, len(at) + 3))
+                return estimates(
+                    model, at, nothing, "not optimised: theta was given", self.products, found, self._workspaces
+                )
+            finally:
+                self._workspaces.give_back(model)
+
+    def fit_many(
+        self,
+        Y: ArrayLike,
+        *,
+        start: ArrayLike | None = None,
+        threads: int | None = None,
+        information: bool = False,
+    ) -> ManyFits:
         """Fit the model to each row of ``Y``.
 
         Parameters
@@ -176,6 +211,9 @@ class Model:
             Where every fit starts; the moment estimates of the first response when left out.
         threads : int, optional
             Fits that run side by side; `Control.threads` when left out. The results do not depend on it.
+        information : bool
+            Also make what standard errors and degrees of freedom of any function of beta need: four evaluations a
+            variance parameter more.
 
         Returns
         -------
@@ -197,6 +235,8 @@ class Model:
             np.empty(k),
             np.empty(k, bool),
             np.empty(k, np.int32),
+            np.zeros(k, bool),
+            empty_information(k, len(products.theta_map.index), products.rank) if information else None,
         )
         if k == 0:
             return out
@@ -270,7 +310,10 @@ def fit_batch(
     if stop[0]:
         return
     ld[outcome[:, 0] == FAILED] = np.nan
-    out.theta[rows] = products.theta_map.canonical(theta) @ products.theta_map.to_user.T
+    parameters = products.theta_map
+    theta = parameters.canonical(theta)
+    out.theta[rows] = theta @ parameters.to_user.T
+    out.is_singular[rows] = (theta[:, parameters.diagonal] < SINGULAR).any(axis=1)
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
     out.sigma[rows] = sigma
@@ -283,6 +326,9 @@ def fit_batch(
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
+    if out.information is not None:
+        half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
+        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
 
 
 def fit(

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
-from fastlmm_core.core.plan import plan
+from fastlmm_core.core.layout import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
@@ -49,6 +49,7 @@ class Objective:
         self.control = checked_control(control)
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
+        self.plan.load(self.evaluator, cross)
         self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
@@ -77,22 +78,25 @@ class Objective:
         """The optimiser."""
         return Newton(self.evaluator, self.control.max_evaluations, self.control.tol)
 
+    def load(self, cross: CrossProducts) -> None:
+        """Replace all numbers, weights included; levels have to occur together as before. No plan is made."""
+        if cross.blocks[0] is self.evaluator.values.blocks:  # of the same design: another response
+            p = cross.rank
+            constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
+            tail = self.plan.tail_columns([dense[:, p] for dense in cross.dense])
+            lead, xty = np.ascontiguousarray(cross.dense[0][:, p]), np.ascontiguousarray(cross.dtd[:p, p])
+            self.evaluator.set_response(lead, tail, xty, constant)
+        else:
+            self.plan.load(self.evaluator, cross)
+        self.theta_map = cross.theta_map
+        self._cross, self._later = cross, None
+
     def set_response(self, design: DesignProducts, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
         constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
         self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
-
-    def load(self, cross: CrossProducts) -> None:
-        """Replace the response by that of other cross-products of the same design."""
-        p = cross.conditioning.rank
-        constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
-        tail = self.plan.tail_columns([dense[:, p] for dense in cross.dense])
-        self.evaluator.set_response(
-            np.ascontiguousarray(cross.dense[0][:, p]), tail, np.ascontiguousarray(cross.dtd[:p, p]), constant
-        )
-        self._cross, self._later = cross, None
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-__all__ = ["abbreviate", "format_numbers", "html_table", "text_table"]
+__all__ = ["abbreviate", "format_numbers", "format_pvalue", "html_table", "listed", "text_table"]
 
 
 def format_numbers(values: Iterable[float], digits: int) -> list[str]:
@@ -41,6 +41,19 @@ def format_numbers(values: Iterable[float], digits: int) -> list[str]:
     scientific = [_plain(v, f".{significant - 1}e") for v in column]
     width = max(map(len, fixed), default=0)
     return fixed if width <= max(map(len, scientific), default=0) else scientific
+
+
+def format_pvalue(value: float) -> str:
+    """A p-value to three digits; "<2e-16" where it is smaller than a double's precision, as R shows it."""
+    if np.isnan(value):
+        return "NaN"
+    return f"{value:.3g}" if value >= 2e-16 else "<2e-16"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names separated by commas, the last after "and"; how many more there are beyond the first ones."""
+    shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most + 1 else list(names)
+    return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown)
 
 
 def _plain(value: float, spec: str) -> str:

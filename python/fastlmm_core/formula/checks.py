@@ -110,8 +110,8 @@ def sound_offset(values: Array, rows: Rows) -> Array:
     return offset
 
 
-def check_sizes(designs: Sequence[GroupedTerm], n: int) -> None:
-    """lme4's checks: more than one level, fewer levels than rows, fewer random effects than rows."""
+def check_sizes(designs: Sequence[GroupedTerm], n: int, residual: bool = True) -> None:
+    """lme4's checks: more than one level and, beside a residual, fewer levels and fewer random effects than rows."""
     for term in designs:
         q, l = len(term.level_set), len(term.columns)
         if q < 2:
@@ -119,12 +119,12 @@ def check_sizes(designs: Sequence[GroupedTerm], n: int) -> None:
                 f"grouping factors must have more than one level: {term.group} has only {term.level_set.labels[0]!r} "
                 f"in the {n} rows used"
             )
-        if q >= n:
+        if q >= n and residual:
             raise ModelError(
                 f"the grouping factor {term.group} has {q} levels for {n} rows: fewer levels than rows are needed to "
                 "tell its effects from the residuals"
             )
-        if q * l >= n:
+        if q * l >= n and residual:
             raise ModelError(
                 f"the term ({' + '.join(term.columns)} | {term.group}) has {q * l} random effects for {n} rows: fewer "
                 "than rows are needed to tell them from the residuals"

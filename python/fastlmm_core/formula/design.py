@@ -242,6 +242,7 @@ def build_design(
     na_action: Literal["drop", "raise"] = "drop",
     contrasts: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
+    observation_level: bool = False,
     residual: str | None = None,
     dispersion: str | None = None,
 ) -> Design:
@@ -261,6 +262,9 @@ def build_design(
         object, or a matrix with one row a level.
     env : mapping, optional
         Names that the formula's calls may use besides the columns and the built-in transforms.
+    observation_level : bool
+        Whether a term may have as many levels as there are rows, as it may where rows have no residual variance of
+        their own to tell it from.
     residual, dispersion : str, optional
         Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
 
@@ -333,7 +337,7 @@ def build_design(
     ]
     codes = _group_codes(parsed.random, coded)
     designs = _in_order(parsed.random, random, codes)
-    check_sizes(designs, n)
+    check_sizes(designs, n, not observation_level)
     within = None if request is None else request.design(take(of_residual), n)
     offset_names = [
         name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,48 +11,102 @@ from scipy.special import chdtrc
 
 from fastlmm_core.core import fit
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.fit import core_terms, refit_ml
+from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest
+from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
 
 __all__ = ["anova_table", "drop1"]
 
 
-def anova_table(result: FittedModel, *, type: int = 3, ddf: str = "satterthwaite", **covariance: Any) -> pd.DataFrame:
+def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite", **covariance: Any) -> Table:
     """F tests of each term; see `LmerResult.anova`."""
     kept = ~np.isnan(result.core.beta)
-    hypotheses = term_hypotheses(result.design, kept, type)
-    return f_table(result, hypotheses, ddf, **covariance)
+    return f_table(result, term_hypotheses(result.design, kept, anova_type(type)), ddf, **covariance)
 
 
-def f_table(
-    result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any
-) -> pd.DataFrame:
-    """The tests of several hypotheses as a table."""
+def anova_type(type: int | str) -> int:
+    """1, 2 or 3, also from "I", "II", "III" and the numbers as text; ModelError for anything else."""
+    kinds = {"1": 1, "i": 1, "2": 2, "ii": 2, "3": 3, "iii": 3}
+    kind = kinds.get(str(type).strip().lower())
+    if kind is None or isinstance(type, bool):
+        raise ModelError(f"anova type {type!r} does not exist: use 1, 2 or 3")
+    return kind
+
+
+def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any) -> Table:
+    """The tests of several hypotheses as a table, with notes on terms that have lost degrees of freedom."""
     method = covariance_method(result, ddf, stacklevel=5, **covariance)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
-    frame = pd.DataFrame(
-        {
-            "sum_sq": [t.sum_sq for t in tests],
-            "mean_sq": [t.mean_sq for t in tests],
-            "num_df": np.array([t.num_df for t in tests], dtype=np.int64),
-            "den_df": [t.den_df for t in tests],
-            "F": [t.F for t in tests],
-            "p": [t.p for t in tests],
-        },
-        index=pd.Index(list(hypotheses), name="term", dtype=object),
-    )
-    frame.attrs["notes"] = list(method.notes)
-    return frame
+    columns = {
+        "sum_sq": [t.sum_sq for t in tests],
+        "mean_sq": [t.mean_sq for t in tests],
+        "num_df": np.array([t.num_df for t in tests], dtype=np.int64),
+        "den_df": [t.den_df for t in tests],
+        "F": [t.F for t in tests],
+        "p": [t.p for t in tests],
+    }
+    why = [f"{name}: {note}" for name, test in zip(hypotheses, tests, strict=True) for note in test.notes]
+    left = {name: test.num_df for name, test in zip(hypotheses, tests, strict=True)}
+    notes = (*rank_notes(result.design, ~np.isnan(result.core.beta), left), *why, *method.notes)
+    return table(columns, pd.Index(list(hypotheses), name="term", dtype=object), notes)
 
 
-def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
+def rank_notes(design: Design, kept: NDArray[np.bool_], left: dict[str, int]) -> list[str]:
+    """Sentences on empty cells and on terms whose columns depend on others.
+
+    Parameters
+    ----------
+    design : Design
+    kept : (p,) bool
+        Columns that have a coefficient.
+    left : dict
+        Degrees of freedom with which each term is tested.
+    """
+    if kept.all():
+        return []
+    notes = []
+    columns = dict(design.x_terms)
+    names = {":".join(term): term for term in design.spec.terms.terms}
+    for name, df in left.items():
+        where, factors = columns[name], names[name]
+        width = where.stop - where.start
+        if df == width or df == 0:
+            continue
+        if len(factors) > 1 and set(factors) <= set(design.spec.factors) and not kept[where].all():
+            there, cells = occupied_cells(design, factors)
+            if there < cells:
+                empty = cells - there
+                notes.append(
+                    f"{name}: {empty} of {cells} cells {'is' if empty == 1 else 'are'} empty; its terms are tested by "
+                    "what the others determine, which depends on where the empty ones are"
+                )
+                continue
+        notes.append(f"{name}: {df} of {width} degrees of freedom are left beside the other terms")
+    nothing = [name for name, df in left.items() if df == 0]
+    if nothing:
+        notes.append(f"{listed(nothing)}: nothing to test, as the other terms' columns span what is asked")
+    return notes
+
+
+def occupied_cells(design: Design, factors: tuple[str, ...]) -> tuple[int, int]:
+    """Combinations of the factors' levels that occur in the data, and how many there could be."""
+    columns = dict(design.x_terms)
+    inside = [columns[":".join(term)] for term in design.spec.terms.terms if set(term) <= set(factors)]
+    coded = np.hstack([design.X[:, where] for where in inside])
+    return len(np.unique(coded, axis=0)), prod(len(design.spec.factors[name].levels) for name in factors)
+
+
+def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> Table:
     """Tests of each term that no other contains; see `LmerResult.drop1`."""
     design = result.design
     above = containing_terms(design.spec)
@@ -63,24 +118,21 @@ def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -
             "drop1 compares nested columns, and without an intercept or a main effect they change meaning when a term "
             "is left out: fit the smaller models and compare them with anova(m0, m1)"
         )
-    columns = dict(design.x_terms)
-    if test == "F":
-        kept = ~np.isnan(result.core.beta)
-        place = np.cumsum(kept) - 1
-        identity = np.eye(int(kept.sum()))
-        rows = {name: identity[[int(place[j]) for j in range(len(kept))[columns[name]] if kept[j]]] for name in scope}
-        return f_table(result, rows, ddf)
+    if test.lower() == "f":
+        rows = term_hypotheses(design, ~np.isnan(result.core.beta), 2)
+        return f_table(result, {name: rows[name] for name in scope}, ddf)
     if test.lower() not in ("chisq", "lrt"):
         raise ModelError(f"test {test!r} does not exist: use 'F' or 'chisq'")
+    columns = dict(design.x_terms)
     return _likelihood_ratios(result, {name: columns[name] for name in scope})
 
 
-def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> pd.DataFrame:
+def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> Table:
     """Maximum-likelihood fits without each set of columns."""
-    full = refit_ml(result)
+    full = ml_fit(result)
     design = result.design
     terms = core_terms(design)
-    table = [(full.df_model, full.aic, full.criterion, np.nan, np.nan, np.nan)]
+    rows = [(full.df_model, full.aic, full.criterion, np.nan, np.nan, np.nan)]
     for where in columns.values():
         X = np.delete(design.X, np.arange(design.X.shape[1])[where], axis=1)
         core = fit(
@@ -95,10 +147,11 @@ def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> pd.Dat
         npar = core.rank + len(core.theta) + 1
         chisq, df = max(0.0, core.criterion - full.criterion), full.df_model - npar
         p = float(chdtrc(df, chisq)) if df else np.nan
-        table.append((npar, core.criterion + 2.0 * npar, core.criterion, chisq, df, p))
-    frame = pd.DataFrame(
-        table,
-        columns=["npar", "aic", "deviance", "chisq", "df", "p"],
-        index=pd.Index(["<none>", *columns], name="term", dtype=object),
+        rows.append((npar, core.criterion + 2.0 * npar, core.criterion, chisq, df, p))
+    names = ("npar", "aic", "deviance", "chisq", "df", "p")
+    left = dict(zip(columns, (int(row[4]) for row in rows[1:]), strict=True))
+    return table(
+        dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)),
+        pd.Index(["<none>", *columns], name="term", dtype=object),
+        rank_notes(design, ~np.isnan(full.core.beta), left),
     )
-    return frame.astype({"npar": np.int64})

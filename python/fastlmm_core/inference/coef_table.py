@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from fastlmm_core.inference.ddf import t_pvalues
 from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -23,7 +23,7 @@ def coef_table(
     cov_type: str = "model",
     cluster: Any = None,
     stacklevel: int = 4,
-) -> pd.DataFrame:
+) -> Table:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
     method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=stacklevel)
     kept = ~np.isnan(result.core.beta)
@@ -32,9 +32,5 @@ def coef_table(
     df = method.df(np.eye(len(method.beta)))
     t = method.beta / se
     columns[:, kept] = method.beta, se, df, t, t_pvalues(t, df)
-    frame = pd.DataFrame(
-        dict(zip(("estimate", "std_error", "df", "t", "p"), columns, strict=True)),
-        index=list(result.design.x_names),
-    )
-    frame.attrs["notes"] = list(method.notes)
-    return frame
+    names = ("estimate", "std_error", "df", "t", "p")
+    return table(dict(zip(names, columns, strict=True)), list(result.design.x_names), method.notes)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
-from fastlmm_core.fitting.fit import refit_ml
+from fastlmm_core.errors import FastLMMWarning, ModelError
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.same_data import same_columns, same_data
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from fastlmm_core.core import CoreFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
@@ -67,27 +67,27 @@ def icc(design: Design, core: CoreFit) -> pd.Series:
     )
 
 
-def compare(*fits: FittedModel, refit: bool = True) -> pd.DataFrame:
+def compare(*fits: FittedModel, refit: bool = True) -> Table:
     """Models of one response side by side.
 
     Parameters
     ----------
     *fits : FittedModel
-        On the same rows with the same response and weights.
+        On the same rows with the same response, weights and offset.
     refit : bool
         Refit REML fits by maximum likelihood where their fixed parts differ (their criteria are not comparable); a
         warning says so once. Otherwise such a comparison is refused.
 
     Returns
     -------
-    DataFrame
+    Table
         One row a model, best AIC first, indexed by its formula: method, df, llf, aic, aicc, bic, delta_aic, weight
         (Akaike's), r2_marginal, r2_conditional, sigma, is_singular.
 
     Raises
     ------
     DataError
-        Different rows, responses or weights.
+        Different rows, responses, weights or offsets.
     ModelError
         No model, REML beside ML fits, or REML fits of different fixed parts with ``refit=False``.
 
@@ -104,18 +104,15 @@ def compare(*fits: FittedModel, refit: bool = True) -> pd.DataFrame:
     """
     if not fits:
         raise ModelError("compare needs at least one model")
-    first = fits[0].design
-    for fit in fits[1:]:
-        _same_data(first, fit.design)
-    same_fixed = all(_same_columns(first.X, fit.design.X) for fit in fits[1:])
+    same_data(fits)
     methods = {fit.reml for fit in fits}
-    if True in methods and (len(methods) > 1 or not same_fixed):
+    if True in methods and (len(methods) > 1 or not same_columns(fits)):
         if not refit:
             raise ModelError(
                 "REML fits compare only with REML fits of the same fixed part: fit with reml=False, or allow refit=True"
             )
         warnings.warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning, stacklevel=2)
-        fits = tuple(refit_ml(fit) for fit in fits)
+        fits = tuple(ml_fit(fit) for fit in fits)
     rows = []
     for fit in fits:
         explained = r2(fit.design, fit.core)
@@ -138,21 +135,4 @@ def compare(*fits: FittedModel, refit: bool = True) -> pd.DataFrame:
     likelihood = np.exp(-0.5 * delta)
     frame.insert(6, "delta_aic", delta)
     frame.insert(7, "weight", likelihood / likelihood.sum())
-    return frame.sort_values("aic", kind="stable")
-
-
-def _same_data(a: Design, b: Design) -> None:
-    if len(a.y) != len(b.y):
-        raise DataError(
-            f"the models were fitted to {len(a.y)} and {len(b.y)} rows: fit them to the same ones (missing values in a "
-            "variable of one model only are the usual cause)"
-        )
-    if not np.array_equal(a.y, b.y):
-        raise DataError("the models have different responses, or the same one on different rows")
-    one, two = (np.ones(len(d.y)) if d.weights is None else d.weights for d in (a, b))
-    if not np.array_equal(one, two):
-        raise DataError("the models have different weights")
-
-
-def _same_columns(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
-    return a.shape == b.shape and bool(np.array_equal(a, b))
+    return table(frame.sort_values("aic", kind="stable"))

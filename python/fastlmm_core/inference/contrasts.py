@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.conditioning import independent_columns
 from fastlmm_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,9 +28,15 @@ __all__ = ["containing_terms", "full_rank_codings", "term_hypotheses"]
 Array = NDArray[np.float64]
 Factors = tuple[str, ...]
 
+SAME = 1e-8
+"""What may be left of rows that another set of rows spans, relative to themselves."""
+
 
 def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[str, Array]:
     """Rows (k, rank) over the kept columns for each term but the intercept; no rows where nothing can be tested.
+
+    Types 2 and 3 of a term often ask the same. They are then written in the same way, as the degrees of freedom of an F
+    test depend on how its hypothesis is written (Fai & Cornelius 1996).
 
     Parameters
     ----------
@@ -37,38 +44,70 @@ def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[
     kept : (p,) bool
         Columns that are not linearly dependent on others.
     kind : {1, 2, 3}
-
-    Raises
-    ------
-    ModelError
-        Another type.
     """
-    if kind not in (1, 2, 3):
-        raise ModelError(f"anova type {kind!r} does not exist: use 1, 2 or 3")
-    place = np.cumsum(kept) - 1
-    columns = {name: [int(place[j]) for j in np.arange(len(kept))[where] if kept[j]] for name, where in design.x_terms}
     names = [name for name, _ in design.x_terms if name != "Intercept" or not design.spec.terms.intercept]
     if kind == 3:
         return _type3(design, kept)
-    r = _triangular(design.X[:, kept])
     if kind == 1:
+        r = _triangular(design.X[:, kept])
         unit = r / np.diag(r)[:, None]
-        return {name: unit[columns[name]] for name in names}
+        place = np.cumsum(kept) - 1
+        return {
+            name: unit[[place[j] for j in np.arange(len(kept))[where] if kept[j]]]
+            for name, where in design.x_terms
+            if name in names
+        }
+    rows = _type2(design, kept, names)
+    try:
+        third = _type3(design, kept)
+    except ModelError:  # type 3 asks more of the terms' columns
+        return rows
+    return {name: third[name] if _same_span(mine, third[name]) else mine for name, mine in rows.items()}
+
+
+def _type2(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[str, Array]:
+    """What each term explains beyond the terms that do not contain it.
+
+    Its columns that the others leave independent are tested: with X = X_o T for those columns and the ones of the
+    others, before them, and of the terms that contain it, behind them.
+    """
     above = containing_terms(design.spec)
+    where = {name: np.arange(len(kept))[columns] for name, columns in design.x_terms}
+    rank = int(kept.sum())
+    # X = Q g, with g triangular over the kept columns
+    order = np.concatenate([np.flatnonzero(kept), np.flatnonzero(~kept)])
+    g = np.empty((rank, len(kept)))
+    g[:, order] = _triangular(design.X[:, order])[:rank]
     out = {}
     for name in names:
+        behind = [j for other in above[name] for j in where[other]]
+        mine = set(where[name].tolist())
+        before = [j for j in range(len(kept)) if j not in mine and j not in set(behind)]
+        columns = np.array([*before, *where[name], *behind], dtype=np.int64)
+        columns = columns[kept[columns]] if kept.all() else columns[independent_columns(g[:, columns])]
+        at = np.flatnonzero(np.isin(columns, where[name]))
         if not above[name]:
-            out[name] = np.eye(r.shape[1])[columns[name]]
-            continue
-        last = [*columns[name], *(j for other in above[name] for j in columns[other])]
-        order = [j for j in range(r.shape[1]) if j not in set(last)]
-        at = len(order)
-        order += last
-        turned = _triangular(r[:, order])
-        rows = np.zeros((len(columns[name]), r.shape[1]))
-        rows[:, order] = (turned / np.diag(turned)[:, None])[at : at + len(columns[name])]
-        out[name] = rows
+            rows = np.eye(rank)[at]
+        else:
+            r = _triangular(g[:, columns])
+            rows = (r / np.diag(r)[:, None])[at]
+        if kept.all():
+            out[name] = np.empty(rows.shape)
+            out[name][:, columns] = rows
+        else:  # from the coefficients of these columns to those of the kept ones
+            out[name] = rows @ np.linalg.solve(g[:, columns], g[:, kept])
     return out
+
+
+def _same_span(a: Array, b: Array) -> bool:
+    """Whether two sets of independent rows span the same space."""
+    if a.shape != b.shape or not len(a):
+        return a.shape == b.shape
+    size = np.linalg.norm(a, axis=0) + np.linalg.norm(b, axis=0)
+    size = np.where(size > 1e-12 * size.max(), size, np.inf)  # what is less is rounding
+    a, b = a / size, b / size
+    left = a - np.linalg.lstsq(b.T, a.T, rcond=None)[0].T @ b
+    return bool(np.linalg.norm(left) < SAME * np.linalg.norm(a))
 
 
 def _triangular(x: Array) -> Array:
@@ -176,7 +215,6 @@ def _from_estimable_functions(
         back = reduced @ np.linalg.pinv(effects)
         g |= {k: back @ cells for k, cells in of_terms.items()}
     above = containing_terms(design.spec)
-    columns = [where for _, where in design.spec.term_columns]
     out = {}
     for k, term in enumerate(terms):
         if not term:
@@ -188,10 +226,6 @@ def _from_estimable_functions(
             theirs = _left_null(mine @ g[k]) @ mine
             both = np.hstack([g[h] for h in (k, *containing)])
             mine = _left_null((mine @ both) @ (theirs @ both).T) @ mine
-        if (
-            not len(mine) and not containing
-        ):  # aliased with other terms: what is kept of it, beside what is kept of them
-            mine = np.eye(len(reduced))[np.isin(np.flatnonzero(kept), np.arange(len(kept))[columns[k]])]
         out[":".join(term)] = mine
     return out
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import ModelError
 
-__all__ = ["ProfileCurve", "slope_at_estimate"]
+__all__ = ["ProfileCurve", "hermite", "hermite_slope", "slope_at_estimate"]
 
 Array = NDArray[np.float64]
 
@@ -60,7 +60,7 @@ class ProfileCurve:
         i = np.clip(np.searchsorted(self.coordinate, w, side="right") - 1, 0, k - 2)
         h = self.coordinate[i + 1] - self.coordinate[i]
         t = (w - self.coordinate[i]) / h
-        found = _hermite(t, self.zeta[i], self.zeta[i + 1], h * self.slope[i], h * self.slope[i + 1])
+        found = hermite(t, self.zeta[i], self.zeta[i + 1], h * self.slope[i], h * self.slope[i + 1])
         return np.where((w >= self.coordinate[0]) & (w <= self.coordinate[-1]), found, np.nan)
 
     def value_at(self, zeta: float) -> float:
@@ -89,7 +89,7 @@ class ProfileCurve:
         low, high = 0.0, 1.0
         for _ in range(60):  # bisection: a piece may have a level end, and Newton's method none
             middle = 0.5 * (low + high)
-            if _hermite(middle, *piece) < zeta:
+            if hermite(middle, *piece) < zeta:
                 low = middle
             else:
                 high = middle
@@ -98,9 +98,14 @@ class ProfileCurve:
         return float(_TO_VALUE[self.kind](float(self.coordinate[i]) + h * high))
 
 
-def _hermite(t: Any, z0: Any, z1: Any, s0: Any, s1: Any) -> Any:
+def hermite(t: Any, z0: Any, z1: Any, s0: Any, s1: Any) -> Any:
     """Cubic on [0, 1] with values z0, z1 and slopes s0, s1 at its ends."""
     return z0 + t * (s0 + t * (3.0 * (z1 - z0) - 2.0 * s0 - s1 + t * (2.0 * (z0 - z1) + s0 + s1)))
+
+
+def hermite_slope(t: Any, z0: Any, z1: Any, s0: Any, s1: Any) -> Any:
+    """Its derivative in t."""
+    return s0 + t * (2.0 * (3.0 * (z1 - z0) - 2.0 * s0 - s1) + 3.0 * t * (2.0 * (z0 - z1) + s0 + s1))
 
 
 def slope_at_estimate(w: Array, zeta: Array, slope: Array, at: int) -> float:

@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
+from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import FastLMMWarning, ModelError
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
+from fastlmm_core.inference.refits import reml_fit
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -26,8 +28,8 @@ Ddf = Literal["satterthwaite", "kenward-roger", "kenward-roger-linear", "residua
 
 METHODS = ("satterthwaite", "kenward-roger", "kenward-roger-linear", "residual", "normal")
 
-RANK = 1e-8
-"""Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
+CERTAIN = 1e-13
+"""Smallest eigenvalue of the correlation matrix of independent rows at which their test has digits."""
 
 PLAIN = 1e-10
 """Smallest ratio of eigenvalues at which the rows' covariance is taken apart in their own units."""
@@ -48,6 +50,8 @@ class FTest:
     p : float
     sum_sq : float
         Residual variance times `num_df` times the unscaled statistic, as lmerTest reports it.
+    notes : tuple of str
+        Why there is no answer, and how far the degrees of freedom can be trusted.
     """
 
     F: float
@@ -55,6 +59,7 @@ class FTest:
     den_df: float
     p: float
     sum_sq: float
+    notes: tuple[str, ...] = ()
 
     @property
     def mean_sq(self) -> float:
@@ -62,7 +67,13 @@ class FTest:
         return self.sum_sq / self.num_df if self.num_df else np.nan
 
     def __repr__(self) -> str:
-        return f"<FTest: F = {self.F:.4g} on {self.num_df} and {self.den_df:.4g} df, p = {self.p:.4g}>"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"<FTest: F = {self.F:.4g} on {self.num_df} and {self.den_df:.4g} df, p = {self.p:.4g}{notes}>"
+
+    @classmethod
+    def impossible(cls, num_df: int, *notes: str) -> FTest:
+        """No test, for the reasons given."""
+        return cls(np.nan, num_df, np.nan, np.nan, np.nan, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,31 +109,49 @@ class Method:
         raise NotImplementedError
 
     def f_test(self, rows: Array, values: Array | None = None) -> FTest:
-        """Test rows (k, rank) times beta against `values` (k,), zero by default."""
-        difference = rows @ self.beta - (0.0 if values is None else values)
+        """Test rows (k, rank) times beta against `values` (k,), zero by default.
+
+        Rows that are combinations of earlier ones are left out first: they test nothing of their own.
+        """
+        values = np.zeros(len(rows)) if values is None else values
+        keep = independent_rows(rows, np.sqrt(np.diagonal(self.cov)))
+        check_consistent(rows, values, keep)
+        rows, n = rows[keep], len(keep)
+        difference = rows @ self.beta - values[keep]
+        if n == 0:
+            return FTest.impossible(0)
         v = rows @ self.cov @ rows.T
         scale = np.sqrt(np.diag(v))
-        scale = np.where(scale > 0, scale, 1.0)
         d, vectors = np.linalg.eigh(v / np.outer(scale, scale))
-        keep = d > RANK * max(1.0, d[-1] if len(d) else 0.0)
-        n = int(keep.sum())
-        if n == 0:
-            return FTest(np.nan, 0, np.nan, np.nan, np.nan)
-        if n < len(d) and values is not None and np.any(values):
-            left = vectors[:, ~keep].T @ (difference / scale)
-            if np.abs(left).max() > 1e-6 * np.abs(difference / scale).max():
-                raise ModelError("the hypotheses contradict one another: some rows are combinations of others")
+        if d[0] < CERTAIN:
+            return FTest.impossible(n, "the rows cannot be told apart to a double's precision: centre the covariates")
         plain, plain_vectors = np.linalg.eigh(v)
-        if n == len(d) and plain[0] > PLAIN * plain[-1]:
+        if plain[0] > PLAIN * plain[-1]:
             # lmerTest's orthogonal rows: Fai and Cornelius' degrees of freedom depend on how they are chosen
             d, turned, difference = plain, plain_vectors.T @ rows, plain_vectors.T @ difference
         else:
-            mixed = vectors[:, keep].T / scale
-            turned, difference, d = mixed @ rows, mixed @ difference, d[keep]
+            mixed = vectors.T / scale
+            turned, difference = mixed @ rows, mixed @ difference
         wald = float(np.sum(difference**2 / d)) / n
         den_df, factor = self.joint(turned, d)
         statistic = wald * factor
         return FTest(statistic, n, den_df, f_pvalue(statistic, n, den_df), wald * n * self.sigma**2)
+
+
+def independent_rows(rows: Array, se: Array) -> NDArray[np.int64]:
+    """Rows (k, rank) that are no combinations of earlier ones, coefficients in units of their standard errors."""
+    return independent_columns(qr_triangle((rows * se).T))
+
+
+def check_consistent(rows: Array, values: Array, keep: NDArray[np.int64]) -> None:
+    """ModelError where a row that follows from those kept has a value that does not."""
+    rest = np.setdiff1d(np.arange(len(rows)), keep)
+    if not len(rest) or not np.any(values):
+        return
+    mix = np.linalg.lstsq(rows[keep].T, rows[rest].T, rcond=None)[0]
+    size = np.abs(values[rest]) + np.abs(mix).T @ np.abs(values[keep])
+    if (np.abs(mix.T @ values[keep] - values[rest]) > 1e-6 * size).any():
+        raise ModelError("the hypotheses contradict one another: some rows are combinations of others")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,9 +215,13 @@ def pooled_df(df: Array) -> float:
     return 2.0 * expected / (expected - len(df))
 
 
+SPELLINGS = {"kr": "kenward-roger", "kenwardroger": "kenward-roger", "satt": "satterthwaite", "z": "normal"}
+
+
 def method_name(ddf: str) -> str:
-    """The name of a method in its one spelling; ModelError for an unknown one."""
+    """The name of a method, whatever its case, of "kenward-roger", "Kenward_Roger", "KR"; ModelError for another."""
     name = str(ddf).strip().lower().replace("_", "-").replace(" ", "-")
+    name = SPELLINGS.get(name, name)
     if name not in METHODS:
         raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, METHODS))}")
     return name
@@ -240,24 +273,6 @@ SINGULAR_NOTES = {
     "kenward-roger-linear": "degrees of freedom: the fit is singular; information is the observed one",
     "kenward-roger": "degrees of freedom: the fit is singular; information is the expected one at the boundary",
 }
-
-
-def reml_fit(result: FittedModel) -> FittedModel:
-    """The REML fit of the same model; kept with the fit."""
-    if result.reml:
-        return result
-    from dataclasses import replace
-
-    from fastlmm_core.fitting.fit import fit_design
-
-    cache = result.core._cache
-    if "reml_fit" not in cache:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FastLMMWarning)  # the fit's own warnings were given before
-            options = replace(result.options, reml=True, start=None, verbose=0)
-            cache["reml_fit"] = fit_design(type(result), result.design, result.formula, options, stacklevel=2)
-    found: FittedModel = cache["reml_fit"]
-    return found
 
 
 def t_pvalues(t: Array, df: Array) -> Array:

@@ -80,11 +80,11 @@ def hatvalues(design: Design, core: CoreFit) -> pd.Series:
 
 
 def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
-    """lme4's Cook's distance of the rows used; see `LmerResult.cooks_distance`."""
+    """lme4's Cook's distance of the rows used, NaN without fixed effects; see `LmerResult.cooks_distance`."""
     h = leverages(design, core)
     r = weighted_residuals(design, core)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = (r / (1.0 - h)) ** 2 * h / (core.sigma**2 * core.rank)
+        values = (r / (1.0 - h)) ** 2 * h / (core.sigma**2 * (core.rank or np.nan))
     return pd.Series(values, index=row_index(design), dtype=float)
 
 

@@ -14,7 +14,7 @@ from fastlmm_core.inference.multiplicity import STEPWISE, Largest, adjusted_p, c
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates
 
-__all__ = ["SIDES", "family_results"]
+__all__ = ["SIDES", "family_results", "simulated_p"]
 
 Array = NDArray[np.float64]
 
@@ -28,9 +28,8 @@ SIDES = {
 }
 
 
-def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, Array, Array, Array, list[str]]:
-    """t, p, limits on the link scale, and what the adjustment came to in words."""
-    est, se, df = estimates.estimate, estimates.std_error, estimates.df
+def statistics(estimates: Estimates, est: Array, se: Array, df: Array) -> tuple[Array, Array, int]:
+    """T and p of each row's hypothesis for estimates (..., k), and the side: 1, -1, 0, or 2 for equivalence."""
     side = SIDES[estimates.side] if not (estimates.side == "two-sided" and estimates.delta) else 2
     null = np.broadcast_to(np.asarray(estimates.null, np.float64), est.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -38,7 +37,13 @@ def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, 
             t = (np.abs(est - null) - estimates.delta) / se
         else:
             t = (est - null + side * estimates.delta) / se
-    p = t_pvalues(t, df) if side == 0 else _upper(t if side == 1 else -t, df)
+    return t, t_pvalues(t, df) if side == 0 else _upper(t if side == 1 else -t, df), side
+
+
+def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, Array, Array, Array, list[str]]:
+    """t, p, limits on the link scale, and what the adjustment came to in words."""
+    est, se, df = estimates.estimate, estimates.std_error, estimates.df
+    t, p, side = statistics(estimates, est, se, df)
     lower, upper = np.full(len(t), np.nan), np.full(len(t), np.nan)
     words: dict[str, None] = {}
     for group in estimates.groups():
@@ -70,6 +75,24 @@ def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, 
         lower[known] = est[known] - c * se[known] if side != -1 else -np.inf
         upper[known] = est[known] + c * se[known] if side != 1 else np.inf
     return t, p, lower, upper, [word for word in words if word]
+
+
+def simulated_p(estimates: Estimates, est: Array, se: Array, df: Array) -> Array:
+    """Adjusted p-values (k, n) of the n rows for k simulated sets of estimates, standard errors and df.
+
+    The correlations that "mvt" and the rank that "scheffe" need are those of `estimates`.
+    """
+    t, p, side = statistics(estimates, est, se, df)
+    for group in estimates.groups():
+        how, _ = _adjustment(estimates, len(group), side)
+        if how == "none":
+            continue
+        rows = estimates.functions.rows[group]
+        largest = Largest(rows @ estimates.method.cov @ rows.T, 0 if side == 0 else 1) if how == "mvt" else None
+        rank = int(np.linalg.matrix_rank(rows)) if how == "scheffe" else 0
+        signed = t[:, group] if side in (0, 1) else -t[:, group]
+        p[:, group] = adjusted_p(p[:, group], signed, df[:, group], how, rank=rank, largest=largest)
+    return p
 
 
 def _adjustment(estimates: Estimates, n: int, side: int) -> tuple[str, str]:

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core.errors import DataError, FormulaError
+from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.ddf import FTest, t_pvalues
 from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -188,42 +190,49 @@ class _Parser:
         return value
 
 
-def estimated(result: FittedModel, hypotheses: Hypotheses) -> Array:
-    """The rows over the estimated coefficients; ModelError where a dropped one enters."""
-    dropped = np.isnan(result.core.beta)
-    if hypotheses.rows[:, dropped].any():
-        used = dropped & np.any(hypotheses.rows, axis=0)
-        names = [result.design.x_names[j] for j in np.flatnonzero(used)]
-        raise ModelError(f"the hypotheses involve {', '.join(names)}, dropped as linearly dependent")
-    return np.ascontiguousarray(hypotheses.rows[:, ~dropped])
+def determined(result: FittedModel, hypotheses: Hypotheses) -> tuple[Array, NDArray[np.bool_], tuple[str, ...]]:
+    """The rows over the estimated coefficients, which of them are estimable, and a note on those that are not."""
+    core, names = result.core, result.design.x_names
+    kept = ~np.isnan(core.beta)
+    estimable = core.estimable(hypotheses.rows)
+    notes: tuple[str, ...] = ()
+    if not estimable.all():
+        which = [label for label, fine in zip(hypotheses.labels, estimable, strict=True) if not fine]
+        dropped = [name for name, fine in zip(names, kept, strict=True) if not fine]
+        notes = (
+            f"not estimable: {listed(which)}, as {listed(dropped)} depend{'s' if len(dropped) == 1 else ''} "
+            "linearly on other columns",
+        )
+    return np.ascontiguousarray(hypotheses.rows[:, kept]), estimable, notes
 
 
-def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> pd.DataFrame:
+def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> Table:
     """Test each hypothesis R beta = q on its own; see `LmerResult.t_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
-    rows = estimated(result, hypotheses)
+    rows, estimable, notes = determined(result, hypotheses)
     method = covariance_method(result, ddf, **covariance)
-    estimate = rows @ method.beta
-    se = np.sqrt(np.einsum("kx,xy,ky->k", rows, method.cov, rows))
-    df = method.df(rows)
+    estimate, se, df = np.full((3, len(rows)), np.nan)
+    used = rows[estimable]
+    estimate[estimable] = used @ method.beta
+    se[estimable] = np.sqrt(np.einsum("kx,xy,ky->k", used, method.cov, used))
+    df[estimable] = method.df(used)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (estimate - hypotheses.values) / se
-    frame = pd.DataFrame(
-        {
-            "estimate": estimate,
-            "value": hypotheses.values,
-            "std_error": se,
-            "df": df,
-            "t": t,
-            "p": t_pvalues(t, df),
-        },
-        index=pd.Index(hypotheses.labels, name="hypothesis"),
-    )
-    frame.attrs["notes"] = list(method.notes)
-    return frame
+    columns = {
+        "estimate": estimate,
+        "value": hypotheses.values,
+        "std_error": se,
+        "df": df,
+        "t": t,
+        "p": np.where(estimable, t_pvalues(t, df), np.nan),
+    }
+    return table(columns, pd.Index(hypotheses.labels, name="hypothesis"), (*notes, *method.notes))
 
 
 def f_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **covariance: Any) -> FTest:
     """Test all hypotheses R beta = q at once; see `LmerResult.f_test`."""
     hypotheses = read_hypotheses(given, result.design.x_names)
-    return covariance_method(result, ddf, **covariance).f_test(estimated(result, hypotheses), hypotheses.values)
+    rows, estimable, notes = determined(result, hypotheses)
+    if not estimable.all():
+        return FTest.impossible(0, *notes)
+    return covariance_method(result, ddf, **covariance).f_test(rows, hypotheses.values)

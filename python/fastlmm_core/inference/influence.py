@@ -32,6 +32,7 @@ from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -107,23 +108,24 @@ class Influence:
         """`dfbeta` over the standard errors without the case."""
         return self.dfbeta / self.std_errors
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> Table:
         """One row a case: n_rows, cooks_distance, cov_ratio, sigma, and a column dfbetas_<name> a coefficient."""
-        frame = pd.DataFrame(
-            {
-                "n_rows": self.n_rows,
-                "cooks_distance": self.cooks_distance,
-                "cov_ratio": self.cov_ratio,
-                "sigma": self.sigma,
-            }
-        )
-        return frame.join(self.dfbetas.add_prefix("dfbetas_"))
+        columns = {
+            "n_rows": self.n_rows,
+            "cooks_distance": self.cooks_distance,
+            "cov_ratio": self.cov_ratio,
+            "sigma": self.sigma,
+            **{f"dfbetas_{name}": values for name, values in self.dfbetas.items()},
+        }
+        # as arrays: the labels of rows need not be unique
+        return table({name: np.asarray(values) for name, values in columns.items()}, self.params.index)
 
     def __repr__(self) -> str:
-        worst = self.cooks_distance.idxmax()
+        known = self.cooks_distance.dropna()
+        largest = f"{known.max():.3g} at {known.idxmax()!r}" if len(known) else "unknown"
         return (
             f"<Influence: {len(self.params)} cases by {self.by}, method {self.method!r}; "
-            f"largest Cook's distance {self.cooks_distance.max():.3g} at {worst!r}>"
+            f"largest Cook's distance {largest}>"
         )
 
 
@@ -345,7 +347,7 @@ def _collect(
     kept = ~np.isnan(core.beta)
     change = (out.beta - core.beta)[:, kept]
     cov = core.cov_beta[np.ix_(kept, kept)]
-    distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / max(core.rank, 1)
+    distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / (core.rank or np.nan)
     ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1])
     return Influence(
         by=name,

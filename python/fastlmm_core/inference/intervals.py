@@ -14,6 +14,7 @@ from fastlmm_core.inference.bootstrap import bootstrap, jackknife
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile import profile, quantile_of_level
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,56 +24,67 @@ if TYPE_CHECKING:
 __all__ = ["bootstrap_limits", "conf_int"]
 
 Array = NDArray[np.float64]
-Kind = Literal["percentile", "basic", "bca"]
+Kind = Literal["percentile", "basic", "norm", "bca"]
 Ddf = Literal["normal", "residual", "satterthwaite", "kenward-roger"]
+
+METHODS = ("wald", "profile", "boot")
+KINDS = ("percentile", "basic", "norm", "bca")
+SPELLINGS = {"bootstrap": "boot", "perc": "percentile"}
+"""Other names for the same, R's among them."""
 
 
 def conf_int(
     result: FittedModel,
-    method: Literal["wald", "profile", "boot"] = "wald",
+    method: str = "wald",
     level: float = 0.95,
     parm: str | Iterable[str] | None = None,
     *,
-    ddf: Ddf = "normal",
-    kind: Kind = "percentile",
+    ddf: str = "satterthwaite",
+    kind: str = "percentile",
     n: int = 1000,
     seed: int | Sequence[int] | np.random.SeedSequence | None = None,
     draws: pd.DataFrame | None = None,
     progress: bool = False,
     cov_type: str = "model",
     cluster: Any = None,
-) -> pd.DataFrame:
+) -> Table:
     """Intervals; see `LmerResult.conf_int`."""
-    import pandas as pd
-
     quantile_of_level(level)
+    way, sort = option("method", method, METHODS), option("kind", kind, KINDS)
     every = parameters(result.design)
     chosen = choose(every, parm)
-    if method == "profile":
-        return profile(result, [p.name for p in chosen], level=level, progress=progress).conf_int(level)
-    if method == "wald":
+    names = [p.name for p in chosen]
+    if way == "profile":
+        return profile(result, names, level=level, progress=progress).conf_int(level)
+    if way == "wald":
         limits = _wald(result, chosen, level, ddf, cov_type, cluster)
-    elif method == "boot":
+    else:
         if draws is None:
             draws = bootstrap(result, n, seed=seed, progress=progress)
-        limits = _bootstrapped(result, every, chosen, draws, level, kind)
-    else:
-        raise ModelError(f'method must be "wald", "profile" or "boot", not {method!r}')
-    return pd.DataFrame(limits, index=[p.name for p in chosen], columns=["lower", "upper"], dtype=float)
+        limits = _bootstrapped(result, every, chosen, draws, level, sort)
+    return table({"lower": limits[:, 0], "upper": limits[:, 1]}, names)
+
+
+def option(what: str, given: str, known: Sequence[str]) -> str:
+    """One of several names in any case, R's included; ModelError for another."""
+    name = str(given).strip().lower()
+    name = SPELLINGS.get(name, name)
+    if name not in known:
+        *most, last = (f'"{k}"' for k in known)
+        raise ModelError(f"{what} must be {', '.join(most)} or {last}, not {given!r}")
+    return name
 
 
 def _wald(
-    result: FittedModel, chosen: Sequence[Parameter], level: float, ddf: Ddf, cov_type: str, cluster: Any
+    result: FittedModel, chosen: Sequence[Parameter], level: float, ddf: str, cov_type: str, cluster: Any
 ) -> Array:
     """Estimate and quantile times standard error; NaN for standard deviations and correlations, as in lme4."""
-    estimate, se = result.core.beta, np.asarray(result.bse, dtype=float)
-    quantile = np.full(len(se), quantile_of_level(level))
-    if ddf != "normal" or cov_type != "model" or cluster is not None:
-        table = coef_table(result, ddf=ddf, cov_type=cov_type, cluster=cluster)
-        se, df = (np.asarray(table[name], dtype=float) for name in ("std_error", "df"))
-        finite = ~np.isinf(df)
-        quantile[finite] = stdtrit(df[finite], 0.5 + 0.5 * level)
     limits = np.full((len(chosen), 2), np.nan)
+    if not any(p.kind == "beta" for p in chosen):
+        return limits
+    coefficients = coef_table(result, ddf=ddf, cov_type=cov_type, cluster=cluster)
+    estimate, se, df = (np.asarray(coefficients[name], dtype=float) for name in ("estimate", "std_error", "df"))
+    quantile = np.where(np.isinf(df), quantile_of_level(level), stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level))
     for row, p in zip(limits, chosen, strict=True):
         if p.kind == "beta":
             row[:] = estimate[p.row] + np.array([-1.0, 1.0]) * quantile[p.row] * se[p.row]
@@ -85,7 +97,7 @@ def _bootstrapped(
     chosen: Sequence[Parameter],
     draws: pd.DataFrame,
     level: float,
-    kind: Kind,
+    kind: str,
 ) -> Array:
     names = [p.name for p in chosen]
     absent = [name for name in names if name not in draws]
@@ -96,7 +108,7 @@ def _bootstrapped(
     at = [every.index(p) for p in chosen]
     left_out = jackknife(result)[:, at] if kind == "bca" else None
     limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, kind, left_out)
-    for row, p in zip(limits, chosen, strict=True):  # a basic interval may leave the parameter's range
+    for row, p in zip(limits, chosen, strict=True):  # basic and normal ones may leave the parameter's range
         if p.kind in ("sd", "sigma"):
             np.maximum(row, 0.0, out=row)
         elif p.kind == "cor":
@@ -104,7 +116,7 @@ def _bootstrapped(
     return limits
 
 
-def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: Kind, left_out: Array | None = None) -> Array:
+def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: str, left_out: Array | None = None) -> Array:
     """Bootstrap intervals (Davison & Hinkley 1997, chapter 5; Efron 1987).
 
     Parameters
@@ -113,7 +125,8 @@ def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: Kind, l
         Bootstrap estimates; a NaN (a correlation with an effect that does not vary) is left out.
     estimates : (m,)
     level : float
-    kind : {"percentile", "basic", "bca"}
+    kind : {"percentile", "basic", "norm", "bca"}
+        "norm" takes the bias off the estimate and the standard deviation of the draws for its standard error.
     left_out : (k, m), optional
         Jackknife estimates, for "bca": they give the acceleration.
 
@@ -121,8 +134,7 @@ def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: Kind, l
     -------
     ndarray (m, 2)
     """
-    if kind not in ("percentile", "basic", "bca"):
-        raise ModelError(f'kind must be "percentile", "basic" or "bca", not {kind!r}')
+    kind = option("kind", kind, KINDS)
     tails = np.array([0.5 - 0.5 * level, 0.5 + 0.5 * level])
     limits = np.full((len(estimates), 2), np.nan)
     for j, estimate in enumerate(estimates):
@@ -133,6 +145,9 @@ def bootstrap_limits(draws: Array, estimates: Array, level: float, kind: Kind, l
             limits[j] = np.quantile(values, tails)
         elif kind == "basic":
             limits[j] = 2.0 * estimate - np.quantile(values, tails[::-1])
+        elif kind == "norm":
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+            limits[j] = 2.0 * estimate - values.mean() + ndtri(tails) * spread
         else:
             assert left_out is not None
             limits[j] = np.quantile(values, _bca_tails(values, estimate, left_out[:, j], tails))

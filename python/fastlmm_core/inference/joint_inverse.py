@@ -184,7 +184,7 @@ class JointInverse:
         with one_blas_thread():
             gamma, mode_lead, mode_tail, ld, _ = objective.evaluator.modes(self.theta)
             right = np.ascontiguousarray(cross.dense[0][:, :rank].T)
-            tail = np.ascontiguousarray(plan.arrays["zd_tail"][:rank], dtype=np.float64)
+            tail = np.ascontiguousarray(objective.evaluator.values.dense_tail[:rank], dtype=np.float64)
             b_lead, b_tail, _, _ = objective.evaluator.solve(self.theta, right, tail)
         self.l_x: Array = ld[:rank, :rank]
         residual_ss = (ld[-1, -1] * cross.conditioning.y_scale) ** 2

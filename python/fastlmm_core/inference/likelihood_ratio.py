@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
-from fastlmm_core.fitting.fit import refit_ml
 from fastlmm_core.inference.nested_tests import bootstrap_test
-from fastlmm_core.inference.same_data import check_same_data
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.same_data import same_columns, same_data
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -28,13 +28,13 @@ def anova(
     test: str = "chisq",
     n: int = 1000,
     seed: int | Sequence[int] | np.random.SeedSequence | None = None,
-) -> pd.DataFrame:
+) -> Table:
     """Compare nested models by likelihood-ratio tests, each with the next smaller one.
 
     Parameters
     ----------
     *models : FittedModel
-        At least two fits of the same rows and the same response, in any order.
+        At least two fits of the same rows, response, weights and offset, in any order.
     refit : bool
         Refit REML fits by maximum likelihood first: restricted likelihoods of models with different fixed effects
         cannot be compared. False uses them as they are, which is right where only the random terms differ.
@@ -45,13 +45,13 @@ def anova(
 
     Returns
     -------
-    DataFrame
+    Table
         One row a model, by number of parameters: npar, aic, bic, llf, deviance, chisq, df, p.
 
     Raises
     ------
     DataError
-        The models were fitted to different rows or responses.
+        The models were fitted to different rows, responses, weights or offsets.
     ModelError
         Fewer than two models, or REML fits that `refit=False` cannot compare.
 
@@ -81,12 +81,10 @@ def anova(
     labels = [m.formula for m in models] if names is None else [str(name) for name in names]
     if len(labels) != len(models):
         raise DataError(f"{len(labels)} names were given for {len(models)} models")
-    first = models[0]
-    for model, label in zip(models[1:], labels[1:], strict=True):
-        check_same_data(first, model, labels[0], label)
+    same_data(models, labels)
     fits = list(models)
     if refit and any(m.reml for m in fits):
-        fits = [refit_ml(m) for m in fits]
+        fits = [ml_fit(m) for m in fits]
         warnings.warn(
             "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
             "compares restricted likelihoods where only the random terms differ",
@@ -96,7 +94,7 @@ def anova(
     elif any(m.reml for m in fits):
         if not all(m.reml for m in fits):
             raise ModelError("some models were fitted by REML and some by maximum likelihood: leave refit=True")
-        if any(m.design.x_names != first.design.x_names for m in fits):
+        if not same_columns(fits):
             raise ModelError("restricted likelihoods of models with different fixed effects cannot be compared")
     order = sorted(range(len(fits)), key=lambda k: (fits[k].df_model, -fits[k].criterion))
     if test not in ("chisq", "bootstrap"):
@@ -114,9 +112,8 @@ def anova(
                 p_bootstrap = bootstrap_test(smaller, m, n, seed=seed).p
         simulated.append(p_bootstrap)
         rows.append((m.df_model, m.aic, m.bic, m.llf, m.criterion, chisq, df, p))
-    frame = pd.DataFrame(
-        rows,
-        columns=["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"],
-        index=[labels[k] for k in order],
-    )
-    return frame.assign(p_bootstrap=simulated) if test == "bootstrap" else frame
+    columns = ["npar", "aic", "bic", "llf", "deviance", "chisq", "df", "p"]
+    made = dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))
+    if test == "bootstrap":
+        made["p_bootstrap"] = simulated
+    return table(made, [labels[k] for k in order])

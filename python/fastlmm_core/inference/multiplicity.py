@@ -320,11 +320,11 @@ class Largest:
 
 
 def adjusted_p(p: Array, t: Array, df: Array, how: str, *, rank: int = 0, largest: Largest | None = None) -> Array:
-    """P-values (n,) of one family adjusted for it.
+    """P-values (..., n) of families of n tests adjusted for each.
 
     Parameters
     ----------
-    p, t, df : (n,)
+    p, t, df : (..., n)
         Of each test alone; NaN where it cannot be done.
     how : str
         One of `ADJUSTMENTS`; "tukey" takes the family to be all pairs of (1 + sqrt(1 + 8 n)) / 2 means.
@@ -333,7 +333,7 @@ def adjusted_p(p: Array, t: Array, df: Array, how: str, *, rank: int = 0, larges
     largest : Largest
         For "mvt".
     """
-    n = len(p)
+    n = p.shape[-1]
     if how == "sidak":
         return np.asarray(-np.expm1(n * np.log1p(-p)))
     if how == "tukey":
@@ -345,7 +345,9 @@ def adjusted_p(p: Array, t: Array, df: Array, how: str, *, rank: int = 0, larges
     if how == "mvt":
         assert largest is not None
         return largest.sf(t, df)
-    return stepwise(p, how) if how in STEPWISE else p
+    if how not in STEPWISE:
+        return p
+    return stepwise(p, how) if p.ndim == 1 else np.array([stepwise(row, how) for row in p])
 
 
 def critical_values(

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, RankWarning
-from fastlmm_core.fitting.fit import model_of, refit_ml
+from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning
+from fastlmm_core.fitting.fit import model_of
+from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without
-from fastlmm_core.inference.same_data import check_same_data
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.same_data import same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -166,7 +168,7 @@ def bootstrap_test(
     check_nested(small, large)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fits' own warnings were given before
-        s, l = refit_ml(small), refit_ml(large)
+        s, l = ml_fit(small), ml_fit(large)
     observed = max(0.0, s.criterion - l.criterion)
     source, _ = recipe(s)
     criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
@@ -307,27 +309,28 @@ def check_nested(small: FittedModel, large: FittedModel) -> None:
     for fit in (small, large):
         if fit.design.residual is not None:
             raise ModelError(f"{fit.formula!r} has a residual structure, for which there is no bootstrap")
-    check_same_data(small, large, small.formula, large.formula)
-    for name in ("weights", "offset"):
-        a, b = getattr(one, name), getattr(other, name)
-        if (a is None) != (b is None) or (a is not None and not np.array_equal(a, b)):
-            raise DataError(f"the models have different {name}: their likelihoods cannot be compared")
-    q = np.linalg.qr(other.X)[0] if large.core.rank == other.X.shape[1] else column_basis(other.X)
-    outside = np.linalg.norm(one.X - q @ (q.T @ one.X), axis=0) / np.maximum(np.linalg.norm(one.X, axis=0), 1e-300)
+    same_data((small, large))
+    check_nested_designs(one, other, small.formula, large.formula)
+
+
+def check_nested_designs(small: Design, large: Design, name: str, other: str) -> int:
+    """How many parameters fewer a design has than one that contains it; ModelError where it is not within the other."""
+    q = column_basis(large.X)
+    size = np.maximum(np.linalg.norm(small.X, axis=0), 1e-300)
+    outside = np.linalg.norm(small.X - q @ (q.T @ small.X), axis=0) / size
     if (outside > 1e-7).any():
-        names = ", ".join(one.x_names[j] for j in np.flatnonzero(outside > 1e-7)[:5])
-        raise ModelError(f"the models are not nested: {names} of the smaller one is not in the larger one's fixed part")
-    for term in one.random:
-        if not _within(term, other):
+        names = ", ".join(small.x_names[j] for j in np.flatnonzero(outside > 1e-7)[:5])
+        raise ModelError(f"the models are not nested: {names} of {name!r} is not in the fixed part of {other!r}")
+    for term in small.random:
+        if not _within(term, large):
             raise ModelError(
-                f"the models are not nested: ({' + '.join(term.columns)} | {term.group}) of the smaller one is not "
-                "among the larger one's random terms"
+                f"the models are not nested: ({' + '.join(term.columns)} | {term.group}) of {name!r} is not among the "
+                f"random terms of {other!r}"
             )
-    if large.df_model <= small.df_model:
-        raise ModelError(
-            f"the larger model has to have more parameters, but it has {large.df_model} and the smaller one "
-            f"{small.df_model}"
-        )
+    df = q.shape[1] - column_basis(small.X).shape[1] + n_theta(large) - n_theta(small)
+    if df <= 0:
+        raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
+    return df
 
 
 def _within(term: RandomDesign, larger: Design) -> bool:

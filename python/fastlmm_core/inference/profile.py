@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, RankWarning
-from fastlmm_core.fitting.fit import refit_ml
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError
+from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
@@ -28,7 +28,10 @@ from fastlmm_core.inference.profile_paths import (
     SplitCriterion,
     column_order,
 )
-from fastlmm_core.inference.rotation import reorder_term
+from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, walk
+from fastlmm_core.inference.refits import ml_fit
+from fastlmm_core.inference.rotation import Reordered, reorder_term
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,19 +42,12 @@ if TYPE_CHECKING:
 __all__ = ["Profile", "profile", "quantile_of_level"]
 
 Array = NDArray[np.float64]
-Point = tuple[float, float, float, Array]
 
-SPACING = 0.5
-"""Distance in ζ between points: interpolation is then off by a thousandth of an interval's width at most."""
+CERTAIN = 4.0
+"""A standard deviation this many times as many standard errors as the profile reaches is far from zero."""
 
-MAX_POINTS = 60
-"""Points on one side before a limit counts as infinite."""
-
-MAX_FAILURES = 20
-"""Steps taken back on one side before a rise counts as a jump, from one branch of optima to another."""
-
-BETTER = 1e-4
-"""A deviance this much below the fit's, met while profiling, says that the fit is not the optimum."""
+MAX_RESTARTS = 5
+"""Times that a profile starts again from a lower optimum than the one in hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +89,12 @@ class Profile:
                 return curve
         raise KeyError(f"no profile of {name!r}; there is {', '.join(c.name for c in self.curves)}")
 
-    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
+    def conf_int(self, level: float = 0.95) -> Table:
         """Limits at which ζ is a normal quantile.
 
         Returns
         -------
-        DataFrame
+        Table
             Columns lower, upper; a row a parameter. 0 and ±1 where an sd's or a correlation's profile meets the bound
             first, infinite where the deviance never rises far enough.
 
@@ -107,11 +103,9 @@ class Profile:
         ModelError
             The profile was made for a lower level.
         """
-        import pandas as pd
-
         z = quantile_of_level(level)
-        limits = [(curve.value_at(-z), curve.value_at(z)) for curve in self.curves]
-        return pd.DataFrame(limits, index=[c.name for c in self.curves], columns=["lower", "upper"], dtype=float)
+        limits = np.array([(curve.value_at(-z), curve.value_at(z)) for curve in self.curves]).reshape(-1, 2)
+        return table({"lower": limits[:, 0], "upper": limits[:, 1]}, [c.name for c in self.curves])
 
     def to_frame(self) -> pd.DataFrame:
         """Columns parameter, value, zeta, deviance: a row a point of a profile."""
@@ -142,28 +136,56 @@ def profile(
     every = parameters(result.design)
     chosen = choose(every, which)
     # as lme4: far enough for a joint region of 99 %
-    reach = np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RankWarning)  # the fit has said so
-        fit = refit_ml(result)
-    core = fit.core
-    values = parameter_values(fit.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
-    estimates = {p.name: float(v) for p, v in zip(every, values, strict=True)}
-    paths = PathMaker(core)
-    better = 0.0
-    curves = []
-    with one_blas_thread():
-        for parameter in _shown(chosen, progress):
-            path = paths.make(parameter)
-            curve, found = _curve(parameter, estimates[parameter.name], path, core.criterion, float(reach), paths)
-            curves.append(curve)
-            better = max(better, core.criterion - found)
-    if better > BETTER:
+    reach = float(np.sqrt(chdtri(len(every), 0.01)) if level is None else quantile_of_level(level))
+    fit = ml_fit(result)
+    first, core = fit.core.criterion, fit.core
+    found = None
+    for _ in range(MAX_RESTARTS):
+        try:
+            with one_blas_thread():
+                found = _profile(fit, core, every, chosen, reach, progress)
+            break
+        except BetterOptimumError as better:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                core = _from(fit, core.cross.theta_map.to_user @ better.theta)
+    if first - core.criterion > BETTER:
         warnings.warn(
-            f"profiling found a deviance {better:.3g} below the fit's, which is no optimum: fit it from another start",
+            f"profiling found a deviance {first - core.criterion:.3g} below the fit's, which is no optimum: these are "
+            f"profiles of the lower one. Fit it from there, start={[float(f'{t:.4g}') for t in core.theta]}",
             ConvergenceWarning,
             stacklevel=3,
         )
+    if found is None:
+        raise NumericalError(
+            f"the deviance has no lowest point within reach: {MAX_RESTARTS} restarts each found a lower one"
+        )
+    return found
+
+
+def _from(fit: FittedModel, theta: Array) -> CoreFit:
+    """The maximum-likelihood fit started from theta."""
+    return model_of(fit.design, replace(fit.options, reml=False)).fit(fit.design.y, start=theta)
+
+
+def _profile(
+    fit: FittedModel,
+    core: CoreFit,
+    every: tuple[Parameter, ...],
+    chosen: list[Parameter],
+    reach: float,
+    progress: bool,
+) -> Profile:
+    """Profiles around one optimum; BetterOptimumError where it is not the lowest one."""
+    values = parameter_values(fit.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
+    estimates = {p.name: float(v) for p, v in zip(every, values, strict=True)}
+    paths = PathMaker(core)
+    faces = paths.faces([p for p in every if p.kind == "sd"], reach)
+    curves = []
+    for parameter in _shown(chosen, progress):
+        path = paths.make(parameter)
+        rivals = [] if path is None else [face.rival(parameter, path) for face in faces]
+        curves.append(_curve(parameter, estimates[parameter.name], path, [r for r in rivals if r], paths, reach))
     return Profile(tuple(curves), core.criterion)
 
 
@@ -174,6 +196,33 @@ def _shown(chosen: list[Parameter], progress: bool) -> Iterable[Parameter]:
 
     bar: Iterable[Parameter] = tqdm(chosen, desc="profile", unit="parameter")
     return bar
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """The optimum with one standard deviation at zero.
+
+    Attributes
+    ----------
+    parameter : Parameter
+        The standard deviation.
+    deviance : float
+    theta : (n_theta,)
+        Conditioned.
+    """
+
+    parameter: Parameter
+    deviance: float
+    theta: Array
+
+    def rival(self, profiled: Parameter, path: Path) -> Rival | None:
+        """What it is beside the path of another parameter; None where that path itself ends on the face."""
+        mine = self.parameter
+        if profiled.kind == "sd" and (profiled.term, profiled.row) == (mine.term, mine.row):
+            return None
+        if profiled.kind == "cor" and profiled.term == mine.term and mine.row in (profiled.row, profiled.column):
+            return Rival(self.deviance, None, None)
+        return Rival(self.deviance, *path.locate(self.theta))
 
 
 class PathMaker:
@@ -189,7 +238,7 @@ class PathMaker:
         self.core = core
         self.theta = np.ascontiguousarray(core.cross.to_conditioned @ core.theta)
         self.criterion = SplitCriterion(core.cross, core.control)
-        self._ordered: dict[tuple[int, ...], tuple[SplitCriterion, Array]] = {}
+        self._ordered: dict[tuple[int, ...], tuple[SplitCriterion, Reordered]] = {}
         c = core.cross.conditioning
         self.sigma_unit = float(c.y_scale * np.sqrt(c.weight_scale))
 
@@ -203,33 +252,72 @@ class PathMaker:
             if not at.size:
                 return None
             se = float(np.sqrt(core.cov_beta[parameter.row, parameter.row]))
-            return BetaPath(self.criterion, self.theta, int(at[0]), float(core.beta[parameter.row]), se)
-        k, l = parameter.term, len(core.L[parameter.term])
+            return BetaPath(self.criterion, self.theta, int(at[0]), se)
         if parameter.kind == "sd":
-            return SdPath(*self._in_order(k, column_order(l, parameter.row)), k)
-        return CorPath(*self._in_order(k, column_order(l, parameter.column, parameter.row)), k)
+            return self._sd(parameter)
+        k, l = parameter.term, len(core.L[parameter.term])
+        return CorPath(*self._in_order(k, column_order(l, parameter.column, parameter.row)), self.theta, k)
 
-    def _in_order(self, k: int, order: Iterable[int]) -> tuple[SplitCriterion, Array]:
+    def _sd(self, parameter: Parameter) -> SdPath:
+        k, l = parameter.term, len(self.core.L[parameter.term])
+        return SdPath(*self._in_order(k, column_order(l, parameter.row)), self.theta, k)
+
+    def _in_order(self, k: int, order: Iterable[int]) -> tuple[SplitCriterion, Reordered]:
         order = list(order)
         if order == sorted(order):
-            return self.criterion, self.theta
+            return self.criterion, Reordered(self.core.cross)
         key = (k, *order)
         if key not in self._ordered:
-            cross, theta = reorder_term(self.core.cross, self.theta, k, order)
-            self._ordered[key] = SplitCriterion(cross, self.core.control), theta
+            found = reorder_term(self.core.cross, k, order)
+            self._ordered[key] = SplitCriterion(found.cross, self.core.control), found
         return self._ordered[key]
+
+    def faces(self, sds: Iterable[Parameter], reach: float) -> list[Face]:
+        """The optima with one standard deviation at zero whose ζ is within `reach`.
+
+        Each is sought from the estimate without that effect, and from unit relative variances of the others.
+
+        Raises
+        ------
+        BetterOptimumError
+            One is below the estimate.
+        """
+        found = []
+        for parameter in sds:
+            path = self._sd(parameter)
+            if path.estimate > CERTAIN * reach * path.step:
+                continue
+            unit = self.core.cross.theta_map.diagonal.astype(float)
+            unit[path.at] = path.start[path.at]
+            optima = []
+            for start in (path.start, unit):
+                try:
+                    d, _, x = path.solve(0.0, start)
+                except NumericalError:
+                    continue
+                optima.append((d, path.theta(0.0, x)))
+            if not optima:
+                continue
+            d, theta = min(optima, key=lambda optimum: optimum[0])
+            if d < self.core.criterion - BETTER:
+                raise BetterOptimumError(theta, d)
+            if d < self.core.criterion + reach**2:
+                found.append(Face(parameter, d, theta))
+        return found
 
 
 def _curve(
-    parameter: Parameter, estimate: float, path: Path | None, deviance: float, reach: float, paths: PathMaker
-) -> tuple[ProfileCurve, float]:
-    """Walk both ways from the estimate. Also the least deviance met."""
+    parameter: Parameter, estimate: float, path: Path | None, rivals: list[Rival], paths: PathMaker, reach: float
+) -> ProfileCurve:
+    """Walk both ways from the estimate."""
     if path is None:
         empty = np.empty(0)
-        return ProfileCurve(parameter.name, parameter.kind, estimate, empty, empty, empty, (None, None)), deviance
-    down, low_end = _walk(path, deviance, reach, -1.0)
-    up, high_end = _walk(path, deviance, reach, 1.0)
-    points = [*reversed(down), (path.estimate, deviance, 0.0), *up]
+        return ProfileCurve(parameter.name, parameter.kind, estimate, empty, empty, empty, (None, None))
+    deviance = paths.core.criterion
+    down, low_end = walk(path, rivals, deviance, reach, -1.0)
+    up, high_end = walk(path, rivals, deviance, reach, 1.0)
+    points = [*((p.w, p.d, p.slope) for p in reversed(down)), (path.estimate, deviance, 0.0)]
+    points += [(p.w, p.d, p.slope) for p in up]
     w, d, slopes = (np.array(column) for column in zip(*points, strict=True))
     at = len(down)
     zeta = np.sqrt(np.maximum(d - deviance, 0.0)) * np.sign(np.arange(len(w)) - at)
@@ -241,62 +329,4 @@ def _curve(
         w = w + np.log(paths.sigma_unit)
     elif parameter.kind == "cor":
         ends = (None if low_end is None else -1.0, None if high_end is None else 1.0)
-    curve = ProfileCurve(parameter.name, parameter.kind, estimate, w, zeta, slope, ends)
-    return curve, float(d.min())
-
-
-def _walk(
-    path: Path, deviance: float, reach: float, direction: float
-) -> tuple[list[tuple[float, float, float]], float | None]:
-    """Points (w, deviance, slope) from the estimate until ζ passes `reach`, and the limit where it cannot.
-
-    The size of a step comes from the slope at the last point; the start of a solution from the last two.
-    """
-    bound = path.upper if direction > 0 else path.lower
-    aim = reach / np.ceil(reach / SPACING)
-    w, x, z = path.estimate, path.start, 0.0
-    before: tuple[float, Array] | None = None
-    step = aim * path.step
-    points: list[Point] = []
-    failures = 0
-    end: float | None = bound
-    while len(points) < MAX_POINTS and direction * (bound - w) > 1e-9 * abs(w):
-        at_bound = direction * (w + direction * step - bound) >= 0.0
-        new_w = bound if at_bound else w + direction * step
-        guess = x if before is None else x + (x - before[1]) * ((new_w - w) / (w - before[0]))
-        try:
-            d, slope, new_x = path.solve(new_w, guess)
-        except NumericalError:
-            d, slope, new_x = np.inf, 0.0, x
-        new_z = float(np.sqrt(max(d - deviance, 0.0)))
-        if new_z - z > 1.75 * aim and (failures < MAX_FAILURES or not np.isfinite(d)):
-            if failures > 2 * MAX_FAILURES:
-                raise NumericalError(f"the deviance could not be minimised beyond {w:.6g} on the profile's scale")
-            failures += 1
-            step = abs(new_w - w) * (0.25 if not np.isfinite(d) else max(0.2, aim / (new_z - z)))
-            continue
-        points.append((new_w, d, slope, new_x))
-        before, w, x, z = (w, x), new_w, new_x, new_z
-        if z >= reach:
-            end = None
-            break
-        rise = abs(slope) / (2.0 * z) if z > 0.0 else 0.0
-        left = reach - z
-        target = 1.02 * left if left < 1.5 * aim else min(aim, left)
-        step = min(target / rise, 3.0 * step) if rise > 0.0 else 3.0 * step
-    _look_back(path, points)
-    return [point[:3] for point in points], end
-
-
-def _look_back(path: Path, points: list[Point]) -> None:
-    """Where the deviance falls from a point to the next one out, solve again from there: its optimum may be lower."""
-    for i in range(len(points) - 2, -1, -1):
-        w, d, _, _ = points[i]
-        if d <= points[i + 1][1]:
-            continue
-        try:
-            again = path.solve(w, points[i + 1][3])
-        except NumericalError:
-            continue
-        if again[0] < d:
-            points[i] = (w, *again)
+    return ProfileCurve(parameter.name, parameter.kind, estimate, w, zeta, slope, ends)

@@ -25,10 +25,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.newton import Newton
-from fastlmm_core.core import Control, CrossProducts, Plan, plan
+from fastlmm_core.core import Control, CrossProducts, Layout, plan
 from fastlmm_core.errors import NumericalError
+from fastlmm_core.inference.rotation import Reordered
 from fastlmm_core.inference.trust_region import minimise
 
 __all__ = ["BetaPath", "CorPath", "Path", "SdPath", "SigmaPath", "SplitCriterion"]
@@ -49,6 +49,8 @@ class Path(Protocol):
         Bounds of the coordinate.
     step : float
         About one standard error of the coordinate, at most.
+    longest : float
+        No two points of a profile lie further apart, however level it is.
     """
 
     estimate: float
@@ -56,6 +58,7 @@ class Path(Protocol):
     lower: float
     upper: float
     step: float
+    longest: float
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """Minimised deviance at coordinate `w`, its derivative in w, and the minimiser, sought from `x`.
@@ -65,6 +68,14 @@ class Path(Protocol):
         NumericalError
             The deviance cannot be evaluated or minimised there.
         """
+        ...
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """Coordinate and other variables of a model given by conditioned theta, what is profiled out at its optimum."""
+        ...
+
+    def theta(self, w: float, x: Array) -> Array:
+        """Conditioned theta, in the model's own order of columns, where the coordinate is `w` and the variables `x`."""
         ...
 
 
@@ -79,17 +90,22 @@ class SplitCriterion:
 
     def __init__(self, cross: CrossProducts, control: Control) -> None:
         self.cross = cross
-        self.plan: Plan = plan(cross, control)
+        self.plan: Layout = plan(cross, control)
         self.n = cross.n
         self.evaluator = self.plan.evaluator(False)
-        rank = cross.conditioning.rank
-        self._one = Evaluator(self.plan.arrays, self.plan.tail, 1, rank, False, 0.0, self.plan.threads)
+        self._one = self.plan.evaluator(False, n=1)
+        self.plan.load(self.evaluator, cross)
+        self._one.load(self.evaluator.values)
         n = self.n
         self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
 
     def log_r2(self, theta: Array) -> float:
         """Logarithm of r^2 at conditioned theta."""
         return float((self.evaluator.value(theta) - self._one.value(theta) - self._constant) / (self.n - 1))
+
+    def log_sigma(self, theta: Array) -> float:
+        """Logarithm of the sigma that is best at conditioned theta, in units of y_scale sqrt(weight_scale)."""
+        return 0.5 * (self.log_r2(theta) - float(np.log(self.n)))
 
     def at(self, theta: Array, tau: float) -> tuple[float, Array, Array]:
         """D(theta, tau), its gradient and model Hessian in (tau, theta): 1 + n_theta variables."""
@@ -127,13 +143,20 @@ def levels_of(cross: CrossProducts, k: int) -> int:
 class SigmaPath:
     """The residual standard deviation; the coordinate is its logarithm, in units of y_scale sqrt(weight_scale)."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, theta: Array) -> None:
         self.criterion = criterion
-        self.estimate = 0.5 * (criterion.log_r2(theta) - float(np.log(criterion.n)))
-        self.start = theta
+        self.estimate, self.start = self.locate(theta)
         self.step = float(np.sqrt(0.5 / criterion.n))
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """As `Path.locate`."""
+        return self.criterion.log_sigma(theta), theta
+
+    def theta(self, w: float, x: Array) -> Array:
+        """As `Path.theta`."""
+        return x
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
@@ -151,21 +174,30 @@ class SdPath:
     The variables are theta with tau in the place of L_c[0, 0].
     """
 
-    lower, upper = 0.0, np.inf
+    lower, upper, longest = 0.0, np.inf, np.inf
 
-    def __init__(self, criterion: SplitCriterion, theta: Array, k: int) -> None:
-        cross = criterion.cross
-        self.criterion, self.at = criterion, position(cross, k, 0, 0)
+    def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
+        cross = order.cross
+        self.criterion, self.order, self.at = criterion, order, position(cross, k, 0, 0)
         c = cross.conditioning
         # L_c[0, 0] = scale * s * exp(-tau)
         self.scale = float(cross.to_conditioned[self.at, self.at]) / (np.sqrt(c.weight_scale) * c.y_scale)
-        tau = 0.5 * (criterion.log_r2(theta) - float(np.log(criterion.n)))
-        entry = abs(float(theta[self.at]))
-        q = levels_of(cross, k)
-        self.estimate = entry * np.exp(tau) / self.scale
-        self.start = theta.copy()
-        self.start[self.at] = tau
-        self.step = max(entry / np.sqrt(2.0 * q), 0.1 * np.sqrt(q / cross.n)) * np.exp(tau) / self.scale
+        self.estimate, self.start = self.locate(theta)
+        q, sigma = levels_of(cross, k), np.exp(self.start[self.at])
+        self.step = max(self.estimate / np.sqrt(2.0 * q), 0.1 * np.sqrt(q / cross.n) * sigma / self.scale)
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """As `Path.locate`."""
+        x = self.order.there(theta).copy()
+        entry, tau = abs(float(x[self.at])), self.criterion.log_sigma(x)
+        x[self.at] = tau
+        return entry * float(np.exp(tau)) / self.scale, x
+
+    def theta(self, w: float, x: Array) -> Array:
+        """As `Path.theta`."""
+        theta = x.copy()
+        theta[self.at] = self.scale * w * np.exp(-x[self.at])
+        return self.order.back(theta)
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
@@ -197,31 +229,47 @@ class CorPath:
     square root of L_c[0, 0] in its place, and that of r in the place of L_c[1, 0] and L_c[1, 1].
     """
 
-    lower, upper = -np.pi / 2, np.pi / 2
+    lower, upper, longest = -np.pi / 2, np.pi / 2, 0.4
 
-    def __init__(self, criterion: SplitCriterion, theta: Array, k: int) -> None:
-        cross = criterion.cross
-        self.evaluator = criterion.evaluator
+    def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
+        cross = order.cross
+        self.evaluator, self.order = criterion.evaluator, order
         first, self.below, self.diagonal = (position(cross, k, i, j) for i, j in ((0, 0), (1, 0), (1, 1)))
         m = cross.to_conditioned
         self.lean = float(m[self.below, first] / m[first, first])
-        across = float(theta[self.below] - self.lean * theta[first])
-        self.estimate = float(np.arctan2(across, theta[self.diagonal]))
         self.others = np.delete(np.arange(len(theta)), self.diagonal)
         self.roots = np.flatnonzero((self.others == first) | (self.others == self.below))
         self.slot, self.first = int(np.searchsorted(self.others, self.below)), int(np.searchsorted(self.others, first))
-        self.start = theta[self.others]
-        self.start[self.slot] = np.hypot(across, theta[self.diagonal])
-        self.start[self.roots] = np.sqrt(np.abs(self.start[self.roots]))
+        self.estimate, self.start = self.locate(theta)
         self.step = float(1.0 / np.sqrt(levels_of(cross, k)))
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """As `Path.locate`."""
+        turned = self.order.there(theta)
+        x = turned[self.others]
+        across = float(turned[self.below] - self.lean * x[self.first])
+        x[self.slot] = np.hypot(across, turned[self.diagonal])
+        w = float(np.arctan2(across, turned[self.diagonal])) if x[self.slot] else 0.0
+        x[self.roots] = np.sqrt(np.abs(x[self.roots]))
+        return w, x
+
+    def theta(self, w: float, x: Array) -> Array:
+        """As `Path.theta`."""
+        squared = x.copy()
+        squared[self.roots] **= 2
+        return self.order.back(self._embedding(w) @ squared)
+
+    def _embedding(self, w: float) -> Array:
+        """The matrix (n_theta, n_theta - 1) that takes the variables, roots squared, to theta."""
+        embed = np.zeros((len(self.others) + 1, len(self.others)))
+        embed[self.others, np.arange(len(self.others))] = 1.0
+        embed[self.below, self.slot], embed[self.diagonal, self.slot] = np.sin(w), np.cos(w)
+        embed[self.below, self.first] = self.lean
+        return embed
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
-        embed = np.zeros((len(x) + 1, len(x)))
-        embed[self.others, np.arange(len(x))] = 1.0
-        sine, cosine = np.sin(w), np.cos(w)
-        embed[self.below, self.slot], embed[self.diagonal, self.slot] = sine, cosine
-        embed[self.below, self.first] = self.lean
+        embed, sine, cosine = self._embedding(w), np.sin(w), np.cos(w)
         roots = self.roots
 
         def function(x: Array) -> tuple[float, Array, Array, float]:
@@ -241,9 +289,9 @@ class CorPath:
 class BetaPath:
     """Coefficient j of those estimated; the coordinate is in the user's units. The variables are theta."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
-    def __init__(self, criterion: SplitCriterion, theta: Array, j: int, estimate: float, se: float) -> None:
+    def __init__(self, criterion: SplitCriterion, theta: Array, j: int, se: float) -> None:
         cross = criterion.cross
         c, p = cross.conditioning, cross.conditioning.rank
         self.full, self.n = criterion.evaluator, criterion.n
@@ -257,23 +305,29 @@ class BetaPath:
         self.along, keep = self.a / length, basis[:, 1:p]
         self.constant = c.constant(self.n, False)
 
-        made = criterion.plan
-        m = made.tail.m
         to = np.zeros((p + 1, p))
         to[:p, : p - 1], to[p, p - 1] = keep, 1.0
-        arrays = dict(made.arrays)
-        dense: Array = np.asarray(arrays["zd"])
-        tail: Array = np.asarray(arrays["zd_tail"])
-        arrays["zd"] = np.ascontiguousarray(dense @ to)
-        arrays["zd_tail"] = np.ascontiguousarray(to.T @ tail) if m else np.empty((p, 0))
-        arrays["dtd"] = np.ascontiguousarray(to.T @ cross.dtd @ to)
-        self.reduced = Evaluator(arrays, made.tail, self.n, p - 1, False, self.constant, made.threads)
+        values = criterion.evaluator.values
+        dense, tail = values.dense_lead, values.dense_tail
+        self.reduced = criterion.plan.evaluator(False, rank=p - 1)
+        self.reduced.load(values.recombined(to), self.constant)
         self.newton = Newton(self.reduced, 100, 1e-9)
         self.lead, self.tail = (dense[:, p], dense[:, :p] @ self.along), (tail[p], self.along @ tail[:p])
         xtx = cross.dtd[:p, :p]
         self.xty = (keep.T @ cross.dtd[:p, p], keep.T @ xtx @ self.along)
         self.norms = (2.0 * float(self.along @ cross.dtd[:p, p]), float(self.along @ xtx @ self.along))
-        self.estimate, self.step, self.start = estimate, se, theta
+        self.step = se
+        self.estimate, self.start = self.locate(theta)
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """As `Path.locate`."""
+        self.full.value(theta)
+        gamma = self.full.modes(theta)[0]
+        return self.origin + self.y_scale * float(self.a @ gamma), theta
+
+    def theta(self, w: float, x: Array) -> Array:
+        """As `Path.theta`."""
+        return x
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""

@@ -13,6 +13,7 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.exact_ratio import exact_test
 from fastlmm_core.inference.nested_tests import bootstrap_reduction
 from fastlmm_core.inference.reductions import criterion_without, reductions
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -30,7 +31,7 @@ NOTE = (
 
 def ranova(
     result: FittedModel, *, reduce_terms: bool = True, test: str = "chisq", n: int | None = None, seed: Seed = None
-) -> pd.DataFrame:
+) -> Table:
     """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`."""
     if test not in ("chisq", "bootstrap", "exact"):
         raise ModelError(f'test must be "chisq", "bootstrap" or "exact", not {test!r}')
@@ -60,5 +61,4 @@ def ranova(
         frame[f"p_{test}"] = simulated
     if test == "exact" and len(result.design.random) > 1:
         notes.append("p_exact leaves the other random terms out of the null distribution (Greven et al. 2008)")
-    frame.attrs["notes"] = notes
-    return frame
+    return table(frame, notes=notes)

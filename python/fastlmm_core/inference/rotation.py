@@ -3,19 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import CrossProducts
 
-__all__ = ["reorder_term"]
+__all__ = ["Reordered", "reorder_term"]
 
 Array = NDArray[np.float64]
 
 
-def reorder_term(cross: CrossProducts, theta: Array, k: int, order: Sequence[int]) -> tuple[CrossProducts, Array]:
+@dataclass(frozen=True, eq=False)
+class Reordered:
+    """A model with the columns of one term in another order, and the way there and back.
+
+    Attributes
+    ----------
+    cross : CrossProducts
+    rotation : (l, l) or None
+        Orthogonal R: the term's conditioned effects b are R b' in the new order; None where the order is the same.
+    at, row, column : (k,)
+        Places of the term's parameters in theta, and in its factor.
+    """
+
+    cross: CrossProducts
+    rotation: Array | None = None
+    at: NDArray[np.int64] | None = None
+    row: NDArray[np.int64] | None = None
+    column: NDArray[np.int64] | None = None
+
+    def there(self, theta: Array) -> Array:
+        """Conditioned theta (n_theta,) of the same covariance in the new order."""
+        return theta if self.rotation is None else self._turned(theta, self.rotation.T)
+
+    def back(self, theta: Array) -> Array:
+        """Conditioned theta (n_theta,) in the model's own order, of one in the new order."""
+        return theta if self.rotation is None else self._turned(theta, self.rotation)
+
+    def _turned(self, theta: Array, rotation: Array) -> Array:
+        assert self.at is not None
+        factor = np.zeros(rotation.shape)
+        factor[self.row, self.column] = theta[self.at]
+        turned = np.linalg.qr((rotation @ factor).T)[1].T
+        turned = turned * np.where(np.diag(turned) < 0, -1.0, 1.0)
+        new = theta.copy()
+        new[self.at] = turned[self.row, self.column]
+        return new
+
+
+def reorder_term(cross: CrossProducts, k: int, order: Sequence[int]) -> Reordered:
     """Put the columns of term `k` into `order`.
 
     The conditioned columns z T become z P T', with T' lower triangular and chosen such that T^-1 P T' = R is orthogonal
@@ -24,22 +62,14 @@ def reorder_term(cross: CrossProducts, theta: Array, k: int, order: Sequence[int
     Parameters
     ----------
     cross : CrossProducts
-    theta : (n_theta,)
-        Conditioned.
     k : int
     order : sequence of int
         New column c is the old column order[c].
-
-    Returns
-    -------
-    CrossProducts
-    theta : (n_theta,)
-        The same covariance in the new coordinates.
     """
     t = cross.transforms[k]
     l = len(t)
     if list(order) == list(range(l)):
-        return cross, theta
+        return Reordered(cross)
     g = next(g for g, group in enumerate(cross.groups) if k in group.terms)
     group = cross.groups[g]
     offset = group.offsets[group.terms.index(k)]
@@ -69,20 +99,12 @@ def reorder_term(cross: CrossProducts, theta: Array, k: int, order: Sequence[int
     for c in range(l):
         inside = at[column == c]
         mapping[np.ix_(inside, inside)] = lower[c:, c:] * scale
-    factor = np.zeros((l, l))
-    factor[row, column] = theta[at]
-    turned = np.linalg.qr((rotation.T @ factor).T)[1].T
-    turned *= np.where(np.diag(turned) < 0, -1.0, 1.0)
-    new_theta = theta.copy()
-    new_theta[at] = turned[row, column]
-    return (
-        replace(
-            cross,
-            blocks=tuple(blocks),
-            dense=tuple(dense),
-            pairs=pairs,
-            transforms=tuple(transforms),
-            theta_map=replace(cross.theta_map, to_conditioned=mapping),
-        ),
-        new_theta,
+    turned = replace(
+        cross,
+        blocks=tuple(blocks),
+        dense=tuple(dense),
+        pairs=pairs,
+        transforms=tuple(transforms),
+        theta_map=replace(cross.theta_map, to_conditioned=mapping),
     )
+    return Reordered(turned, rotation, at, row, column)

@@ -1,7 +1,8 @@
-"""Whether fits may be compared."""
+"""Whether fits can be compared at all: the same rows, responses, weights and offsets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,16 +10,67 @@ import numpy as np
 from fastlmm_core.errors import DataError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
 
-__all__ = ["check_same_data"]
+__all__ = ["same_columns", "same_data"]
 
 
-def check_same_data(a: FittedModel, b: FittedModel, name_a: str, name_b: str) -> None:
-    """DataError where two fits do not share rows, response and weights."""
-    one, other = a.design, b.design
-    if len(one.y) != len(other.y) or not np.array_equal(one.row_index, other.row_index):
-        hint = "missing values in a variable of one of them?"
-        raise DataError(f"{name_a!r} used {len(one.y)} rows and {name_b!r} {len(other.y)}, not the same ones: {hint}")
-    if not np.array_equal(one.y, other.y):
-        raise DataError(f"{name_a!r} and {name_b!r} have different responses: their likelihoods cannot be compared")
+def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None) -> None:
+    """Raise where fits do not share their data.
+
+    Parameters
+    ----------
+    models : sequence of FittedModel
+        Each is held against the first.
+    labels : sequence of str, optional
+        What the error calls them; the formulas by default.
+
+    Raises
+    ------
+    DataError
+        Different rows, responses, weights or offsets.
+    """
+    names = [m.formula for m in models] if labels is None else list(labels)
+    first = models[0].design
+    for k in range(1, len(models)):
+        why = _difference(first, models[k].design)
+        if why:
+            one, other = (repr(name) for name in (names[0], names[k]))
+            if one == other:
+                one, other = "model 1", f"model {k + 1}"
+            raise DataError(f"{one} and {other} {why}: only fits of the same data can be compared")
+
+
+def _difference(a: Design, b: Design) -> str:
+    """In what the data of two fits differ; an empty text where they do not."""
+    if len(a.y) != len(b.y):
+        return f"used {len(a.y)} and {len(b.y)} rows, not the same ones (a missing value in one of them?)"
+    if not _same_rows(a, b):
+        return f"used {len(a.y)} rows each, but not the same ones"
+    if not np.array_equal(a.y, b.y):
+        return "have different responses, or the same one in another order of rows"
+    for what, fill in (("weights", 1.0), ("offset", 0.0)):
+        one, two = (_filled(getattr(d, what), fill, len(a.y)) for d in (a, b))
+        if not np.array_equal(one, two):
+            return f"have different {what if what == 'weights' else 'offsets'}"
+    return ""
+
+
+def _filled(values: NDArray[np.float64] | None, fill: float, n: int) -> NDArray[np.float64]:
+    return np.full(n, fill) if values is None else values
+
+
+def _same_rows(a: Design, b: Design) -> bool:
+    """Same labels, or same places in the table; of tables of different lengths the response has to tell."""
+    if a.index is not None and b.index is not None and a.index.equals(b.index):
+        return True
+    return a.n_total != b.n_total or bool(np.array_equal(a.row_index, b.row_index))
+
+
+def same_columns(models: Sequence[FittedModel]) -> bool:
+    """Whether the fixed parts have the same columns, so that restricted likelihoods compare."""
+    first = models[0].design.X
+    return all(m.design.X.shape == first.shape and np.array_equal(m.design.X, first) for m in models[1:])

@@ -17,8 +17,9 @@ from fastlmm_core.fitting.ranef import ranef
 from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.comparison import aicc
-from fastlmm_core.inference.diagnostics import residuals, weighted_residuals
+from fastlmm_core.inference.diagnostics import cooks_distance, residuals
 from fastlmm_core.inference.leverage import leverages
+from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -35,7 +36,7 @@ def tidy(
     conf_int: bool = False,
     level: float = 0.95,
     ddf: str | None = "satterthwaite",
-) -> pd.DataFrame:
+) -> Table:
     """One row a parameter; see `LmerResult.tidy`."""
     wanted = [effects] if isinstance(effects, str) else list(effects)
     for effect in wanted:
@@ -57,7 +58,7 @@ def tidy(
         df = np.clip(frame["df"].fillna(np.inf), None, 1e12) if "df" in frame else 1e12
         half = stdtrit(df, 0.5 + 0.5 * level) * frame["std_error"]
         frame = frame.assign(conf_low=frame["estimate"] - half, conf_high=frame["estimate"] + half)
-    return frame
+    return table(frame)
 
 
 Columns = dict[str, list[Any]]
@@ -119,9 +120,9 @@ def _ran_vals(fit: FittedModel) -> Columns:
     )
 
 
-def glance(fit: FittedModel) -> pd.DataFrame:
+def glance(fit: FittedModel) -> Table:
     """One row for the model; see `LmerResult.glance`."""
-    return pd.DataFrame(
+    return table(
         {
             "nobs": [fit.nobs],
             "sigma": [fit.sigma],
@@ -135,28 +136,28 @@ def glance(fit: FittedModel) -> pd.DataFrame:
     )
 
 
-def augment(fit: FittedModel, data: Any = None) -> pd.DataFrame:
+def augment(fit: FittedModel, data: Any = None) -> Table:
     """One row an observation; see `LmerResult.augment`."""
     design, core = fit.design, fit.core
-    index = row_index(design)
-    h = leverages(design, core)
-    scaled = weighted_residuals(design, core) / core.sigma
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cooks = (scaled / (1.0 - h)) ** 2 * h / max(core.rank, 1)
     out: dict[str, Any] = {
         "fitted": core.fitted,
         "resid": design.y - core.fitted,
         "fixed": predict(design, core, re_form=None),
-        "hat": h,
-        "cooksd": cooks,
+        "hat": leverages(design, core),
+        "cooksd": cooks_distance(design, core),
         "std_resid": residuals(design, core, "studentized"),
     }
     if design.offset is not None:
         out["offset"] = design.offset
     if design.weights is not None:
         out["weights"] = design.weights
-    answers = pd.DataFrame({f".{name}": np.asarray(values) for name, values in out.items()}, index=index)
-    return _model_frame(fit).join(answers) if data is None else _rows_used(fit, data).join(answers)
+    frame = _model_frame(fit) if data is None else _rows_used(fit, data)
+    answers = {f".{name}": np.asarray(values) for name, values in out.items()}
+    twice = [name for name in answers if name in frame]
+    if twice:
+        raise DataError(f"data has a column {twice[0]!r} already, which augment adds: rename or drop it first")
+    # by position: the labels of rows need not be unique
+    return table(frame.assign(**answers))
 
 
 def _model_frame(fit: FittedModel) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.text import abbreviate, html_table, text_table
+from fastlmm_core.fitting.text import abbreviate, format_pvalue, html_table, text_table
 from fastlmm_core.fitting.var_corr import VarCorr
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Summary:
             if name in ("estimate", "std_error"):
                 columns[name] = _fixed(values, _decimals(self.coefficients[["estimate", "std_error"]].to_numpy()))
             elif name == "p":
-                columns[name] = [f"{v:.3g}" if v >= 2e-16 else "<2e-16" for v in values]
+                columns[name] = list(map(format_pvalue, values))
             else:
                 columns[name] = _fixed(values, 3 if name in ("t", "z") else 2)
         rows = [

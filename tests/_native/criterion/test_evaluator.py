@@ -1,39 +1,19 @@
 """One evaluation against dense algebra in conditioned coordinates, for every engine and block size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.tail.sparse import SparseTail
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
-from fastlmm_core.core.plan import evaluator_arrays, pattern, structures
+from fastlmm_core.core.layout import evaluator_arrays, pattern, structures
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import NumericalError
+from kernel_models import criteria, models, with_tail
 from kernel_oracle import Dense, both, diagonal_blocks, problem, shuffled_offsets
 
 TAILS = {"none": EmptyTail, "dense": DenseTail, "sparse": SparseTail}
-
-MODELS = {
-    "one scalar": ((11,), (1,), "auto"),
-    "one slope": ((9,), (2,), "auto"),
-    "one cubic": ((8,), (3,), "auto"),
-    **{
-        f"{name}, {engine}": (*model, engine)
-        for engine in ("dense", "sparse")
-        for name, model in {
-            "crossed": ((13, 7), (1, 1)),
-            "slopes lead": ((11, 6), (3, 1)),
-            "slopes in the tail": ((25, 7), (1, 2)),
-            "wide blocks": ((15, 6, 5), (2, 3, 3)),
-            "mixed blocks": ((30, 6, 5, 4), (2, 1, 3, 2)),
-        }.items()
-    },
-}
-
-models = pytest.mark.parametrize(("levels", "widths", "engine"), MODELS.values(), ids=MODELS.keys())
-tailed = {name: model for name, model in MODELS.items() if len(model[0]) > 1}
-with_tail = pytest.mark.parametrize(("levels", "widths", "engine"), tailed.values(), ids=tailed.keys())
-criteria = pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])
 
 
 def theta_list(dense):
@@ -198,10 +178,12 @@ def rebuilt(objective, offsets, threads, reml=True):
     """The same model with the tail in another order, dense, and any number of threads."""
     cross = objective.cross
     leading, rows = structures(cross, offsets)
-    arrays = evaluator_arrays(cross, offsets, leading)
+    arrays = evaluator_arrays(cross, offsets, leading, rows)
     tail = DenseTail(rows, threads) if len(offsets) else EmptyTail()
-    rank, nu = cross.conditioning.rank, objective.evaluator.nu
-    return Evaluator(arrays, tail, cross.n, rank, reml, cross.conditioning.constant(nu, reml), threads)
+    layout = replace(objective.plan, offsets=offsets, arrays=arrays, tail=tail, threads=threads)
+    evaluator = layout.evaluator(reml)
+    layout.load(evaluator, cross)
+    return evaluator
 
 
 @with_tail
@@ -242,10 +224,10 @@ def test_sparse_threads_do_not_change_a_bit():
     answers = []
     with one_blas_thread():
         for threads in (1, 2):
-            tail = SparseTail(rows, *lower, threads)
-            constant = cross.conditioning.constant(objective.evaluator.nu, True)
-            rank = cross.conditioning.rank
-            answers.append(Evaluator(plan.arrays, tail, cross.n, rank, True, constant, threads).derivatives(theta))
+            layout = replace(plan, tail=SparseTail(rows, *lower, threads), threads=threads)
+            evaluator = layout.evaluator(True)
+            layout.load(evaluator, cross)
+            answers.append(evaluator.derivatives(theta))
     for a, b in zip(*answers, strict=True):
         np.testing.assert_array_equal(a, b)
 

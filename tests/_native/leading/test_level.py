@@ -27,7 +27,7 @@ def distinct(levels, n=70, seed=0):
 @pytest.mark.parametrize("levels", [(20, 9), (20, 7, 8)], ids=["two factors", "three factors"])
 def test_cells_of_one_row(levels, reml, engine):
     objective, dense = both(distinct(levels), reml, engine)
-    assert (objective.plan.arrays["val"] == 1.0).all()
+    assert (objective.evaluator.values.cells == 1.0).all()
     for seed in range(3):
         theta = dense.random_theta(seed)
         value, gradient, hessian = objective.evaluator.derivatives(theta)

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._native.symbolic.index import leading_rows, permuted_pattern, schur_fill, schur_pattern, tail_rows
+from fastlmm_core._native.symbolic.index import (
+    leading_rows,
+    leading_values,
+    permuted_pattern,
+    schur_fill,
+    schur_pattern,
+    tail_rows,
+    tail_values,
+)
 from kernel_oracle import expand, incidence, lower_rows, problem, shuffled_offsets
 
 CASES = [
@@ -26,14 +34,16 @@ class Structures:
         self.m = sum(g.size for g in groups[1:])
         cross = self.products.cross(given.y)
         offsets = shuffled_offsets([g.n_levels for g in groups[1:]], [g.n_columns for g in groups[1:]], seed)
-        self.leading = leading_rows(
-            self.q, self.l, self.m, [(*cross.pairs[0, h + 1], offset) for h, offset in enumerate(offsets)]
-        )
-        self.tail = tail_rows(
-            self.m,
+        leading = [(*cross.pairs[0, h + 1], offset) for h, offset in enumerate(offsets)]
+        self.leading = leading_rows(self.q, self.m, leading)
+        ptr, _, t_ptr, _, t_pos = self.leading
+        self.leading_values = leading_values(self.l, ptr, t_ptr, t_pos, leading)
+        tail = (
             list(zip(cross.blocks[1:], offsets, strict=True)),
             [(*cells, offsets[g - 1], offsets[h - 1]) for (g, h), cells in cross.pairs.items() if g > 0],
         )
+        self.tail = tail_rows(self.m, *tail)
+        self.tail_values = tail_values(self.tail[0], *tail)
         z = [
             incidence(codes, g.n_levels, columns)
             for codes, g, columns in zip(self.products.codes, groups, self.products.columns, strict=True)
@@ -51,7 +61,7 @@ class Structures:
         self.pattern = np.tril(met | ((self.levels.T.astype(int) @ self.levels) > 0))
 
     def schur_arguments(self):
-        ptr, idx, _, t_ptr, t_lead, t_pos = self.leading
+        ptr, idx, t_ptr, t_lead, t_pos = self.leading
         return self.tail[0], self.tail[1], ptr, idx, t_ptr, t_lead, t_pos
 
 
@@ -59,7 +69,8 @@ class Structures:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_leading_rows_hold_the_cross_product(levels, widths, seed):
     s = Structures(levels, widths, seed)
-    ptr, idx, val, *_ = s.leading
+    ptr, idx, *_ = s.leading
+    val = s.leading_values
     dense = np.zeros((s.q, s.l, s.m))
     for i in range(s.q):
         columns = idx[ptr[i] : ptr[i + 1]]
@@ -72,7 +83,7 @@ def test_leading_rows_hold_the_cross_product(levels, widths, seed):
 @pytest.mark.parametrize(("levels", "widths"), CASES)
 def test_transpose_of_the_leading_rows(levels, widths):
     s = Structures(levels, widths)
-    ptr, idx, _, t_ptr, t_lead, t_pos = s.leading
+    ptr, idx, t_ptr, t_lead, t_pos = s.leading
     assert len(t_ptr) == s.m + 1
     assert t_ptr[-1] == len(idx)
     for j in range(s.m):
@@ -86,12 +97,12 @@ def test_transpose_of_the_leading_rows(levels, widths):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tail_rows_hold_the_lower_triangle(levels, widths, seed):
     s = Structures(levels, widths, seed)
-    ptr, idx, _ = s.tail
+    ptr, idx = s.tail
     for j in range(s.m):
         columns = idx[ptr[j] : ptr[j + 1]]
         assert (columns <= j).all()
         assert len(set(columns)) == len(columns)
-    np.testing.assert_allclose(lower_rows(*s.tail, s.m), np.tril(s.Z_tail.T @ s.Z_tail), atol=1e-12)
+    np.testing.assert_allclose(lower_rows(*s.tail, s.tail_values, s.m), np.tril(s.Z_tail.T @ s.Z_tail), atol=1e-12)
 
 
 @pytest.mark.parametrize(("levels", "widths"), CASES)
@@ -120,9 +131,9 @@ def test_schur_fill_counts_the_sampled_rows(levels, widths):
 
 
 def test_no_tail():
-    ptr, idx, val, t_ptr, t_lead, t_pos = leading_rows(3, 2, 0, [])
+    ptr, idx, t_ptr, t_lead, t_pos = leading_rows(3, 0, [])
     np.testing.assert_array_equal(ptr, np.zeros(4))
-    assert len(idx) == len(val) == len(t_lead) == len(t_pos) == 0
+    assert len(idx) == len(leading_values(2, ptr, t_ptr, t_pos, [])) == len(t_lead) == len(t_pos) == 0
     np.testing.assert_array_equal(t_ptr, [0])
 
 

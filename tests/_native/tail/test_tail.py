@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
-from fastlmm_core.core.plan import structures
+from fastlmm_core.core.layout import structures
 from kernel_oracle import both, diagonal_blocks, problem
 
 
@@ -26,9 +26,9 @@ def test_dense_tail_keeps_its_rows(threads):
     assert all(a is b for a, b in zip(tail._keep, rows, strict=True))
 
 
-@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("position", [0, 1])
 def test_rows_of_a_wrong_type_are_refused(position):
-    rows = [np.array([0, 1], np.int64), np.array([0], np.int32), np.array([1.0])]
+    rows = [np.array([0, 1], np.int64), np.array([0], np.int32)]
     rows[position] = rows[position].astype(np.float32)
     with pytest.raises(ValueError, match="mismatch"):
         DenseTail(tuple(rows), 1)

@@ -3,13 +3,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.criterion import Criterion
 
 class Newton:
     messages: dict[int, str]
-    def __init__(self, evaluator: Evaluator, max_evaluations: int, tol: float) -> None: ...
+    def __init__(self, criterion: Criterion, max_evaluations: int, tol: float) -> None: ...
     @property
-    def evaluator(self) -> Evaluator: ...
+    def criterion(self) -> Criterion: ...
     @property
     def max_evaluations(self) -> int: ...
     @property

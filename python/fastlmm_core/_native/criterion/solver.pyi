@@ -3,9 +3,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.criterion.criterion import Criterion
+from fastlmm_core._native.criterion.values import Values
 from fastlmm_core._native.tail.tail import Tail
 
-class Solver:
+class Solver(Criterion):
     def __init__(
         self,
         arrays: dict[str, NDArray[Any]],
@@ -13,9 +15,15 @@ class Solver:
         n: int,
         p: int,
         reml: bool,
-        constant: float,
         threads: int,
+        fixed_scale: bool = False,
     ) -> None: ...
+    @property
+    def values(self) -> Values: ...
+    @property
+    def fixed_scale(self) -> bool: ...
+    def load(self, values: Values, constant: float = 0.0) -> None: ...
+    def invert(self, theta: NDArray[np.float64]) -> None: ...
     @property
     def tail(self) -> Tail: ...
     @property

@@ -6,18 +6,17 @@ LeadingPair = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], N
 TailPair = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]
 
 def leading_rows(
-    q: int, l: int, m: int, pairs: list[LeadingPair]
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.float64],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.int64],
-]: ...
+    q: int, m: int, pairs: list[LeadingPair]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]: ...
+def leading_values(
+    l: int, ptr: NDArray[np.int64], t_ptr: NDArray[np.int64], t_pos: NDArray[np.int64], pairs: list[LeadingPair]
+) -> NDArray[np.float64]: ...
 def tail_rows(
     m: int, blocks: list[tuple[NDArray[np.float64], NDArray[np.int64]]], pairs: list[TailPair]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]: ...
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]: ...
+def tail_values(
+    ptr: NDArray[np.int64], blocks: list[tuple[NDArray[np.float64], NDArray[np.int64]]], pairs: list[TailPair]
+) -> NDArray[np.float64]: ...
 def schur_fill(
     a_ptr: NDArray[np.int64],
     a_idx: NDArray[np.int32],

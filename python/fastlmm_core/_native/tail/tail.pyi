@@ -1,11 +1,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-TailRows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64]]
+TailRows = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 class Tail:
     @property
     def m(self) -> int: ...
+    @property
+    def stamp(self) -> int: ...
 
 class EmptyTail(Tail):
     def __init__(self) -> None: ...

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.bootstrap import Statistic
     from fastlmm_core.inference.intervals import Ddf, Kind
     from fastlmm_core.inference.profile import Profile
+    from fastlmm_core.inference.table import Table
     from fastlmm_core.results.result import LmerResult
 
     Seed = int | Sequence[int] | np.random.SeedSequence | None
@@ -34,7 +35,7 @@ class IntervalMethods(FittedModel):
         level: float = 0.95,
         parm: str | Iterable[str] | None = None,
         *,
-        ddf: Ddf = "normal",
+        ddf: Ddf = "satterthwaite",
         kind: Kind = "percentile",
         n: int = 1000,
         seed: Seed = None,
@@ -42,7 +43,7 @@ class IntervalMethods(FittedModel):
         progress: bool = False,
         cov_type: str = "model",
         cluster: Any = None,
-    ) -> pd.DataFrame:
+    ) -> Table:
         """Confidence intervals of every parameter.
 
         Parameters
@@ -54,11 +55,13 @@ class IntervalMethods(FittedModel):
         level : float
         parm : str or iterable of str, optional
             Parameters by name; "beta_" is all coefficients, "theta_" all others. Every one by default.
-        ddf : {"normal", "residual", "satterthwaite", "kenward-roger"}
-            Of "wald": normal quantiles as lme4, or those of t with the degrees of freedom of `coef_table`.
-        kind : {"percentile", "basic", "bca"}
-            Of "boot". "bca" corrects for bias and skewness, and refits the model without each level of the grouping
-            factor that has fewest.
+        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+            Of "wald": quantiles of t with the degrees of freedom of `coef_table`, so that an interval excludes zero
+            where the summary's p-value is below 1 − level; "normal" for lme4's.
+        kind : {"percentile", "basic", "norm", "bca"}
+            Of "boot". "norm": the estimate less its bias, ± normal quantiles of the standard deviation of the draws.
+            "bca" corrects for bias and skewness, and refits the model without each level of the grouping factor that
+            has fewest.
         n, seed, progress
             Of "boot", as in `bootstrap`; `progress` is of "profile", too.
         draws : DataFrame, optional
@@ -68,7 +71,7 @@ class IntervalMethods(FittedModel):
 
         Returns
         -------
-        DataFrame
+        Table
             Columns lower, upper. Rows as in lme4: standard deviations and correlations term by term
             (``sd_Intercept|Subject``, ``cor_Days.Intercept|Subject``, ``sd_Days|Subject``), ``sigma``, coefficients.
             A profile that meets a bound first has 0 for a standard deviation, ±1 for a correlation.
@@ -92,8 +95,8 @@ class IntervalMethods(FittedModel):
         Days                            7.359   13.576
         >>> fit.conf_int(parm="beta_").round(2)
                     lower   upper
-        Intercept  238.03  264.78
-        Days         7.44   13.50
+        Intercept  237.01  265.80
+        Days         7.21   13.73
         """
         from fastlmm_core.inference.intervals import conf_int
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fastlmm_core.inference.ddf import FTest
+    from fastlmm_core.inference.table import Table
     from fastlmm_core.results.result import LmerResult
 
 __all__ = ["DdfMethods"]
@@ -26,7 +27,7 @@ class DdfMethods:
 
         Parameters
         ----------
-        ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
+        ddf : {"satterthwaite", "kenward-roger" (or "KR"), "residual", "normal"}
             Denominator degrees of freedom: Satterthwaite's from the observed information of the variance parameters
             (as lmerTest), Kenward and Roger's (1997) with adjusted standard errors (as pbkrtest; a maximum-likelihood
             fit is refitted by REML), `nobs` less the number of coefficients, or infinitely many.
@@ -70,7 +71,7 @@ class DdfMethods:
 
     def t_test(
         self, hypotheses: Any, *, ddf: str = "satterthwaite", cov_type: str = "model", cluster: Any = None
-    ) -> pd.DataFrame:
+    ) -> Table:
         """Test linear hypotheses R β = q, each on its own.
 
         Parameters
@@ -83,8 +84,9 @@ class DdfMethods:
 
         Returns
         -------
-        DataFrame
-            A row a hypothesis: estimate (R β), value (q), std_error, df, t, p.
+        Table
+            A row a hypothesis: estimate (R β), value (q), std_error, df, t, p. Where columns depend on others, a row is
+            answered if the data determine it, whatever column was dropped; otherwise it is NaN, with a note.
 
         Raises
         ------
@@ -92,8 +94,6 @@ class DdfMethods:
             The text is not a linear equation in the coefficients.
         DataError
             An array of another width.
-        ModelError
-            A dropped coefficient is involved.
 
         Examples
         --------
@@ -117,13 +117,21 @@ class DdfMethods:
         Parameters
         ----------
         hypotheses, ddf, cov_type, cluster
-            As in `t_test`. Rows that follow from others are left out of the degrees of freedom.
+            As in `t_test`. Rows that follow from earlier ones are left out first.
 
         Returns
         -------
         FTest
             F, num_df, den_df, p, sum_sq, mean_sq. Satterthwaite's denominator is Fai and Cornelius' (1996), Kenward and
-            Roger's comes with their scale of F, a robust covariance's is HTZ (Tipton and Pustejovsky 2015).
+            Roger's comes with their scale of F, a robust covariance's is HTZ (Tipton and Pustejovsky 2015). NaN, with a
+            note, where a row is not estimable.
+
+        Raises
+        ------
+        FormulaError, DataError
+            As `t_test`.
+        ModelError
+            Rows that follow from others have values that do not.
 
         Examples
         --------
@@ -137,13 +145,13 @@ class DdfMethods:
         return f_test(cast("LmerResult", self), hypotheses, ddf=ddf, cov_type=cov_type, cluster=cluster)
 
     def anova(
-        self, type: int = 3, ddf: str = "satterthwaite", *, cov_type: str = "model", cluster: Any = None
-    ) -> pd.DataFrame:
+        self, type: int | str = 3, ddf: str = "satterthwaite", *, cov_type: str = "model", cluster: Any = None
+    ) -> Table:
         """F tests of the terms of the fixed part.
 
         Parameters
         ----------
-        type : {3, 2, 1}
+        type : {3, 2, 1}, or "III", "II", "I"
             3: each term as if added last, factors taken to be coded by contrasts that sum to zero, whatever coding the
             fit uses. 2: each term beyond the others that do not contain it. 1: one after the other as written.
         ddf : str
@@ -151,9 +159,10 @@ class DdfMethods:
 
         Returns
         -------
-        DataFrame
+        Table
             A row a term: sum_sq, mean_sq, num_df, den_df, F, p. The intercept has none. Where cells are empty, type 3
-            follows the definition by estimable functions (SAS, lmerTest).
+            follows the definition by estimable functions (SAS, lmerTest), which the table's notes say; a term whose
+            columns the others span has 0 degrees of freedom and NaN.
 
         Examples
         --------
@@ -169,7 +178,7 @@ class DdfMethods:
 
         return anova_table(cast("LmerResult", self), type=type, ddf=ddf, cov_type=cov_type, cluster=cluster)
 
-    def drop1(self, *, test: str = "F", ddf: str = "satterthwaite") -> pd.DataFrame:
+    def drop1(self, *, test: str = "F", ddf: str = "satterthwaite") -> Table:
         """Test each term of the fixed part that no other term contains, as if it alone were left out.
 
         Parameters

@@ -4,8 +4,9 @@ With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative
     G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
     leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
     tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular
-where e_i (REML only) carries the fixed effects' share. The model Hessian is the average information (Gilmour, Thompson
-and Cullis 1995) plus the exact curvature of Sigma = L L':
+where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and
+what the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
+Hessian is the average information (Gilmour, Thompson and Cullis 1995) plus the exact curvature of Sigma = L L':
     H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column]
     f_a  = dV/dtheta_a Py
 
@@ -17,7 +18,7 @@ of chunks, so results do not depend on the number of threads.
 import numpy as np
 
 from cython.parallel cimport prange
-from libc.math cimport fabs
+from libc.math cimport fabs, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
@@ -27,9 +28,9 @@ from fastlmm_core._native.criterion.solver cimport Solver
 from fastlmm_core._native.tail.tail cimport Tail
 from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
 
-from fastlmm_core.errors import NumericalError
-
 __all__ = ["Evaluator"]
+
+cdef double FLOOR = 1e-6  # squared floor of a tail factor's singular values, over one over the weight a level has
 
 cdef enum:
     CHUNK = 256     # leading levels a chunk, unless that makes too many
@@ -39,9 +40,9 @@ cdef enum:
 cdef class Evaluator(Solver):
     """A `Solver` with derivatives; parameters as there."""
 
-    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml,
-                 double constant, int threads):
-        Solver.__init__(self, arrays, tail, n, p, reml, constant, threads)
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
+                 bint fixed_scale=False):
+        Solver.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
         self.ready = False
         cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
         self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
@@ -50,7 +51,7 @@ cdef class Evaluator(Solver):
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
         self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta)
         self.omega = np.zeros(2 * m * p + 1)
-        self.sums, self.traces = np.zeros(n_lam), np.zeros(n_lam)
+        self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
@@ -68,38 +69,91 @@ cdef class Evaluator(Solver):
         cdef double[:, ::1] hessian = hessian_
         cdef double out = 0.0
         cdef int status
+        if self.fixed_scale:
+            raise ValueError("with a fixed scale the derivatives are made of `traces`")
         self.enter()
         try:
             self.check_length(theta)
             with nogil:
-                status = self.c_value(&theta[0], &out)
+                status = self.factor_at(&theta[0])
+                out = self.criterion
                 if status == 0:
                     status = self.c_derivatives(&gradient[0], &hessian[0, 0])
         finally:
             self.leave()
-        if status != 0:
-            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        self.check(status, theta)
         return out, gradient_, hessian_
 
-    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil:
-        """Gradient and model Hessian where `c_value` was last called; uses up its factors."""
+    def traces(self, const double[::1] theta not None):
+        """sum_j [Z_k'V^-1 Z_k]_jj of each group at ``theta``, with a fixed scale.
+
+        Returns
+        -------
+        list of (l, l) arrays
+            Half the derivative of log|M| by the group's covariance matrix Sigma_k.
+        """
+        cdef int status
+        if not self.fixed_scale:
+            raise ValueError("traces of V^-1 need a fixed scale; `derivatives` has the profiled criterion's")
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.factor_at(&theta[0]) if not self.same(&theta[0]) else 0
+                if status == 0:
+                    self.leading_shrinkage()
+                    status = self.all_traces()
+            sums = np.array(self.sums)
+        finally:
+            self.leave()
+        self.check(status, theta)
+        ends, widths = np.asarray(self.group_lam), np.asarray(self.group_l)
+        return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
+
+    def chain(self, const double[::1] theta not None, list blocks not None):
+        """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
+
+        Parameters
+        ----------
+        theta : (n_theta,)
+        blocks : list of (l, l) arrays
+            Symmetric G of each group: the function changes by sum_k <G_k, dSigma_k>.
+
+        Returns
+        -------
+        gradient : (n_theta,)
+            2 G L at each parameter's place.
+        curvature : (n_theta, n_theta)
+            What Sigma's own curvature adds to the second derivatives, 2 G[i_a, i_b] within a column of one factor.
+        """
+        self.check_length(theta)
+        cdef Py_ssize_t a, nt = self.n_theta
+        gradient_, curvature_ = np.empty(nt), np.zeros((nt, nt))
+        cdef double[::1] gradient = gradient_, big_g = np.concatenate([np.ravel(g) for g in blocks])
+        cdef double[::1] lam = np.zeros(self.lam.shape[0])
+        cdef double[:, ::1] curvature = curvature_
+        if big_g.shape[0] != lam.shape[0]:
+            raise ValueError(f"{big_g.shape[0]} entries in the blocks, not {lam.shape[0]}")
+        for a in range(nt):
+            lam[self.place_of(a)] = theta[a]
+        self.c_chain(&lam[0], &big_g[0], &gradient[0], &curvature[0, 0])
+        return gradient_, curvature_
+
+    cdef Py_ssize_t place_of(self, Py_ssize_t a) noexcept nogil:
+        cdef Py_ssize_t g = self.theta_group[a]
+        return self.group_lam[g] + self.theta_row[a] * self.group_l[g] + self.theta_col[a]
+
+    cdef void c_chain(self, const double *lam, const double *sums, double *gradient, double *hessian) noexcept nogil:
+        """Gradient from G of every factor; its curvature is added to ``hessian``."""
         cdef Py_ssize_t a, b, g, l, nt = self.n_theta
-        cdef double scale = self.nu / self.r2, r2 = self.r2, h
+        cdef double h
         cdef const double *big_g
         cdef const double *factor
-        self.current = False
-        self.solve_modes()
-        self.information(gradient)  # gradient holds f_a'Py for now
-        for a in range(nt):
-            for b in range(nt):
-                hessian[a * nt + b] = scale * (self.h1[a, b] - gradient[a] * gradient[b] / r2)
-        if self.group_gradients() != 0:
-            return 1
         for a in range(nt):
             g = self.theta_group[a]
             l = self.group_l[g]
-            big_g = &self.sums[self.group_lam[g]]
-            factor = &self.lam[self.group_lam[g]]
+            big_g = sums + self.group_lam[g]
+            factor = lam + self.group_lam[g]
             h = 0.0
             for b in range(l):
                 h += big_g[self.theta_row[a] * l + b] * factor[b * l + self.theta_col[a]]
@@ -107,6 +161,19 @@ cdef class Evaluator(Solver):
             for b in range(nt):
                 if self.theta_group[b] == g and self.theta_col[b] == self.theta_col[a]:
                     hessian[a * nt + b] += 2.0 * big_g[self.theta_row[a] * l + self.theta_row[b]]
+
+    cdef int c_derivatives(self, double *gradient, double *hessian) noexcept nogil:
+        """Gradient and model Hessian where `c_value` was last called; the inverse takes its factors' place."""
+        cdef Py_ssize_t a, b, nt = self.n_theta
+        cdef double scale = self.nu / self.r2, r2 = self.r2
+        self.solve_modes()
+        self.information(gradient)  # gradient holds f_a'Py for now
+        for a in range(nt):
+            for b in range(nt):
+                hessian[a * nt + b] = scale * (self.h1[a, b] - gradient[a] * gradient[b] / r2)
+        if self.group_gradients() != 0:
+            return 1
+        self.c_chain(&self.lam[0], &self.sums[0], gradient, hessian)
         return 0
 
     cdef void information(self, double *fpy) noexcept nogil:
@@ -236,12 +303,25 @@ cdef class Evaluator(Solver):
         else:
             information_levels(self, first, last, sums, self.lead.l)
 
-    cdef int group_gradients(self) noexcept nogil:
-        """G of every factor, into ``sums``.
+    cdef void leading_shrinkage(self) noexcept nogil:
+        """``sums`` begins with sum_i (I - A_i K_i) A_i, in the order of the levels."""
+        cdef Py_ssize_t i, r, c, x, l = self.lead.l
+        cdef double s
+        cdef double *ka = &self.small[0]
+        cdef const double *a
+        memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
+        for i in range(self.lead.q):
+            a = self.lead.a + i * l * l
+            times_ka(&self.lead_m[0] + i * l * l, a, ka, l)
+            for r in range(l):
+                for c in range(l):
+                    s = a[r * l + c]
+                    for x in range(l):
+                        s -= a[r * l + x] * ka[x * l + c]
+                    self.sums[r * l + c] += s
 
-        Where a tail factor is near singular the traces are taken with Sigma lifted by f^2 I and by 2 f^2 I, and
-        extrapolated to no lift: they are smooth in the lift, so what is left is of order f^4.
-        """
+    cdef int group_gradients(self) noexcept nogil:
+        """G of every factor, into ``sums``."""
         cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
         cdef double scale = self.nu / self.r2
         cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
@@ -254,11 +334,21 @@ cdef class Evaluator(Solver):
             for r in range(l):
                 for c in range(l):
                     self.sums[self.group_lam[g] + r * l + c] -= scale * self.t_tail[o + r] * self.t_tail[o + c]
+        return self.all_traces()
+
+    cdef int all_traces(self) noexcept nogil:
+        """Add the traces of Z'QZ to ``sums``, which hold the leading factor's own part.
+
+        Where a tail factor is near singular they are taken with Sigma lifted by f^2 I and by 2 f^2 I, and extrapolated
+        to no lift: they are smooth in the lift, so what is left is of order f^4.
+        """
         if self.tail.m == 0 or not self.lift_tail(1.0):
             return self.add_traces(&self.lam[0], 1.0)
+        self.current = False
         if self.finish(&self.lam_lifted[0]) != 0 or self.add_traces(&self.lam_lifted[0], 2.0) != 0:
             return 1
-        self.eliminate()
+        if self.reml and self.p:  # the leading rows' dense columns were used up
+            self.eliminate()
         self.lift_tail(2.0)
         if self.finish(&self.lam_lifted[0]) != 0:
             return 1
@@ -271,17 +361,21 @@ cdef class Evaluator(Solver):
         """
         cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
         cdef double s
-        cdef double *trace = &self.traces[0]
+        cdef double *trace = &self.parts[0]
         cdef double *block
-        memset(trace, 0, self.traces.shape[0] * sizeof(double))
+        memset(trace, 0, self.parts.shape[0] * sizeof(double))
         if self.tail.m and self.reml:
             self.make_omega()
-        self.project(lam, False)
+        self.projected = False
+        self.project(lam, False, &self.shrink[0] if self.reml and p else NULL)
         if self.reml and p:
             self.fixed_correction(trace)
         if self.tail.m:
-            if self.tail.inverse() != 0:
-                return 1
+            if not (self.current and self.inverted):
+                self.inverted = True
+                if self.tail.inverse(False) != 0:
+                    self.current = False
+                    return 1
             self.gather_into(trace)
         for b in range(self.n_blocks):
             g = self.block_group[b]
@@ -305,7 +399,7 @@ cdef class Evaluator(Solver):
                 solve_lower_t(lam + self.group_lam[g], block + r, l, l)
             for r in range(l):
                 solve_lower_t(lam + self.group_lam[g], block + r * l, l, 1)
-        for x in range(self.traces.shape[0]):
+        for x in range(self.parts.shape[0]):
             self.sums[x] += weight * trace[x]
         return 0
 
@@ -324,14 +418,14 @@ cdef class Evaluator(Solver):
         alone, so any factor of the lifted matrix serves.
         """
         cdef Py_ssize_t g, l, r, c, x
-        cdef double f, s, norm
+        cdef double f, s, norm, floor = FLOOR
         cdef int lifted = 0
         cdef double *w = &self.small[0]
         cdef const double *factor
         cdef double *out
         memcpy(&self.lam_lifted[0], &self.lam[0], self.lam.shape[0] * sizeof(double))
         for g in range(1, self.n_groups):
-            l, f = self.group_l[g], self.group_floor[g]
+            l, f = self.group_l[g], sqrt(floor * self.group_levels[g] / self.values.total_weight)
             factor, out = &self.lam[self.group_lam[g]], &self.lam_lifted[self.group_lam[g]]
             norm = 0.0  # |L^-1|_F, at least 1 / the smallest singular value
             for c in range(l):
@@ -394,11 +488,11 @@ cdef class Evaluator(Solver):
             dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
         if self.threads == 1:
             for i in range(self.n_chunks):
-                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.shrink[0],
                                  &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
         else:
             for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
-                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.lead_m[0],
+                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.shrink[0],
                                  &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
         for i in range(self.n_chunks):
             for r in range(size):

@@ -1,4 +1,4 @@
-"""Trust-region Newton minimisation of the criterion in theta, without a return to Python between evaluations.
+"""Trust-region Newton minimisation of a criterion in parameters theta, without a return to Python between evaluations.
 
 At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is Newton's, by a
 Cholesky factor, where H is positive definite and the step lies in a ball; otherwise it is the exact minimiser on the
@@ -19,6 +19,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_lapack cimport dsyev
 
+from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.criterion.evaluator cimport Evaluator
 from fastlmm_core._native.small cimport chol, solve_lower, solve_lower_t
 
@@ -36,17 +37,18 @@ cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about
 
 
 cdef class Newton:
-    """Optimiser workspace for one evaluator.
+    """Optimiser workspace for one criterion.
 
     Parameters
     ----------
-    evaluator : Evaluator
+    criterion : Criterion
+        An `Evaluator`, where `minimise_many` is to be used.
     max_evaluations : int
     tol : float
         Stop when the criterion is expected to be this near its minimum.
     """
 
-    cdef readonly Evaluator evaluator
+    cdef readonly Criterion criterion
     cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
     cdef readonly double tol
     cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
@@ -65,12 +67,12 @@ cdef class Newton:
         FAILED_AT_START: "the criterion could not be evaluated at the start",
     }
 
-    def __init__(self, Evaluator evaluator not None, Py_ssize_t max_evaluations, double tol):
-        cdef Py_ssize_t nt = evaluator.n_theta
+    def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol):
+        cdef Py_ssize_t nt = criterion.n_free
         self.ready = False
-        if not evaluator.ready:
-            raise ValueError("the evaluator's constructor did not come to its end")
-        self.evaluator, self.max_evaluations, self.tol = evaluator, max_evaluations, tol
+        if not criterion.ready:
+            raise ValueError("the criterion's constructor did not come to its end")
+        self.criterion, self.max_evaluations, self.tol = criterion, max_evaluations, tol
         self.theta, self.trial, self.gradient = np.zeros(nt), np.zeros(nt), np.zeros(nt)
         self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
         self.work = np.zeros(max(64, 34 * nt))
@@ -85,10 +87,10 @@ cdef class Newton:
         raise TypeError("a Newton is a workspace: pickle or copy the model or the result it serves")
 
     cdef int enter(self) except -1:
-        """Begin a call: one at a time, since the evaluator's workspace is used throughout."""
+        """Begin a call: one at a time, since the criterion's workspace is used throughout."""
         if not self.ready:
             raise ValueError("this Newton cannot be used: its constructor did not come to its end")
-        return self.evaluator.enter()
+        return self.criterion.enter()
 
     def minimise(self, const double[::1] start not None, on_evaluation=None):
         """Minimise from ``start`` (n_theta,).
@@ -114,7 +116,7 @@ cdef class Newton:
         cdef bint report = on_evaluation is not None
         self.enter()
         try:
-            self.evaluator.check_length(start)
+            self.criterion.check_length(start)
             self.theta[:] = start
             self.on_evaluation = on_evaluation
             self.stop = NULL
@@ -127,7 +129,7 @@ cdef class Newton:
             return np.asarray(self.theta).copy(), self.value, status
         finally:
             self.on_evaluation = None
-            self.evaluator.leave()
+            self.criterion.leave()
 
     def minimise_many(self, const double[:, ::1] lead not None, const double[:, ::1] tail not None,
                       const double[:, ::1] xty not None, const double[::1] constants not None,
@@ -148,14 +150,15 @@ cdef class Newton:
         stop : (1,) int, optional
             Nonzero ends the work after the evaluation at hand, whichever thread sets it; what is left is not filled in.
         """
+        cdef Evaluator evaluator = self.criterion
         cdef Py_ssize_t k = constants.shape[0], p, nt, i, j, c
         cdef int status
         cdef double at = 0.0
         self.enter()
         try:
-            p, nt = self.evaluator.p, self.evaluator.n_theta
-            self.evaluator.check_length(start)
-            if (lead.shape[0] != self.evaluator.lead.q * self.evaluator.lead.l or tail.shape[0] != self.evaluator.lead.m
+            p, nt = evaluator.p, evaluator.n_theta
+            evaluator.check_length(start)
+            if (lead.shape[0] != evaluator.lead.q * evaluator.lead.l or tail.shape[0] != evaluator.lead.m
                     or xty.shape[0] != p or not k == lead.shape[1] == tail.shape[1] == xty.shape[1]):
                 raise ValueError("the responses' cross-products do not belong to this model")
             if (not k == theta.shape[0] == value.shape[0] == beta.shape[0] == ld.shape[0] == outcome.shape[0]
@@ -165,15 +168,15 @@ cdef class Newton:
             self.stop = &stop[0] if stop is not None else NULL
             with nogil:
                 for i in range(k):
-                    self.evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
-                                                  &xty[0, i] if p else NULL, k, constants[i])
+                    evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                                             &xty[0, i] if p else NULL, k, constants[i])
                     memcpy(&self.theta[0], &start[0], nt * sizeof(double))
                     self.n_evaluations = self.n_derivatives = 0
                     status = self.run(False, False)
                     if status == INTERRUPTED:
                         break
-                    if status != FAILED_AT_START and not self.evaluator.at(&self.theta[0]):
-                        if self.evaluator.c_value(&self.theta[0], &at) != 0:
+                    if status != FAILED_AT_START and not evaluator.at(&self.theta[0]):
+                        if evaluator.c_value(&self.theta[0], &at) != 0:
                             status = FAILED_AT_START
                     outcome[i, 0] = status
                     outcome[i, 1] = <int32_t>self.n_evaluations
@@ -184,18 +187,18 @@ cdef class Newton:
                         for j in range(p):
                             beta[i, j] = NAN
                         continue
-                    self.evaluator.solve_modes()
+                    evaluator.solve_modes()
                     for j in range(nt):
                         theta[i, j] = self.theta[j]
-                    value[i] = self.evaluator.criterion
+                    value[i] = evaluator.criterion
                     for j in range(p):
-                        beta[i, j] = self.evaluator.beta[j]
+                        beta[i, j] = evaluator.beta[j]
                     for j in range(p + 1):
                         for c in range(j + 1):
-                            ld[i, j, c] = self.evaluator.ld[j, c]
+                            ld[i, j, c] = evaluator.ld[j, c]
         finally:
             self.stop = NULL
-            self.evaluator.leave()
+            self.criterion.leave()
 
     def evaluations(self):
         """(k, n_theta + 3) theta, criterion, gradient norm and trust radius, a row an evaluation.
@@ -214,7 +217,7 @@ cdef class Newton:
 
     cdef bint interrupted(self, bint report) noexcept with gil:
         """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
-        cdef Py_ssize_t k = self.n_evaluations, nt = self.evaluator.n_theta
+        cdef Py_ssize_t k = self.n_evaluations, nt = self.criterion.n_free
         try:
             PyErr_CheckSignals()
             if report:
@@ -226,7 +229,7 @@ cdef class Newton:
         return False
 
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
-        cdef Py_ssize_t nt = self.evaluator.n_theta, i
+        cdef Py_ssize_t nt = self.criterion.n_free, i
         cdef double radius, value = 0.0, noise = 0.0, predicted, ratio, length, norm
         cdef double before, rate, walked
         cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
@@ -240,7 +243,7 @@ cdef class Newton:
         while self.n_evaluations < self.max_evaluations:
             if self.stop != NULL and self.stop[0] != 0:
                 return INTERRUPTED
-            bad = self.evaluator.c_value(&self.trial[0], &value) != 0
+            bad = self.criterion.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
             self.record(&self.trial[0], value, radius)
             if not have:
@@ -264,8 +267,8 @@ cdef class Newton:
             if ratio > 1e-4:
                 self.accept(value)
                 memcpy(&self.before[0], &self.gradient[0], nt * sizeof(double))
-                noise = 1e-12 * (fabs(value - self.evaluator.constant) + self.evaluator.nu)  # whatever the units of y
-                if self.evaluator.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
+                noise = self.criterion.rounding(value)
+                if self.criterion.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
                 self.n_derivatives += 1
                 norm = 0.0
@@ -309,17 +312,17 @@ cdef class Newton:
         return status
 
     cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
-        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.evaluator.n_theta
+        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.criterion.n_free
         memcpy(&self.rows[k, 0], theta, nt * sizeof(double))
         self.rows[k, nt], self.rows[k, nt + 1], self.rows[k, nt + 2] = value, NAN, radius
 
     cdef void accept(self, double value) noexcept nogil:
-        memcpy(&self.theta[0], &self.trial[0], self.evaluator.n_theta * sizeof(double))
+        memcpy(&self.theta[0], &self.trial[0], self.criterion.n_free * sizeof(double))
         self.value = value
 
     cdef void correct(self, double length) noexcept nogil:
         """Update E from the step taken last, of the given length, and the gradients at its ends."""
-        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j
+        cdef Py_ssize_t nt = self.criterion.n_free, i, j
         cdef double claimed = 0.0, shown = 0.0, scale = 1.0, norm = 0.0, slope = 0.0, es
         for i in range(nt):  # lack = y - H s, what E s should be
             self.lack[i] = self.gradient[i] - self.before[i]
@@ -346,7 +349,7 @@ cdef class Newton:
 
     cdef void decompose(self) noexcept nogil:
         """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector."""
-        cdef int n = <int>self.evaluator.n_theta, lwork = <int>self.work.shape[0], info = 0
+        cdef int n = <int>self.criterion.n_free, lwork = <int>self.work.shape[0], info = 0
         cdef char jobz = b"V", uplo = b"U"
         cdef Py_ssize_t i, j
         for i in range(n):
@@ -361,7 +364,7 @@ cdef class Newton:
     cdef double length(self, double mu) noexcept nogil:
         cdef Py_ssize_t i
         cdef double total = 0.0, s
-        for i in range(self.evaluator.n_theta):
+        for i in range(self.criterion.n_free):
             s = self.rotated[i] / (self.eigen[i] + mu)
             total += s * s
         return sqrt(total)
@@ -381,13 +384,13 @@ cdef class Newton:
         """max(1, |theta| / 2): conditioning makes one the scale of a relative standard deviation."""
         cdef Py_ssize_t i
         cdef double total = 0.0
-        for i in range(self.evaluator.n_theta):
+        for i in range(self.criterion.n_free):
             total += self.theta[i] * self.theta[i]
         return max(1.0, 0.5 * sqrt(total))
 
     cdef double newton_step(self, double radius, double *length) noexcept nogil:
         """The unconstrained step by a Cholesky factor; -1 where it is too long, or the Hessian not clearly positive."""
-        cdef Py_ssize_t n = self.evaluator.n_theta, i, j
+        cdef Py_ssize_t n = self.criterion.n_free, i, j
         cdef double *r = &self.vectors[0, 0]
         cdef double largest = 0.0, total = 0.0, predicted = 0.0
         for i in range(n):
@@ -413,7 +416,7 @@ cdef class Newton:
 
     cdef double ball_step(self, double radius, double *length, bint *interior) noexcept nogil:
         """The minimiser on the ball through the eigendecomposition."""
-        cdef Py_ssize_t nt = self.evaluator.n_theta, i, j, _it
+        cdef Py_ssize_t nt = self.criterion.n_free, i, j, _it
         cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
         largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
         gap = 1e-10 * largest + 1e-300

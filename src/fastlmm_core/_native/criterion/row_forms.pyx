@@ -21,9 +21,10 @@ from libc.string cimport memset
 
 from fastlmm_core._native.criterion.evaluator cimport Evaluator
 from fastlmm_core._native.leading.rows cimport leading_t
+from fastlmm_core._native.rows.refill cimport RowPlaces, factor_t
 from fastlmm_core._native.tail.tail cimport Tail
 
-__all__ = ["explicit_parts", "row_forms"]
+__all__ = ["explicit_parts", "leverages", "row_forms"]
 
 
 def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not None, const int64_t[::1] ptr not None,
@@ -80,6 +81,90 @@ def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not N
     finally:
         evaluator.leave()
     return out_
+
+
+def leverages(Evaluator evaluator not None, const double[::1] theta not None, RowPlaces rows not None):
+    """z'Hz of every fitted row at ``theta``, (n,): what the row's own weight times this is its leverage.
+
+    ``rows`` are those of the evaluator's layout. The inverse at hand is used, or made.
+    """
+    cdef Py_ssize_t i, widest = 0, size, wide = 0, q = evaluator.lead.q, l = evaluator.lead.l
+    cdef int threads = evaluator.threads
+    cdef const double[:, :, ::1] h_lead
+    cdef Tail tail = evaluator.tail
+    if rows.factors[0].q != q or rows.factors[0].l != l or rows.n_factors != evaluator.n_groups:
+        raise ValueError("rows and evaluator disagree")
+    out_ = np.empty(rows.n)
+    cdef double[::1] out = out_
+    for i in range(q):
+        widest = max(widest, evaluator.lead.ptr[i + 1] - evaluator.lead.ptr[i])
+    for i in range(1, rows.n_factors):
+        wide += rows.factors[i].l
+    size = l * widest + wide + 1
+    cdef double[::1] work = np.empty(threads * size)
+    evaluator.enter()
+    try:
+        evaluator.check_length(theta)
+        h_lead = evaluator.conditional_blocks(theta)[0]
+        with nogil:
+            for i in prange(q, schedule="dynamic", chunksize=64, num_threads=threads):
+                level_leverages(&evaluator.lead, tail, rows, i, &h_lead[i, 0, 0], &evaluator.group_lam[0],
+                                &evaluator.lam[0], &out[0], &work[0] + threadid() * size)
+    finally:
+        evaluator.leave()
+    return out_
+
+
+cdef void level_leverages(const leading_t *s, Tail tail, RowPlaces rows, Py_ssize_t i, const double *h,
+                          const int64_t *group_lam, const double *lam, double *out, double *work) noexcept nogil:
+    """`leverages` of one leading level's rows; every entry that they need is on the pattern."""
+    cdef const factor_t *f = &rows.factors[0]
+    cdef const factor_t *e
+    cdef const factor_t *other
+    cdef Py_ssize_t l = s.l, r, c, x, g, g2, o, o2, row, place
+    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, t, j
+    cdef const double *factor
+    cdef double *p = work
+    cdef double *a = work + l * width
+    cdef double total, zr, inner
+    if f.part.ptr[i] == f.part.ptr[i + 1]:
+        return
+    if width:
+        level_product(tail, s.u + l * first, s.idx + first, width, l, p)
+    for t in range(f.part.ptr[i], f.part.ptr[i + 1]):
+        row = t if f.part.rows is NULL else f.part.rows[t]
+        total = 0.0
+        for r in range(l):
+            zr = 1.0 if f.z is NULL else f.z[row * l + r]
+            for c in range(l):
+                total += zr * h[r * l + c] * (1.0 if f.z is NULL else f.z[row * l + c])
+        o = 0
+        for g in range(1, rows.n_factors):  # a = Lambda_t'z_t
+            e = &rows.factors[g]
+            factor = lam + group_lam[g]
+            for c in range(e.l):
+                a[o + c] = 0.0
+                for x in range(c, e.l):
+                    a[o + c] += factor[x * e.l + c] * (1.0 if e.z is NULL else e.z[row * e.l + x])
+            o += e.l
+        o = 0
+        for g in range(1, rows.n_factors):
+            e = &rows.factors[g]
+            j = e.offset[e.codes[row]]
+            place = e.place[t]
+            for c in range(e.l):
+                inner = 0.0
+                for r in range(l):
+                    inner += (1.0 if f.z is NULL else f.z[row * l + r]) * p[r * width + place + c]
+                total -= 2.0 * inner * a[o + c]
+                o2 = 0
+                for g2 in range(1, rows.n_factors):
+                    other = &rows.factors[g2]
+                    for x in range(other.l):
+                        total += a[o + c] * a[o2 + x] * entry_of(tail, j + c, other.offset[other.codes[row]] + x)
+                    o2 += other.l
+            o += e.l
+        out[row] = total
 
 
 def explicit_parts(Evaluator evaluator not None):

@@ -9,7 +9,25 @@ for each leading level (`_levels`) and C, S, L of the tail (`_tail`):
     ML           log|M| + n (1 + log(2 pi r^2 / n)) - sum log w
     REML         log|M| + log|X'V^-1X| + (n-p)(1 + log(2 pi r^2 / (n-p))) - sum log w
 
-In: the arrays of a plan. Out: doubles in the plan's conditioned coordinates. No allocation in an evaluation, no GIL.
+With a fixed scale (a working model whose weights carry the scale: a step of iterated least squares, a Laplace
+approximation) the value is log|M| alone and there are no dense columns.
+
+In: the index arrays of a layout and its `Values`. Out: doubles in conditioned coordinates. No allocation in an
+evaluation, no GIL.
+
+The object is a workspace with one state: the factors at one theta of one version of the values. Each method takes theta
+and makes what it needs of it, or finds it at hand:
+
+    load(values, constant)   other numbers on the same pattern; nothing symbolic is done again
+    value(theta)             eliminate, factor; the criterion
+    modes(theta)             beta, b, the dense columns' factor
+    solve(theta, ...)        Lambda M^-1 Lambda' for many right-hand sides
+    invert(theta)            the inverse on its pattern, solves kept possible; `cond_var` the same for one question
+    cond_var(theta)          conditional covariances of every level
+    derivatives(theta)       gradient and model Hessian (`_evaluator`), `traces(theta)` with a fixed scale
+
+After `invert` all the others answer at its theta without a factor of their own, except that `traces` near a singular
+factor makes two more and gives up the one at hand: ask for it last.
 On one thread loops are plain ones: a parallel region of one thread still ends in a system call, which costs as much as
 18 levels do.
 Layout: tail vectors are stored one after another, (k, m); leading ones by level, (q * l, k).
@@ -18,15 +36,17 @@ Layout: tail vectors are stored one after another, (k, m); leading ones by level
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport M_PI, isfinite, log
+from libc.math cimport M_PI, fabs, isfinite, log
 from libc.stdint cimport int32_t, int64_t, uint16_t
 from libc.string cimport memcpy
 from scipy.linalg.cython_blas cimport dsyrk
 from scipy.linalg.cython_lapack cimport dpotrf
 
+from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.leading.level cimport (
     back_substitute, eliminate_level, eliminate_rhs, level_modes, project_level,
 )
+from fastlmm_core._native.criterion.values cimport Values
 from fastlmm_core._native.small cimport FEW, chol, lower_t_times, lower_times, subtract_gram
 from fastlmm_core._native.tail.tail cimport Tail
 
@@ -34,13 +54,13 @@ from fastlmm_core.errors import InUseError, NumericalError
 
 __all__ = ["Solver"]
 
-cdef class Solver:
+cdef class Solver(Criterion):
     """Workspace and methods of one planned model.
 
     Parameters
     ----------
     arrays : dict
-        As laid out by `fastlmm_core.core.plan`; kept, never written to.
+        Index arrays, as laid out by `fastlmm_core.core.layout`; kept, never written to.
     tail : Tail
         The engine.
     n : int
@@ -48,50 +68,46 @@ cdef class Solver:
     p : int
         Columns of X (full rank).
     reml : bool
-    constant : float
-        Added to the criterion: undoes the conditioning and holds -sum(log w).
     threads : int
+    fixed_scale : bool
+        The value is log|M|; p is zero then.
 
     Notes
     -----
-    One thread at a time: what is called while a call on this object, or on another of the same plan, has not returned
+    One thread at a time: what is called while a call on this object, or on another of the same layout, has not returned
     raises `InUseError`, from a callback of the same thread too.
     """
 
-    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml,
-                 double constant, int threads):
-        cdef Py_ssize_t l, m = tail.m, d = p + 1
-        cdef const double[:, :, ::1] a = arrays["a"]
-        cdef double[:, ::1] zd = np.array(arrays["zd"])  # copies: `set_response` writes their last column
+    def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
+                 bint fixed_scale=False):
+        cdef Py_ssize_t q = arrays["ptr"].shape[0] - 1, l = arrays["group_l"][0], m = tail.m, d = p + 1
         cdef const int64_t[::1] longs
         cdef const int32_t[::1] ints
         cdef const uint16_t[::1] shorts
-        cdef const double[::1] doubles
         cdef double[::1] scratch
         cdef double[:, ::1] scratch2
         self.ready = False
         if not tail.ready:
             raise ValueError("the tail's constructor did not come to its end")
+        if fixed_scale and (p or reml):
+            raise ValueError("a fixed scale goes without dense columns and without REML")
         self.arrays = dict(arrays)
-        self.tail, self.reml, self.constant, self.threads = tail, reml, constant, threads
+        self.tail, self.reml, self.threads, self.fixed_scale = tail, reml, threads, fixed_scale
         self.p = p
-        self.nu = n - p if reml else n
+        self.nu = 1.0 if fixed_scale else (n - p if reml else n)
         self.block_ptr, self.block_lam = arrays["block_ptr"], arrays["block_lam"]
         self.block_group, self.column_block = arrays["block_group"], arrays["column_block"]
-        self.group_l, self.group_lam, self.group_floor = arrays["group_l"], arrays["group_lam"], arrays["group_floor"]
+        self.group_l, self.group_lam, self.group_levels = arrays["group_l"], arrays["group_lam"], arrays["group_levels"]
         self.theta_group, self.theta_row = arrays["theta_group"], arrays["theta_row"]
         self.theta_col = arrays["theta_col"]
-        self.dtd, self.zd_tail = np.array(arrays["dtd"]), np.array(arrays["zd_tail"])
-        self.arrays["zd"] = zd
-        self.n_theta = self.theta_group.shape[0]
+        self.dtd, self.zd_tail, self.zd = np.eye(d), np.zeros((d, m)), np.zeros((q * l, d))
+        self.n_theta = self.n_free = self.theta_group.shape[0]
         self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
         self.n_groups = self.group_l.shape[0]
         self.n_blocks = self.block_ptr.shape[0] - 1
 
-        self.lead.q, self.lead.l = a.shape[0], a.shape[1]
-        l = self.lead.l
-        self.lead.m, self.lead.d = m, d
-        self.lead.a, self.lead.zd = &a[0, 0, 0], &zd[0, 0]
+        self.lead.q, self.lead.l, self.lead.m, self.lead.d = q, l, m, d
+        self.lead.zd = &self.zd[0, 0]
         longs = arrays["ptr"]
         self.lead.ptr = &longs[0]
         self.lead.short_idx = NULL
@@ -103,23 +119,20 @@ cdef class Solver:
             shorts = arrays["short_idx"]
             if shorts.shape[0]:
                 self.lead.short_idx = &shorts[0]
-            doubles = arrays["val"]
-            self.lead.val = &doubles[0]
             ints = arrays["t_lead"]
             self.lead.t_lead = &ints[0]
             longs = arrays["t_pos"]
             self.lead.t_pos = &longs[0]
-            scratch = np.empty(arrays["val"].shape[0])
+            scratch = np.empty(l * arrays["idx"].shape[0])
             self.arrays["u"] = scratch
             self.lead.u = &scratch[0]
-            self.ones = bool(arrays["ones"][0])
         scratch2 = np.empty((self.lead.q * l, d))
         self.arrays["ud"] = scratch2
         self.lead.ud = &scratch2[0, 0]
 
         cdef Py_ssize_t n_lam = arrays["group_lam"][self.n_groups]
         self.lam = np.zeros(n_lam)
-        self.lead_m = np.empty(self.lead.q * l * l)
+        self.lead_m, self.shrink = np.empty(self.lead.q * l * l), np.empty(q * l * l if reml and p else 1)
         self.logd = np.empty(self.lead.q)
         self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
         self.c_dense, self.y_dense = np.empty((d, m)), np.empty((d, m))
@@ -151,7 +164,7 @@ cdef class Solver:
 
     cdef int expect_projection(self) except -1:
         """Refuse to read what `cond_var` leaves behind where something else has been computed since."""
-        if not self.projected or self.tail.owner != <void *>self:
+        if not self.projected or self.stamp != self.tail.stamp:
             raise ValueError("call cond_var first: the workspace holds something else by now")
         return 0
 
@@ -161,6 +174,38 @@ cdef class Solver:
     def calls_blas(self):
         """Whether an evaluation calls BLAS for more than n_theta columns: there is a tail, or many dense columns."""
         return self.ready and (self.tail.m > 0 or self.p >= FEW)
+
+    def load(self, Values values not None, double constant=0.0):
+        """Take other numbers on the same pattern; whoever made them may change them in place.
+
+        Parameters
+        ----------
+        values : Values
+            Kept, not copied, but for the dense columns.
+        constant : float
+            Added to the criterion: undoes the conditioning and holds -sum(log w).
+        """
+        self.enter()
+        try:
+            self.take(values, constant)
+        finally:
+            self.leave()
+
+    cdef int take(self, Values values, double constant) except -1:
+        """`load` of a workspace that has been entered."""
+        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, m = self.tail.m
+        cdef tuple got = (values.a.shape[0], values.a.shape[1], values.val.shape[0], values.tail_val.shape[0])
+        if got != (q, l, l * self.arrays["idx"].shape[0], self.tail.a_idx.shape[0]):
+            raise ValueError("the values do not belong to this layout")
+        if not self.fixed_scale:
+            if values.zd.shape[0] != q * l or values.zd.shape[1] != d or values.zd_tail.shape[1] != m:
+                raise ValueError("the dense columns do not belong to this layout")
+            self.zd[:, :], self.zd_tail[:, :], self.dtd[:, :] = values.zd, values.zd_tail, values.dtd
+        self.values, self.constant, self.current = values, constant, False
+        self.lead.a = &values.a[0, 0, 0]
+        if values.val.shape[0]:
+            self.lead.val = &values.val[0]
+        return 0
 
     def set_response(self, const double[::1] lead not None, const double[::1] tail not None,
                      const double[::1] xty not None, double constant):
@@ -189,9 +234,9 @@ cdef class Solver:
 
     cdef void c_set_response(self, const double *lead, Py_ssize_t lead_step, const double *tail, Py_ssize_t tail_step,
                              const double *xty, Py_ssize_t xty_step, double constant) noexcept nogil:
-        cdef Py_ssize_t i, p = self.p, d = p + 1
+        cdef Py_ssize_t i, p = self.p
         for i in range(self.lead.q * self.lead.l):
-            self.lead.zd[i * d + p] = lead[i * lead_step]
+            self.zd[i, p] = lead[i * lead_step]
         for i in range(self.tail.m):
             self.zd_tail[p, i] = tail[i * tail_step]
         for i in range(p):
@@ -211,8 +256,7 @@ cdef class Solver:
                 status = self.c_value(&theta[0], &out)
         finally:
             self.leave()
-        if status != 0:
-            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        self.check(status, theta)
         return out
 
     def modes(self, const double[::1] theta not None):
@@ -226,27 +270,34 @@ cdef class Solver:
         ld : (p + 1, p + 1) lower factor of the dense columns' Schur complement
         value : float
         """
-        cdef double value = 0.0
-        cdef int status = 0
+        cdef int status
         cdef Py_ssize_t r, c
         self.enter()
         try:
             self.check_length(theta)
             with nogil:
-                if not self.at(&theta[0]):
-                    status = self.c_value(&theta[0], &value)
+                status = self.c_modes(&theta[0])
                 if status == 0:
-                    value = self.criterion
-                    self.solve_modes()
                     for r in range(self.p):  # what LAPACK left above the diagonal
                         for c in range(r + 1, self.p + 1):
                             self.ld[r, c] = 0.0
-            if status == 0:
-                beta, b_lead, b_tail, ld = self.solution
-                return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), value
+            self.check(status, theta)
+            beta, b_lead, b_tail, ld = self.solution
+            return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), self.criterion
         finally:
             self.leave()
-        raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+
+    def invert(self, const double[::1] theta not None):
+        """Form the inverse at ``theta`` on its pattern, solves being kept possible."""
+        cdef int status
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.invert_at(&theta[0], True)
+        finally:
+            self.leave()
+        self.check(status, theta)
 
     def cond_var(self, const double[::1] theta not None):
         """Conditional covariance of the random effects given ``theta``, in units of sigma^2.
@@ -269,19 +320,14 @@ cdef class Solver:
         """`cond_var` of a workspace that has been entered."""
         cdef Py_ssize_t l = self.lead.l, lb, g
         cdef int status
-        cdef double value = 0.0
         lead_ = np.zeros((self.lead.q, l, l))
         cdef double[:, :, ::1] lead = lead_
         with nogil:
-            status = self.c_value(&theta[0], &value)
-            self.current = False
+            status = self.invert_at(&theta[0], False)
             if status == 0:
-                self.project(&self.lam[0], True)
-                status = self.tail.inverse()
-            if status == 0:
+                self.project(&self.lam[0], True, NULL)
                 self.tail.gather(&self.lead, &lead[0, 0, 0], True, &self.work[0])
-        if status != 0:
-            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        self.check(status, theta)
         self.projected = True
         m = np.asarray(self.lead_m).reshape(self.lead.q, l, l)
         lead_ += np.matmul(m.transpose(0, 2, 1), m)
@@ -323,7 +369,7 @@ cdef class Solver:
     cdef object solve_all(self, const double[::1] theta, const double[:, ::1] lead, const double[:, ::1] tail):
         """`solve` of a workspace that has been entered."""
         cdef Py_ssize_t k = lead.shape[0], v, i, m = self.tail.m, size = self.lead.q * self.lead.l
-        cdef int status
+        cdef int status = 0
         cdef double value = 0.0
         b_lead_, t_lead_ = np.zeros((k, size)), np.array(lead)
         b_tail_, t_tail_ = np.zeros((k, m)), np.array(tail)
@@ -331,15 +377,15 @@ cdef class Solver:
         if lead.shape[1] != size or tail.shape[0] != k or tail.shape[1] != m:
             raise ValueError(f"expected {k} x {size} and {k} x {m} right-hand sides")
         with nogil:
-            status = self.c_value(&theta[0], &value)
+            if not self.same(&theta[0]) or (self.inverted and not self.tail.solvable):
+                status = self.c_value(&theta[0], &value)
             if status == 0 and k and m:
                 for v in prange(k, schedule="static", num_threads=self.threads):
                     for i in range(self.lead.q):
                         eliminate_rhs(&self.lead, i, &self.lead_m[0], &lead[v, 0], &t_tail[v, 0])
                 b_tail[:, :] = t_tail
                 self.lambda_t(&self.lam[0], &b_tail[0, 0], k)
-                self.tail.forward(&b_tail[0, 0], k)
-                self.tail.backward(&b_tail[0, 0], k)
+                self.tail.solve(&b_tail[0, 0], k)
                 for v in range(k):
                     for i in range(self.n_blocks):
                         lower_times(&self.lam[self.block_lam[i]], &b_tail[v, self.block_ptr[i]],
@@ -352,8 +398,7 @@ cdef class Solver:
                     for i in range(self.lead.q):
                         back_substitute(&self.lead, i, &self.lead_m[0], &b_tail[v, 0] if m else NULL, &b_lead[v, 0],
                                         &t_lead[v, 0], self.lead.l)
-        if status != 0:
-            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
+        self.check(status, theta)
         return b_lead_, b_tail_, t_lead_, t_tail_
 
     cdef void inverse_blocks_into(self, const int64_t[::1] members, double[:, :, ::1] out) noexcept nogil:
@@ -365,10 +410,15 @@ cdef class Solver:
                     out[k, r, c] = self.tail.inverse_entry(o + r, o + c)
                     out[k, c, r] = out[k, r, c]
 
-    cdef int check_length(self, const double[::1] theta) except -1:
-        if theta.shape[0] != self.n_theta:
-            raise ValueError(f"theta has length {theta.shape[0]}, but the model has {self.n_theta} parameter(s)")
+    cdef int check(self, int status, const double[::1] theta) except -1:
+        if status != 0:
+            raise NumericalError(f"the factorisation failed at theta = {np.asarray(theta)}")
         return 0
+
+    cdef int check_length(self, const double[::1] theta) except -1:
+        if self.values is None:
+            raise ValueError("no values have been loaded")
+        return Criterion.check_length(self, theta)
 
     # ------------------------------------------------------------------ value
 
@@ -376,8 +426,8 @@ cdef class Solver:
         """The criterion at ``theta``; nonzero where a factorisation failed."""
         cdef Py_ssize_t a, g, i
         cdef double logdet = 0.0
-        self.current = self.projected = False
-        self.tail.owner = <void *>self
+        self.current = self.inverted = self.solved = self.projected = False
+        self.version = self.values.version
         for a in range(self.n_theta):
             if not isfinite(theta[a]):
                 return 1
@@ -389,17 +439,52 @@ cdef class Solver:
         if self.finish(&self.lam[0]) != 0 or not isfinite(logdet):
             return 1
         self.logdet_m += logdet
-        value[0] = self.logdet_m + self.nu * (1.0 + log(2.0 * M_PI * self.r2 / self.nu)) + self.constant
+        if self.fixed_scale:
+            value[0] = self.logdet_m + self.constant
+        else:
+            value[0] = self.logdet_m + self.nu * (1.0 + log(2.0 * M_PI * self.r2 / self.nu)) + self.constant
         if self.reml:
             value[0] += self.logdet_x
         self.criterion = value[0]
+        self.stamp = self.tail.stamp
         self.current = True
         return 0
 
+    cdef double rounding(self, double value) noexcept nogil:
+        return 1e-12 * (fabs(value - self.constant) + self.nu)  # whatever the units of y
+
     cdef bint at(self, const double *theta) noexcept nogil:
-        """Whether the factors in hand are those of ``theta``."""
+        """Whether the factors in hand are those of ``theta``, and whole."""
+        return self.same(theta) and not self.inverted
+
+    cdef int factor_at(self, const double *theta) noexcept nogil:
+        """Factors at ``theta``, made unless they are in hand."""
+        cdef double value = 0.0
+        return 0 if self.at(theta) else self.c_value(theta, &value)
+
+    cdef int invert_at(self, const double *theta, bint keep) noexcept nogil:
+        """The inverse at ``theta``, made unless it is in hand; with ``keep``, solves stay possible."""
+        if self.same(theta) and self.inverted and (self.tail.solvable or not keep):
+            return 0
+        if self.c_modes(theta) != 0 or self.factor_at(theta) != 0:  # modes could not be had afterwards
+            return 1
+        self.inverted, self.projected = True, False
+        self.current = self.tail.inverse(keep) == 0
+        return 0 if self.current else 1
+
+    cdef int c_modes(self, const double *theta) noexcept nogil:
+        """The solution at ``theta``, made unless it is in hand; nothing with a fixed scale."""
+        if self.fixed_scale or (self.solved and self.same(theta)):
+            return 0
+        if self.factor_at(theta) != 0:
+            return 1
+        self.solve_modes()
+        return 0
+
+    cdef bint same(self, const double *theta) noexcept nogil:
+        """Whether factors, or the inverse, are those of ``theta`` and of the values as they are now."""
         cdef Py_ssize_t a, g
-        if not self.current or self.tail.owner != <void *>self:  # another evaluator of the plan was at work since
+        if not self.current or self.version != self.values.version or self.stamp != self.tail.stamp:
             return False
         for a in range(self.n_theta):
             g = self.theta_group[a]
@@ -411,7 +496,7 @@ cdef class Solver:
         """Leading levels: M_i = R_i^-1 L1' with R_i R_i' = D_i (so K_i = M_i'M_i), then U_i = M_i B_i, C and C_tD."""
         cdef Py_ssize_t i, q = self.lead.q, m = self.tail.m, d = self.lead.d, j, x
         cdef double *dense
-        self.lead.even = self.ones
+        self.lead.even = self.values.even
         if self.threads == 1:
             for i in range(q):
                 eliminate_level(&self.lead, i, &self.lam[0], &self.lead_m[0], &self.logd[0])
@@ -423,7 +508,7 @@ cdef class Solver:
             for x in range(d):
                 for j in range(m):
                     dense[x * m + j] = self.zd_tail[x, j]
-            self.tail.assemble(&self.lead, dense, &self.work[0])
+            self.tail.assemble(&self.lead, &self.values.tail_val[0], dense, &self.work[0])
 
     cdef int finish(self, double *lam) noexcept nogil:
         """Factor the tail with block factors ``lam``, then the dense columns."""
@@ -434,6 +519,8 @@ cdef class Solver:
         cdef double *ld = &self.ld[0, 0]
         if self.tail.factor(lam, &self.block_ptr[0], &self.block_lam[0], self.n_blocks, &self.logdet_m) != 0:
             return 1
+        if self.fixed_scale:
+            return 0 if isfinite(self.logdet_m) else 1
         memcpy(ld, &self.dtd[0, 0], d * d * sizeof(double))
         # row-major lower triangles are LAPACK's upper ones throughout
         if d <= FEW:
@@ -471,6 +558,7 @@ cdef class Solver:
         """beta, b and t = Z'Py from the factors of the last value."""
         cdef Py_ssize_t p = self.p, m = self.tail.m, i, j, x, b
         cdef double s
+        self.solved = True
         for i in range(p - 1, -1, -1):  # L_XX' beta = L_D[p, :p]
             s = self.ld[p, i]
             for j in range(i + 1, p):
@@ -501,16 +589,16 @@ cdef class Solver:
                 level_modes(&self.lead, i, &self.beta[0], &self.b_tail[0], &self.lead_m[0], &self.b_lead[0],
                             &self.t_lead[0])
 
-    cdef void project(self, const double *lam, bint posterior) noexcept nogil:
+    cdef void project(self, const double *lam, bint posterior, double *shrink) noexcept nogil:
         """U_i <- (I - A_i K_i) B_i Lambda_t, or K_i B_i Lambda_t for conditional variances."""
         cdef Py_ssize_t i
-        self.lead.even = self.ones and self.n_groups == 2 and self.group_l[1] == 1  # one factor for all columns
+        self.lead.even = self.values.even and self.n_groups == 2 and self.group_l[1] == 1  # one factor for all columns
         if self.threads == 1:
             for i in range(self.lead.q):
                 project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
-                              &self.block_lam[0], posterior, &self.work[0])
+                              &self.block_lam[0], posterior, shrink, &self.work[0])
         else:
             for i in prange(self.lead.q, schedule="static", num_threads=self.threads):
                 project_level(&self.lead, i, lam, &self.lead_m[0], &self.column_block[0], &self.block_ptr[0],
-                              &self.block_lam[0], posterior,
+                              &self.block_lam[0], posterior, shrink,
                               &self.work[0] + threadid() * 2 * self.lead.l * self.lead.l)

@@ -150,17 +150,20 @@ cdef inline void block_modes(const leading_t *s, Py_ssize_t i, const double *bet
 
 cdef inline void eliminate_rhs(const leading_t *s, Py_ssize_t i, const double *m_all, const double *rhs,
                                double *tail) noexcept nogil:
-    """tail <- tail - U_i' M_i r_i: a right-hand side loses its leading part."""
-    cdef Py_ssize_t l = s.l, r, c
+    """tail <- tail - B_i' K_i r_i: a right-hand side loses its leading part."""
+    cdef Py_ssize_t l = s.l, r, c, x
     cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *m = m_all + i * l * l
-    cdef double total
+    cdef double total, inner
     for r in range(l):
         total = 0.0
         for c in range(l):
-            total += m[r * l + c] * rhs[i * l + c]
+            inner = 0.0
+            for x in range(l):
+                inner += m[c * l + x] * rhs[i * l + x]
+            total += m[c * l + r] * inner
         for b in range(width):
-            tail[s.idx[first + b]] -= total * s.u[l * first + r * width + b]
+            tail[s.idx[first + b]] -= total * s.val[l * first + r * width + b]
 
 
 cdef inline void back_substitute(const leading_t *s, Py_ssize_t i, const double *m_all, const double *b_tail,
@@ -212,27 +215,27 @@ cdef inline void information_row(const leading_t *s, Py_ssize_t j, const double 
                     a += 1
 
 
-cdef inline void project_level(const leading_t *s, Py_ssize_t i, const double *lam, double *m_all,
+cdef inline void project_level(const leading_t *s, Py_ssize_t i, const double *lam, const double *m_all,
                                const int64_t *column_block, const int64_t *block_ptr, const int64_t *block_lam,
-                               bint posterior, double *work) noexcept nogil:
-    """``work`` holds 2 l^2 doubles. Leaves (I - A K) in place of M_i unless ``posterior``."""
+                               bint posterior, double *shrink, double *work) noexcept nogil:
+    """``work`` holds 2 l^2 doubles. Leaves I - A_i K_i in ``shrink`` (q, l, l), unless it is NULL or ``posterior``."""
     if s.l == 1:
-        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 1)
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, shrink, work, 1)
     elif s.l == 2:
-        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 2)
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, shrink, work, 2)
     elif s.l == 3:
-        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, 3)
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, shrink, work, 3)
     else:
-        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, work, s.l)
+        project_block(s, i, lam, m_all, column_block, block_ptr, block_lam, posterior, shrink, work, s.l)
 
 
-cdef inline void project_block(const leading_t *s, Py_ssize_t i, const double *lam, double *m_all,
+cdef inline void project_block(const leading_t *s, Py_ssize_t i, const double *lam, const double *m_all,
                                const int64_t *column_block, const int64_t *block_ptr, const int64_t *block_lam,
-                               bint posterior, double *work, Py_ssize_t l) noexcept nogil:
+                               bint posterior, double *shrink, double *work, Py_ssize_t l) noexcept nogil:
     cdef Py_ssize_t r, c, x, y, lb
     cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, b
     cdef const double *a = s.a + i * l * l
-    cdef double *m = m_all + i * l * l
+    cdef const double *m = m_all + i * l * l
     cdef const double *val = s.val + l * first
     cdef double *u = s.u + l * first
     cdef const double *factor
@@ -252,7 +255,9 @@ cdef inline void project_block(const leading_t *s, Py_ssize_t i, const double *l
                 work[l * l + r * l + c] = total
         for x in range(l * l):
             work[x] = work[l * l + x]
-            m[x] = work[x]
+        if shrink is not NULL:
+            for x in range(l * l):
+                shrink[i * l * l + x] = work[x]
     for r in range(l):
         f = work[r * l]
         for b in range(width):

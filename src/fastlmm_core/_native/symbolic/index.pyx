@@ -6,7 +6,11 @@ the plan's order). Three structures come out of this file:
     leading rows   B_i, the l1 x m_i row block of level i against the tail: `ptr` (q1 + 1), sorted columns `idx`, and
                    values in l1 strips of m_i, the strip of row r beginning at l1 * ptr[i] + r * m_i
     their transpose  for each tail column, the levels that hold it (`t_lead`) and its place in `idx` (`t_pos`)
-    tail rows      the lower triangle of the tail's own block of Z'WZ, compressed by rows
+    tail rows      the lower triangle of the tail's own block of Z'WZ, compressed by rows: a row begins with its share
+                   of the diagonal block; of another block its entries lie side by side
+
+Patterns and values are separate: `leading_values` and `tail_values` place other numbers on a pattern that stands, in
+one pass over the cells.
 
 `schur_pattern` gives the lower pattern of C = A_tt - sum_i B_i' K_i B_i: every pair of columns of a level meets.
 `permuted_pattern` sorts it, in the same or another order of the columns.
@@ -17,33 +21,32 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["leading_rows", "permuted_pattern", "schur_fill", "schur_pattern", "tail_rows"]
+__all__ = [
+    "leading_rows", "leading_values", "permuted_pattern", "schur_fill", "schur_pattern", "tail_rows", "tail_values",
+]
 
 
-def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
-    """Leading row blocks and their transpose.
+def leading_rows(Py_ssize_t q, Py_ssize_t m, list pairs):
+    """Pattern of the leading row blocks, and its transpose.
 
     Parameters
     ----------
-    q, l, m : int
-        Levels and columns of the leading factor; scalar columns of the tail.
+    q, m : int
+        Levels of the leading factor; scalar columns of the tail.
     pairs : list of (cell_ptr, cell_idx, cell_val, offset)
         One entry a tail factor: its cells against the leading factor (`pair_cells`) and the (q_h,) int64 scalar
-        column at which each of its levels begins.
+        column at which each of its levels begins. Of the values only the shape is read.
 
     Returns
     -------
-    ptr (q + 1,) int64, idx (nnz,) int32, val (l * nnz,) float64, t_ptr (m + 1,) int64, t_lead (nnz,) int32,
-    t_pos (nnz,) int64
+    ptr (q + 1,) int64, idx (nnz,) int32, t_ptr (m + 1,) int64, t_lead (nnz,) int32, t_pos (nnz,) int64
     """
     ptr_ = np.zeros(q + 1, np.int64)
     t_ptr_ = np.zeros(m + 2, np.int64)
     cdef int64_t[::1] ptr = ptr_, t_ptr = t_ptr_, offset, cell_ptr
     cdef int32_t[::1] cell_idx, idx, t_lead
-    cdef double[:, :, ::1] cell_val
     cdef int64_t[::1] t_pos, fill
-    cdef double[::1] val
-    cdef Py_ssize_t i, r, c, lh, width
+    cdef Py_ssize_t i, c, lh
     cdef int64_t cell, t, p, j, nnz
 
     for cp, ci, cv, off in pairs:
@@ -59,9 +62,8 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
     for j in range(m):
         t_ptr[j + 2] += t_ptr[j + 1]  # t_ptr[j + 1] is now the start of column j, and its end once filled
 
-    idx_, val_ = np.empty(nnz, np.int32), np.empty(l * nnz)
-    t_lead_, t_pos_ = np.empty(nnz, np.int32), np.empty(nnz, np.int64)
-    idx, val, t_lead, t_pos = idx_, val_, t_lead_, t_pos_
+    idx_, t_lead_, t_pos_ = np.empty(nnz, np.int32), np.empty(nnz, np.int32), np.empty(nnz, np.int64)
+    idx, t_lead, t_pos = idx_, t_lead_, t_pos_
     for cp, ci, cv, off in pairs:
         cell_ptr, cell_idx, offset, lh = cp, ci, off, cv.shape[2]
         for i in range(q):
@@ -71,8 +73,7 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
                     t = t_ptr[j + c + 1]
                     t_ptr[j + c + 1] += 1
                     t_lead[t] = <int32_t>i
-    fill_ = ptr_[:q].copy()
-    fill = fill_
+    fill = ptr_[:q].copy()
     for j in range(m):  # columns in order: each level's list comes out sorted
         for t in range(t_ptr[j], t_ptr[j + 1]):
             i = t_lead[t]
@@ -80,7 +81,34 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
             fill[i] += 1
             idx[p] = <int32_t>j
             t_pos[t] = p
-    fill = t_ptr_[:m].copy()  # replay the second loop, now knowing where each entry went
+    return ptr_, idx_, t_ptr_[:m + 1].copy(), t_lead_, t_pos_
+
+
+def leading_values(Py_ssize_t l, const int64_t[::1] ptr, const int64_t[::1] t_ptr, const int64_t[::1] t_pos,
+                   list pairs):
+    """Values of the leading row blocks.
+
+    Parameters
+    ----------
+    l : int
+        Columns of the leading factor.
+    ptr, t_ptr, t_pos
+        From `leading_rows`.
+    pairs
+        As there.
+
+    Returns
+    -------
+    (l * nnz,) float64
+    """
+    cdef Py_ssize_t q = ptr.shape[0] - 1, m = t_ptr.shape[0] - 1, i, r, c, lh, width
+    cdef int64_t cell, p, j
+    cdef const int64_t[::1] cell_ptr, offset
+    cdef const int32_t[::1] cell_idx
+    cdef const double[:, :, ::1] cell_val
+    val_ = np.empty(l * ptr[q])
+    cdef double[::1] val = val_
+    cdef int64_t[::1] fill = np.array(t_ptr[:m])  # the pattern's second loop over, now knowing where each entry went
     for cp, ci, cv, off in pairs:
         cell_ptr, cell_idx, cell_val, offset, lh = cp, ci, cv, off, cv.shape[2]
         for i in range(q):
@@ -92,36 +120,34 @@ def leading_rows(Py_ssize_t q, Py_ssize_t l, Py_ssize_t m, list pairs):
                     fill[j + c] += 1
                     for r in range(l):
                         val[l * ptr[i] + r * width + p - ptr[i]] = cell_val[cell, r, c]
-    return ptr_, idx_, val_, t_ptr_[:m + 1].copy(), t_lead_, t_pos_
+    return val_
 
 
 def tail_rows(Py_ssize_t m, list blocks, list pairs):
-    """Lower triangle (diagonal included) of the tail's block of Z'WZ, compressed by rows, columns unsorted.
+    """Pattern of the lower triangle (diagonal included) of the tail's block of Z'WZ, by rows, columns unsorted.
 
     Parameters
     ----------
     m : int
     blocks : list of (val (q_h, l_h, l_h), offset (q_h,))
-        Diagonal blocks of each tail factor.
+        Diagonal blocks of each tail factor. Of the values only the shape is read, here and below.
     pairs : list of (cell_ptr, cell_idx, cell_val, offset_g, offset_h)
         Cells between two tail factors g and h, in either order of columns.
 
     Returns
     -------
-    ptr (m + 1,) int64, idx (nnz,) int32, val (nnz,) float64
+    ptr (m + 1,) int64, idx (nnz,) int32
     """
     ptr_ = np.zeros(m + 2, np.int64)
     cdef int64_t[::1] ptr = ptr_, cell_ptr, off_g, off_h
     cdef int32_t[::1] cell_idx, idx
-    cdef double[:, :, ::1] v
-    cdef double[::1] val
     cdef Py_ssize_t i, r, c, lg, lh, fill
     cdef int64_t cell, og, oh, t
-    idx_ = val_ = None
+    idx_ = None
     for fill in range(2):  # count, then place
         for bv, off in blocks:
-            v, off_g, lg = bv, off, bv.shape[1]
-            for i in range(v.shape[0]):
+            off_g, lg = off, bv.shape[1]
+            for i in range(off_g.shape[0]):
                 for r in range(lg):
                     if not fill:
                         ptr[off_g[i] + r + 2] += r + 1
@@ -130,9 +156,8 @@ def tail_rows(Py_ssize_t m, list blocks, list pairs):
                         t = ptr[off_g[i] + r + 1]
                         ptr[off_g[i] + r + 1] += 1
                         idx[t] = <int32_t>(off_g[i] + c)
-                        val[t] = v[i, r, c]
         for cp, ci, cv, offg, offh in pairs:
-            cell_ptr, cell_idx, v, off_g, off_h, lg, lh = cp, ci, cv, offg, offh, cv.shape[1], cv.shape[2]
+            cell_ptr, cell_idx, off_g, off_h, lg, lh = cp, ci, offg, offh, cv.shape[1], cv.shape[2]
             for i in range(cell_ptr.shape[0] - 1):
                 og = off_g[i]
                 for cell in range(cell_ptr[i], cell_ptr[i + 1]):
@@ -145,13 +170,56 @@ def tail_rows(Py_ssize_t m, list blocks, list pairs):
                             t = ptr[max(og + r, oh + c) + 1]
                             ptr[max(og + r, oh + c) + 1] += 1
                             idx[t] = <int32_t>min(og + r, oh + c)
-                            val[t] = v[cell, r, c]
         if not fill:
             for i in range(m):
                 ptr[i + 2] += ptr[i + 1]
-            idx_, val_ = np.empty(ptr[m + 1], np.int32), np.empty(ptr[m + 1])
-            idx, val = idx_, val_
-    return ptr_[:m + 1].copy(), idx_, val_
+            idx_ = np.empty(ptr[m + 1], np.int32)
+            idx = idx_
+    return ptr_[:m + 1].copy(), idx_
+
+
+def tail_values(const int64_t[::1] ptr, list blocks, list pairs):
+    """Values of the tail rows.
+
+    Parameters
+    ----------
+    ptr : (m + 1,) int64
+        From `tail_rows`.
+    blocks, pairs
+        As there.
+
+    Returns
+    -------
+    (nnz,) float64
+    """
+    cdef Py_ssize_t m = ptr.shape[0] - 1, i, r, c, lg, lh
+    cdef int64_t cell, og, oh, t
+    cdef const int64_t[::1] cell_ptr, off_g, off_h
+    cdef const int32_t[::1] cell_idx
+    cdef const double[:, :, ::1] v
+    val_ = np.empty(ptr[m])
+    cdef double[::1] val = val_
+    cdef int64_t[::1] fill = np.array(ptr[:m])
+    for bv, off in blocks:
+        v, off_g, lg = bv, off, bv.shape[1]
+        for i in range(v.shape[0]):
+            for r in range(lg):
+                for c in range(r + 1):
+                    t = fill[off_g[i] + r]
+                    fill[off_g[i] + r] += 1
+                    val[t] = v[i, r, c]
+    for cp, ci, cv, offg, offh in pairs:
+        cell_ptr, cell_idx, v, off_g, off_h, lg, lh = cp, ci, cv, offg, offh, cv.shape[1], cv.shape[2]
+        for i in range(cell_ptr.shape[0] - 1):
+            og = off_g[i]
+            for cell in range(cell_ptr[i], cell_ptr[i + 1]):
+                oh = off_h[cell_idx[cell]]
+                for r in range(lg):
+                    for c in range(lh):
+                        t = fill[max(og + r, oh + c)]
+                        fill[max(og + r, oh + c)] += 1
+                        val[t] = v[cell, r, c]
+    return val_
 
 
 def schur_fill(const int64_t[::1] a_ptr, const int32_t[::1] a_idx, const int64_t[::1] ptr, const int32_t[::1] idx,

@@ -25,7 +25,7 @@ cdef class SparseTail(Tail):
     Parameters
     ----------
     rows : tuple
-        Tail rows, from `_assemble.tail_rows`.
+        Pattern of the tail rows, from `_assemble.tail_rows`.
     c_ptr, c_idx : int64
         Lower pattern of C by rows, sorted, from `_assemble.schur_pattern`.
     threads : int
@@ -51,7 +51,7 @@ cdef class SparseTail(Tail):
         """Memory of the engine for a pattern of ``nnz`` entries: its indices, C, and the factor."""
         return 16 * nnz + 8 * (1 + threads) * tree.m + SupernodalCholesky.bytes(tree, nnz, threads)
 
-    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
+    cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d
         cdef int64_t t
         cdef double *row
@@ -62,7 +62,7 @@ cdef class SparseTail(Tail):
             for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
                 row[self.c_idx[t]] = 0.0
             for t in range(self.a_ptr[j], self.a_ptr[j + 1]):
-                row[self.a_idx[t]] += self.a_val[t]
+                row[self.a_idx[t]] += values[t]
             for x in range(d):
                 row_d[x] = dense[x * m + j]
             schur_row(lead, j, row, row_d)
@@ -77,6 +77,8 @@ cdef class SparseTail(Tail):
         cdef int64_t t
         cdef double *s = &self.cholesky.panels[0]
         cdef const int64_t *place = &self.cholesky.place[0]
+        self.stamp += 1
+        self.inverted, self.solvable = False, True
         self.cholesky.clear()
         if n_blocks == m:
             for j in prange(m, schedule="static", num_threads=self.threads):
@@ -145,7 +147,10 @@ cdef class SparseTail(Tail):
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
         self.cholesky.backward(x, k)
 
-    cdef int inverse(self) noexcept nogil:
+    cdef int inverse(self, bint keep) noexcept nogil:
+        self.inverted, self.solvable = True, keep
+        if keep and self.cholesky.keep_factor() != 0:
+            return 1
         self.cholesky.inverse()
         return 0
 

@@ -20,7 +20,7 @@ import numpy as np
 from cython.parallel cimport prange, threadid
 from libc.math cimport isfinite, log
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dtrsm
 
 from fastlmm_core._native.tail.supernode cimport (
@@ -69,6 +69,7 @@ cdef class SupernodalCholesky:
         self.rows, self.relative, self.place = index_maps(self.tree, ptr, idx)
         # one spare entry each: an empty array still has an address
         self.panels, self.fronts = np.zeros(self.tree.entries + 1), np.empty(self.tree.front_size + 1)
+        self.solving, self.kept = &self.panels[0], None
         self.work = np.empty(self.tree.largest + inverse_work(self.tree) + 1)
         self.vectors = np.empty(threads * self.tree.longest * VECTORS + 1)
         if self.tree.row_count == 0:
@@ -186,6 +187,7 @@ cdef class SupernodalCholesky:
 
     cdef void clear(self) noexcept nogil:
         """Zero panels, for the values of the next matrix."""
+        self.solving = &self.panels[0]
         memset(&self.panels[0], 0, self.tree.entries * sizeof(double))
 
     cdef int factor(self, double *logdet) noexcept nogil:
@@ -218,6 +220,21 @@ cdef class SupernodalCholesky:
         logdet[0] += 2.0 * log(product)
         return 0 if isfinite(logdet[0]) else 1  # LAPACK lets a NaN through
 
+    cdef int keep_factor(self) noexcept nogil:
+        """Solves go on from a copy of L after `inverse`; the first one allocates it. Nonzero where there is no room."""
+        if self.kept is None and not self.make_room():
+            return 1
+        memcpy(&self.kept[0], &self.panels[0], self.tree.entries * sizeof(double))
+        self.solving = &self.kept[0]
+        return 0
+
+    cdef bint make_room(self) noexcept with gil:
+        try:
+            self.kept = np.empty(self.tree.entries + 1)
+        except MemoryError:
+            return False
+        return True
+
     # ------------------------------------------------------------------ solves
 
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
@@ -238,16 +255,18 @@ cdef class SupernodalCholesky:
         cdef double xc
         cdef double *z
         cdef const double *column
+        cdef double *panel
         cdef char left = b"L", lower = b"L", no = b"N"
         cdef int w, r, height, n = <int>k, ld = <int>m
         cdef double one = 1.0, zero = 0.0
         for i in range(self.tree.n - 1, -1, -1):
             y = self.nodes + i
+            panel = self.solving + (y.panel - &self.panels[0])
             if y.w <= SMALL:
                 for v in range(k):
                     z = x + v * m
                     for c in range(y.w):
-                        column = y.panel + c * y.height
+                        column = panel + c * y.height
                         xc = z[y.first + c] / column[c]
                         z[y.first + c] = xc
                         for a in range(c + 1, y.w):
@@ -257,9 +276,9 @@ cdef class SupernodalCholesky:
                             z[y.rows[a]] -= column[a] * xc
                 continue
             w, r, height = <int>y.w, <int>y.r, <int>y.height
-            dtrsm(&left, &lower, &no, &no, &w, &n, &one, y.panel, &height, x + y.first, &ld)
+            dtrsm(&left, &lower, &no, &no, &w, &n, &one, panel, &height, x + y.first, &ld)
             if r:
-                dgemm(&no, &no, &r, &n, &w, &one, y.panel + w, &height, x + y.first, &ld, &zero, work, &r)
+                dgemm(&no, &no, &r, &n, &w, &one, panel + w, &height, x + y.first, &ld, &zero, work, &r)
                 for v in range(k):
                     z = x + v * m
                     for a in range(r):
@@ -271,16 +290,18 @@ cdef class SupernodalCholesky:
         cdef double xc
         cdef double *z
         cdef const double *column
+        cdef double *panel
         cdef char left = b"L", lower = b"L", no = b"N", yes = b"T"
         cdef int w, r, height, n = <int>k, ld = <int>m
         cdef double one = 1.0, minus = -1.0
         for i in range(self.tree.n):
             y = self.nodes + i
+            panel = self.solving + (y.panel - &self.panels[0])
             if y.w <= SMALL:
                 for v in range(k):
                     z = x + v * m
                     for c in range(y.w - 1, -1, -1):
-                        column = y.panel + c * y.height
+                        column = panel + c * y.height
                         xc = z[y.first + c]
                         for a in range(c + 1, y.w):
                             xc -= column[a] * z[y.first + a]
@@ -294,8 +315,8 @@ cdef class SupernodalCholesky:
                     z = x + v * m
                     for a in range(r):
                         work[v * r + a] = z[y.rows[a]]
-                dgemm(&yes, &no, &w, &n, &r, &minus, y.panel + w, &height, work, &r, &one, x + y.first, &ld)
-            dtrsm(&left, &lower, &yes, &no, &w, &n, &one, y.panel, &height, x + y.first, &ld)
+                dgemm(&yes, &no, &w, &n, &r, &minus, panel + w, &height, work, &r, &one, x + y.first, &ld)
+            dtrsm(&left, &lower, &yes, &no, &w, &n, &one, panel, &height, x + y.first, &ld)
 
     # ------------------------------------------------------------------ selected inverse
 

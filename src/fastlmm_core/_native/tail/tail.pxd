@@ -6,19 +6,20 @@ cdef class Tail:
     cdef readonly Py_ssize_t m
     cdef bint ready                  # the constructor came to its end
     cdef bint busy                   # an evaluator is at work
-    cdef void *owner                 # the evaluator whose factors these are
     cdef int threads
     cdef const int64_t[::1] a_ptr
     cdef const int[::1] a_idx
-    cdef const double[::1] a_val
     cdef readonly object _keep
+    cdef readonly long long stamp    # of the last factor
+    cdef bint inverted, solvable     # an inverse has taken the factor's place; `solve` can be called
     cdef void set_rows(self, tuple rows, int threads)
-    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil
+    cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
                     double *logdet) noexcept nogil
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil
-    cdef int inverse(self) noexcept nogil
+    cdef int inverse(self, bint keep) noexcept nogil
+    cdef void solve(self, double *x, Py_ssize_t k) noexcept nogil
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil
     cdef void times(self, const double *x, double *y, Py_ssize_t k) noexcept nogil

@@ -7,8 +7,11 @@ C = A_tt - sum_i B_i'K_i B_i (m x m, unscaled) is kept beside S = Lambda'C Lambd
     forward    x <- L^-1 x, k vectors one after another                                               (k, m)
     backward   x <- L^-T x
     inverse    entries of S^-1 on the pattern of S at least; destroys what forward and backward need
+    solve      x <- S^-1 x, after a factor; after an inverse too where `solvable` says so
     gather     sum_i U_i S^-1 U_i' over the leading rows
     times      y <- C x
+
+``stamp`` counts factors: whoever made the last one keeps its number, and by it knows whether it is still in hand.
 
 Dense engine: one buffer of (m + 1) m doubles holds both matrices. S, its factor and its inverse occupy the upper
 triangle of rows 0..m-1 (row-major; LAPACK's 'L' reads the same memory by columns); C the lower triangle shifted down by
@@ -20,7 +23,7 @@ import numpy as np
 from cython.parallel cimport prange, threadid
 from libc.math cimport log
 from libc.stdint cimport int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
 
 from fastlmm_core._native.leading.rows cimport gather_row, leading_t, schur_row
@@ -35,7 +38,7 @@ cdef enum:
 cdef class Tail:
     """Base of the engines; see the module's note. Created by the plan, driven by the evaluator.
 
-    Evaluators of one plan share its tail. `busy` lets one of them, and so one thread, work at a time; `owner` tells
+    Evaluators of one plan share its tail. `busy` lets one of them, and so one thread, work at a time; `stamp` tells
     each whether the factors are still its own.
     """
 
@@ -43,13 +46,14 @@ cdef class Tail:
         raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
 
     cdef void set_rows(self, tuple rows, int threads):
-        """Keep the tail rows of `_assemble.tail_rows`."""
+        """Keep the pattern of the tail rows, from `_assemble.tail_rows`."""
         self._keep = rows
-        self.a_ptr, self.a_idx, self.a_val = rows
+        self.a_ptr, self.a_idx = rows
         self.m = self.a_ptr.shape[0] - 1
         self.threads = threads
 
-    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
+    cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil:
+        """``values`` are those of the tail rows."""
         pass
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
@@ -62,8 +66,13 @@ cdef class Tail:
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
         pass
 
-    cdef int inverse(self) noexcept nogil:
+    cdef int inverse(self, bint keep) noexcept nogil:
+        """With ``keep`` solves stay possible, by a copy of the factor where there is no other way."""
         return -1
+
+    cdef void solve(self, double *x, Py_ssize_t k) noexcept nogil:
+        self.forward(x, k)
+        self.backward(x, k)
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
         """Entry (j, k), j <= k, of the inverse; zero outside its pattern."""
@@ -87,9 +96,11 @@ cdef class EmptyTail(Tail):
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
                     double *logdet) noexcept nogil:
         logdet[0] = 0.0
+        self.stamp += 1
+        self.solvable = True
         return 0
 
-    cdef int inverse(self) noexcept nogil:
+    cdef int inverse(self, bint keep) noexcept nogil:
         return 0
 
 
@@ -99,7 +110,7 @@ cdef class DenseTail(Tail):
     Parameters
     ----------
     rows : tuple
-        Tail rows, from `_assemble.tail_rows`.
+        Pattern of the tail rows, from `_assemble.tail_rows`.
     threads : int
         OpenMP threads of the assembly and gather (BLAS has its own limit).
     """
@@ -117,7 +128,7 @@ cdef class DenseTail(Tail):
         """Rows of a tile."""
         return tile_size(m)
 
-    cdef void assemble(self, const leading_t *lead, double *dense, double *work) noexcept nogil:
+    cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d
         cdef int64_t t
         cdef double *c = &self.buffer[0] + m
@@ -125,7 +136,7 @@ cdef class DenseTail(Tail):
         for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
             memset(c + j * m, 0, (j + 1) * sizeof(double))
             for t in range(self.a_ptr[j], self.a_ptr[j + 1]):
-                c[j * m + self.a_idx[t]] += self.a_val[t]
+                c[j * m + self.a_idx[t]] += values[t]
             row_d = work + threadid() * d
             for x in range(d):
                 row_d[x] = dense[x * m + j]
@@ -137,6 +148,8 @@ cdef class DenseTail(Tail):
                     double *logdet) noexcept nogil:
         cdef Py_ssize_t m = self.m, tile, n_tiles = (n_blocks + TILE - 1) // TILE, j
         cdef double *s = &self.buffer[0]
+        self.stamp += 1
+        self.inverted, self.solvable = False, True
         for tile in prange(n_tiles, schedule="dynamic", num_threads=self.threads):
             if n_blocks == m:
                 scale_tile(s, m, lam, lam_ptr, tile)
@@ -155,8 +168,26 @@ cdef class DenseTail(Tail):
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
         triangular(&self.buffer[0], x, self.m, k, b"T")
 
-    cdef int inverse(self) noexcept nogil:
+    cdef int inverse(self, bint keep) noexcept nogil:
+        """Every entry is there, so it solves as well."""
+        self.inverted = True
         return tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panel[0])
+
+    cdef void solve(self, double *x, Py_ssize_t k) noexcept nogil:
+        cdef Py_ssize_t v, j, m = self.m, some = 0
+        if not self.inverted:
+            self.forward(x, k)
+            self.backward(x, k)
+            return
+        while k:  # a row of the inverse serves as many vectors as the panel holds
+            some = min(k, self.tile)
+            memset(&self.panel[0], 0, some * m * sizeof(double))
+            for j in range(m):
+                for v in range(some):
+                    inverse_row_times(&self.buffer[0] + j * m, j, m, x + v * m, &self.panel[0] + v * m)
+            memcpy(x, &self.panel[0], some * m * sizeof(double))
+            x += some * m
+            k -= some
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
         return self.buffer[j * self.m + k]
@@ -181,6 +212,17 @@ cdef class DenseTail(Tail):
         cdef Py_ssize_t v
         for v in range(k):
             symmetric_times(&self.buffer[0] + self.m, self.m, x + v * self.m, y + v * self.m)
+
+
+cdef inline void inverse_row_times(const double *row, Py_ssize_t j, Py_ssize_t m, const double *x,
+                                   double *y) noexcept nogil:
+    """y <- y + row j of a symmetric matrix, from its diagonal on, times x, and the column under it likewise."""
+    cdef Py_ssize_t k
+    cdef double total = row[j] * x[j], xj = x[j]
+    for k in range(j + 1, m):
+        total += row[k] * x[k]
+        y[k] += row[k] * xj
+    y[j] += total
 
 
 cdef inline void symmetric_times(const double *c, Py_ssize_t m, const double *x, double *y) noexcept nogil:

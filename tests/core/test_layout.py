@@ -1,7 +1,6 @@
 """The symbolic phase: which engine, which order, how many threads, how much memory."""
 
 import re
-import sys
 import tracemalloc
 
 import numpy as np
@@ -12,15 +11,10 @@ from fastlmm_core._native.symbolic.ordering import fill_ordering
 from fastlmm_core._native.symbolic.supernodes import dense_seconds
 from fastlmm_core._native.tail.sparse import SparseTail
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
-from fastlmm_core.core import Control, Objective, Term, cross_products, plan
-from fastlmm_core.core.plan import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
+from fastlmm_core.core import Control, Objective, Term, cross_products, layout, plan
+from fastlmm_core.core.layout import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
 from fastlmm_core.datasets import load_dataset
 from fastlmm_core.errors import MemoryLimitError
-
-
-def module(name):
-    """The module itself, where a function of its name hides it."""
-    return sys.modules[f"fastlmm_core.core.{name}"]
 
 
 def nested(schools=120, classes=12, pupils=4, seed=0):
@@ -83,7 +77,7 @@ def test_insteval_is_sparse(insteval):
 
 def test_full_tails_are_dense(monkeypatch):
     """Nobody looks at the pattern of one that a few rows show to be full."""
-    monkeypatch.setattr(module("plan"), "pattern", None)
+    monkeypatch.setattr(layout, "pattern", None)
     found = plan(crossed(n=40_000))
     assert found.tail.m > DENSE_BELOW
     assert isinstance(found.tail, DenseTail)
@@ -128,8 +122,8 @@ def test_the_order_does_not_change_the_criterion(monkeypatch):
         def only(ptr, idx, method, methods=methods):
             return ordering(ptr, idx, method) if method in methods else None
 
-        monkeypatch.setattr(module("plan"), "fill_ordering", only)
-        monkeypatch.setattr(module("plan"), "METIS_SECONDS", 0.0)
+        monkeypatch.setattr(layout, "fill_ordering", only)
+        monkeypatch.setattr(layout, "METIS_SECONDS", 0.0)
         objective = Objective(cross, True, Control("sparse"))
         answers.append(objective.derivatives(np.array([0.7, 0.9])))
         orders.append(objective.plan)
@@ -148,7 +142,7 @@ def test_metis_is_tried_only_where_it_can_pay(monkeypatch):
         asked.append(method)
         return fill_ordering(ptr, idx, method)
 
-    monkeypatch.setattr(module("plan"), "fill_ordering", counted)
+    monkeypatch.setattr(layout, "fill_ordering", counted)
     plan(nested())
     assert asked == ["amd"]
 

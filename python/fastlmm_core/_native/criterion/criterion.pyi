@@ -1,0 +1,3 @@
+class Criterion:
+    @property
+    def n_free(self) -> int: ...

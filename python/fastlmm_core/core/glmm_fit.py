@@ -1,0 +1,374 @@
+"""Minimise the marginal deviance of a generalised mixed model; its estimates in the user's coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core._native.criterion.criterion import Criterion
+from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.fit import FAILED, FitLog
+from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import DataError, NumericalError
+from fastlmm_core.families import Family
+
+__all__ = ["Engine", "GlmmFit", "hessian", "search"]
+
+Array = NDArray[np.float64]
+Report = Callable[[int, Array, float, float, float], None]
+
+STEP = 3e-4
+"""Step of the differences of the gradient, in units of a parameter's standard error."""
+
+
+class Engine(Protocol):
+    """What evaluates a marginal deviance: level by level for one factor, the linear model's engine for more."""
+
+    design: GlmmDesign
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the optimiser minimises."""
+
+    def set_response(self, y: Array) -> None:
+        """Replace the response (n,), already checked."""
+
+    def value(self, psi: Array) -> float:
+        """The deviance at psi."""
+
+    def derivatives(self, psi: Array) -> tuple[float, Array, Array]:
+        """Deviance, gradient and model Hessian at psi."""
+
+    def modes(self) -> list[Array]:
+        """Conditioned b (q, l) of each group where the deviance was last taken."""
+
+    def cond_var(self) -> list[Array]:
+        """Conditioned Var(b | y) (q, l, l) of each group, there."""
+
+
+@dataclass(frozen=True, eq=False)
+class GlmmFit:
+    """A fitted generalised mixed model as plain arrays, in the user's units.
+
+    What takes longer than a refit of a small model (L, cov, b, eta, mu, log) is made when it is first asked for;
+    `complete` makes all of it at once.
+
+    Attributes
+    ----------
+    theta : (n_theta,)
+        Covariance parameters term by term, on the scale of the linear predictor: the lower triangle of each factor of
+        Var(b), column by column.
+    L : tuple of (l, l)
+        Covariance factor of each term.
+    beta : (p,)
+        Fixed effects; NaN where a column depends on earlier ones and was set aside.
+    rho : float
+        Logarithm of the family's extra parameter; 0 where there is none.
+    family_params : dict
+        The extra parameter by its name, as users know it; empty where there is none.
+    criterion : float
+        Minus twice the marginal log-likelihood, all constants included.
+    cov : (n_theta + p + n_extra,) * 2
+        Covariance of (theta, beta, rho) from the deviance's Hessian; NaN in columns set aside.
+    se : (p,)
+        Standard errors of beta.
+    b : tuple of (q, l)
+        Conditional modes of each term.
+    cov_beta : (p, p)
+        The fixed effects' part of cov.
+    eta, mu : (n,)
+        Linear predictor and mean at the modes; of a binomial response the proportion.
+    n, rank : int
+        Observations; independent columns of X.
+    n_agq : int
+        Quadrature points; 1 is Laplace.
+    is_singular : bool
+        Some covariance factor is (nearly) singular.
+    converged : bool
+    message : str
+    log : FitLog
+    family : Family
+    control : Control
+    """
+
+    theta: Array
+    beta: Array
+    rho: float
+    criterion: float
+    n: int
+    rank: int
+    n_agq: int
+    is_singular: bool
+    converged: bool
+    message: str
+    family: Family
+    control: Control = field(repr=False)
+    psi: Array = field(repr=False)
+    _y: Array = field(repr=False)
+    _engine: Engine | None = field(repr=False)
+    _evaluations: Array = field(repr=False)
+    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.complete().__dict__, "_cache": {}}
+
+    def complete(self) -> GlmmFit:
+        """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
+        if self._engine is not None:
+            for name, value in vars(type(self)).items():
+                if isinstance(value, cached_property):
+                    getattr(self, name)
+            object.__setattr__(self, "_engine", None)
+        return self
+
+    @property
+    def engine(self) -> Engine:
+        """The engine with this fit's response, at its estimates."""
+        if self._engine is None:
+            raise AttributeError("a completed fit has no engine: fit the model again")
+        with one_blas_thread():
+            self._engine.set_response(self._y)
+            self._engine.value(self.psi)
+        return self._engine
+
+    @property
+    def design(self) -> GlmmDesign:
+        """The design the fit was made from."""
+        if self._engine is None:
+            raise AttributeError("a completed fit has no design: fit the model again")
+        return self._engine.design
+
+    @property
+    def family_params(self) -> dict[str, float]:
+        """The extra parameter by its name."""
+        name = self.family.parameter
+        return {} if name is None else {name: self.family.natural(self.rho)}
+
+    @property
+    def family_params_se(self) -> dict[str, float]:
+        """Its standard error, by the delta method; NaN where it was given."""
+        name = self.family.parameter
+        if name is None:
+            return {}
+        if not self.family.n_extra:
+            return {name: float("nan")}
+        return {name: abs(self.family.natural_slope(self.rho)) * float(np.sqrt(self.cov[-1, -1]))}
+
+    @property
+    def se(self) -> Array:
+        """Standard errors of beta (p,)."""
+        nt, p = len(self.theta), len(self.beta)
+        return np.asarray(np.sqrt(self.cov.diagonal()[nt : nt + p]))
+
+    @cached_property
+    def L(self) -> tuple[Array, ...]:
+        """Covariance factor of each term, tuple of (l, l)."""
+        factors, at = [], 0
+        for term in self.design.terms:
+            factor = np.zeros((term.n_columns, term.n_columns))
+            rows, columns = zip(*term.index(), strict=True)
+            factor[rows, columns] = self.theta[at : at + term.n_theta]
+            at += term.n_theta
+            factors.append(factor)
+        return tuple(factors)
+
+    @cached_property
+    def cov(self) -> Array:
+        """Covariance of (theta, beta, rho) from the deviance's Hessian."""
+        design = self.design
+        conditioned = covariance(hessian(self.engine, self.psi), design.n_theta)
+        small = design.to_user @ conditioned @ design.to_user.T
+        nt, p = design.n_theta, len(self.beta)
+        places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
+        out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
+        out[np.ix_(places, places)] = small
+        return out
+
+    @cached_property
+    def b(self) -> tuple[Array, ...]:
+        """Conditional modes of each term, tuple of (q, l)."""
+        return self.design.user_modes(self.engine.modes())
+
+    @cached_property
+    def _cond_var(self) -> tuple[Array, ...]:
+        return self.design.user_covariances(self.engine.cond_var())
+
+    def cond_var(self) -> tuple[Array, ...]:
+        """Conditional covariance Var(b | y) of each level of each term, given the parameters.
+
+        Returns
+        -------
+        tuple of (q, l, l)
+        """
+        return self._cond_var
+
+    @property
+    def cov_beta(self) -> Array:
+        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+        nt, p = len(self.theta), len(self.beta)
+        return self.cov[nt : nt + p, nt : nt + p]
+
+    @cached_property
+    def eta(self) -> Array:
+        """Linear predictor at the modes, (n,)."""
+        return self.design.fixed_part(self.psi) + self.design.random_part(self.engine.modes())
+
+    @cached_property
+    def mu(self) -> Array:
+        """Mean at the modes, (n,)."""
+        return self.family.mean(self.eta)
+
+    @cached_property
+    def log(self) -> FitLog:
+        """What the optimiser did."""
+        theta, _, criterion, norm, radius = np.split(
+            self._evaluations, [len(self.theta), len(self.psi), len(self.psi) + 1, len(self.psi) + 2], axis=1
+        )
+        to_user = self.design.theta_map.to_user
+        return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
+
+    @property
+    def fitted(self) -> Array:
+        """The means, (n,)."""
+        return self.mu
+
+    def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
+        """Conditional modes of each term at other parameters, or for another response.
+
+        Parameters
+        ----------
+        theta : (n_theta,)
+        beta : (p,)
+        y : (n,), optional
+
+        Returns
+        -------
+        tuple of (q, l)
+        """
+        design, engine = self.design, self.engine
+        psi = conditioned(design, theta, beta, self.rho)
+        with one_blas_thread():
+            if y is not None:
+                engine.set_response(design.response(y))
+            engine.value(psi)
+            return design.user_modes(engine.modes())
+
+
+def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: float) -> Array:
+    """Psi (n_free,) for the user's parameters.
+
+    Raises
+    ------
+    DataError
+        A wrong length, or a value that is not finite.
+    """
+    t, b = np.atleast_1d(np.asarray(theta, np.float64)), np.atleast_1d(np.asarray(beta, np.float64))
+    if t.shape != (design.n_theta,):
+        raise DataError(f"theta has shape {t.shape}, but the model has {design.n_theta} covariance parameter(s)")
+    if b.shape != (design.X.shape[1],):
+        raise DataError(f"beta has shape {b.shape}, but the model has {design.X.shape[1]} coefficient(s)")
+    user = np.concatenate([t, b[design.keep], [rho] * design.family.n_extra])
+    if not np.isfinite(user).all():
+        raise DataError("parameters must be finite")
+    return np.asarray(design.to_conditioned @ user)
+
+
+def hessian(engine: Engine, psi: Array) -> Array:
+    """Second derivatives (n_free, n_free) of the deviance at psi, by central differences of its exact gradient."""
+    with one_blas_thread():
+        _, _, model = engine.derivatives(psi)
+        size = STEP * np.sqrt(2.0 / np.maximum(model.diagonal(), 1e-8 * max(model.diagonal().max(), 1e-300)))
+        size = np.minimum(size, STEP * np.maximum(1.0, np.abs(psi)))
+        out = np.empty_like(model)
+        for j, h in enumerate(size):
+            ends = []
+            for sign in (1.0, -1.0):
+                x = psi.copy()
+                x[j] += sign * h
+                ends.append(engine.derivatives(x)[1])
+            out[j] = (ends[0] - ends[1]) / (2.0 * h)
+    return 0.5 * (out + out.T)
+
+
+def covariance(second: Array, n_theta: int) -> Array:
+    """Covariance of the estimates from the deviance's Hessian, twice its inverse.
+
+    Where the Hessian is not positive definite (a flat or boundary direction in theta), the covariance of beta and rho
+    given theta, and NaN for theta.
+    """
+    scale = np.sqrt(np.maximum(second.diagonal(), 1e-300))
+    for first in (0, n_theta):
+        part = (second / np.outer(scale, scale))[first:, first:]
+        if len(part) and np.linalg.eigvalsh(part)[0] > 1e-10:
+            out = np.full(second.shape, np.nan)
+            out[first:, first:] = 2.0 * np.linalg.inv(part) / np.outer(scale[first:], scale[first:])
+            return out
+    return np.full(second.shape, np.nan)
+
+
+def search(
+    engine: Engine, newton: Newton, psi: Array, given: bool, on_evaluation: Report | None = None
+) -> tuple[Array, float, Array, int]:
+    """Minimise the deviance from psi.
+
+    Parameters
+    ----------
+    engine, newton
+        The optimiser must be of the engine's criterion.
+    psi : (n_free,)
+    given : bool
+        The start is the user's: no second search.
+
+    Returns
+    -------
+    psi : (n_free,), canonical signs
+    value : float
+    evaluations : (k, n_free + 3), see `Newton.evaluations`
+    status : int
+        Key of `Newton.messages`.
+
+    Raises
+    ------
+    NumericalError
+        The deviance cannot be evaluated at the start.
+    """
+    design = engine.design
+    parameters, nt = design.theta_map, design.n_theta
+    report = None
+    if on_evaluation is not None:
+
+        def report(k: int, x: Array, value: float, norm: float, radius: float) -> None:
+            on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
+
+    found, value, status = newton.minimise(psi, report)
+    evaluations = newton.evaluations()
+    if status == FAILED:
+        raise NumericalError(
+            f"{newton.messages[status]}, theta = {parameters.to_user @ psi[:nt]}, beta = "
+            f"{design.to_beta @ psi[nt : nt + design.rank]}: give start="
+        )
+    if parameters.is_singular(found[:nt]):  # or a sign to turn
+        found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
+        if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
+            # covariance matrices of lower rank can be local minima: look once more from a place of full rank
+            again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
+            other, other_value, other_status = newton.minimise(again, report)
+            evaluations = np.concatenate([evaluations, newton.evaluations()])
+            if other_status != FAILED and other_value < value - 1e-9:
+                found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
+                value, status = other_value, other_status
+        for a in np.flatnonzero(parameters.diagonal & (np.abs(found[:nt]) < SINGULAR) & (found[:nt] != 0)):
+            trial = found.copy()
+            trial[a] = 0.0
+            at_zero = engine.value(trial)
+            if at_zero <= value + 1e-12 * abs(value) + 1e-9:
+                found, value = trial, at_zero
+    return found, value, evaluations, status

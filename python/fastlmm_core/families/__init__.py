@@ -1,0 +1,49 @@
+"""Families of response distributions and their links: NumPy on top of compiled row loops."""
+
+from __future__ import annotations
+
+from fastlmm_core.errors import ModelError
+from fastlmm_core.families.exponential import Binomial, Gamma, Gaussian, InverseGaussian, Poisson
+from fastlmm_core.families.family import Family, Rows
+from fastlmm_core.families.links import LINKS, Link
+from fastlmm_core.families.overdispersed import Beta, NegativeBinomial, NegativeBinomial1
+
+__all__ = [
+    "FAMILIES",
+    "LINKS",
+    "Beta",
+    "Binomial",
+    "Family",
+    "Gamma",
+    "Gaussian",
+    "InverseGaussian",
+    "Link",
+    "NegativeBinomial",
+    "NegativeBinomial1",
+    "Poisson",
+    "Rows",
+    "as_family",
+]
+
+FAMILIES: dict[str, type[Family]] = {
+    f.name: f for f in (Binomial, Poisson, NegativeBinomial, NegativeBinomial1, Gamma, InverseGaussian, Gaussian, Beta)
+}
+"""By name, in the order of the kernels' codes."""
+
+
+def as_family(family: str | Family, link: str | Link | None = None) -> Family:
+    """A family by name or instance.
+
+    Raises
+    ------
+    ModelError
+        No such family; the family has no such link; a link beside an instance, which has one already.
+    """
+    if isinstance(family, Family):
+        if link is not None and (link.name if isinstance(link, Link) else link) != family.link.name:
+            raise ModelError(f"the family given has the {family.link.name} link: give either it or link=, not both")
+        return family
+    found = FAMILIES.get(family) if isinstance(family, str) else None
+    if found is None:
+        raise ModelError(f"family {family!r} does not exist: use one of {', '.join(map(repr, FAMILIES))}")
+    return found(link)

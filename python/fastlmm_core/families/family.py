@@ -1,0 +1,171 @@
+"""What a family of distributions is: a link, the derivatives of a row's log density, and how to draw from it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.families.pointwise import constants, row_derivatives
+from fastlmm_core.errors import DataError
+from fastlmm_core.families.links import Link, as_link
+
+__all__ = ["Family", "Rows"]
+
+Array = NDArray[np.float64]
+
+
+class Rows(NamedTuple):
+    """Derivatives of each row's log density l in its linear predictor eta and in rho, arrays (n,).
+
+    Attributes
+    ----------
+    l : log density, less what `Family.constant` has
+    s : dl/deta
+    w, k : -d2l/deta2, the observed weight, and its slope dw/deta
+    we, ke : the expected weight and its slope
+    lr, sr, wr, wer, lrr : derivatives in rho of l, s, w, we, and the second one of l
+    """
+
+    l: Array
+    s: Array
+    w: Array
+    k: Array
+    we: Array
+    ke: Array
+    lr: Array
+    sr: Array
+    wr: Array
+    wer: Array
+    lrr: Array
+
+
+@dataclass(frozen=True, init=False)
+class Family(ABC):
+    """A distribution of responses given their mean.
+
+    Frozen and small: a name, a link, and the logarithm rho of the extra parameter where that is given. A family of
+    one's own derives from this class and defines ``name``, ``links``, `row`, `variance`, `simulate` and, where it has
+    an extra parameter, ``parameter`` and `start_rho`; it needs no compiled code.
+
+    Parameters
+    ----------
+    link : str or Link, optional
+        The family's first link when left out.
+
+    Attributes
+    ----------
+    name : str
+    links : tuple of str
+        Links it can have, the default first.
+    code : int
+        The kernels' number; -1 where `row` is Python.
+    parameter : str or None
+        What the extra parameter is called.
+    fixed_rho : float or None
+        Its logarithm, where it is given and not estimated.
+    """
+
+    link: Link
+    fixed_rho: float | None
+
+    name: ClassVar[str]
+    links: ClassVar[tuple[str, ...]]
+    code: ClassVar[int] = -1
+    parameter: ClassVar[str | None] = None
+
+    def __init__(self, link: str | Link | None = None) -> None:
+        object.__setattr__(self, "link", as_link(link, self.links, self.name))
+        object.__setattr__(self, "fixed_rho", None)
+
+    @property
+    def n_extra(self) -> int:
+        """Extra parameters that are estimated: none or one."""
+        return int(self.parameter is not None and self.fixed_rho is None)
+
+    # ------------------------------------------------------------------ one row
+
+    def row(self, y: Array, eta: Array, m: Array, rho: float) -> Rows:
+        """Log density and derivatives of rows.
+
+        Parameters
+        ----------
+        y : (n,)
+            Responses; successes of a binomial row.
+        eta : (n,)
+            Linear predictors.
+        m : (n,)
+            Trials, or prior weights.
+        rho : float
+            Logarithm of the extra parameter; ignored where there is none.
+        """
+        return Rows(*row_derivatives(self.code, self.link.code, y, eta, m, rho))
+
+    def constant(self, y: Array, m: Array, freq: Array, rho: float) -> tuple[float, float, float]:
+        """Sum of what `row` leaves out of l, with two derivatives in rho; ``freq`` (n,) counts rows, or (0,)."""
+        return constants(self.code, y, m, freq, rho)
+
+    def loglik(self, y: Array, eta: Array, m: Array, rho: float) -> float:
+        """Sum of the log densities, all constants included."""
+        return float(self.row(y, eta, m, rho).l.sum()) + self.constant(y, m, np.empty(0), rho)[0]
+
+    # ------------------------------------------------------------------ moments
+
+    def mean(self, eta: Array) -> Array:
+        """The mean of a response (of a binomial one: of its proportion)."""
+        return self.link.inverse(eta)
+
+    @abstractmethod
+    def variance(self, mu: Array, m: Array, rho: float) -> Array:
+        """Variance of a response (of a binomial one: of its proportion)."""
+
+    @abstractmethod
+    def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
+        """A response drawn for each row (successes for a binomial one)."""
+
+    def saturated(self, y: Array, m: Array) -> Array:
+        """The mean that fits a row best: the response itself."""
+        return y
+
+    # ------------------------------------------------------------------ data and starts
+
+    def check(self, y: Array, m: Array) -> None:  # noqa: B027
+        """Refuse responses outside the support.
+
+        Raises
+        ------
+        DataError
+            Naming how many and the first row.
+        """
+
+    def refuse(self, bad: NDArray[np.bool_], what: str) -> None:
+        """DataError where some rows are bad, with their number and the first one."""
+        if bad.any():
+            raise DataError(
+                f"{what}: {int(bad.sum())} of {len(bad)} rows are not, the first is row {int(bad.argmax())}"
+            )
+
+    def initial_mean(self, y: Array, m: Array) -> Array:
+        """Means to start from, inside the support."""
+        return y
+
+    def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> float:
+        """A moment estimate of rho from fitted means; 0 where there is no extra parameter."""
+        return 0.0
+
+    # ------------------------------------------------------------------ the extra parameter
+
+    def natural(self, rho: float) -> float:
+        """The extra parameter as users know it."""
+        return float(np.exp(rho))
+
+    def natural_slope(self, rho: float) -> float:
+        """D natural / d rho."""
+        return float(np.exp(rho))
+
+    def scale(self, rho: float) -> float:
+        """Dispersion phi: the extra parameter of gaussian, gamma and inverse gaussian families, else one."""
+        return 1.0

@@ -1,0 +1,182 @@
+"""The marginal deviance and its gradient against dense NumPy, and what fits of it have to satisfy."""
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+import oracle_glmm as dense
+from fastlmm_core.core import Control, Term
+from fastlmm_core.core.glmm import Model, as_family
+from fastlmm_core.families import FAMILIES
+
+PAIRS = [(name, link) for name, family in FAMILIES.items() for link in family.links]
+CURVED = ("inverse", "sqrt", "identity")  # links whose means leave the support not far from here
+SHAPES = {"one": (1,), "pair": (2,)}
+
+
+def problem(name, link, widths=(2,), n=60, seed=0):
+    """Arrays, x = (theta, beta, rho) and what the model takes beside them."""
+    rng = np.random.default_rng([seed, *map(ord, name + link)])
+    family = as_family(name, link)
+    x = rng.normal(size=n)
+    X = np.column_stack([np.ones(n), x])
+    beta, spread = np.array([0.3, 0.4]), 0.5
+    if link == "log" and name == "binomial":
+        beta, spread = np.array([-1.5, 0.05]), 0.08
+    elif link == "identity":
+        beta, spread = (np.array([0.5, 0.02]), 0.04) if name == "binomial" else (np.array([3.0, 0.1]), 0.1)
+    elif link in CURVED:
+        beta, spread = np.array([3.0, 0.1]), 0.1
+    terms, theta, eta = [], [], X @ beta
+    for k, l in enumerate(widths):
+        q = 6 - k
+        z = np.column_stack([np.ones(n), rng.normal(size=(n, 2))])[:, :l] if l > 1 else None
+        term = Term(rng.permutation(np.arange(n) % q), z)
+        factor = spread * np.eye(l)
+        factor[np.tril_indices(l, -1)] = 0.3 * spread
+        theta += [factor[r, c] for r, c in term.index()]
+        b = (np.clip(rng.normal(size=(q, l)), -1, 1) @ factor.T)[term.codes]
+        eta = eta + (b[:, 0] if z is None else (z * b).sum(1))
+        terms.append(term)
+    offset = 0.02 * rng.normal(size=n)
+    eta = eta + offset
+    if name == "binomial" and link == "log":
+        eta = np.minimum(eta, -0.3)
+    elif name == "binomial" and link == "identity":
+        eta = np.clip(eta, 0.1, 0.9)
+    m = rng.integers(1, 6, n).astype(float)
+    freq = rng.integers(1, 4, n).astype(float)
+    y = family.simulate(rng, family.mean(eta), m, -0.5)
+    if name == "beta":
+        y = np.clip(y, 0.02, 0.98)
+    given = {"freq_weights": freq, "offset": offset, "trials" if name == "binomial" else "weights": m}
+    return family, y, X, terms, np.concatenate([theta, beta, [-0.5] * family.n_extra]), given
+
+
+def oracle_of(family, y, X, terms, given, expected=False):
+    """The dense problem."""
+    m = given.get("trials", given.get("weights"))
+    return dense.Dense(y, X, terms, family, m, given.get("freq_weights"), given.get("offset"), expected)
+
+
+@pytest.mark.parametrize("weights", ["observed", "expected"])
+@pytest.mark.parametrize(("name", "link"), PAIRS)
+def test_gradient_of_every_family_and_link(name, link, weights):
+    family, y, X, terms, x, given = problem(name, link)
+    deviance = Model(X, terms, family, control=Control(weights=weights), **given).objective(y)
+    value, gradient, _ = deviance.derivatives(x)
+    assert_allclose(value, oracle_of(family, y, X, terms, given, weights == "expected").laplace(x), rtol=1e-11)
+    expected = dense.differences(deviance, x, 2e-3 if link not in CURVED else 5e-4)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("weights", ["observed", "expected"])
+@pytest.mark.parametrize(("l", "k"), [(1, 2), (1, 9), (2, 5), (3, 3)])
+@pytest.mark.parametrize(("name", "link"), [("binomial", "probit"), ("negativebinomial", "log"), ("gamma", "log")])
+def test_quadrature(name, link, l, k, weights):
+    family, y, X, terms, x, given = problem(name, link, (l,))
+    deviance = Model(X, terms, family, n_agq=k, control=Control(weights=weights), **given).objective(y)
+    value, gradient, _ = deviance.derivatives(x)
+    assert_allclose(value, oracle_of(family, y, X, terms, given, weights == "expected").quadrature(x, k), rtol=1e-12)
+    expected = dense.differences(deviance, x)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+
+
+def test_many_nodes_are_the_integral():
+    """One level, one effect: the deviance is that of SciPy's integral."""
+    from scipy.integrate import quad
+    from scipy.special import expit
+
+    y, sd, beta = np.array([1.0, 1.0, 0.0, 1.0]), 1.7, 0.3
+    model = Model(np.ones((8, 1)), [Term(np.repeat([0, 1], 4))], "binomial", n_agq=61)
+
+    def density(u):
+        p = expit(beta + sd * u)
+        return np.prod(np.where(y == 1, p, 1 - p)) * np.exp(-0.5 * u * u) / np.sqrt(2 * np.pi)
+
+    exact = -4 * np.log(quad(density, -12, 12, epsabs=1e-14)[0])
+    assert_allclose(model.objective(np.tile(y, 2))([sd, beta]), exact, rtol=1e-11)
+
+
+def test_gradient_vanishes_in_theta_at_zero():
+    family, y, X, terms, x, given = problem("binomial", "logit")
+    x = x.copy()
+    x[:3] = 0.0
+    gradient = Model(X, terms, family, **given).objective(y).gradient(x)
+    assert (gradient[:3] == 0.0).all()
+
+
+def test_optimum_is_stationary_and_has_its_covariance():
+    family, y, X, terms, _, given = problem("negativebinomial", "log")
+    model = Model(X, terms, family, **given)
+    fit = model.fit(y)
+    assert fit.converged
+    x = np.concatenate([fit.theta, fit.beta, [fit.rho]])
+    deviance = model.objective(y)
+    assert_allclose(fit.criterion, deviance(x), rtol=1e-12)
+    assert np.abs(deviance.gradient(x) * np.sqrt(np.diag(fit.cov))).max() < 1e-3
+    second = np.array([dense.differences(lambda v, j=j: deviance.gradient(v)[j], x) for j in range(len(x))])
+    assert_allclose(fit.cov, 2 * np.linalg.inv(second), rtol=1e-5, atol=1e-8)
+    assert_allclose(fit.family_params["alpha"], np.exp(-fit.rho))
+
+
+def test_merging_binomial_rows_changes_a_constant_only():
+    rng = np.random.default_rng(3)
+    g, x = np.repeat(np.arange(8), 12), np.tile([0.0, 1.0], 48)
+    y = rng.binomial(1, 0.4, 96).astype(float)
+    X = np.column_stack([np.ones(96), x])
+    rows = Model(X, [Term(g)], "binomial").fit(y)
+    codes, cell = np.unique(g * 2 + x.astype(int), return_inverse=True)
+    trials, successes = np.bincount(cell).astype(float), np.bincount(cell, y)
+    merged = Model(np.column_stack([np.ones(16), codes % 2]), [Term(codes // 2)], "binomial", trials=trials)
+    cells = merged.fit(successes)
+    assert_allclose(cells.beta, rows.beta, rtol=1e-6)
+    assert_allclose(cells.theta, rows.theta, rtol=1e-5)
+    assert_allclose(cells.se, rows.se, rtol=1e-5)
+
+
+def test_invariances():
+    """Units and origin of x, order of the rows, names of the levels, number of threads."""
+    family, y, X, terms, _, given = problem("poisson", "log")
+    z = np.asarray(terms[0].z)[:, :2]
+    first = Model(X, [Term(terms[0].codes, z)], family, **given).fit(y)
+    shift = np.column_stack([X[:, 0], X[:, 1] + 1e6])
+    moved = Model(shift, [Term(terms[0].codes, z)], family, **given).fit(y)
+    assert_allclose(moved.criterion, first.criterion, rtol=1e-9)
+    assert_allclose(moved.beta[1], first.beta[1], rtol=1e-6)
+    order = np.random.default_rng(0).permutation(len(y))
+    turned = {k: v[order] for k, v in given.items()}
+    again = Model(X[order], [Term(5 - terms[0].codes[order], z[order])], family, **turned).fit(y[order])
+    assert_allclose(again.criterion, first.criterion, rtol=1e-11)
+    assert_allclose(again.theta, first.theta, rtol=1e-5)
+    many = Model(X, [Term(terms[0].codes, z)], family, control=Control(threads=3), **given).fit(y)
+    assert many.criterion == first.criterion
+
+
+def test_fit_many_is_fit_one_by_one():
+    family, y, X, terms, _, given = problem("binomial", "logit", (1,))
+    model = Model(X, terms, family, **given)
+    rng = np.random.default_rng(1)
+    Y = np.array([y, rng.binomial(given["trials"].astype(int), 0.4), np.zeros(len(y))])
+    many = model.fit_many(Y)
+    for k in range(2):
+        one = model.fit(Y[k])
+        assert_allclose(many.beta[k], one.beta, rtol=1e-9)
+        assert_allclose(many.criterion[k], one.criterion, rtol=1e-12)
+    assert np.isnan(many.criterion[2])
+    assert not many.converged[2]
+
+
+def test_figures_wait_until_asked_for_and_survive_pickling():
+    import pickle
+
+    family, y, X, terms, _, given = problem("binomial", "logit", (2,))
+    model = Model(X, terms, family, **given)
+    fit = model.fit(y)
+    model.fit(given["trials"] - y)  # the workspace has moved on
+    b = fit.pirls_modes(fit.theta, fit.beta)
+    assert_allclose(fit.b[0], b[0], atol=1e-12)
+    copy = pickle.loads(pickle.dumps(fit))
+    assert_allclose(copy.se, fit.se)
+    assert_allclose(copy.mu, family.mean(fit.eta))
+    assert copy.cond_var()[0].shape == (6, 2, 2)

@@ -9,7 +9,7 @@ version=${1:?usage: packaging/release.sh VERSION}
 [ -z "$(git status --porcelain)" ] || { echo "the checkout has uncommitted changes" >&2; exit 1; }
 grep -q "^__version__ = \"$version\"$" python/fastlmm_core/__init__.py || { echo "__version__ in python/fastlmm_core/__init__.py is not $version" >&2; exit 1; }
 grep -q "^version: $version$" CITATION.cff || { echo "CITATION.cff has another version" >&2; exit 1; }
-grep -q "^## $version" CHANGELOG.md || { echo "CHANGELOG.md has no section '## $version'" >&2; exit 1; }
+grep -q "^## \[$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section '## $version'" >&2; exit 1; }
 bash .ci/run
 make docs
 rm -rf dist

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import ChainMap
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastlmm_core.core.terms import checked_flag
@@ -160,7 +161,12 @@ def lmer(
     if env is None:
         caller = sys._getframe(1)
         env = ChainMap(dict(caller.f_locals), caller.f_globals)
-    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose))
+    arguments = {
+        **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
+        **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     design = build_design(
         formula,
         data,
@@ -181,7 +187,7 @@ def lmer(
     if objective_only:
         return objective_of(design, options)
     if theta is not None:
-        options = FitOptions(options.reml, control, theta, options.verbose)
+        options = replace(options, start=theta)
     result = fit_design(LmerResult, design, formula, options, stacklevel=2)
     result.keep_data(data)
     return result

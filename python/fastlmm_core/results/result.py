@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
 from fastlmm_core.results import export, summary
+from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
 from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
@@ -26,7 +27,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods):
+class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,

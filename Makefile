@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug sanitize lint bench bench-busy bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,17 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	printf '==> %s\n' 'Running the tests on that build'
 	$(RUN) -m pytest -q tests $(PYTEST)
 
+# what the sanitizers look at is the kernels: leaks are the interpreter's own, and hypothesis would run for hours
+sanitize: build  ## kernel and core tests on kernels that gcc's address and undefined-behaviour sanitizers watch
+	$(SAY) 'Building the kernels with sanitizers in build/sanitize'
+	FASTLMM_SANITIZE=1 $(RUN) setup.py -q build --build-lib build/sanitize/lib
+	export PYTHONPATH=$(CURDIR)/build/sanitize/lib
+	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
+	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+	$(RUN) -c 'import fastlmm_core as f; assert "/build/sanitize/lib/" in f.__file__, f.__file__'
+	printf '==> %s\n' 'Running the kernel and core tests on that build'
+	$(RUN) -m pytest -q tests/_native tests/core $(PYTEST)
+
 lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
 	$(SAY) 'Checking style and types'
 	$(RUN) -m ruff check .
@@ -68,6 +79,9 @@ bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/covera
 
 bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
 	$(RUN) -m benchmarks.inference $(BENCH)
+
+bench-busy: build  ## two threads next to one, beside busy processes: fit, and what follows it
+	$(RUN) -m benchmarks.busy $(BENCH)
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)

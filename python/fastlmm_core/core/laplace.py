@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.row_forms import leverages
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.layout import plan
 from fastlmm_core.errors import NumericalError
@@ -36,7 +37,7 @@ Array = NDArray[np.float64]
 MAX_STEPS = 100
 
 CHORD = 1e-2
-"""Squared Newton decrement below which the factor in hand serves for further steps."""
+"""Squared Newton decrement an effect below which the factor in hand serves for further steps."""
 
 SMALL = 1e-20
 """Squared Newton decrement expected of the next step at which the modes are found."""
@@ -82,6 +83,8 @@ class Laplace:
     design : GlmmDesign
     control : Control
     """
+
+    patience = 100.0  # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
 
     def __init__(self, design: GlmmDesign, control: Control) -> None:
         self.design, self.expected = design, control.weights == "expected"
@@ -158,11 +161,14 @@ class Laplace:
 
     # ------------------------------------------------------------------ value
 
-    def row_pass(self, eta: Array, rho: float, full: bool = False) -> tuple[float, float, float]:
-        """Rows' derivatives into ``out``; sums of l, l_rho, l_rho rho."""
+    def row_pass(self, eta: Array, rho: float) -> float:
+        """Rows' derivatives into ``out``; the sum of l, those of l_rho and l_rho rho into ``lr`` and ``lrr``."""
         design = self.design
         with np.errstate(all="ignore"):
-            return design.family.working(self.y, eta, design.m, design.freq, rho, self.out, full, self.threads)
+            total, self.lr, self.lrr = design.family.working(
+                self.y, eta, design.m, design.freq, rho, self.out, True, self.threads
+            )
+        return total
 
     def constant(self, rho: float) -> tuple[float, float, float]:
         """The part of the log-likelihood that is free of eta, with derivatives in rho."""
@@ -194,28 +200,22 @@ class Laplace:
         for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
             u, b = self.spherical(self.lam, t)
             zb = self.linear(b)[0]
-            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)[0]
+            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
             if np.isfinite(h):
                 break
         if not np.isfinite(h):
             raise NumericalError("the likelihood is zero at the modes' start")
-        u, b, zb, fresh = self.find_modes(base, rho, h, u, b, zb)
-        self.b, self.zb = b, zb
-        total, self.lr, self.lrr = self.row_pass(base + zb, rho, True)
-        weights = self.out[2] if self.expected else self.out[1]
-        if not (fresh and not self.expected):
-            self.rows.refill(weights)
-            self.n_factors += 1
-        value = float(u.dot(u)[0, 0]) - 2.0 * total + self.evaluator.value(theta) - 2.0 * self.constant(rho)[0]
-        if not np.isfinite(value):
-            raise NumericalError("the deviance is not finite")
+        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
+            raise NumericalError("the rows' weights are not those of a minimum")
+        value = h + self.logdet - 2.0 * self.constant(rho)[0]
         self.psi_now = psi.copy()
         return value
 
     def find_modes(
         self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
-    ) -> tuple[Effects, Effects, Array, bool]:
-        """u~, b~ and Z b~ from a start whose rows are in ``out``, and whether the factor in hand is that of the modes.
+    ) -> tuple[float, Effects, bool]:
+        """H and b at the modes, whose rows are in ``out`` then, and whether the factor in hand is theirs.
 
         Newton's method; near the modes the factor is used again with the gradient refreshed.
         """
@@ -245,15 +245,15 @@ class Laplace:
             scale, dz = 1.0, self.linear(db)[0]
             while True:
                 value = float((u + step * scale).dot(u + step * scale)[0, 0])
-                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)[0]
+                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)
                 if value <= h + 1e-12 * (abs(h) + 1.0):
                     break
                 scale *= 0.5
                 if scale < 1e-10:
                     if decrement < 1e-6:  # nothing but rounding is left
                         scale = 0.0
-                        self.row_pass(base + zb, rho)
                         value = h
+                        self.row_pass(base + zb, rho)
                         break
                     raise NumericalError("no step towards the modes lowers the penalised deviance")
             h = value
@@ -261,8 +261,8 @@ class Laplace:
             # Newton's steps square the error, those of an old factor shrink it at their rate so far
             rate = decrement if first and observed else decrement / last if not first else 1.0
             if decrement * rate < SMALL or scale == 0.0:
-                return u, b, zb, first and decrement < SMALL
-            have = scale == 1.0 and decrement < CHORD
+                return h, b, first and decrement < SMALL
+            have = scale == 1.0 and decrement < CHORD * sum(self.size)
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
 
@@ -271,9 +271,10 @@ class Laplace:
         self.rows.refill(w)
         self.n_factors += 1
         try:
-            return bool(np.isfinite(self.evaluator.value(self.theta)))
+            self.logdet = self.evaluator.value(self.theta)
         except NumericalError:
             return False
+        return bool(np.isfinite(self.logdet))
 
     # ------------------------------------------------------------------ derivatives
 
@@ -305,19 +306,21 @@ class Laplace:
         np.multiply(w, self.linear(v), out=d[1 + p : 1 + p + nt])
         if extra:
             d[-1] = out[5]
+        x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
         sums, b, rest = self.solve(theta, d)
-        zb = self.linear(b[0:1])[0]
+        xx = d[x] @ self.xt.T - sums[x].dot(b[x])
+        shift = self.fixed_adjoint(xx, self.xt @ c - sums[x].dot(b[0:1])[:, 0])
+        adjoint, tau = b[0:1] - b[x].combined(shift), rest[0:1] - rest[x].combined(shift)
+        zb = self.linear(adjoint)[0] + shift @ self.xt
         blocks = []
-        for trace, tj, tau in zip(traces, self.by_group(t), self.by_group(rest), strict=True):
-            cross = tj.T @ tau
+        for trace, tj, tau_j in zip(traces, self.by_group(t), self.by_group(tau), strict=True):
+            cross = tj.T @ tau_j
             blocks.append(trace - tj.T @ tj + 0.5 * (cross + cross.T))
         by_theta, curvature = self.evaluator.chain(theta, blocks)
         gradient = np.empty(design.n_free)
         gradient[:nt] = by_theta
         gradient[nt : nt + p] = self.xt @ (c - w * zb - 2.0 * s)
         hessian = np.zeros((design.n_free,) * 2)
-        x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
-        xx = d[x] @ self.xt.T - sums[x].dot(b[x])
         fx = v.dot(rest[x])
         ff = v.dot(rest[f])
         hessian[:nt, :nt] = 0.5 * (ff + ff.T) + curvature
@@ -342,6 +345,14 @@ class Laplace:
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
+        return self.reduced(gradient, hessian)
+
+    def fixed_adjoint(self, xx: Array, right: Array) -> Array:
+        """The adjoint's part along X (rank,): none, as gamma is a parameter here and not found with the modes."""
+        return np.zeros(len(right))
+
+    def reduced(self, gradient: Array, hessian: Array) -> tuple[Array, Array]:
+        """Derivatives as the optimiser has them: all parameters are its own here."""
         return gradient, hessian
 
     def directions(self, t: Effects) -> Effects:
@@ -361,6 +372,14 @@ class Laplace:
         return out
 
     # ------------------------------------------------------------------ what is read off
+
+    def settled(self, psi: Array) -> Array:
+        """All of psi is the optimiser's."""
+        return psi
+
+    def information(self, psi: Array) -> Array:
+        """Second derivatives of the deviance at psi."""
+        return second_derivatives(self.derivatives, psi)
 
     def modes(self) -> list[Array]:
         """Conditioned b (q, l) of each group where the deviance was last taken."""

@@ -7,7 +7,8 @@ from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from fastlmm_core.errors import FormulaError
-from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, _summands, parse_formula, quote_name
+from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, parse_formula, summands
+from fastlmm_core.formula.quoting import quote_name
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["fixed_text", "random_effects_text", "updated_formula"]
@@ -43,7 +44,7 @@ def updated_formula(old: str, new: str, columns: Container[str] = ()) -> str:
     left, right = (side.strip() for side in new.split("~"))
     response = _DOT.sub(was.response, left) if left else was.response
     change = _Change(was, columns)
-    for sign, summand in _summands(right):
+    for sign, summand in summands(right):
         change.apply(sign, summand)
     parts = [change.fixed(), *(f"offset({text})" for text in change.offsets), *map(str, change.random)]
     return f"{response} ~ {' + '.join(parts)}"

@@ -33,7 +33,7 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
         start = changes.pop("start", options.start)
         if start is not None:
             changes["start"] = checked_start(start, result.design)
-        again = fit_design(type(result), result.design, result.formula, replace(options, **changes), stacklevel=3)
+        again = fit_design(type(result), result.design, result.formula, replace(options, **changes))
         again.kept.update({k: v for k, v in result.kept.items() if k == "data"})
         return again
     if data is None:

@@ -24,6 +24,7 @@ from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
+from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
@@ -316,7 +317,7 @@ class PatternFit(CoreFit):
     evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return saved_state({**self.__dict__, "_cache": {}})
 
     @property
     def cross(self) -> NoReturn:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
@@ -47,6 +48,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
@@ -84,6 +86,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",

@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
+import numpy as np
+
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.terms import checked_flag
+from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions, checked_start
@@ -149,6 +152,8 @@ def lmer(
         **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
     }
     given = {name: value for name, value in arguments.items() if value is not None}
+    if not isinstance(verbose, (int, np.integer)):
+        raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     design = build_design(
         formula,

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         SavedFormatError,
         SpellingError,
     )
+    from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
@@ -47,6 +49,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
@@ -75,6 +78,7 @@ __all__ = [
     "lmer_many",
     "load_dataset",
     "parse_formula",
+    "pedigree",
     "power",
     "power_curve",
 ]
@@ -84,6 +88,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
@@ -111,6 +116,7 @@ _LAZY = {
     "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         SpellingError,
         UnitError,
     )
+    from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.lmer_many import lmer_many
     from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
@@ -49,6 +52,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
@@ -77,8 +81,10 @@ __all__ = [
     "hypothetical",
     "is_singular",
     "lmer",
+    "lmer_many",
     "load_dataset",
     "parse_formula",
+    "pedigree",
     "power",
     "power_curve",
 ]
@@ -88,6 +94,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
@@ -115,8 +122,10 @@ _LAZY = {
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
+    "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
 }

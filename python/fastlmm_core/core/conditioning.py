@@ -89,7 +89,7 @@ def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, term: int 
     """Upper triangular R, its diagonal not negative, with R'R the Gram matrix of a tall matrix given as row chunks.
 
     By Cholesky of the Gram matrix where that is accurate, by a chunked QR (R of [R; next chunk]) where it is not.
-    ``term`` is the random term that the columns belong to, its last one first; None for X.
+    ``term`` is the random term that the columns belong to, its last one first: -1 unknown; None for X.
     """
     gram = np.zeros((width, width))
     with np.errstate(over="ignore", invalid="ignore"):  # `check_units` says it
@@ -118,8 +118,9 @@ def check_units(chunks: Callable[[], Iterator[Array]], term: int | None) -> None
     largest = np.max([np.abs(chunk).max(axis=0) for chunk in chunks()], axis=0)
     for j in np.flatnonzero((largest > LARGEST) | ((largest < SMALLEST) & (largest > 0.0))):
         column = int(j) if term is None else len(largest) - 1 - int(j)
-        what = "X" if term is None else f"z of term {term}"
-        raise UnitError(f"column {column} of {what}", float(largest[j]), (term, column))
+        known = term is None or term >= 0
+        what = "X" if term is None else f"z of term {term}" if known else "z"
+        raise UnitError(f"column {column} of {what}", float(largest[j]), (term, column) if known else None)
 
 
 def qr_triangle(columns: Array) -> Array:
@@ -194,7 +195,7 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 
 
-def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] = (), number: int = 0) -> Array:
+def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] = (), number: int = -1) -> Array:
     """T (l, l) lower triangular such that the columns of z T have unit mean square, and are orthogonal under "us".
 
     Columns ``held`` out of the model stay apart from the others, so that theirs are zeros in both coordinates.

@@ -166,6 +166,16 @@ class CoreFit:
     def __setstate__(self, state: object) -> None:
         self.__dict__.update(read_state(state, "fit"))
 
+    @property
+    def parameters(self) -> Array:
+        """The covariance parameters as a fit of the model takes them for a start."""
+        return self.theta
+
+    @property
+    def n_parameters(self) -> int:
+        """Covariance parameters estimated, sigma apart."""
+        return len(self.parameters)
+
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
         self.make_all()
@@ -214,9 +224,14 @@ class CoreFit:
             cov = np.where(unknown | unknown[:, None], np.nan, cov)
         return cov
 
+    @property
+    def known_cov(self) -> Array:
+        """`cov_beta` as if variances that the criterion does not depend on were known, at the values held."""
+        return self.cov_beta if self.unidentified is None else self.cov_held
+
     @later
     def cov_held(self) -> Array:
-        """`cov_beta` as if variances that the criterion does not depend on were known, at the values held."""
+        """`known_cov`, where `cov_beta` is made of it."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
         half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)

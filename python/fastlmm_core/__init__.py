@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.lmer_many import lmer_many
     from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
@@ -46,6 +48,7 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
@@ -71,6 +74,7 @@ __all__ = [
     "hypothetical",
     "is_singular",
     "lmer",
+    "lmer_many",
     "load_dataset",
     "parse_formula",
     "power",
@@ -82,6 +86,7 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
@@ -106,6 +111,7 @@ _LAZY = {
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
+    "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
     "power": "inference.power",

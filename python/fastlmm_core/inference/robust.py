@@ -184,6 +184,10 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
     design, core = result.design, result.core
+    if any(term.relationship is not None for term in design.random):
+        raise ModelError(
+            "levels with a known relationship are not independent clusters: no robust covariance is available"
+        )
     if isinstance(core, PatternFit):
         if cluster is not None:
             raise ModelError("the clusters of a model with a residual structure are its subjects: leave cluster out")

@@ -8,6 +8,7 @@ import warnings
 __all__ = [
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
@@ -35,6 +36,10 @@ class FormulaError(FastLMMError, ValueError):
 
 class DataError(FastLMMError, ValueError):
     """The data do not fit the request: a missing column, a non-finite value, a wrong length, an unknown level."""
+
+
+class DependencyError(FastLMMError, ImportError):
+    """An optional package that the request needs is not installed."""
 
 
 class ModelError(FastLMMError, ValueError):

@@ -160,6 +160,16 @@ class CoreFit:
     def __setstate__(self, state: object) -> None:
         self.__dict__.update(read_state(state, "fit"))
 
+    @property
+    def parameters(self) -> Array:
+        """The covariance parameters as a fit of the model takes them for a start."""
+        return self.theta
+
+    @property
+    def n_parameters(self) -> int:
+        """Covariance parameters estimated, sigma apart."""
+        return len(self.parameters)
+
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
         self.make_all()

@@ -271,6 +271,10 @@ class Model:
             finally:
                 single.give_back(worker)
 
+        if k == 1:  # a thread takes longer to start than such a fit
+            with one_blas_thread():
+                work(batches)
+            return out
         with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
             running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
             try:

@@ -33,7 +33,7 @@ class Transformation:
     ratio : str
         What a difference becomes on the response's scale, "ratio" for logarithms; empty where it is nothing simple.
     shift : float
-        The constant added to the response before it was transformed, taken off again.
+        The constant added to the response before it was transformed, taken off again; ratios are of the sums.
     """
 
     name: str
@@ -164,7 +164,7 @@ def of_response(response: str) -> Transformation:
                 known.third,
                 known.floor,
                 known.ceiling,
-                "",
+                known.ratio,
                 shift,
             )
     raise ModelError(

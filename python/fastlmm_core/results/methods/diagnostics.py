@@ -71,7 +71,9 @@ class DiagnosticMethods(FittedModel):
         -------
         Series, or DataFrame with an interval
             With newdata's index (row positions where it has none), NaN in rows where something needed is missing. The
-            frame's columns are fit, std_error, df, lower, upper. Offsets are evaluated in newdata.
+            frame's columns are fit, std_error, df, lower, upper. Offsets are evaluated in newdata. Where columns of X
+            depend on others, a row that the data do not determine is NaN, which ``.attrs["notes"]`` says; any other has
+            its value whatever column was dropped.
 
         Raises
         ------

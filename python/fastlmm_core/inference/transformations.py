@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from scipy import special
 
 from fastlmm_core.errors import ModelError
 
-__all__ = ["TRANSFORMATIONS", "Transformation", "of_response"]
+if TYPE_CHECKING:
+    from fastlmm_core.families import Link
+
+__all__ = ["TRANSFORMATIONS", "Transformation", "of_link", "of_response"]
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -132,6 +135,25 @@ TRANSFORMATIONS = {
         "logit", special.expit, _logistic_slope, _logistic_second, _logistic_third, 0.0, 1.0, "odds_ratio"
     ),
 }
+
+
+@dataclass(frozen=True)
+class _OfLink:
+    """Derivative of a link's inverse, as an object that pickles."""
+
+    link: Link
+    order: int
+
+    def __call__(self, eta: Array) -> Array:
+        return self.link.derivatives(eta)[self.order]
+
+
+def of_link(link: Link) -> Transformation:
+    """The scale of a generalised model's linear predictor: its differences are odds ratios, ratios, or nothing else."""
+    h = [_OfLink(link, order) for order in range(4)]
+    ends = link.inverse(np.array([-1e8, 1e8]))
+    ratio = {"logit": "odds_ratio", "log": "ratio"}.get(link.name, "")
+    return Transformation(link.name, h[0], h[1], h[2], h[3], float(ends[0]), float(ends[1]), ratio)
 
 
 def of_response(response: str) -> Transformation:

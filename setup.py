@@ -124,6 +124,9 @@ class BuildKernels(build_ext):
         if sys.platform != "win32":
             # the checks inside parallel loops leave generated variables that gcc cannot see are set
             compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG or SANITIZE else ["-O3"]
+            # symbols for a debugger are three quarters of the size; whoever profiles asks for them
+            symbols = DEBUG or SANITIZE or "-g" in shlex.split(os.environ.get("CFLAGS", ""))
+            compile_args += [] if symbols else ["-g0"]
         if SANITIZE:
             compile_args += [*SANITIZERS, "-fno-omit-frame-pointer"]
             link_args += SANITIZERS

@@ -14,19 +14,24 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
         EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
         FormulaWarning,
+        IdentifiabilityWarning,
         InUseError,
         MemoryLimitError,
         ModelError,
         NumericalError,
         RankWarning,
+        RepeatedValuesError,
         SavedFormatError,
         SpellingError,
+        UnitError,
     )
+    from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.lmer_many import lmer_many
     from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
@@ -46,19 +52,23 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
     "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
     "FormulaWarning",
+    "IdentifiabilityWarning",
     "InUseError",
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "RepeatedValuesError",
     "SavedFormatError",
     "SpellingError",
+    "UnitError",
     "__version__",
     "anova",
     "bootstrap_test",
@@ -71,8 +81,10 @@ __all__ = [
     "hypothetical",
     "is_singular",
     "lmer",
+    "lmer_many",
     "load_dataset",
     "parse_formula",
+    "pedigree",
     "power",
     "power_curve",
 ]
@@ -82,19 +94,23 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
     "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
     "FormulaWarning": "errors",
+    "IdentifiabilityWarning": "errors",
     "InUseError": "errors",
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "RepeatedValuesError": "errors",
     "SavedFormatError": "errors",
     "SpellingError": "errors",
+    "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",
     "build_design": "formula",
@@ -106,8 +122,10 @@ _LAZY = {
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
+    "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
 }

@@ -9,8 +9,10 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
+from fastlmm_core.core.scan import Scan, scan
 from fastlmm_core.core.terms import Term
 
 __all__ = [
@@ -20,12 +22,17 @@ __all__ = [
     "FitLog",
     "Layout",
     "ManyFits",
+    "ManyResponses",
     "Model",
     "Objective",
+    "Scan",
     "Term",
     "cross_products",
     "fit",
     "fit_many",
+    "fit_responses",
+    "fit_responses_by_blocks",
     "objective",
     "plan",
+    "scan",
 ]

@@ -138,8 +138,8 @@ class FittedModel:
 
     @property
     def df_model(self) -> int:
-        """Parameters as lme4 counts them: estimated coefficients, θ, and σ."""
-        return int(self.core.rank) + len(self.core.theta) + 1
+        """Parameters as lme4 counts them: estimated coefficients, those of the covariances, and σ."""
+        return int(self.core.rank) + self.core.n_parameters + 1
 
     @property
     def df_resid(self) -> int:

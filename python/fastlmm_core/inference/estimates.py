@@ -99,8 +99,7 @@ class Estimates:
     def std_error(self) -> Array:
         """(k,) on the scale of the linear predictor."""
         rows = self.functions.rows
-        variance = np.einsum("kx,kx->k", rows @ self.method.cov, rows)
-        return np.where(self.estimable, np.sqrt(np.maximum(0.0, variance)), np.nan)
+        return np.where(self.estimable, np.sqrt(np.maximum(0.0, self.method.variances(rows))), np.nan)
 
     @cached_property
     def df(self) -> Array:
@@ -431,7 +430,7 @@ class Estimates:
                 labels[column] = [str(text).replace(" - ", " / ") for text in labels[column]]
         if h.ratio == "odds_ratio":
             h = replace(TRANSFORMATIONS["log"], name=h.name, ratio="odds_ratio")
-        return replace(self, labels=labels, response=h, scale="response")
+        return replace(self, labels=labels, response=replace(h, shift=0.0), scale="response")
 
     def regrid(self) -> Estimates:
         """Means as estimates of the response itself, so that their differences can be taken on its scale.

@@ -19,15 +19,15 @@ from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
-from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without
+from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.fitting.models import AnyModel
     from fastlmm_core.formula import Design, RandomDesign
 
 __all__ = ["NestedTest", "bootstrap_reduction", "bootstrap_test", "tie_bound"]
@@ -178,7 +178,7 @@ def bootstrap_test(
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
 
 
-def _criteria(model: Model | PatternModel, start: Array, threads: int | None) -> Criteria:
+def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
     """The criterion of a model fitted to each of many responses, and which fits converged."""
     assert isinstance(model, Model)  # `check_nested` has refused the others
 
@@ -306,9 +306,8 @@ def bootstrap_reduction(
 def check_nested(small: FittedModel, large: FittedModel) -> None:
     """DataError where two fits do not share their data, ModelError where one is not within the other."""
     one, other = small.design, large.design
-    for fit in (small, large):
-        if fit.design.residual is not None:
-            raise ModelError(f"{fit.formula!r} has a residual structure, for which there is no bootstrap")
+    for design in (one, other):
+        refuse_structures(design, "a bootstrap")
     same_data((small, large))
     check_nested_designs(one, other, small.formula, large.formula)
 

@@ -183,8 +183,12 @@ def _profile(
     curves = []
     for parameter in _shown(chosen, progress):
         path = paths.make(parameter)
-        rivals = [] if path is None else [face.rival(parameter, path) for face in faces]
-        curves.append(_curve(parameter, estimates[parameter.name], path, [r for r in rivals if r], paths, reach))
+        rivals = []
+        if path is not None:
+            rivals = [rival for face in faces if (rival := face.rival(parameter, path))]
+            if any(len(L) > 1 for L in core.L):  # the other variables at the estimate: what a path leaves may be lower
+                rivals.append(Rival(core.criterion, path.estimate, path.start))
+        curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
     return Profile(tuple(curves), core.criterion)
 
 
@@ -234,6 +238,7 @@ class PathMaker:
     """
 
     def __init__(self, core: CoreFit) -> None:
+        core.require_products()
         self.core = core
         self.theta = np.ascontiguousarray(core.cross.to_conditioned @ core.theta)
         self.criterion = SplitCriterion(core.cross, core.control)
@@ -250,7 +255,7 @@ class PathMaker:
             at = np.flatnonzero(core.cross.conditioning.keep == parameter.row)
             if not at.size:
                 return None
-            se = float(np.sqrt(core.cov_beta[parameter.row, parameter.row]))
+            se = float(np.sqrt(core.known_cov[parameter.row, parameter.row]))
             return BetaPath(self.criterion, self.theta, int(at[0]), se)
         if parameter.kind == "sd":
             return self._sd(parameter)

@@ -57,6 +57,10 @@ class ManyInformation:
     slopes: Array
     cov: Array
 
+    def some(self, which: NDArray[np.int64]) -> ManyInformation:
+        """That of some of the fits."""
+        return ManyInformation(self.half[which], self.slopes[which], self.cov[which])
+
     def df(self, rows: Array) -> tuple[Array, Array]:
         """Variances and Satterthwaite's degrees of freedom (k, c) of rows (c, rank), or (k, c, rank) of each fit's own.
 

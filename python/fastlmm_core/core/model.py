@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +76,11 @@ class ManyFits:
         sigma, criterion = np.full((2, k), np.nan)
         converged, singular = np.zeros((2, k), bool)
         return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
+
+    def some(self, which: NDArray[np.int64]) -> ManyFits:
+        """Some of the fits."""
+        arrays = {f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "information"}
+        return ManyFits(**arrays, information=None if self.information is None else self.information.some(which))
 
     def __len__(self) -> int:
         return len(self.sigma)

@@ -17,7 +17,7 @@ from scipy.special import stdtr
 
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
-from fastlmm_core.core.many_information import empty_information
+from fastlmm_core.core.many_information import Probes, empty_information, fill_information
 from fastlmm_core.core.model import ManyFits, Model, fit_batch
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
@@ -256,7 +256,7 @@ def _fit_shared(out: ManyResponses, part: Index, Y: Array, task: _Task, weights:
 def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weights: Array) -> None:
     """Fit responses with weights (k, n) of their own: new numbers in one plan, each starting where the first does."""
     workspaces, start, fits, products = Workspaces(task.reml, task.control), None, None, None
-    stop = np.zeros(1, np.int32)
+    stop, probes = np.zeros(1, np.int32), list[tuple[int, Probes]]()
     for i, (y, w) in enumerate(zip(Y, weights, strict=True)):
         if np.ptp(y) == 0.0:
             out.message[part[i]] = CONSTANT
@@ -270,10 +270,12 @@ def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weight
                     products, n_theta = own, len(own.theta_map.index)
                     information = empty_information(len(Y), n_theta, own.rank)
                     fits = ManyFits.unfitted(len(Y), n_theta, task.X.shape[1], information)
-                fit_batch(own, objective, y[None], objective.to_conditioned(start), slice(i, i + 1), fits, stop)
+                at = objective.to_conditioned(start)
+                fit_batch(own, objective, y[None], at, slice(i, i + 1), fits, stop, probes)
         except FastLMMError as error:
             out.message[part[i]] = str(error)
-    if fits is not None and products is not None:
+    if fits is not None and products is not None and probes and fits.information is not None:
+        fill_information(fits.information, np.array([at for at, _ in probes]), Probes.joined([p for _, p in probes]))
         known = np.flatnonzero(out.message[part] == "")
         _write(out, part[known], fits.some(known), products, task.rows)
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
-from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
+from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.theta import SINGULAR
@@ -332,10 +332,12 @@ def fit_batch(
     rows: slice,
     out: ManyFits,
     stop: NDArray[np.int32],
+    later: list[tuple[int, Probes]] | None = None,
 ) -> None:
     """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it.
 
-    A response with nothing to fit leaves its row as it is.
+    A response with nothing to fit leaves its row as it is. What information is made of goes to ``later`` where that is
+    given, with the row at which it begins.
     """
     try:
         found = products.responses(np.ascontiguousarray(Y.T))
@@ -343,7 +345,7 @@ def fit_batch(
         if len(Y) > 1:
             for k in range(len(Y)):
                 one = slice(rows.start + k, rows.start + k + 1)
-                fit_batch(products, worker, Y[k : k + 1], start, one, out, stop)
+                fit_batch(products, worker, Y[k : k + 1], start, one, out, stop, later)
         return
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
@@ -373,9 +375,14 @@ def fit_batch(
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
-    if out.information is not None:
-        half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
+    if out.information is None and later is None:
+        return
+    half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
+    probes = probe(worker.evaluator, products, found, tail, constants, theta, ld, half)
+    if later is not None:
+        later.append((rows.start, probes))
+    elif out.information is not None:
+        fill_information(out.information, rows, probes)
 
 
 def fit(

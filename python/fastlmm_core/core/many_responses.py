@@ -256,7 +256,7 @@ def _fit_shared(out: ManyResponses, part: Index, Y: Array, task: _Task, weights:
 def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weights: Array) -> None:
     """Fit responses with weights (k, n) of their own: new numbers in one plan, each starting where the first does."""
     workspaces, start, fits, products = Workspaces(task.reml, task.control), None, None, None
-    stop, probes = np.zeros(1, np.int32), list[tuple[int, Probes]]()
+    stop, small, probes = np.zeros(1, np.int32), np.zeros(len(Y), bool), list[tuple[int, Probes]]()
     for i, (y, w) in enumerate(zip(Y, weights, strict=True)):
         if np.ptp(y) == 0.0:
             out.message[part[i]] = CONSTANT
@@ -271,13 +271,15 @@ def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weight
                     information = empty_information(len(Y), n_theta, own.rank)
                     fits = ManyFits.unfitted(len(Y), n_theta, task.X.shape[1], information)
                 at = objective.to_conditioned(start)
-                fit_batch(own, objective, y[None], at, slice(i, i + 1), fits, stop, probes)
+                fit_batch(own, objective, y[None], at, slice(i, i + 1), fits, stop, small, probes)
         except FastLMMError as error:
             out.message[part[i]] = str(error)
     if fits is not None and products is not None and probes and fits.information is not None:
         fill_information(fits.information, np.array([at for at, _ in probes]), Probes.joined([p for _, p in probes]))
-        known = np.flatnonzero(out.message[part] == "")
+        known = np.flatnonzero((out.message[part] == "") & ~small)
         _write(out, part[known], fits.some(known), products, task.rows)
+    for i in np.flatnonzero(small).tolist():
+        _fit_shared(out, part[i : i + 1], Y[i : i + 1], task, weights[i])
 
 
 CONSTANT = "the response is constant"
@@ -288,6 +290,9 @@ def _write(out: ManyResponses, part: Index, fits: ManyFits, products: DesignProd
     for name in ("theta", "beta", "se", "sigma", "criterion", "converged", "is_singular"):
         getattr(out, name)[part] = getattr(fits, name)
     out.message[part[~fits.converged]] = "not converged"
+    if fits.information is not None:
+        unknown = np.isnan(fits.information.half).any(axis=(1, 2))
+        out.message[part[unknown]] = "the residuals are too small beside the response for standard errors of contrasts"
     out.message[part[np.isnan(fits.sigma)]] = "nothing is left to fit beside the fixed effects"
     estimable = np.ones(len(rows), bool) if products.null_space is None else products.null_space.estimable(rows)
     if fits.information is not None and estimable.any():

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
-from fastlmm_core.core.identifiability import identify
 from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
@@ -99,21 +98,6 @@ class ManyFits:
         return pd.DataFrame(columns)
 
 
-def identified_products(
-    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
-) -> DesignProducts:
-    """A design's products, with what its criterion does not depend on held at zero."""
-    products = DesignProducts(X, terms, weights=weights, offset=offset)
-    found = identify(products, reml)
-    if found is None:
-        return products
-    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
-        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
-    products.unidentified = found
-    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
-    return products
-
-
 class Model:
     """A linear mixed model without its response.
 
@@ -130,6 +114,8 @@ class Model:
     reml : bool
         REML, or maximum likelihood.
     control : Control, optional
+    check_identified : bool
+        Look for variances that the criterion does not depend on; False where theta is a function of fewer parameters.
 
     Raises
     ------
@@ -150,10 +136,11 @@ class Model:
         offset: ArrayLike | None = None,
         reml: bool = True,
         control: Control | None = None,
+        check_identified: bool = True,
     ) -> None:
         self.control = checked_control(control)
         with one_blas_thread():
-            self.products = identified_products(X, terms, weights, offset, checked_flag(reml))
+            self.products = identified_products(X, terms, weights, offset, checked_flag(reml), check_identified)
         self.reml = checked_flag(reml)
         self._workspaces = Workspaces(self.reml, self.control)
 

@@ -115,7 +115,9 @@ class StructuredModel:
         self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
         simple = ["diag" if isinstance(c, Entries) and c.keeps == "diagonal" else "us" for c in self.covariances]
         self.terms = [Term(t.codes, t.z, cov, t.n_levels) for t, cov in zip(terms, simple, strict=True)]
-        self.model = Model(X, self.terms, weights=weights, offset=offset, reml=reml, control=control)
+        self.model = Model(
+            X, self.terms, weights=weights, offset=offset, reml=reml, control=control, check_identified=False
+        )
         self.control = self.model.control
         self.transforms = [structure_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
         ends = np.cumsum([0, *(c.n for c in self.covariances)])

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import bounded, one_blas_thread
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
 
 def dense_products(model: Objective, theta: Array) -> list[Array]:
     """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
+    if isinstance(model.evaluator, RowsEvaluator):
+        return model.evaluator.dense_products(theta)
     cross, offsets = model.cross, model.plan.offsets
     m = sum(group.size for group in cross.groups[1:])
     tail = np.empty((cross.dtd.shape[0], m))
@@ -176,7 +179,11 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
                     at = theta.copy()
                     at[a] += sign * multiple * h
                     hessian[a] += sign * weight / h * model.evaluator.derivatives(at)[1]
-    return 0.5 * (hessian + hessian.T)
+    hessian = 0.5 * (hessian + hessian.T)
+    held = model.theta_map.held
+    if held is not None:  # no information, rather than its rounding errors
+        hessian[held], hessian[:, held] = 0.0, 0.0
+    return hessian
 
 
 def pseudo_inverse(matrix: Array) -> tuple[Array, int]:

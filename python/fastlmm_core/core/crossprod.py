@@ -312,16 +312,11 @@ class DesignProducts:
 
 
 def identified_products(
-    X: ArrayLike | None,
-    terms: Sequence[Term],
-    weights: ArrayLike | None,
-    offset: ArrayLike | None,
-    reml: bool,
-    check: bool,
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
 ) -> DesignProducts:
     """A design's products, with what its criterion does not depend on held at zero."""
     products = DesignProducts(X, terms, weights=weights, offset=offset)
-    found = identify(products, reml) if check else None
+    found = identify(products, reml)
     if found is None:
         return products
     if any(terms[k].n_columns > 1 for k, _ in found.spanned):

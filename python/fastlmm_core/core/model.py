@@ -114,8 +114,6 @@ class Model:
     reml : bool
         REML, or maximum likelihood.
     control : Control, optional
-    check_identified : bool
-        Look for variances that the criterion does not depend on; False where theta is a function of fewer parameters.
 
     Raises
     ------
@@ -136,11 +134,10 @@ class Model:
         offset: ArrayLike | None = None,
         reml: bool = True,
         control: Control | None = None,
-        check_identified: bool = True,
     ) -> None:
         self.control = checked_control(control)
         with one_blas_thread():
-            self.products = identified_products(X, terms, weights, offset, checked_flag(reml), check_identified)
+            self.products = identified_products(X, terms, weights, offset, checked_flag(reml))
         self.reml = checked_flag(reml)
         self._workspaces = Workspaces(self.reml, self.control)
 

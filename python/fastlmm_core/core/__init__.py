@@ -7,6 +7,7 @@
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
@@ -17,10 +18,13 @@ __all__ = [
     "Control",
     "CoreFit",
     "CrossProducts",
+    "Evaluation",
+    "ExplicitInverse",
     "FitLog",
     "Layout",
     "ManyFits",
     "Model",
+    "Modes",
     "Objective",
     "Term",
     "cross_products",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -142,6 +143,30 @@ class Layout:
         """Grouping factors, the leading one first."""
         return self.incidence.groups
 
+    @property
+    def leads(self) -> bool:
+        """Whether the first group is eliminated level by level; else all are in the tail."""
+        return len(self.offsets) < len(self.groups)
+
+    @cached_property
+    def columns(self) -> list[Longs]:
+        """For each group of the tail, the column of each of its effects (q * l,), by level."""
+        groups = self.groups[len(self.groups) - len(self.offsets) :]
+        return [(o[:, None] + np.arange(g.n_columns)).ravel() for o, g in zip(self.offsets, groups, strict=True)]
+
+    def split(self, lead: Floats, tail: Floats) -> tuple[Floats, ...]:
+        """Vectors (k, q * l) of the leading group and (k, m) of the tail as (q * l, k), one a group, by level."""
+        rest = [tail.T[columns] for columns in self.columns]
+        return (lead.T, *rest) if self.leads else tuple(rest)
+
+    def join(self, parts: Sequence[Floats]) -> tuple[Floats, Floats]:
+        """The way back: (q * l, k) by group and level to (k, q * l) and (k, m)."""
+        k = parts[0].shape[1]
+        tail = np.empty((k, self.tail.m))
+        for columns, part in zip(self.columns, parts[int(self.leads) :], strict=True):
+            tail[:, columns] = part.T
+        return np.array(parts[0].T, order="C") if self.leads else np.empty((k, 0)), tail
+
     def evaluator(self, reml: bool, *, n: int | None = None, rank: int | None = None) -> Evaluator:
         """The compiled workspace for one criterion, to be loaded with values.
 
@@ -185,13 +210,15 @@ class Layout:
             if not (idx is own_idx or (np.array_equal(ptr, own_ptr) and np.array_equal(idx, own_idx))):
                 raise ModelError("other levels occur together than in the data that this model was laid out for")
         lead, m = self.groups[0], self.tail.m
+        if m == 0:
+            none = np.empty(0)
+            empty = np.empty((cross.rank + 1, 0))
+            return Values(cross.blocks[0], none, none, cross.dense[0], empty, cross.dtd, cross.n)
         leading, tail, pairs = pair_lists(cross, self.offsets)
         a: dict[str, Any] = self.arrays
         val = leading_values(lead.n_columns, a["ptr"], a["t_ptr"], a["t_pos"], leading)
         even = not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
-        zd_tail = np.empty((cross.dtd.shape[0], m))
-        for group, offset, dense in zip(self.groups[1:], self.offsets, cross.dense[1:], strict=True):
-            zd_tail[:, (offset[:, None] + np.arange(group.n_columns)).ravel()] = dense.T
+        _, zd_tail = self.join(cross.dense)
         rows = tail_values(a["a_ptr"], tail, pairs)
         # the weights' mean is one
         return Values(cross.blocks[0], val, rows, cross.dense[0], zd_tail, cross.dtd, cross.n, even)
@@ -205,10 +232,10 @@ class Layout:
         return plan, (self.incidence, self.control)  # made anew: a tail is a workspace
 
     def tail_columns(self, dense: Sequence[Floats]) -> Floats:
-        """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""
-        out = np.empty((sum(len(rows) for rows in dense[1:]), *dense[0].shape[1:]))
-        for group, offset, rows in zip(self.groups[1:], self.offsets, dense[1:], strict=True):
-            out[(offset[:, None] + np.arange(group.n_columns)).ravel()] = rows
+        """Rows (q l, ...) of every group of the tail, of a list of all, in the tail's order (m, ...)."""
+        out = np.empty((self.tail.m, *dense[0].shape[1:]))
+        for columns, rows in zip(self.columns, dense[int(self.leads) :], strict=True):
+            out[columns] = rows
         return out
 
 
@@ -237,6 +264,9 @@ def pair_lists(cross: Products, offsets: Offsets) -> tuple[list[LeadingPair], li
 def structures(cross: Products, offsets: Offsets) -> tuple[LeadingRows, TailRows]:
     """Patterns of the leading rows and of the tail rows for one order of the tail."""
     m = sum(group.size for group in cross.groups[1:])
+    if m == 0:
+        zero, longs, ints = np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
+        return (np.zeros(cross.groups[0].n_levels + 1, np.int64), ints, zero, ints, longs), (zero, ints)
     leading, tail, pairs = pair_lists(cross, offsets)
     return leading_rows(cross.groups[0].n_levels, m, leading), tail_rows(m, tail, pairs)
 

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
+from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.layout import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term, checked_flag
@@ -118,6 +119,19 @@ class Objective:
         if not all(map(isfinite, given.tolist())):
             raise DataError(f"theta must be finite, not {given}")
         return np.asarray(self.theta_map.to_conditioned.dot(given))
+
+    @property
+    def nu(self) -> float:
+        """Observations, less the columns of X under REML."""
+        return self.evaluator.nu
+
+    def at(self, theta: ArrayLike) -> Evaluation:
+        """The model at ``theta`` (n_theta,): value, derivatives, modes, solves, variances."""
+        return Evaluation(self, self.to_conditioned(theta))
+
+    def at_conditioned(self, theta: Array) -> Evaluation:
+        """The same at conditioned ``theta``."""
+        return Evaluation(self, theta)
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""

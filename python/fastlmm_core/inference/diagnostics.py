@@ -204,16 +204,16 @@ class ConvergenceReport:
 def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
     with core.workspace() as objective, one_blas_thread():
-        at = objective.to_conditioned(core.theta)
-        _, gradient, _ = objective.evaluator.derivatives(at)
-        values, vectors = np.linalg.eigh(observed_hessian(objective, at))
+        at = objective.at(core.theta)
+        _, gradient, _ = at.conditioned
+        values, vectors = np.linalg.eigh(observed_hessian(objective, at.theta))
     along = vectors.T @ gradient
     floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
     promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
     index = core.cross.theta_index
     labels = theta_labels(design)
     diagonal = index[:, 1] == index[:, 2]
-    boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & (np.abs(at) < 1e-4)))
+    boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & (np.abs(at.theta) < 1e-4)))
     negative = bool(values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300))
     report = ConvergenceReport(
         converged=core.converged,

@@ -100,7 +100,7 @@ cdef class Solver(Criterion):
         self.group_l, self.group_lam, self.group_levels = arrays["group_l"], arrays["group_lam"], arrays["group_levels"]
         self.theta_group, self.theta_row = arrays["theta_group"], arrays["theta_row"]
         self.theta_col = arrays["theta_col"]
-        self.dtd, self.zd_tail, self.zd = np.eye(d), np.zeros((d, m)), np.zeros((q * l, d))
+        self.dtd, self.zd_tail, self.zd = np.zeros((d, d)), np.zeros((d, m)), np.zeros((q * l, d))
         self.n_theta = self.n_free = self.theta_group.shape[0]
         self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
         self.n_groups = self.group_l.shape[0]

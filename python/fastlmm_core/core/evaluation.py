@@ -177,6 +177,7 @@ class Evaluation:
         z_tail = np.hstack(z[own:]) if len(z) > own else np.empty((n, 0))
         with one_blas_thread():
             h_lead, _ = self._evaluator.cond_var(self.theta)
+            h_lead = h_lead if q else np.zeros((1, l, l))
             ptr, order = sort_rows(lead, q + 1)
             return row_forms(self._evaluator, h_lead, ptr, order, z_lead, starts, np.ascontiguousarray(z_tail))
 

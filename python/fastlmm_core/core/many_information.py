@@ -85,6 +85,7 @@ def fill_information(
     evaluator: Evaluator,
     products: DesignProducts,
     found: Responses,
+    lead: Array,
     tail: Array,
     constants: Array,
     theta: Array,
@@ -116,7 +117,7 @@ def fill_information(
         points[:, s, a] += multiple * np.where(ok, h[:, a], step)
     gradient, factors = np.zeros((k, len(moves), nt)), np.zeros((k, len(moves), p + 1, p + 1))
     outcome = np.zeros(k, np.int32)
-    probe_many(evaluator, found.dense[0], tail, found.xty, constants, points, gradient, factors, outcome)
+    probe_many(evaluator, lead, tail, found.xty, constants, points, gradient, factors, outcome)
     ok &= outcome == 0
     factors[~ok] = np.eye(p + 1)
     at = np.where(ok[:, None, None], np.tril(ld), np.eye(p + 1))

@@ -303,9 +303,9 @@ def fit_batch(
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
-    tail = worker.plan.tail_columns(found.dense)
+    lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
     worker.newton.minimise_many(
-        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
+        lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
     )
     if stop[0]:
         return
@@ -328,7 +328,7 @@ def fit_batch(
     out.n_evaluations[rows] = outcome[:, 1]
     if out.information is not None:
         half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
+        fill_information(out.information, rows, worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
 
 
 def fit(

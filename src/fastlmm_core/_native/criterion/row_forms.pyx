@@ -185,7 +185,7 @@ def explicit_parts(Evaluator evaluator not None):
         read_inverse(tail, inverse_)
     finally:
         evaluator.leave()
-    root = np.asarray(evaluator.lead_m).reshape(q, l, l)
+    root = np.asarray(evaluator.lead_m)[:q * l * l].reshape(q, l, l)
     return inverse_, np.matmul(root.transpose(0, 2, 1), root), np.array(evaluator.lam)
 
 

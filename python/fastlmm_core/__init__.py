@@ -17,11 +17,13 @@ if TYPE_CHECKING:
         FastLMMError,
         FastLMMWarning,
         FormulaError,
+        FormulaWarning,
         InUseError,
         MemoryLimitError,
         ModelError,
         NumericalError,
         RankWarning,
+        SpellingError,
     )
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
@@ -45,12 +47,14 @@ __all__ = [
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "FormulaWarning",
     "InUseError",
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SpellingError",
     "__version__",
     "anova",
     "bootstrap_test",
@@ -77,12 +81,14 @@ _LAZY = {
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
+    "FormulaWarning": "errors",
     "InUseError": "errors",
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "SpellingError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",
     "build_design": "formula",
@@ -108,6 +114,10 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
+        from fastlmm_core.fitting.spelling import RESULT_NAMES
+
+        if name in RESULT_NAMES:
+            raise AttributeError(f"there is no function {name}(): it is {RESULT_NAMES[name]} of a result")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
     globals()[name] = value  # the next look-up finds it without coming here

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "ConvergenceWarning",
     "DataError",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
+    "FormulaWarning",
     "InUseError",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SpellingError",
+    "warn",
+    "warn_once",
 ]
 
 
@@ -44,6 +51,10 @@ class MemoryLimitError(FastLMMError, MemoryError):
     """The predicted memory of the chosen engine exceeds what the machine has."""
 
 
+class SpellingError(FastLMMError, AttributeError, TypeError):
+    """A name that another package has for something: the message says what it is called here."""
+
+
 class FastLMMWarning(UserWarning):
     """Base of every warning this package issues."""
 
@@ -54,3 +65,26 @@ class ConvergenceWarning(FastLMMWarning):
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class FormulaWarning(FastLMMWarning):
+    """The formula means something that its writer may not have meant."""
+
+
+_BETWEEN = ("fastlmm_core", "contextlib", "functools")  # modules whose frames may stand between a warning and the user
+_SAID: set[str] = set()
+
+
+def warn(message: str, category: type[FastLMMWarning]) -> None:
+    """Warn at the line of the user's code that led here, however many of the package's calls lie between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def warn_once(message: str, category: type[FastLMMWarning]) -> None:
+    """`warn`, the first time in a process that there is this to say."""
+    if message not in _SAID:
+        _SAID.add(message)
+        warn(message, category)

@@ -180,3 +180,102 @@ def test_figures_wait_until_asked_for_and_survive_pickling():
     assert_allclose(copy.se, fit.se)
     assert_allclose(copy.mu, family.mean(fit.eta))
     assert copy.cond_var()[0].shape == (6, 2, 2)
+
+
+WEIGHTS = ["observed", "expected"]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize(("name", "link"), [("binomial", "cloglog"), ("negativebinomial", "log"), ("gamma", "log")])
+def test_several_factors(name, link, engine, weights):
+    """A vector and two scalar terms against dense NumPy, on both tails."""
+    family, y, X, terms, x, given = problem(name, link, (2, 1, 1))
+    control = Control(engine=engine, weights=weights)
+    deviance = Model(X, terms, family, control=control, **given).objective(y)
+    value, gradient, _ = deviance.derivatives(x)
+    assert_allclose(value, oracle_of(family, y, X, terms, given, weights == "expected").laplace(x), rtol=1e-11)
+    expected = dense.differences(deviance, x)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("name", "link"), PAIRS)
+def test_both_engines_agree(name, link, weights):
+    """Level by level, or through the linear model's engine: one deviance, gradient and model Hessian."""
+    from fastlmm_core.core.laplace import Laplace
+
+    family, y, X, terms, x, given = problem(name, link)
+    model = Model(X, terms, family, control=Control(weights=weights), **given)
+    psi = model.design.to_conditioned @ x
+    general = Laplace(model.design, model.control)
+    general.set_response(y)
+    model.engine.set_response(y)
+    for got, expected in zip(general.derivatives(psi), model.engine.derivatives(psi), strict=True):
+        assert_allclose(got, expected, rtol=1e-9, atol=1e-8)
+    assert_allclose(general.modes()[0], model.engine.modes()[0], atol=1e-9)
+    if weights == "observed":
+        assert_allclose(general.cond_var()[0], model.engine.cond_var()[0], rtol=1e-9, atol=1e-12)
+
+
+def test_zero_and_singular_factors():
+    """Exact derivatives where the variance of one term is zero and another's factor has lower rank."""
+    family, y, X, terms, x, given = problem("poisson", "log", (2, 1, 1))
+    x = x.copy()
+    x[1] = x[0]
+    x[2] = 0.0  # correlation one
+    x[3] = 0.0
+    deviance = Model(X, terms, family, **given).objective(y)
+    gradient = deviance.gradient(x)
+    expected = dense.differences(deviance, x)
+    assert gradient[3] == 0.0
+    assert (np.abs(gradient - expected) < 1e-7 * (1 + np.abs(expected))).all()
+
+
+def test_two_engines_find_one_optimum():
+    family, y, X, terms, _, given = problem("binomial", "logit", (1, 1), n=200)
+    fits = [Model(X, terms, family, control=Control(engine=e), **given).fit(y) for e in ("dense", "sparse")]
+    assert_allclose(fits[0].criterion, fits[1].criterion, rtol=1e-11)
+    assert_allclose(fits[0].beta, fits[1].beta, rtol=1e-6)
+    assert_allclose(fits[0].se, fits[1].se, rtol=1e-6)
+    oracle = oracle_of(family, y, X, terms, given)
+    x = np.concatenate([fits[0].theta, fits[0].beta])
+    assert_allclose(fits[0].criterion, oracle.laplace(x), rtol=1e-11)
+    Z = dense.dense_z(terms)
+    b = np.concatenate([part.ravel() for part in fits[0].b])
+    assert_allclose(fits[0].eta, X @ fits[0].beta + Z @ b + given["offset"], rtol=1e-9)
+
+
+class Logistic(as_family("binomial").__class__):
+    """A family in Python: the Bernoulli one again."""
+
+    name = "own"
+    links = ("logit",)
+    code = -1
+
+    def row(self, y, eta, m, rho):
+        return as_family("binomial").row(y, eta, m, rho)
+
+    def constant(self, y, m, freq, rho):
+        return as_family("binomial").constant(y, m, freq, rho)
+
+
+def test_a_family_of_ones_own():
+    _, y, X, terms, _, given = problem("binomial", "logit", (1,))
+    given["weights"] = given.pop("trials")
+    own = Model(X, terms, Logistic(), **given).fit(y)
+    given["trials"] = given.pop("weights")
+    built_in = Model(X, terms, "binomial", **given).fit(y)
+    assert_allclose(own.criterion, built_in.criterion, rtol=1e-11)
+    assert_allclose(own.beta, built_in.beta, rtol=1e-6)
+
+
+def test_an_error_in_such_a_family_reaches_the_user():
+    class Broken(Logistic):
+        def row(self, y, eta, m, rho):
+            if abs(eta).max() > 1e-3:
+                raise KeyError("mine")
+            return super().row(y, eta, m, rho)
+
+    with pytest.raises(KeyError, match="mine"):
+        Model(np.ones((4, 1)), [Term(np.array([0, 0, 1, 1]))], Broken()).fit(np.array([0.0, 1.0, 1.0, 1.0]))

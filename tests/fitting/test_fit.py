@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import ConvergenceWarning, DataError, LmerResult, lmer, load_dataset
+from fastlmm_core import ConvergenceWarning, DataError, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.fitting import fit as fitting
 
 
@@ -36,13 +36,35 @@ def test_refit_takes_the_rows_of_the_fit_or_of_the_table(weighted: LmerResult) -
         (np.ones(7), r"shape \(7,\).*180 rows"),
         (np.ones((180, 2)), r"shape \(180, 2\)"),
         (np.r_[np.nan, np.inf, np.arange(178)], "2 missing or infinite"),
-        (np.ones(180), "constant"),
         (["a"] * 180, "not numeric"),
     ],
 )
 def test_refit_refuses(slopes: LmerResult, new_y: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         slopes.refit(new_y)
+
+
+def test_refit_refuses_a_constant_as_lmer_does(slopes: LmerResult, sleepstudy: pd.DataFrame) -> None:
+    with pytest.raises(ModelError, match="constant"):
+        slopes.refit(np.ones(180))
+    with pytest.raises(ModelError, match="constant"):
+        lmer("Reaction ~ Days + (1 | Subject)", sleepstudy.assign(Reaction=1.0))
+
+
+def test_refit_aligns_pandas_objects_with_the_rows(weighted: LmerResult) -> None:
+    y = pd.Series(weighted.design.y, index=weighted.design.index)
+    expected = weighted.refit(y.to_numpy() ** 2)
+    assert weighted.refit((y**2)[::-1]).criterion == expected.criterion
+    whole = (y**2).reindex([f"row{k}" for k in range(weighted.design.n_total)])
+    for new_y in (whole, whole[::-1]):
+        assert weighted.refit(new_y).criterion == expected.criterion
+    with pytest.raises(DataError, match="index of new_y"):
+        weighted.refit(y.set_axis([f"r{k}" for k in range(len(y))]))
+
+
+def test_refit_takes_one_simulated_response(slopes: LmerResult) -> None:
+    drawn = slopes.simulate(1, seed=1)
+    assert slopes.refit(drawn).criterion == slopes.refit(drawn["sim_1"]).criterion
 
 
 def test_refit_ml(slopes: LmerResult, sleepstudy: pd.DataFrame) -> None:

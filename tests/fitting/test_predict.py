@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import DataError, LmerResult, ModelError, lmer, load_dataset
+from fastlmm_core import DataError, FormulaError, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.fitting.predict import included_columns
 
 
@@ -20,10 +22,10 @@ def test_the_same_rows_as_new_data(slopes: LmerResult, crossed: LmerResult, slee
 
 def test_without_random_effects(slopes: LmerResult, sleepstudy: pd.DataFrame) -> None:
     wanted = slopes.params["Intercept"] + slopes.params["Days"] * sleepstudy.Days
-    np.testing.assert_allclose(slopes.predict(re_form=None), wanted)
+    np.testing.assert_allclose(slopes.predict(re_form="none"), wanted)
     # the grouping factor need not be there
     new = pd.DataFrame({"Days": [0.0, 10.0]}, index=["u", "v"])
-    out = slopes.predict(new, re_form=None)
+    out = slopes.predict(new, re_form="none")
     assert list(out.index) == ["u", "v"]
     np.testing.assert_allclose(out, slopes.params["Intercept"] + slopes.params["Days"] * np.array([0.0, 10.0]))
 
@@ -34,7 +36,7 @@ def test_part_of_the_random_effects(
 ) -> None:
     data = sleepstudy if newdata else None
     for fit in (slopes, zerocorr):
-        population = fit.predict(data, re_form=None)
+        population = fit.predict(data, re_form="none")
         effects = fit.random_effects["Subject"].loc[sleepstudy.Subject].reset_index(drop=True)
         np.testing.assert_allclose(fit.predict(data, re_form="(1 | Subject)") - population, effects["Intercept"])
         np.testing.assert_allclose(
@@ -60,6 +62,32 @@ def test_a_term_that_the_model_lacks(slopes: LmerResult, crossed: LmerResult) ->
         slopes.predict(re_form="Days + (1 | Subject)")
     with pytest.raises(ModelError, match="re_form"):
         slopes.predict(re_form=3)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"R's NULL is \"all\" and R's NA is \"none\""):
+        slopes.predict(re_form=None)  # type: ignore[arg-type]
+    with pytest.raises(FormulaError, match=r're_form must be "all", "none"'):
+        slopes.predict(re_form="Days")
+
+
+@pytest.mark.parametrize("spelling", ["none", "NA", "~0", "~ 0", np.nan])
+def test_none_of_the_random_effects(slopes: LmerResult, spelling: Any) -> None:
+    pd.testing.assert_series_equal(slopes.predict(re_form=spelling), slopes.predict(re_form="none"))
+
+
+def test_a_missing_grouping_column_mentions_re_form(slopes: LmerResult) -> None:
+    with pytest.raises(DataError, match=r"no column 'Subject'.*re_form=\"none\""):
+        slopes.predict(pd.DataFrame({"Days": [1.0]}))
+
+
+def test_part_of_a_diagonal_term(sleepstudy: pd.DataFrame) -> None:
+    data = sleepstudy.assign(half=np.where(sleepstudy.Days < 5, "early", "late"))
+    fit = lmer("Reaction ~ Days + diag(0 + half + Days | Subject)", data)
+    effects = fit.random_effects["Subject"].loc[data.Subject].reset_index(drop=True)
+    population = fit.predict(re_form="none")
+    part = np.where(data.Days < 5, effects["half[early]"], effects["half[late]"])
+    np.testing.assert_allclose(fit.predict(re_form="(0 + half | Subject)") - population, part)
+    np.testing.assert_allclose(
+        fit.predict(data, re_form="~(0 + Days|Subject)") - population, effects["Days"] * data.Days
+    )
 
 
 def test_interaction_groups_match_in_either_order_and_factor_slopes_by_their_variable() -> None:
@@ -83,14 +111,22 @@ def test_a_new_level(slopes: LmerResult) -> None:
         slopes.predict(new)
     out = slopes.predict(new, allow_new_levels=True)
     assert out[0] == pytest.approx(slopes.fittedvalues[1])
-    assert out[1] == pytest.approx(slopes.predict(new, re_form=None)[1])
+    assert out[1] == pytest.approx(slopes.predict(new, re_form="none")[1])
 
 
-def test_missing_values_are_refused(slopes: LmerResult) -> None:
-    with pytest.raises(DataError):
-        slopes.predict(pd.DataFrame({"Days": [np.nan], "Subject": ["308"]}))
-    with pytest.raises(DataError):
-        slopes.predict(pd.DataFrame({"Days": [1.0], "Subject": [None]}))
+def test_missing_values_have_no_prediction(slopes: LmerResult) -> None:
+    new = pd.DataFrame({"Days": [np.nan, 1.0, 1.0], "Subject": ["308", None, "308"]}, index=list("abc"))
+    out = slopes.predict(new)
+    assert out.isna().tolist() == [True, True, False]
+    assert slopes.predict(new, allow_new_levels=True)["b"] == pytest.approx(slopes.params @ [1, 1])
+    for interval in ("confidence", "prediction"):
+        table = slopes.predict(new, interval=interval)
+        assert table.isna().all(axis=1).tolist() == [True, True, False]
+        pd.testing.assert_frame_equal(table.loc[["c"]], slopes.predict(new.loc[["c"]], interval=interval))
+        assert slopes.predict(new[:2], interval=interval).isna().all(axis=None)
+        weights = pd.Series({"c": 4.0, "b": 1.0, "a": 1.0})
+        heavier = slopes.predict(new, interval=interval, weights=weights)
+        assert heavier.std_error["c"] == slopes.predict(new[2:], interval=interval, weights=4.0).std_error["c"]
     with pytest.raises(DataError, match="Days"):
         slopes.predict(pd.DataFrame({"Subject": ["308"]}))
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from fastlmm_core.datasets import load_dataset
-from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core.errors import DataError, FormulaError, FormulaWarning, ModelError
 from fastlmm_core.formula import Design, build_design, parse_formula
 
 RNG = np.random.default_rng(3)
@@ -98,7 +98,26 @@ def test_order_and_unique_names() -> None:
 
 
 def test_a_factor_slope_stays_one_block_under_double_bars() -> None:
-    assert order("y ~ f + (f || g)") == [("g", ("Intercept",)), ("g.1", ("f[lo]", "f[hi]"))]
+    with pytest.warns(FormulaWarning, match=r"diag\(f \| g\) has independent ones"):
+        assert order("y ~ f + (f || g)") == [("g", ("Intercept",)), ("g.1", ("f[lo]", "f[hi]"))]
+    order("y ~ f + (f || g)")  # said once
+    order("y ~ x + (x || h)")
+
+
+def test_diag_has_independent_columns() -> None:
+    assert order("y ~ diag(1 + x | h)") == [("h", ("Intercept",)), ("h.1", ("x",))]
+    design = build("y ~ x + diag(0 + f:x | g) + (1 | h)")
+    assert [(t.grp, t.columns) for t in design.random] == [
+        ("g", ("f[lo]:x",)),
+        ("g.1", ("f[hi]:x",)),
+        ("h", ("Intercept",)),
+    ]
+    whole = build("y ~ x + (0 + f:x | g)").random[0]
+    new = pickle.loads(pickle.dumps(design)).rebuild(DATA)
+    for j in range(2):
+        np.testing.assert_array_equal(design.random[j].z[:, 0], whole.z[:, j])
+        np.testing.assert_array_equal(new.random[j].z[:, 0], whole.z[:, j])
+    assert order("y ~ us(1 + x | h)") == order("y ~ (x | h)")
 
 
 def test_terms_on_one_group_share_codes() -> None:
@@ -254,13 +273,15 @@ def with_values(column: str, values: dict[int, float]) -> pd.DataFrame:
         ("y ~ x + (1 | g)", DATA, {"offset": [1.0]}, DataError, "offset has 1 values, the data have 48 rows"),
         ("y ~ x + (1 | g)", DATA, {"weights": "-w"}, DataError, "weights are negative in 48 rows"),
         ("y ~ x + (1 | g)", DATA, {"weights": "0 * w"}, DataError, "weights are all zero"),
-        ("y ~ x + (1 | g)", with_values("w", {3: np.nan}), {"weights": "w"}, DataError, "missing in 1 rows"),
         ("y ~ x + (1 | g)", with_values("w", {3: np.inf}), {"weights": "w"}, DataError, "infinite in 1 rows"),
         ("y ~ x + (1 | g)", with_values("w", {3: np.inf}), {"offset": "w"}, DataError, "offset is infinite in 1 rows"),
         ("y ~ x + (1 | g)", DATA, {"offset": "g"}, DataError, "offset must be numeric"),
         ("y ~ x + offset(g) + (1 | g)", DATA, {}, DataError, r"offset\(g\) must be numeric"),
         ("f ~ x + (1 | g)", DATA, {}, DataError, "response f is categorical, not numeric"),
-        ("y > 0 ~ x + (1 | g)", DATA, {}, DataError, "response y > 0 is true/false"),
+        ("y ~ x + (1 | g)", DATA, {"na_action": "na.omit"}, ModelError, "R's na.omit"),
+        ("y ~ x + (1 | g)", DATA, {"contrasts": "sum"}, DataError, "mapping of factors to contrasts"),
+        ("y ~ I(x**k) + (1 | g)", DATA, {}, DataError, r"no column 'k'.*env=\{'k': k\}"),
+        ("y ~ bump(x) + (1 | g)", DATA, {}, FormulaError, r"calls bump.*env=\{'bump': bump\}"),
         ("poly(y, 2) ~ x + (1 | g)", DATA, {}, DataError, "has 2 columns"),
         ("y ~ x + (1 | g)", DATA.assign(y=2.5), {}, ModelError, r"constant \(2.5 in all 48 rows\)"),
         ("y ~ x + (1 | g)", DATA, {"subset": "g == 'g1'"}, ModelError, "more than one level: g has only 'g1'"),
@@ -276,9 +297,62 @@ def test_errors(formula: str, data: Any, kwargs: dict[str, Any], error: type[Exc
         build(formula, data, **kwargs)
 
 
-def test_weights_may_be_missing_in_rows_left_out() -> None:
-    data = with_values("w", {3: np.nan})
-    assert len(build(data=data, weights="w", subset=np.arange(N) != 3).weights) == N - 1
+def test_missing_weights_are_missing_rows_and_weights_of_zero_leave_rows_out() -> None:
+    data = with_values("w", {3: np.nan, 4: 0.0, 5: 0.0})
+    design = build(data=data, weights="w")
+    assert design.row_index.tolist() == [0, 1, 2, *range(6, N)]
+    assert (design.n_missing, design.n_zero_weight) == (1, 2)
+    assert design.notes == ("2 rows have weight zero and are left out",)
+    few = build(data=data, weights="w", subset=~np.isin(np.arange(N), [3, 4]))
+    assert (len(few.weights), few.n_missing, few.n_zero_weight) == (N - 3, 0, 1)
+    with pytest.raises(DataError, match=r"the weights \(1\)"):
+        build(data=data, weights="w", na_action="raise")
+
+
+def test_true_and_false_are_a_response_of_ones_and_zeros() -> None:
+    design = build("y > 0 ~ x + (1 | g)")
+    np.testing.assert_array_equal(design.y, DATA["y"] > 0)
+    assert design.notes == ("the response y > 0 is true or false: true counts as 1, false as 0",)
+
+
+def test_levels_are_as_many_as_rows_only_with_weights_that_differ() -> None:
+    data = DATA.assign(i=range(N))
+    for formula in ("y ~ x + (1 | i)", "y ~ x + (x | i)"):
+        with pytest.raises(ModelError, match="check_levels=False"):
+            build(formula, data, weights="w")
+        assert len(build(formula, data, weights="w", check_levels=False).random[0].levels) == N
+        with pytest.raises(ModelError, match="48 levels for 48 rows"):
+            build(formula, data, check_levels=False)
+
+
+def test_dot_is_every_other_column() -> None:
+    data = DATA[["y", "x", "g", "few", "a b", "z"]]
+    assert build("y ~ . + (1 | g)", data).x_names == ("Intercept", "x", "few[T.q]", "a b", "z")
+    assert build("log(z) ~ . - x + (1 | g:few)", data).x_names == ("Intercept", "y", "a b")
+    assert build("y ~ . + offset(z) + (1 | factor(g))", data).x_names == ("Intercept", "x", "few[T.q]", "a b")
+
+
+def test_groups_may_be_computed() -> None:
+    expected = build("y ~ x + (1 | g) + (1 | few:h)")
+    found = build("y ~ x + (1 | factor(g)) + (1 | interaction(h, few))")
+    assert [t.group for t in found.random] == ["factor(g)", "interaction(h, few)"]
+    for mine, theirs in zip(found.random, expected.random, strict=True):
+        np.testing.assert_array_equal(mine.codes, theirs.codes)
+    assert found.random[1].levels.tolist()[:2] == ["4.p", "30.p"]
+    again = pickle.loads(pickle.dumps(found)).rebuild(DATA.iloc[[7, 3]])
+    assert [part.codes.tolist() for part in again.random] == [t.codes[[7, 3]].tolist() for t in found.random]
+
+
+def test_exclude_keeps_a_place_for_every_row_of_the_table() -> None:
+    data = with_values("x", {3: np.nan})
+    design = build(data=data, na_action="exclude", subset="few == 'p'")
+    series = design.by_row(design.y)
+    assert series.index.equals(DATA.index)
+    np.testing.assert_array_equal(series.isna(), (DATA["few"] != "p") | data["x"].isna())
+    assert build(data=data.to_dict("list"), na_action="exclude").by_row(np.arange(47.0)).index.tolist() == list(
+        range(N)
+    )
+    assert len(build(data=data).by_row(np.arange(47.0))) == 47
 
 
 def test_contrasts_belong_to_the_fixed_part() -> None:
@@ -312,11 +386,11 @@ def test_rebuild_of_the_models_own_rows() -> None:
     np.testing.assert_allclose(new.X, design.X, rtol=1e-13)
     np.testing.assert_array_equal(new.offset, design.offset)
     assert new.index.equals(DATA.index)
+    assert new.rows is None
     for part, term in zip(new.random, design.random, strict=True):
-        codes, z = part
-        np.testing.assert_array_equal(codes, term.codes)
-        np.testing.assert_array_equal(z, term.z)
-        assert codes.dtype == np.int64
+        np.testing.assert_array_equal(part.codes, term.codes)
+        np.testing.assert_array_equal(part.z, term.z)
+        assert part.codes.dtype == np.int64
 
 
 def test_rebuild_of_a_few_rows_keeps_what_was_learnt() -> None:
@@ -339,8 +413,10 @@ def test_rebuild_needs_only_the_columns_of_the_parts_asked_for() -> None:
     assert second.X is None
     assert second.random[0] is None
     assert second.random[1].codes.tolist() == [2, 0]
-    with pytest.raises(DataError, match=r"no column 'z'.*no column 'g'|no column 'g'.*no column 'z'"):
+    with pytest.raises(DataError, match=r"no column 'g'.*re_form=\"none\""):
         design.rebuild({"x": [1.0]}, random=[0])
+    with pytest.raises(DataError, match="no column 'z'"):
+        design.rebuild({"x": [1.0], "g": ["g1"]}, random=[0])
 
 
 def test_new_levels() -> None:
@@ -362,20 +438,36 @@ def test_new_levels() -> None:
     [
         ("y ~ f + (1 | g)", {"f": ["lo", "mid"]}, "f has levels in the new data .*: 'mid'"),
         ("y ~ C(h) + (1 | g)", {"h": [30, 31]}, r"C\(h\) has levels in the new data .*: '31'"),
-        ("y ~ x + (1 | g)", {"x": [1.0, np.nan]}, r"missing values in the new data: x \(1 rows\)"),
-        ("y ~ f + (1 | g)", {"f": ["lo", None]}, r"missing values in the new data: f \(1 rows\)"),
-        ("y ~ scale(x) + (1 | g)", {"x": [1.0, np.nan]}, r"missing values in the new data: scale\(x\)"),
         ("y ~ x + (1 | g)", {"x": [1.0, np.inf]}, r"fixed part of the new data: x \(1 rows\)"),
         ("y ~ x + (1 | g)", {"x": ["1", "2"]}, "x is numeric in the model but not in the new data"),
         ("y ~ f + (1 | g)", {"f": [1, 2]}, "f is categorical in the model but numeric"),
-        ("y ~ x + (1 | g)", {"g": ["g1", None]}, "missing values in the new data: g, a grouping column"),
-        ("y ~ (z | g)", {"z": [np.nan, 1.0]}, r"missing values in the new data: z \(1 rows\)"),
-        ("y ~ x + offset(z) + (1 | g)", {"z": [np.nan, 1.0]}, "offset is missing or infinite in 1 rows"),
+        ("y ~ x + offset(z) + (1 | g)", {"z": [np.inf, 1.0]}, "offset is infinite in 1 rows"),
     ],
 )
 def test_new_data_that_do_not_fit(formula: str, new: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         build(formula).rebuild(DATA.iloc[:2].assign(**new))
+
+
+@pytest.mark.parametrize("column", ["x", "f", "z", "g", "h", "w"])
+def test_rows_of_new_data_with_missing_values_are_left_out(column: str) -> None:
+    design = build("y ~ scale(x) + f + offset(w) + (z | g) + (1 | few:h)")
+    new = DATA.iloc[:4].astype({"h": object})
+    new.iloc[2, new.columns.get_loc(column)] = None
+    found = design.rebuild(new)
+    whole = design.rebuild(DATA.iloc[:4])
+    assert found.rows.tolist() == [0, 1, 3]
+    np.testing.assert_allclose(found.X, whole.X[[0, 1, 3]])
+    np.testing.assert_allclose(found.offset, whole.offset[[0, 1, 3]])
+    for mine, theirs in zip(found.random, whole.random, strict=True):
+        np.testing.assert_array_equal(mine.codes, theirs.codes[[0, 1, 3]])
+    np.testing.assert_array_equal(found.by_row(np.array([1.0, 2.0, 3.0])), [1, 2, np.nan, 3])
+    allowed = design.rebuild(new, allow_new_levels=True)
+    if column in ("g", "h"):  # a missing level counts as a new one
+        assert allowed.rows is None
+        assert allowed.random["gh".index(column)].codes[2] == -1
+    else:
+        assert allowed.rows.tolist() == [0, 1, 3]
 
 
 def test_an_offset_given_as_an_array_cannot_be_rebuilt() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fastlmm_core.errors import DataError, FormulaError
-from fastlmm_core.formula.evaluate import Context, Evaluator, names_in
+from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.frame import Numeric, Table
 from fastlmm_core.formula.levels import Factor
 
@@ -153,9 +153,13 @@ def test_callers_functions_hide_built_in_ones_but_other_values_do_not() -> None:
     np.testing.assert_allclose(evaluate("exp(x)", {"exp": math.exp}).values, np.exp(DATA["x"]))
 
 
-def test_names_in() -> None:
-    assert names_in("f(x, g=`a b`) + np.log(z) + 'q'") == {"f": True, "x": False, "a b": False, "np": False, "z": False}
-    assert names_in("f(f)") == {"f": False}
+def test_names_that_are_called_are_functions_and_the_others_columns() -> None:
+    table = {name: [1.0, 2.0] for name in ("x", "a b", "z", "log", "np", "class")}
+    evaluate = Evaluator(Table(table), Context({"g": 3}), {})
+    assert evaluate.names("log(x, base=`a b`) + np.log(z) + len('q') + g") == ["x", "z", "a b"]
+    assert evaluate.names("log(log) + I(np)") == ["log", "np"]
+    np.testing.assert_allclose(evaluate("exp(log) + np").values, np.add(np.exp([1, 2]), [1, 2]))
+    np.testing.assert_allclose(evaluate("log(`class`)").values, np.log([1, 2]))
 
 
 def test_context_keeps_only_what_was_used_and_pickles() -> None:

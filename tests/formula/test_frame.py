@@ -116,7 +116,7 @@ def test_decimals_and_small_types_are_wide_numbers() -> None:
     decimals = [decimal.Decimal("1.5"), None]
     for data in (pd.DataFrame({"x": decimals}), pa.table({"x": decimals}), pl.DataFrame({"x": decimals})):
         np.testing.assert_array_equal(Table(data)["x"].values, [1.5, np.nan])
-    for dtype, wide in (("uint8", "uint64"), ("int16", "int64"), ("float32", "float64")):
+    for dtype, wide in (("uint8", "int64"), ("int16", "int64"), ("float32", "float64")):
         assert Table({"x": np.array([200], dtype=dtype) // 2})["x"].values.dtype == wide
 
 
@@ -127,11 +127,11 @@ def test_pandas_keeps_its_index_and_other_tables_have_none() -> None:
 
 
 def test_only_the_columns_asked_for_are_read() -> None:
-    data = pd.DataFrame({"x": [1.0], "when": [datetime.datetime(2020, 1, 1)]})
+    data = pd.DataFrame({"x": [1.0], "when": [1j]})
     table = Table(data)
     table.require(["x"])
     assert isinstance(table["x"], Numeric)
-    with pytest.raises(DataError, match="'when' holds datetime"):
+    with pytest.raises(DataError, match="'when' holds complex"):
         table["when"]
 
 
@@ -149,7 +149,7 @@ def test_a_lazy_table_collects_once_and_only_what_is_needed() -> None:
     assert not calls
 
 
-@pytest.mark.parametrize("data", [pl.DataFrame({"t": [datetime.date(2020, 1, 1)]}), pa.table({"t": [[1]]})])
+@pytest.mark.parametrize("data", [pl.DataFrame({"t": [datetime.time(12, 1)]}), pa.table({"t": [[1]]})])
 def test_unreadable_columns(data: Any) -> None:
     with pytest.raises(DataError, match="'t' holds"):
         Table(data)["t"]

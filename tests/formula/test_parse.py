@@ -1,10 +1,13 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlmm_core.errors import FormulaError
 from fastlmm_core.formula import ParsedFormula, RandomTerm, parse_formula
-from fastlmm_core.formula.parse import python_power, quote_name, unquote_name
+from fastlmm_core.formula.parse import expand_dot
+from fastlmm_core.formula.quoting import python_power, quote_name, unquote_name
 
 
 def random(text: str) -> list[tuple[str, str]]:
@@ -65,11 +68,21 @@ def test_fixed_part(text: str, fixed: str) -> None:
         ("({x + 1} || g)", [("1", "g"), ("0 + {x + 1}", "g")]),
         ("(log(x) | g) + (poly(x, 2) | g)", [("log(x)", "g"), ("poly(x, 2)", "g")]),
         ("(1 | `my group`)", [("1", "my group")]),
+        ("us(x | g)", [("x", "g")]),
+        ("(1 | factor(g))", [("1", "factor(g)")]),
+        ("(1 | interaction(a, b)/c)", [("1", "c:interaction(a, b)"), ("1", "interaction(a, b)")]),
+        ("(x | g) + (1 | h) - (x | g)", [("1", "h")]),
+        ("((x | g) + (1 | h)) - (x | g)", [("1", "h")]),
         ("(1 | école.x)", [("1", "école.x")]),
     ],
 )
 def test_random_terms(text: str, terms: list[tuple[str, str]]) -> None:
     assert random(text) == terms
+
+
+@pytest.mark.parametrize("bare", ["1 | g", "x || g", "x:z | a/b", "poly(x, 2) | factor(g)"])
+def test_a_lone_term_needs_no_parentheses(bare: str) -> None:
+    assert parse_formula(f"y ~ {bare}") == parse_formula(f"y ~ 1 + ({bare})")
 
 
 def test_response_and_offset() -> None:
@@ -89,7 +102,8 @@ def test_text_reads_back() -> None:
     ("text", "message"),
     [
         ("y ~ x + 1 | g", "without parentheses"),
-        ("y ~ x || g", "without parentheses"),
+        ("y ~ 1 | g + x", "without parentheses"),
+        ("y ~ -1 | g", "without parentheses"),
         ("y ~ x", "no random-effect term"),
         ("y ~ I(a | b)", "no random-effect term"),
         ("y", "no `~`"),
@@ -105,26 +119,59 @@ def test_text_reads_back() -> None:
         ("y ~ x + ( | g)", "nothing stands left of the bar"),
         ("y ~ x + (1 | g | h)", "more than one bar"),
         ("y ~ x + (1 | g) | h", "without parentheses"),
-        ("y ~ x + (1 | factor(g))", "has to be a column"),
         ("y ~ x + (1 | a + b)", "has to be a column"),
         ("y ~ x + (1 | a*b)", "has to be a column"),
         ("y ~ x + (1 | 1)", "has to be a column"),
         ("y ~ x + (1 | a/)", "has to be a column"),
         ("y ~ x + (1 | a:a)", "twice"),
         ("y ~ x + (1 | a/b/a)", "twice"),
-        ("y ~ x - (1 | g)", "cannot be subtracted"),
-        ("y ~ x - (x + (1 | g))", "cannot be subtracted"),
+        ("y ~ x - (1 | g)", "not there"),
+        ("y ~ x - (x + (1 | g))", "not there"),
+        ("y ~ x + (x | g) - (1 | g)", r"not there: the random-effect terms are \(x \| g\)"),
+        ("y ~ x + (1 | g) - (1 | g)", "no random-effect term"),
+        ("y ~ ar1(x | g)", r"ar1 is not a covariance structure .* diag\(x \| g\)"),
+        ("y ~ zerocorr(x | g)", r"zerocorr\(x \| g\) is diag\(x \| g\) here"),
+        ("y ~ x * diag(1 | g)", "only be added"),
+        ("y ~ (. | g)", "random-effect term"),
+        ("log(.) ~ x + (1 | g)", "only stand right"),
         ("y ~ x - offset(z) + (1 | g)", "cannot be subtracted"),
         ("y ~ x * (1 | g)", "only be added"),
         ("y ~ (x + (1 | g))^2", "only be added"),
         ("y ~ x + (1 | g) +", "last operator"),
-        ("y ~ . + (1 | g)", "name the columns"),
         ("y ~ x + (x + + * z || g)", "cannot read"),
     ],
 )
 def test_errors(text: str, message: str) -> None:
     with pytest.raises(FormulaError, match=message):
         parse_formula(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["y ~ " + "x + " * 300_000 + "(1 | g)", "y ~ " + "(" * 1000 + "x" + ")" * 1000 + " + (1 | g)", "y ~ (" * 20_000],
+)
+def test_absurd_formulas_are_refused_at_once(text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(FormulaError) as caught:
+        parse_formula(text)
+    assert time.process_time() - start < 1.0
+    assert len(str(caught.value)) < 400
+
+
+def test_structures_read_and_write() -> None:
+    (term,) = parse_formula("y ~ diag(x + f | a:b)").random
+    assert (term.expr, term.structure, str(term)) == ("x + f", "diag", "diag(x + f | a:b)")
+    parsed = parse_formula("y ~ x + diag(f | g) + (1 | factor(id))")
+    assert parse_formula(str(parsed)) == parsed
+
+
+def test_dot_stands_for_the_other_columns() -> None:
+    names = ["y", "x", "a b", "g"]
+    for text, fixed in ((".", "(x + `a b`)"), (".^2 - x", "(x + `a b`)^2 - x"), ("`.` + log(x.y)", "`.` + log(x.y)")):
+        assert expand_dot(parse_formula(f"y ~ {text} + (1 | g)"), names, {"y", "g"}).fixed == fixed
+    for text, message in (("log(.)", "inside a call"), (".", "no other")):
+        with pytest.raises(FormulaError, match=message):
+            expand_dot(parse_formula(f"y ~ {text} + (1 | g)"), ["y", "g"], {"y", "g"})
 
 
 def test_only_text() -> None:

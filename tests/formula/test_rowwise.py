@@ -76,15 +76,17 @@ def test_subset_expressions(text: str, rows: list[int]) -> None:
 
 def test_subset_arrays() -> None:
     mask = [False, True, True, False, False]
-    for array in (mask, np.array(mask), pd.Series(mask, index=list("edcba")), pl.Series(mask)):
+    for array in (mask, np.array(mask), pd.Series(mask), pd.Series(mask)[::-1], pl.Series(mask)):
         assert subset(array) == [1, 2]
+    with pytest.raises(DataError, match="the index of subset differs"):
+        subset(pd.Series(mask, index=list("edcba")))
     assert subset(pd.array([True, None, None, False, True], dtype="boolean")) == [0, 4]
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("k + 1", "true or false for each row, not int64"),
+        ("k + 1", "true or false for each row, not float64"),
         ("x", "true or false"),
         ("f", "true or false for each row, not strings"),
         ([1, 2, 3, 4, 0], "true or false"),

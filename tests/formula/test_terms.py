@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from fastlmm_core.errors import FormulaError
@@ -35,6 +37,29 @@ def test_dotted_column_inside_a_call() -> None:
         "log(`Sepal.Length`)",
         "np.log(`x.1`)",
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("(a + b)**99999", "power 99999"),
+        ("x^99999", "power 99999"),
+        ("(a + b + c + d + e + f + g + h)**16", "more than 100,000 terms"),
+        ("*".join(f"v{k}" for k in range(40)), "more than 100,000 terms"),
+        ("(x > 3)", r"inside I\(\)"),
+        ("2 * x", r"inside I\(\)"),
+    ],
+)
+def test_what_cannot_be_written_out_is_refused_at_once(text: str, message: str) -> None:
+    start = time.process_time()
+    with pytest.raises(FormulaError, match=message) as caught:
+        parse_terms(text)
+    assert time.process_time() - start < 1.0
+    assert "\x1b" not in str(caught.value)
+
+
+def test_powers_that_are_meant() -> None:
+    assert len(parse_terms("(a + b + c + d)**4").terms) == 15
 
 
 @pytest.mark.parametrize("text", ["x +* z", "log(x", "x ~ z", "2 * x", "2:x", "log(x y)", "'a'"])

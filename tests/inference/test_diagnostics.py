@@ -42,8 +42,10 @@ def test_kinds_of_residuals(weighted: LmerResult) -> None:
     # deleted: sigma from the other rows, as `influence` has it
     sigma = weighted.influence().sigma
     np.testing.assert_allclose(weighted.residuals("deleted"), student * weighted.sigma / sigma, rtol=1e-9)
-    with pytest.raises(ModelError, match="'working' do not exist"):
-        weighted.residuals("working")
+    np.testing.assert_array_equal(weighted.residuals("deviance"), pearson)
+    np.testing.assert_array_equal(weighted.residuals("working"), plain)
+    with pytest.raises(ModelError, match="'partial' do not exist"):
+        weighted.residuals("partial")
 
 
 def test_principal_components_as_lme4(slopes: LmerResult) -> None:

@@ -160,7 +160,7 @@ def test_means_at_values_are_predictions() -> None:
     fit = lmer("y ~ a * b + poly(x, 2) + (1 | g)", unbalanced())
     at = {"a": ["w"], "b": "k", "x": [1.0, 2.5]}
     frame = fit.emmeans(["a", "b", "x"], at=at).to_frame()
-    expected = fit.predict(frame[["a", "b", "x"]].astype({"a": str, "b": str}), re_form=None)
+    expected = fit.predict(frame[["a", "b", "x"]].astype({"a": str, "b": str}), re_form="none")
     np.testing.assert_allclose(frame["estimate"], expected)
 
 
@@ -174,11 +174,11 @@ def test_average_over_the_rows_is_that_of_predictions() -> None:
     data = unbalanced()
     fit = lmer("y ~ a * b + log(abs(x) + 1) + (1 | g)", data)
     frame = fit.emmeans("a", over="data").to_frame()
-    expected = [fit.predict(data.assign(a=level), re_form=None).mean() for level in "uvw"]
+    expected = [fit.predict(data.assign(a=level), re_form="none").mean() for level in "uvw"]
     np.testing.assert_allclose(frame["estimate"], expected)
     slope = fit.emtrends("x", over="data", data=data).to_frame()["estimate"].iloc[0]
     h = 1e-5
-    up, down = (fit.predict(data.assign(x=data.x + s), re_form=None).mean() for s in (h, -h))
+    up, down = (fit.predict(data.assign(x=data.x + s), re_form="none").mean() for s in (h, -h))
     assert slope == pytest.approx((up - down) / (2 * h), rel=1e-5)
 
 

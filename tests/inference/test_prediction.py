@@ -8,6 +8,7 @@ import oracle
 import prediction_oracle
 from fastlmm_core import Control, DataError, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.core import Objective
+from fastlmm_core.fitting.predict import included_columns, target_rows
 from fastlmm_core.inference.prediction import factors_of, targets, theta_covariance, uncertain_theta
 from problems import Problem, ProblemTerm
 
@@ -88,10 +89,10 @@ def test_variance_of_all_random_effects(fit: LmerResult, ev: oracle.Evaluation) 
 def test_variance_of_the_population(fit: LmerResult, ev: oracle.Evaluation) -> None:
     X = np.column_stack([np.ones(6), NEW["x"]])
     known = np.einsum("ij,jk,ik->i", X, oracle.cov_beta(ev).astype(float), X)
-    out = fit.predict(NEW, re_form=None, interval="confidence")
+    out = fit.predict(NEW, re_form="none", interval="confidence")
     np.testing.assert_allclose(out["std_error"] ** 2, known, rtol=1e-8)
     left_out = quadratic(fit, "g", X) + quadratic(fit, "h", np.ones((6, 1)))
-    out = fit.predict(NEW[["x", "off"]], re_form=None, interval="prediction")  # no grouping column is needed
+    out = fit.predict(NEW[["x", "off"]], re_form="none", interval="prediction")  # no grouping column is needed
     np.testing.assert_allclose(out["std_error"] ** 2, known + left_out + fit.sigma**2, rtol=1e-8)
 
 
@@ -121,10 +122,10 @@ def test_rows_of_the_fit(fit: LmerResult, data: pd.DataFrame) -> None:
 def test_interval_is_the_quantile_of_its_distribution(fit: LmerResult) -> None:
     from scipy import stats
 
-    normal = fit.predict(NEW, re_form=None, interval="confidence", ddf="normal", level=0.9)
+    normal = fit.predict(NEW, re_form="none", interval="confidence", ddf="normal", level=0.9)
     np.testing.assert_allclose(normal["upper"] - normal["fit"], stats.norm.ppf(0.95) * normal["std_error"])
     assert np.isinf(normal["df"]).all()
-    t = fit.predict(NEW, re_form=None, interval="confidence", level=0.9)
+    t = fit.predict(NEW, re_form="none", interval="confidence", level=0.9)
     np.testing.assert_allclose(t["fit"] - t["lower"], stats.t.ppf(0.95, t["df"]) * t["std_error"], rtol=1e-8)
 
 
@@ -132,12 +133,12 @@ def test_satterthwaite_on_a_balanced_design() -> None:
     """The mean of a balanced one-way layout has the batches' degrees of freedom, exactly."""
     fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
     new = pd.DataFrame({"any": [0.0]})
-    assert fit.predict(new, re_form=None, interval="confidence")["df"].iloc[0] == pytest.approx(5.0, rel=1e-4)
+    assert fit.predict(new, re_form="none", interval="confidence")["df"].iloc[0] == pytest.approx(5.0, rel=1e-4)
     # MS_batch / 30 + (MS_batch - MS_error) / 5 + MS_error, combined by Satterthwaite's formula
     between, within = fit.sigma**2 + 5 * fit.var_corr()["Batch"].iloc[0, 0], fit.sigma**2
     parts = np.array([between * (1 / 30 + 1 / 5), within * (1 - 1 / 5)])
     df = parts.sum() ** 2 / (parts**2 / np.array([5.0, 24.0])).sum()
-    out = fit.predict(new, re_form=None, interval="prediction")
+    out = fit.predict(new, re_form="none", interval="prediction")
     assert out["std_error"].iloc[0] ** 2 == pytest.approx(parts.sum(), rel=1e-6)
     assert out["df"].iloc[0] == pytest.approx(df, rel=1e-3)
 
@@ -146,7 +147,9 @@ def test_degrees_of_freedom_are_those_of_the_joint_information(fit: LmerResult) 
     """The profile form against the delta method in (theta, sigma^2) with the whole Hessian."""
     core = fit.core
     objective: Objective = core.objective()
-    target = targets(fit.design, core, NEW, re_form="all", allow_new_levels=True, observation=True)
+    masks = included_columns(fit.design, "all")
+    rows = target_rows(fit.design, NEW, masks, allow_new_levels=True, all_columns=True)
+    target = targets(fit.design, core, rows, masks, observation=True, weights=np.ones(len(NEW)))
     variance, _ = target.at(objective, core.theta)
     df, _ = uncertain_theta(target, objective, core.theta, variance)
 

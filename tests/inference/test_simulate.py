@@ -101,10 +101,12 @@ def test_new_rows() -> None:
     known = fit.simulate(2000, seed=1, newdata=new.iloc[2:3], re_form="all").to_numpy()
     expected = fit.predict(new.iloc[2:3]).to_numpy()
     np.testing.assert_allclose(known.mean(axis=1), expected, atol=5 * fit.sigma / np.sqrt(2000))
-    with pytest.raises(DataError, match="a"):
+    with pytest.raises(DataError, match='re_form="none" draws'):
         fit.simulate(1, newdata=new, re_form="all")
-    with pytest.raises(DataError, match="missing values"):
-        fit.simulate(1, newdata=new.assign(Subject=["a", None, "b", "c"]))
+    unknown = fit.simulate(3000, seed=1, newdata=new.assign(Subject=[None, None, "b", "c"])).to_numpy()
+    assert abs(np.corrcoef(unknown)[0, 1]) < 0.06  # an unknown level is one of its own
+    gaps = fit.simulate(2, seed=1, newdata=new.assign(Days=[0.0, np.nan, 0.0, 5.0]))
+    assert gaps.isna().all(axis=1).tolist() == [False, True, False, False]
 
 
 def test_interactions_in_new_rows() -> None:

@@ -67,7 +67,7 @@ def test_augment(fit: LmerResult, data: pd.DataFrame) -> None:
     assert list(table.columns[:3]) == ["Reaction", "Days", "Subject"]
     assert len(table) == 178
     np.testing.assert_allclose(table[".fitted"] + table[".resid"], table["Reaction"])
-    np.testing.assert_allclose(table[".fixed"], fit.predict(re_form=None))
+    np.testing.assert_allclose(table[".fixed"], fit.predict(re_form="none"))
     np.testing.assert_allclose(table[".hat"], fit.hatvalues())
     np.testing.assert_allclose(table[".cooksd"], fit.cooks_distance())
     np.testing.assert_allclose(table[".std_resid"], fit.residuals("studentized"))

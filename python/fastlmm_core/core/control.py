@@ -40,6 +40,9 @@ class Control:
     memory_limit : int or None
         Bytes a factor may take; None takes what the machine and the container have free. A larger prediction is
         refused.
+    check_levels : bool
+        Refuse a grouping factor with as many levels as rows, whose variance the residuals' hides. Where known weights
+        differ they tell the two apart, as in a meta-analysis: False then fits it.
     weights : {"observed", "expected"}
         Curvature of a generalised model's rows in Laplace's approximation: of the log-likelihood itself, which is the
         approximation proper, or its expectation, which lme4 uses and which differs for links that are not canonical.
@@ -55,6 +58,7 @@ class Control:
     tol: float = 1e-10
     threads: int | None = None
     memory_limit: int | None = None
+    check_levels: bool = True
     weights: str = "observed"
 
     def __post_init__(self) -> None:

@@ -177,7 +177,7 @@ class Model:
     >>> y = np.array([2, 1, 3, 0, 2, 4, 7, 5, 6, 9, 4, 8] * 4)
     >>> fit = Model(np.ones((48, 1)), [Term(g)], "poisson").fit(y)
     >>> fit.beta.round(3)
-    array([1.268])
+    array([1.305])
     """
 
     def __init__(
@@ -210,7 +210,8 @@ class Model:
                 offset=offset,
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
-            self.newton = Newton(self.engine.criterion, self.control.max_evaluations, self.control.tol)
+            tol = self.control.tol * self.engine.patience
+            self.newton = Newton(self.engine.criterion, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
         """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""
@@ -346,7 +347,9 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
             )
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
-    raise ModelError("this model is not implemented yet")
+    from fastlmm_core.core.laplace import Laplace
+
+    return Laplace(design, control)
 
 
 def objective(

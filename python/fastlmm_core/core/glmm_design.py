@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums
 from fastlmm_core.core.conditioning import condition_columns, condition_term
-from fastlmm_core.core.crossprod import group_columns
+from fastlmm_core.core.crossprod import DesignProducts, group_columns
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
@@ -89,6 +89,11 @@ class GlmmDesign:
         self.theta_map = theta_map(terms, self.groups, self.transforms, 1.0)
         self.n_theta = len(self.theta_map.index)
         self.n_free = self.n_theta + self.rank + family.n_extra
+
+    @cached_property
+    def products(self) -> DesignProducts:
+        """Which levels occur together, for the linear model's layout."""
+        return DesignProducts(None, self.terms)
 
     @property
     def counts(self) -> Array:

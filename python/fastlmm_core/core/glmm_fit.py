@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
@@ -33,6 +34,8 @@ class Engine(Protocol):
     """What evaluates a marginal deviance: level by level for one factor, the linear model's engine for more."""
 
     design: GlmmDesign
+    patience: float
+    """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
 
     @property
     def criterion(self) -> Criterion:
@@ -314,6 +317,14 @@ def covariance(second: Array, n_theta: int) -> Array:
     return np.full(second.shape, np.nan)
 
 
+def minimise(engine: Engine, newton: Newton, psi: Array, report: Report | None) -> tuple[Array, float, int]:
+    """`Newton.minimise`, and whatever the engine raised meanwhile."""
+    found = newton.minimise(psi, report)
+    if isinstance(engine.criterion, Callback):
+        engine.criterion.raise_error()
+    return found
+
+
 def search(
     engine: Engine, newton: Newton, psi: Array, given: bool, on_evaluation: Report | None = None
 ) -> tuple[Array, float, Array, int]:
@@ -348,7 +359,7 @@ def search(
         def report(k: int, x: Array, value: float, norm: float, radius: float) -> None:
             on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
 
-    found, value, status = newton.minimise(psi, report)
+    found, value, status = minimise(engine, newton, psi, report)
     evaluations = newton.evaluations()
     if status == FAILED:
         raise NumericalError(
@@ -360,7 +371,7 @@ def search(
         if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
-            other, other_value, other_status = newton.minimise(again, report)
+            other, other_value, other_status = minimise(engine, newton, again, report)
             evaluations = np.concatenate([evaluations, newton.evaluations()])
             if other_status != FAILED and other_value < value - 1e-9:
                 found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.start import ridge_sums
+from fastlmm_core._native.families.scoring import score_glm
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.errors import NumericalError
 
@@ -31,65 +32,68 @@ def glmm_start(design: GlmmDesign, y: Array) -> Array:
     """
     family = design.family
     rho = family.fixed_rho or 0.0
-    gamma = glm(design, y, rho)
-    mu = family.mean(design.columns @ gamma + design.offset)
+    gamma, eta = glm(design, y, rho)
     if family.n_extra:
-        rho = family.start_rho(family.saturated(y, design.m), mu, design.m, design.rank)
-        gamma = glm(design, y, rho, gamma)
-    rows = family.row(y, design.columns @ gamma + design.offset, design.m, rho)
-    w = np.maximum(rows.we, 0.0) * design.counts
-    theta = moments(design, w, rows.s * design.counts)
+        rho = family.start_rho(y, family.mean(eta), design.m, design.rank)
+        gamma, eta = glm(design, y, rho, eta)
+    out = np.empty((3, design.n))
+    family.working(y, eta, design.m, design.freq, rho, out, False)
+    theta = moments(design, np.maximum(out[2], 0.0), out[0])
     return np.concatenate([theta, gamma, [rho] * family.n_extra])
 
 
-def glm(design: GlmmDesign, y: Array, rho: float, gamma: Array | None = None) -> Array:
-    """Coefficients (rank,) of the model without random effects, by scoring; rough, as the search moves on from them.
+def glm(design: GlmmDesign, y: Array, rho: float, eta: Array | None = None) -> tuple[Array, Array]:
+    """Coefficients (rank,) of the model without random effects and its linear predictors (n,); rough.
 
     Raises
     ------
     NumericalError
         No means inside the support were found.
     """
-    family, x, counts = design.family, design.columns, design.counts
-    if gamma is None:
-        eta = np.asarray(family.link(family.initial_mean(y, design.m)))
-        gamma = np.zeros(design.rank)
-        before = -np.inf
+    family, counts = design.family, design.freq
+    if eta is None:
+        eta = family.link(family.initial_mean(y, design.m))
+    if family.code >= 0:
+        gamma, value = score_glm(
+            family.code, family.link.code, y, design.m, counts, design.offset, design.columns, rho, eta,
+            MAX_STEPS, ENOUGH,
+        )  # fmt: skip
     else:
-        eta = x @ gamma + design.offset
-        before = float((family.row(y, eta, design.m, rho).l * counts).sum())
-    for _ in range(MAX_STEPS):
-        rows = family.row(y, eta, design.m, rho)
-        w = rows.we * counts
-        z = w * (eta - design.offset) + rows.s * counts
-        if not np.isfinite(z).all():
-            break
-        gram = (x.T * w) @ x
-        gram[np.diag_indices(len(gram))] *= 1.0 + 1e-10
-        target = np.linalg.solve(gram, x.T @ z)
-        scale = 1.0
-        while True:  # halve steps that leave the support or lower the likelihood
-            trial = gamma + scale * (target - gamma)
-            eta = x @ trial + design.offset
-            with np.errstate(all="ignore"):
-                value = float((family.row(y, eta, design.m, rho).l * counts).sum())
-            if value >= before - 1e-9 * abs(before) and np.isfinite(value):
-                break
-            scale *= 0.5
-            if scale < 1e-6:
-                trial, value = gamma, before
-                eta = x @ trial + design.offset
-                break
-        change = float(np.abs(trial - gamma).max(initial=0.0))
-        gamma, before = trial, value
-        if change <= ENOUGH * max(1.0, float(np.abs(gamma).max(initial=0.0))):
-            break
-    if not np.isfinite(before):
+        gamma, value = score(design, y, rho, eta)
+    if not np.isfinite(value):
         raise NumericalError(
             f"no coefficients were found whose {family.link.name} means lie in the {family.name} family's support: "
             "give start="
         )
-    return gamma
+    return gamma, design.columns @ gamma + design.offset
+
+
+def score(design: GlmmDesign, y: Array, rho: float, eta: Array) -> tuple[Array, float]:
+    """`score_glm` for families written in Python."""
+    family, x, counts = design.family, design.columns, design.counts
+    gamma, before = np.zeros(design.rank), -np.inf
+    for _ in range(MAX_STEPS):
+        rows = family.row(y, eta, design.m, rho)
+        w = rows.we * counts
+        gram = (x.T * w) @ x
+        gram[np.diag_indices(len(gram))] += 1e-10 * gram.max(initial=0.0)
+        target = np.linalg.solve(gram, x.T @ (w * (eta - design.offset) + rows.s * counts))
+        scale, value = 1.0, np.nan
+        while scale >= 1e-6:  # halve steps that leave the support or lower the likelihood
+            trial = gamma + scale * (target - gamma)
+            eta = x @ trial + design.offset
+            with np.errstate(all="ignore"):
+                value = float((family.row(y, eta, design.m, rho).l * counts).sum())
+            if np.isfinite(value) and not value < before - 1e-9 * abs(before):
+                break
+            scale *= 0.5
+        if scale < 1e-6:
+            break
+        change = float(np.abs(trial - gamma).max(initial=0.0))
+        gamma, before = trial, value
+        if change <= ENOUGH * max(1.0, float(np.abs(gamma).max(initial=0.0))):
+            break
+    return gamma, before
 
 
 def moments(design: GlmmDesign, w: Array, s: Array) -> Array:

@@ -48,6 +48,8 @@ class OneFactor:
     control : Control
     """
 
+    patience = 1.0
+
     def __init__(self, design: GlmmDesign, n_agq: int, control: Control) -> None:
         family, group, z = design.family, design.groups[0], design.z[0]
         nodes, weights = gauss_hermite(n_agq, group.n_columns)

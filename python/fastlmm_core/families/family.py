@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.families.pointwise import constants, row_derivatives
+from fastlmm_core._native.families.pointwise import constants, row_derivatives, working_rows
 from fastlmm_core.errors import DataError
 from fastlmm_core.families.links import Link, as_link
 
@@ -103,6 +103,25 @@ class Family(ABC):
             Logarithm of the extra parameter; ignored where there is none.
         """
         return Rows(*row_derivatives(self.code, self.link.code, y, eta, m, rho))
+
+    def working(
+        self, y: Array, eta: Array, m: Array, freq: Array, rho: float, out: Array, full: bool, threads: int = 1
+    ) -> tuple[float, float, float]:
+        """Scores and weights of rows times ``freq``, written into ``out``; sums of l, lr and lrr.
+
+        Parameters
+        ----------
+        out : (3, n), (5, n) or (8, n)
+            Filled in: s, w, we; where ``full`` k and ke as well, and sr, wr and wer if there is room.
+        """
+        if self.code >= 0:
+            return working_rows(self.code, self.link.code, y, eta, m, freq, rho, out, full, threads)
+        rows = self.row(y, eta, m, rho)
+        f = freq if len(freq) else np.ones(len(y))
+        names = ("s", "w", "we", "k", "ke", "sr", "wr", "wer")[: len(out) if full else 3]
+        for target, name in zip(out, names, strict=False):
+            np.multiply(getattr(rows, name), f, out=target)
+        return float(rows.l @ f), float(rows.lr @ f), float(rows.lrr @ f)
 
     def constant(self, y: Array, m: Array, freq: Array, rho: float) -> tuple[float, float, float]:
         """Sum of what `row` leaves out of l, with two derivatives in rho; ``freq`` (n,) counts rows, or (0,)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,9 +10,10 @@ import numpy as np
 
 from fastlmm_core.core import Model, Term, objective
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning
+from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning, warn
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.residual import pattern_model
+from fastlmm_core.formula.checks import constant_response
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def objective_of(design: Design, options: FitOptions) -> Objective:
     )
 
 
-def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions, *, stacklevel: int) -> F:
+def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions) -> F:
     """Fit a design and wrap the answer.
 
     Parameters
@@ -63,8 +63,6 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
         The user's text, for display.
     options : FitOptions
         Criterion, control, start, verbosity.
-    stacklevel : int
-        Of the warnings, counted from this function's caller: 1 blames the caller.
 
     Returns
     -------
@@ -82,7 +80,7 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions,
         core = core_fit(model_of(design, options), design.y, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
-    return wrap(kind, design, formula, options, core, {}, stacklevel + 1)
+    return wrap(kind, design, formula, options, core, {})
 
 
 def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
@@ -121,23 +119,20 @@ def wrap(
     options: FitOptions,
     core: CoreFit,
     kept: dict[str, Any],
-    stacklevel: int,
 ) -> F:
-    """The result of a core fit, with its warnings; ``stacklevel`` counts from this function's caller."""
+    """The result of a core fit, with its warnings."""
     dropped = dropped_columns(design, core)
     if dropped:
-        warnings.warn(
+        warn(
             f"the fixed-effects columns depend linearly on one another: {', '.join(dropped)} "
             f"{'was' if len(dropped) == 1 else 'were'} dropped, with coefficient NaN",
             RankWarning,
-            stacklevel=stacklevel + 1,
         )
     if not core.converged:
-        warnings.warn(
+        warn(
             f"the fit did not converge: {core.message}. See fit_log; try another start, or raise "
             "Control(max_evaluations=...)",
             ConvergenceWarning,
-            stacklevel=stacklevel + 1,
         )
     return kind(design=design, core=core, formula=formula, options=options, kept=kept)
 
@@ -162,15 +157,17 @@ def refit(result: F, new_y: Any) -> F:
     if start is None and not result.core.is_singular:
         start = result.core.theta
     core = core_fit(kept_model(result), y, start, options)
-    return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept, 3)
+    return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept)
 
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
     n = len(design.y)
     try:
-        y = np.array(new_y, dtype=float)
+        y = np.array(design.of_rows(new_y, "new_y"), dtype=float)
     except (TypeError, ValueError) as error:
         raise DataError(f"new_y is not numeric: {error}") from None
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]  # one simulated response is a table of one column
     if y.ndim != 1 or len(y) not in (n, design.n_total):
         rows = f"{n} rows" if n == design.n_total else f"{n} rows (of the data's {design.n_total})"
         raise DataError(f"new_y has shape {y.shape}, but the fit used {rows}")
@@ -182,7 +179,7 @@ def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
         if bad:
             raise DataError(f"new_y has {bad} missing or infinite values among the rows of the fit")
         if spread == 0.0:
-            raise DataError("new_y is constant: there is no variation to model")
+            raise constant_response("new_y", y)
     return y
 
 
@@ -190,4 +187,4 @@ def refit_ml(result: F) -> F:
     """The maximum-likelihood fit of the same model: the result itself where it is one already."""
     if not result.reml:
         return result
-    return fit_design(type(result), result.design, result.formula, replace(result.options, reml=False), stacklevel=3)
+    return fit_design(type(result), result.design, result.formula, replace(result.options, reml=False))

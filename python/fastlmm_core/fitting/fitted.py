@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import DataError
-from fastlmm_core.fitting import coefficients, predict, ranef, var_corr
+from fastlmm_core.errors import DataError, SpellingError
+from fastlmm_core.fitting import coefficients, ranef, var_corr
+from fastlmm_core.fitting.spelling import Count, Figure, no_attribute
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import Design
 
 __all__ = ["FittedModel"]
+
+
+class FixedEffects(pd.Series):  # type: ignore[misc]
+    """The fixed effects, which answer an attempt to call them, as R's `fixef` is called."""
+
+    @property
+    def _constructor(self) -> type[pd.Series]:
+        return pd.Series
+
+    def __call__(self) -> None:
+        raise SpellingError("fixef is no method here: leave out the parentheses (params is the same)")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +54,11 @@ class FittedModel:
     formula: str
     options: FitOptions
     kept: dict[str, Any] = field(default_factory=dict)  # workspaces to use again, shared by refits; never pickled
+
+    if not TYPE_CHECKING:  # to a type checker it would mean that every attribute exists
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(type(self).__name__, name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "kept": {}}
@@ -73,7 +90,7 @@ class FittedModel:
     @property
     def fixef(self) -> pd.Series:
         """lme4's name for `params`."""
-        return self.params
+        return FixedEffects(self.params)
 
     @property
     def bse(self) -> pd.Series:
@@ -98,17 +115,22 @@ class FittedModel:
     @property
     def llf(self) -> float:
         """Log-likelihood (restricted for a REML fit): −criterion / 2."""
-        return -0.5 * self.criterion
+        return Figure(-0.5 * self.criterion)
 
     @property
     def nobs(self) -> int:
         """Rows used."""
-        return int(self.core.n)
+        return Count(self.core.n)
 
     @property
     def n_missing(self) -> int:
         """Rows dropped for missing values."""
         return int(self.design.n_missing)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the fit should know about how the data were read."""
+        return self.design.notes
 
     @property
     def df_model(self) -> int:
@@ -123,12 +145,12 @@ class FittedModel:
     @property
     def aic(self) -> float:
         """Criterion + 2 df_model, as lme4 has it for ML and REML fits."""
-        return self.criterion + 2.0 * self.df_model
+        return Figure(self.criterion + 2.0 * self.df_model)
 
     @property
     def bic(self) -> float:
         """Criterion + log(nobs) df_model, as lme4 has it for ML and REML fits."""
-        return self.criterion + float(np.log(self.nobs)) * self.df_model
+        return Figure(self.criterion + np.log(self.nobs) * self.df_model)
 
     @property
     def converged(self) -> bool:
@@ -158,7 +180,7 @@ class FittedModel:
     @property
     def sigma(self) -> float:
         """Residual standard deviation (of a row of weight 1)."""
-        return float(self.core.sigma)
+        return Figure(self.core.sigma)
 
     @property
     def is_singular(self) -> bool:
@@ -172,13 +194,16 @@ class FittedModel:
 
     @property
     def fittedvalues(self) -> pd.Series:
-        """Xβ + Zb + offset of the rows used, indexed as the data (by row position where the data have no index)."""
-        return pd.Series(self.core.fitted, index=predict.row_index(self.design), dtype=float, copy=True)
+        """Xβ + Zb + offset of the rows used, indexed as the data (by row position where the data have no index).
+
+        With ``na_action="exclude"`` of all rows of the table, NaN where a row was left out.
+        """
+        return self.design.by_row(self.core.fitted)
 
     @property
     def resid(self) -> pd.Series:
         """Response less `fittedvalues`."""
-        return pd.Series(self.design.y - self.core.fitted, index=predict.row_index(self.design), dtype=float)
+        return self.design.by_row(self.design.y - self.core.fitted)
 
     def __repr__(self) -> str:
         kind = "REML criterion" if self.reml else "deviance"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,12 +33,15 @@ class FitOptions:
         θ at which the optimiser starts, in lme4's order.
     verbose : int
         Above 0: one line an evaluation on standard error.
+    given : mapping
+        The other arguments of `lmer` as the user gave them, those that were left out not among them.
     """
 
     reml: bool = True
     control: Control | None = None
     start: NDArray[np.float64] | None = None
     verbose: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
 
 
 def n_theta(design: Design) -> int:

@@ -6,53 +6,56 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import FormulaError, ModelError
 from fastlmm_core.formula import parse_formula
 from fastlmm_core.formula.terms import parse_terms
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.formula import Design, NewRandom, RandomDesign, RandomTerm
+    from fastlmm_core.formula import Design, NewDesign, RandomDesign, RandomTerm
 
-__all__ = ["included_columns", "predict", "row_index"]
-
-
-def row_index(design: Design) -> pd.Index:
-    """Index of the rows used: the data's own where pandas held them, their positions otherwise."""
-    return pd.Index(design.row_index) if design.index is None else design.index
+__all__ = ["included_columns", "linear_predictor", "predict", "target_rows"]
 
 
 def predict(
-    design: Design, core: CoreFit, newdata: Any = None, *, re_form: str | None = "all", allow_new_levels: bool = False
+    design: Design, core: CoreFit, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False
 ) -> pd.Series:
     """Xβ + offset + the chosen part of Zb, as a Series; see `LmerResult.predict`."""
     masks = included_columns(design, re_form)
-    if newdata is None:
-        if re_form == "all":
-            return pd.Series(core.fitted, index=row_index(design), dtype=float, copy=True)
-        return pd.Series(_linear(design.X, design.offset, design.random, core, masks), index=row_index(design))
-    wanted = [k for k, mask in enumerate(masks) if mask.any()]
-    new = design.rebuild(newdata, random=wanted, allow_new_levels=allow_new_levels)
-    assert new.X is not None  # `fixed` is asked for by default
-    return pd.Series(_linear(new.X, new.offset, new.random, core, masks), index=new.index)
+    rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels)
+    return rows.by_row(linear_predictor(rows, core, masks))
 
 
-def _linear(
-    X: NDArray[np.float64],
-    offset: NDArray[np.float64] | None,
-    random: Sequence[RandomDesign | NewRandom | None],
-    core: CoreFit,
+def target_rows(
+    design: Design,
+    newdata: Any,
     masks: Sequence[NDArray[np.bool_]],
-) -> NDArray[np.float64]:
-    """Xβ + offset + Σ z·b over the columns that `masks` includes; code −1 (a new level) adds nothing."""
-    out: NDArray[np.float64] = X @ np.nan_to_num(core.beta)
-    if offset is not None:
-        out = out + offset
-    for part, b, mask in zip(random, core.b, masks, strict=True):
+    *,
+    allow_new_levels: bool = False,
+    all_columns: bool = False,
+) -> NewDesign:
+    """The rows that a prediction is for: those of the fit where `newdata` is None.
+
+    Terms of which `masks` includes nothing are left out, or have their columns only with `all_columns`.
+    """
+    if newdata is None:
+        return design.own_rows()
+    wanted = [k for k, mask in enumerate(masks) if mask.any()]
+    others = [k for k in range(len(masks)) if k not in wanted] if all_columns else []
+    return design.rebuild(newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels)
+
+
+def linear_predictor(rows: NewDesign, core: CoreFit, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """Xβ + offset + Σ z·b (n,) over the columns that `masks` includes; code −1 (a new level) adds nothing."""
+    assert rows.X is not None  # `fixed` is asked for by default
+    out: NDArray[np.float64] = rows.X @ np.nan_to_num(core.beta)
+    if rows.offset is not None:
+        out = out + rows.offset
+    for part, b, mask in zip(rows.random, core.b, masks, strict=True):
         if part is None or not mask.any():
             continue
         effects = np.where(mask, b, 0.0)[part.codes]
@@ -61,15 +64,16 @@ def _linear(
     return out
 
 
-def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.bool_]]:
+def included_columns(design: Design, re_form: str) -> list[NDArray[np.bool_]]:
     """Which columns of each random term `re_form` includes.
 
     Parameters
     ----------
     design : Design
         The model's.
-    re_form : str or None
-        "all"; None for none; or random terms such as "(1 | g) + (0 + x | g)", each a part of the model's own.
+    re_form : str
+        "all"; "none" (R's NA and ~0 are read as that); or random terms such as "(1 | g) + (0 + x | g)", each a part of
+        the model's own.
 
     Returns
     -------
@@ -79,16 +83,29 @@ def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.boo
     Raises
     ------
     ModelError
-        A requested term is not in the model.
+        A requested term is not in the model; `re_form` is None, or no text.
     FormulaError
         `re_form` cannot be read.
     """
-    if re_form is None or re_form == "all":
-        return [np.full(len(t.columns), re_form == "all") for t in design.random]
+    if isinstance(re_form, float) and np.isnan(re_form):
+        re_form = "none"
     if not isinstance(re_form, str):
-        raise ModelError(f're_form must be "all", None or a formula of random terms, not {re_form!r}')
+        ambiguous = (
+            '; R\'s NULL is "all" and R\'s NA is "none", so that None would be read in opposite ways'
+            if re_form is None
+            else ""
+        )
+        raise ModelError(f're_form must be "all", "none" or random terms such as "(1 | g)", not {re_form!r}{ambiguous}')
+    text = re_form.strip().removeprefix("~").strip()
+    if text in ("all", "none", "NA", "0"):
+        return [np.full(len(t.columns), text == "all") for t in design.random]
     masks = [np.zeros(len(t.columns), dtype=bool) for t in design.random]
-    requested = parse_formula(f"{design.formula.response} ~ 1 + {re_form.strip().removeprefix('~')}")
+    try:
+        requested = parse_formula(f"y ~ {text}")
+    except FormulaError as error:
+        raise FormulaError(
+            f're_form must be "all", "none" or random terms such as "(1 | g)", not {re_form!r}: {error}'
+        ) from None
     if requested.fixed.strip() != "1":
         raise ModelError(f"re_form takes random terms only, such as (1 | g); the fixed part is always in: {re_form!r}")
     for term in requested.random:
@@ -97,7 +114,7 @@ def included_columns(design: Design, re_form: str | None) -> list[NDArray[np.boo
             for model_term, mask in zip(design.random, masks, strict=True):
                 if sorted(term.label.split(":")) == sorted(model_term.group.split(":")):  # a:b is b:a
                     where = _columns_of_effects(model_term).get(effect)
-                    if where is not None:
+                    if where is not None and where.stop > where.start:
                         mask[where] = found = True
             if not found:
                 have = ", ".join(f"({' + '.join(t.columns)} | {t.group})" for t in design.random)

@@ -96,13 +96,27 @@ def coef(design: Design, core: CoreFit) -> dict[str, pd.DataFrame]:
     """Fixed effects plus a level's random effects, one wide table a grouping factor."""
     kept = ~np.isnan(core.beta)
     fixed = {name: float(value) for name, value, keep in zip(design.x_names, core.beta, kept, strict=True) if keep}
+    of_effect = {_effect(name): name for name in fixed}
     out = {}
     for group, q in n_groups(design).items():
         members = [k for k, t in enumerate(design.random) if t.group == group]
         sums = {name: np.full(q, value) for name, value in fixed.items()}
         for k in members:
             for j, column in enumerate(design.random[k].columns):
-                # a random effect with no fixed counterpart varies around zero
-                sums[column] = sums.get(column, np.zeros(q)) + core.b[k][:, j]
+                # a:b among the random effects is b:a among the fixed ones; one without a counterpart varies around zero
+                name = of_effect.setdefault(_effect(column), column)
+                sums[name] = sums.get(name, np.zeros(q)) + core.b[k][:, j]
         out[group] = pd.DataFrame(sums, index=pd.Index(design.random[members[0]].levels, name=group))
     return out
+
+
+def _effect(column: str) -> tuple[str, ...]:
+    """What a column multiplies, in an order of its own; colons between brackets belong to levels and calls."""
+    parts, depth = [""], 0
+    for char in column:
+        depth += (char in "([{") - (char in ")]}")
+        if char == ":" and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return tuple(sorted(parts))

@@ -12,7 +12,17 @@ from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.formula.frame import Variable
 from fastlmm_core.formula.levels import Factor, Levels
 
-__all__ = ["check_finite", "check_sizes", "complete_rows", "sound_offset", "sound_response", "sound_weights"]
+__all__ = [
+    "Rows",
+    "check_finite",
+    "check_sizes",
+    "constant_response",
+    "reading_notes",
+    "sound_offset",
+    "sound_response",
+    "sound_weights",
+    "used_rows",
+]
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64] | None  # positions of the rows used; None for all of them
@@ -29,54 +39,81 @@ class GroupedTerm(Protocol):
     def level_set(self) -> Levels: ...
 
 
-def complete_rows(
-    variables: Mapping[str, Variable], kept: NDArray[np.bool_] | None, n: int, na_action: str
-) -> tuple[Rows, int]:
-    """Positions of the rows used (None: all), and how many are left out for a missing value."""
+def used_rows(
+    variables: Mapping[str, Variable], kept: NDArray[np.bool_] | None, weights: Array | None, n: int, na_action: str
+) -> tuple[Rows, int, int]:
+    """Positions of the rows used (None: all), how many are left out for a missing value, how many for a weight of 0."""
+    if n == 0:
+        raise DataError("the data have no rows")
+    if kept is not None and not kept.any():
+        raise DataError(f"subset keeps none of the {n} rows")
+    n_zero, use = 0, kept
+    if weights is not None and (zero := weights == 0.0).any():
+        n_zero = int((zero if kept is None else zero & kept).sum())
+        use = ~zero if kept is None else kept & ~zero
+        if not use.any():
+            raise DataError("weights are all zero")
     absent: NDArray[np.bool_] | None = None
     counts: dict[str, int] = {}
     for name, variable in variables.items():
         mask = variable.missing()
         if mask is None:
             continue
-        if kept is not None:
-            mask = mask & kept
+        if use is not None:
+            mask = mask & use
         if count := int(mask.sum()):
             counts[name] = count
             absent = mask if absent is None else absent | mask
     where = ", ".join(f"{name} ({count})" for name, count in counts.items())
     if na_action == "raise" and counts:
         raise DataError(f'missing values in {where}; na_action="drop" leaves those rows out')
-    if n == 0:
-        raise DataError("the data have no rows")
-    if kept is not None and not kept.any():
-        raise DataError(f"subset keeps none of the {n} rows")
     n_missing = 0 if absent is None else int(absent.sum())
-    use = kept
     if absent is not None:
-        use = ~absent if kept is None else kept & ~absent
+        use = ~absent if use is None else use & ~absent
     if use is None or use.all():
-        return None, 0
+        return None, 0, 0
     rows = np.flatnonzero(use)
     if len(rows) == 0:
         raise DataError(f"no row is complete: missing values in {where} of {n_missing} rows")
-    return rows, n_missing
+    return rows, n_missing, n_zero
+
+
+def _is_boolean(variable: Variable) -> bool:
+    return isinstance(variable, Factor) and all(isinstance(level, (bool, np.bool_)) for level in variable.levels)
+
+
+def reading_notes(response: Variable, name: str, n_zero: int) -> tuple[str, ...]:
+    """What a reader of the fit should know about how the data were read."""
+    notes = []
+    if _is_boolean(response):
+        notes.append(f"the response {name} is true or false: true counts as 1, false as 0")
+    if n_zero:
+        notes.append(f"{n_zero} rows have weight zero and are left out")
+    return tuple(notes)
 
 
 def sound_response(variable: Variable, name: str, rows: Rows) -> Array:
-    """The response (n,) of the rows used: numeric, finite, not constant."""
+    """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite, not constant."""
     if isinstance(variable, Factor):
-        kind = "true/false" if variable.levels.tolist() == [False, True] else "categorical"
-        raise DataError(f"the response {name} is {kind}, not numeric")
-    if variable.values.ndim != 1:
-        raise DataError(f"the response {name} has {variable.values.shape[1]} columns, not one")
-    values = variable.values if rows is None else variable.values[rows]
+        if not _is_boolean(variable):
+            raise DataError(f"the response {name} is categorical, not numeric")
+        values = np.append(variable.levels.astype(np.float64), np.nan)[variable.codes]
+    else:
+        values = variable.values
+    if values.ndim != 1:
+        raise DataError(f"the response {name} has {values.shape[1]} columns, not one")
+    values = values if rows is None else values[rows]
     y = np.array(values, dtype=np.float64)  # a copy: the design must not change with the user's table
     if count := int((~np.isfinite(y)).sum()):
         raise DataError(f"the response {name} is infinite in {count} rows")
     if np.all(y == y[0]):
-        raise ModelError(f"the response {name} is constant ({y[0]:g} in all {len(y)} rows)")
+        raise constant_response(name, y)
     return y
+
+
+def constant_response(name: str, y: Array) -> ModelError:
+    """The error about a response without variation."""
+    return ModelError(f"the response {name} is constant ({y[0]:g} in all {len(y)} rows)")
 
 
 def check_finite(X: Array, names: Sequence[str], part: str) -> None:
@@ -89,16 +126,12 @@ def check_finite(X: Array, names: Sequence[str], part: str) -> None:
 
 
 def sound_weights(values: Array, rows: Rows) -> Array:
-    """The weights (n,) of the rows used: present, finite, not negative, not all zero."""
+    """The weights (n,) of the rows used: finite and not negative."""
     weights = np.array(values if rows is None else values[rows])
-    if count := int(np.isnan(weights).sum()):
-        raise DataError(f"weights are missing in {count} rows")
     if count := int(np.isinf(weights).sum()):
         raise DataError(f"weights are infinite in {count} rows")
     if count := int((weights < 0).sum()):
         raise DataError(f"weights are negative in {count} rows")
-    if not weights.any():
-        raise DataError("weights are all zero")
     return weights
 
 
@@ -110,8 +143,15 @@ def sound_offset(values: Array, rows: Rows) -> Array:
     return offset
 
 
-def check_sizes(designs: Sequence[GroupedTerm], n: int, residual: bool = True) -> None:
-    """lme4's checks: more than one level and, beside a residual, fewer levels and fewer random effects than rows."""
+def check_sizes(
+    designs: Sequence[GroupedTerm], n: int, weights: Array | None = None, *, check: bool = True, residual: bool = True
+) -> None:
+    """lme4's checks: more than one level and, beside a residual, fewer levels and fewer random effects than rows.
+
+    Weights that differ tell the effect of a row from its residual; the last two are not made then unless `check`.
+    """
+    differ = weights is not None and bool(np.any(weights != weights[0]))
+    advice = "; as the weights differ, Control(check_levels=False) fits it nevertheless" if differ else ""
     for term in designs:
         q, l = len(term.level_set), len(term.columns)
         if q < 2:
@@ -119,13 +159,15 @@ def check_sizes(designs: Sequence[GroupedTerm], n: int, residual: bool = True) -
                 f"grouping factors must have more than one level: {term.group} has only {term.level_set.labels[0]!r} "
                 f"in the {n} rows used"
             )
-        if q >= n and residual:
+        if not residual or (differ and not check):
+            continue
+        if q >= n:
             raise ModelError(
                 f"the grouping factor {term.group} has {q} levels for {n} rows: fewer levels than rows are needed to "
-                "tell its effects from the residuals"
+                f"tell its effects from the residuals{advice}"
             )
-        if q * l >= n and residual:
+        if q * l >= n:
             raise ModelError(
                 f"the term ({' + '.join(term.columns)} | {term.group}) has {q * l} random effects for {n} rows: fewer "
-                "than rows are needed to tell them from the residuals"
+                f"than rows are needed to tell them from the residuals{advice}"
             )

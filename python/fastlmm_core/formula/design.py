@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import FormulaWarning, ModelError, warn_once
+from fastlmm_core.formula import newdata
 from fastlmm_core.formula.checks import (
+    Rows,
     check_finite,
     check_sizes,
-    complete_rows,
+    reading_notes,
     sound_offset,
     sound_response,
     sound_weights,
+    used_rows,
 )
 from fastlmm_core.formula.evaluate import Context, Evaluator
-from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
-from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
+from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix, variables_of
+from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Levels, combine
-from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, parse_formula, unquote_name
+from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
+from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
+from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.terms import Terms, parse_terms
 
-__all__ = ["Design", "NewDesign", "NewRandom", "RandomDesign", "build_design"]
+__all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
 
+NaAction = Literal["drop", "exclude", "raise"]
+NA_ACTIONS = ("drop", "exclude", "raise")
 Array = NDArray[np.float64]
 
 
@@ -71,38 +79,6 @@ class RandomDesign:
 
 
 @dataclass(frozen=True)
-class NewRandom:
-    """A random-effect term for new rows: `codes` (n,) of int64, -1 for a new level, and `z` (n, l) or None."""
-
-    codes: NDArray[np.int64]
-    z: Array | None
-
-    def __iter__(self) -> Any:
-        return iter((self.codes, self.z))
-
-
-@dataclass(frozen=True)
-class NewDesign:
-    """A model's design for new rows, coded as the model was.
-
-    Attributes
-    ----------
-    X : ndarray (n, p) or None
-        None where the fixed part was not asked for.
-    random : tuple of (NewRandom or None)
-        One entry a term of the model, None where it was not asked for.
-    offset : ndarray (n,) or None
-    index : pandas.Index
-        The new data's own, or positions.
-    """
-
-    X: Array | None
-    random: tuple[NewRandom | None, ...]
-    offset: Array | None
-    index: pd.Index
-
-
-@dataclass(frozen=True)
 class Design:
     """A model as arrays, without reference to the table they came from; picklable.
 
@@ -121,11 +97,15 @@ class Design:
     n_total : int
         Rows of the table.
     n_missing : int
-        Rows left out because of missing values, after `subset`.
+        Rows left out because of missing values, weights and offset among them, after `subset`.
+    n_zero_weight : int
+        Rows left out because their weight is zero.
     row_index : ndarray (n,) of int64
         Positions in the table of the rows used.
     index : pandas.Index or None
         Their labels, where the data were pandas.
+    notes : tuple of str
+        What a reader of the fit should know about how the data were read.
     """
 
     formula: ParsedFormula
@@ -138,6 +118,7 @@ class Design:
     offset: Array | None
     n_total: int
     n_missing: int
+    n_zero_weight: int
     row_index: NDArray[np.int64] = field(repr=False)
     index: pd.Index | None = field(repr=False)
     spec: MatrixSpec = field(repr=False)
@@ -146,6 +127,9 @@ class Design:
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
     grid_source: GridSource = field(repr=False)
     residual: ResidualDesign | None = None
+    notes: tuple[str, ...] = ()
+    na_action: str = "drop"
+    table_index: pd.Index | None = field(repr=False, default=None)  # of all rows, where na_action="exclude" needs it
 
     @property
     def grid_info(self) -> GridInfo:
@@ -160,27 +144,34 @@ class Design:
 
     def rebuild(
         self,
-        newdata: Any,
+        data: Any,
         *,
         fixed: bool = True,
         random: bool | Sequence[int] = True,
         columns_only: Sequence[int] = (),
+        coded_anew: Sequence[int] = (),
         allow_new_levels: bool = False,
+        new_level_advice: str = "allow_new_levels=True predicts them without its effect",
     ) -> NewDesign:
         """The design of new rows, with the coding learnt from the model's own.
 
         Parameters
         ----------
-        newdata : table
-            Needs the columns of the parts asked for; the response is not among them.
+        data : table
+            Needs the columns of the parts asked for; the response is not among them. Rows with a missing value in one
+            of them are left out; `NewDesign.by_row` puts NaN in their place.
         fixed : bool
             Whether to compute X and the offset.
         random : bool or sequence of int
             Which random-effect terms to compute.
         columns_only : sequence of int
             Terms of which only z is computed: their codes are -1, and their grouping columns need not be there.
+        coded_anew : sequence of int
+            Terms whose codes number the levels that the new data have, whether the model has seen them or not.
         allow_new_levels : bool
-            Code unseen levels of grouping factors -1 instead of refusing them.
+            Code unseen and missing levels of grouping factors -1 instead of refusing them.
+        new_level_advice : str
+            What the error about an unseen level ends in.
 
         Returns
         -------
@@ -189,47 +180,51 @@ class Design:
         Raises
         ------
         DataError
-            A column is absent or has missing or infinite values, or a level that the model has not seen.
+            A column is absent or has infinite values, or a level that the model has not seen.
         """
-        table = Table(newdata)
-        wanted = range(len(self.random)) if random is True else ([] if random is False else list(random))
-        state = dict(self.state)
-        evaluate = Evaluator(table, self.context, state)
-        names = [name for k in wanted for name in self._group_of(k)]
-        specs = [self.spec] if fixed else []
-        specs += [spec for k in [*wanted, *columns_only] if (spec := self.random[k].spec) is not None]
-        names += _columns_of([spec.terms for spec in specs], evaluate)
-        table.require(names + table.mentioned_in([self.offset_given, *self.formula.offsets]))
-        X = _rebuilt(self.spec, evaluate, "the fixed part") if fixed else None
-        parts: list[NewRandom | None] = [None] * len(self.random)
-        for k in [*wanted, *columns_only]:
-            term = self.random[k]
-            if k in wanted:
-                codes = _new_codes(term, self._group_of(k), table, allow_new_levels)
-            else:
-                codes = np.full(table.n, -1, np.int64)
-            z = None if term.spec is None else _rebuilt(term.spec, evaluate, f"the term on {term.group}")
-            parts[k] = NewRandom(codes, z)
-        index = pd.RangeIndex(table.n) if table.index is None else table.index
-        return NewDesign(X, tuple(parts), self._new_offset(evaluate) if fixed else None, index)
+        return newdata.rebuild(
+            self,
+            data,
+            fixed,
+            random,
+            columns_only,
+            coded_anew,
+            allow_new_levels=allow_new_levels,
+            new_level_advice=new_level_advice,
+        )
 
-    def _group_of(self, k: int) -> tuple[str, ...]:
+    def of_rows(self, values: Any, what: str) -> Any:
+        """A pandas object with a value a row (of the table or of those used), by label; anything else as it is.
+
+        Raises DataError where its labels are not those of the rows used.
+        """
+        if self.index is None or not isinstance(values, (pd.Series, pd.DataFrame)):
+            return values
+        if len(values) == self.n_total and values.index[self.row_index].equals(self.index):
+            return values
+        return aligned(values, self.index, what)
+
+    def own_rows(self) -> NewDesign:
+        """The model's own rows in the form in which `rebuild` gives others."""
+        parts = tuple(NewRandom(term.codes, term.z, len(term.level_set)) for term in self.random)
+        if self.na_action != "exclude" or self.n_total == len(self.y):
+            return NewDesign(self.X, parts, self.offset, None, self.row_labels)
+        index = pd.RangeIndex(self.n_total) if self.table_index is None else self.table_index
+        return NewDesign(self.X, parts, self.offset, self.row_index, index)
+
+    def group_of(self, k: int) -> RandomTerm:
+        """The formula's term that the k-th random term is (a part of)."""
         label = self.random[k].group
-        return next(term.group for term in self.formula.random if term.label == label)
+        return next(term for term in self.formula.random if term.label == label)
 
-    def _new_offset(self, evaluate: Evaluator) -> Array | None:
-        if self.offset_given is True:
-            raise DataError("the model's offset was an array: for new rows give it as a column's name or an expression")
-        parts = [_numeric(evaluate, expr, f"offset({expr})") for expr in self.formula.offsets]
-        if isinstance(self.offset_given, str):
-            parts.append(numeric_argument(self.offset_given, "offset", evaluate.table, self.context))
-        if not parts:
-            return None
-        total: Array = np.sum(parts, axis=0)
-        if not np.isfinite(total).all():
-            count = int((~np.isfinite(total)).sum())
-            raise DataError(f"the offset is missing or infinite in {count} rows of the new data")
-        return total
+    @property
+    def row_labels(self) -> pd.Index:
+        """Labels of the rows used: the data's own where pandas held them, their positions otherwise."""
+        return pd.Index(self.row_index) if self.index is None else self.index
+
+    def by_row(self, values: Array) -> pd.Series:
+        """One value a row used (n,) as a Series; with ``na_action="exclude"`` one a row of the table, NaN elsewhere."""
+        return self.own_rows().by_row(values)
 
 
 def build_design(
@@ -239,9 +234,11 @@ def build_design(
     subset: str | ArrayLike | None = None,
     weights: str | ArrayLike | None = None,
     offset: str | ArrayLike | None = None,
-    na_action: Literal["drop", "raise"] = "drop",
+    na_action: NaAction = "drop",
     contrasts: Mapping[str, Any] | None = None,
     env: Mapping[str, Any] | None = None,
+    check_levels: bool = True,
+    response: Callable[[Variable, str, Rows], Array] = sound_response,
     observation_level: bool = False,
     residual: str | None = None,
     dispersion: str | None = None,
@@ -251,17 +248,25 @@ def build_design(
     Parameters
     ----------
     formula : str or ParsedFormula
+        Its calls run as Python code, as in R: read no formula from a stranger. `subset`, `weights` and `offset` only
+        compute.
     data : table
         pandas, polars, pyarrow, another table that narwhals reads, or a dict of arrays.
     subset, weights, offset : str or array (n,), optional
-        An expression over the columns, a column's name, or one value a row of `data`.
-    na_action : {"drop", "raise"}
-        What happens to rows with a missing value in a variable of the model, after `subset`.
+        An expression over the columns, a column's name, or one value a row of `data`. A pandas object is aligned with
+        the data's index. Rows of weight zero are left out.
+    na_action : {"drop", "exclude", "raise"}
+        What happens to rows with a missing value in a variable of the model, weights and offset included, after
+        `subset`: left out; left out, with NaN in their place where a result has a value a row; refused.
     contrasts : mapping, optional
         For factors of the fixed part: "treatment", "sum", "helmert", "poly", "diff", "SAS", a formulaic contrasts
         object, or a matrix with one row a level.
     env : mapping, optional
         Names that the formula's calls may use besides the columns and the built-in transforms.
+    check_levels : bool
+        Refuse grouping factors with as many levels as rows; weights that differ can identify their variance.
+    response : callable
+        From the response as a variable, its name and the rows used to its array.
     observation_level : bool
         Whether a term may have as many levels as there are rows, as it may where rows have no residual variance of
         their own to tell it from.
@@ -282,45 +287,50 @@ def build_design(
         The response is constant; a grouping factor has one level, or as many as rows; a term has as many random
         effects as there are rows; an unknown `na_action`.
     """
-    if na_action not in ("drop", "raise"):
-        raise ModelError(f'na_action must be "drop" or "raise", not {na_action!r}')
+    if na_action not in NA_ACTIONS:
+        raise ModelError(
+            f'na_action must be "drop" (R\'s na.omit), "exclude" (na.exclude) or "raise" (na.fail), not {na_action!r}'
+        )
     structured = residual is not None or dispersion is not None
-    parsed = parse_formula(formula, fixed_only=structured) if isinstance(formula, str) else formula
+    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula, fixed_only=structured)
     table, context = Table(data), Context(env)
     request = ResidualRequest(residual, dispersion, table, env) if structured else None
     state: dict[str, Any] = {}
     evaluate = Evaluator(table, context, state)
+    answer_name = unquote_name(parsed.response)
+    needed = [answer_name] if answer_name is not None else evaluate.names(parsed.response)
+    groups = {name: name in term.computed for term in parsed.random for name in term.group}
+    for name, computed in groups.items():
+        needed += evaluate.names(name) if computed and name not in table else [name]
+    if "." in parsed.fixed:
+        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns(parsed.offsets, offset, evaluate)})
     fixed_terms = parse_terms(parsed.fixed, table.names)
     random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
-    response = unquote_name(parsed.response)
-    groups = list(dict.fromkeys(name for term in parsed.random for name in term.group))
-    needed = [response] if response is not None else evaluate.names(parsed.response)
-    needed += _columns_of([fixed_terms, *random_terms.values()], evaluate) + groups
+    needed += columns_of([fixed_terms, *random_terms.values()], evaluate)
     needed += request.needed if request is not None else []
     table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
 
-    answer = evaluate(parsed.response) if response is None else table[response]
+    answer = evaluate(parsed.response) if answer_name is None else table[answer_name]
     fixed_variables = variables_of(fixed_terms, evaluate)
     random_variables = {expr: variables_of(terms, evaluate) for expr, terms in random_terms.items()}
-    factors = {name: as_factor(table[name]) for name in groups}
+    factors = {name: grouping_factor(name, evaluate) for name in groups}
     variables: dict[str, Variable] = {parsed.response: answer, **fixed_variables}
     for of_term in random_variables.values():
         variables.update(of_term)
     variables.update(factors)
     of_residual = request.variables() if request is not None else {}
     variables.update(of_residual)
-    offsets = [_numeric(evaluate, expr, f"offset({expr})") for expr in parsed.offsets]
-    if offset is not None:
-        offsets.append(numeric_argument(offset, "offset", table, context))
-    total = np.sum(offsets, axis=0) if offsets else None
+    total = offset_values(parsed.offsets, offset, evaluate)
     if total is not None:
         variables["the offset"] = Numeric(total)
     prior = None if weights is None else numeric_argument(weights, "weights", table, context)
+    if prior is not None:
+        variables["the weights"] = Numeric(prior)
     kept = None if subset is None else subset_rows(subset, table, context)
 
-    rows, n_missing = complete_rows(variables, kept, table.n, na_action)
+    rows, n_missing, n_zero = used_rows(variables, kept, prior, table.n, na_action)
     n = table.n if rows is None else len(rows)
-    y = sound_response(answer, parsed.response, rows)
+    y = response(answer, parsed.response, rows)
     taken: dict[str, Variable] = {}
 
     def take(of: Mapping[str, Variable]) -> dict[str, Variable]:
@@ -332,19 +342,16 @@ def build_design(
     spec, X = fit_matrix(fixed_terms, take(fixed_variables), n, contrasts)
     check_finite(X, spec.names, "the fixed part")
     coded = {name: factor.take(rows) for name, factor in factors.items()}
-    random = [
-        _random_design(term, random_terms[term.expr], take(random_variables[term.expr]), n) for term in parsed.random
+    parts = [
+        part
+        for term in parsed.random
+        for part in _random_parts(term, random_terms[term.expr], take(random_variables[term.expr]), n)
     ]
-    codes = _group_codes(parsed.random, coded)
-    designs = _in_order(parsed.random, random, codes)
-    check_sizes(designs, n, not observation_level)
+    designs = _in_order(parts, _group_codes(parsed.random, coded))
+    final_weights = None if prior is None else sound_weights(prior, rows)
+    check_sizes(designs, n, final_weights, check=check_levels, residual=not observation_level)
     within = None if request is None else request.design(take(of_residual), n)
-    offset_names = [
-        name
-        for expr in [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
-        for name in _names_of(expr, evaluate)
-    ]
-    grid_source = _grid_source(fixed_terms, spec, offset_names, evaluate, rows, n)
+    grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()
     return Design(
         formula=parsed,
@@ -353,10 +360,11 @@ def build_design(
         x_names=spec.names,
         x_terms=spec.term_columns,
         random=designs,
-        weights=None if prior is None else sound_weights(prior, rows),
+        weights=final_weights,
         offset=None if total is None else sound_offset(total, rows),
         n_total=table.n,
         n_missing=n_missing,
+        n_zero_weight=n_zero,
         row_index=np.arange(n, dtype=np.int64) if rows is None else rows,
         index=None if table.index is None else (table.index if rows is None else table.index[rows]),
         spec=spec,
@@ -365,60 +373,58 @@ def build_design(
         offset_given=offset if isinstance(offset, str) else offset is not None,
         residual=within,
         grid_source=grid_source,
+        notes=reading_notes(answer, parsed.response, n_zero),
+        na_action=na_action,
+        table_index=table.index if na_action == "exclude" else None,
     )
-
-
-def _names_of(expr: str, evaluate: Evaluator) -> list[str]:
-    """Columns that an offset reads: one named, or those of an expression."""
-    name = unquote_name(expr)
-    return [name] if name is not None else evaluate.names(expr)
 
 
 def _grid_source(
     terms: Terms,
     spec: MatrixSpec,
-    offset_names: Sequence[str],
+    offsets: Sequence[str],
+    offset: str | ArrayLike | None,
     evaluate: Evaluator,
-    rows: NDArray[np.int64] | None,
+    rows: Rows,
     n: int,
 ) -> GridSource:
-    fixed = dict.fromkeys(_columns_of([terms], evaluate))
+    fixed = dict.fromkeys(columns_of([terms], evaluate))
     calls = [expr for expr in spec.factors if expr in terms.computed]
-    names = dict.fromkeys([*fixed, *offset_names])
+    names = dict.fromkeys([*fixed, *offset_columns(offsets, offset, evaluate)])
     return GridSource(
         {name: evaluate.table[name] for name in names}, rows, n, calls, frozenset(names) - frozenset(fixed)
     )
 
 
-def _columns_of(all_terms: Sequence[Terms], evaluate: Evaluator) -> list[str]:
-    names: list[str] = []
-    for terms in all_terms:
-        for expr in terms.factors:
-            names += evaluate.names(expr) if expr in terms.computed else [expr]
-    return names
+@dataclass(frozen=True)
+class _Part:
+    """The left side of one random-effect term over the rows used, or one column of it."""
+
+    term: RandomTerm
+    columns: tuple[str, ...]
+    z: Array | None
+    spec: MatrixSpec | None
 
 
-def _numeric(evaluate: Evaluator, expr: str, what: str) -> Array:
-    name = unquote_name(expr)
-    if name is not None:
-        evaluate.table.require([name])
-    variable = evaluate.table[name] if name is not None else evaluate(expr)
-    if isinstance(variable, Factor) or variable.values.ndim != 1:
-        raise DataError(f"{what} must be numeric, one value a row")
-    return variable.values.astype(np.float64, copy=False)
-
-
-def _random_design(
-    term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int
-) -> tuple[tuple[str, ...], Array | None, MatrixSpec | None]:
-    """Column names, z and how z came about, for the left side of one term."""
+def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[_Part]:
+    """Column names, z and how z came about, for the left side of one term; `diag` is a part a column."""
     if terms.intercept and not terms.terms:
-        return ("Intercept",), None, None
+        return [_Part(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
     spec, z = fit_matrix(terms, variables, n)
     check_finite(z, spec.names, f"the random-effect term {term}")
-    return spec.names, z, spec
+    if term.structure == "diag":
+        columns = [spec.only(j) for j in range(len(spec.names))]
+        return [_Part(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
+    if term.split and z.shape[1] > 1 and spec.factors:
+        inner = term.expr.removeprefix("0 + ")
+        warn_once(
+            f"({inner} || {term.label}) keeps the covariances between the levels of a factor, as lme4 has it: "
+            f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
+            FormulaWarning,
+        )
+    return [_Part(term, spec.names, z, spec)]
 
 
 def _group_codes(
@@ -439,51 +445,22 @@ def _group_codes(
 
 
 def _in_order(
-    terms: Sequence[RandomTerm],
-    columns: Sequence[tuple[tuple[str, ...], Array | None, MatrixSpec | None]],
-    coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]],
+    parts: Sequence[_Part], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
 ) -> tuple[RandomDesign, ...]:
     """The terms in lme4's order, which reverses an ascending sort: among equals the last written comes first.
 
     Where the terms stand in non-increasing order already, lme4 leaves them as they are.
     """
-    sizes = np.array([len(coded[term.group][1]) for term in terms])
-    order = list(range(len(terms)))
-    if np.any(np.diff(sizes) > 0):
+    sizes = [len(coded[part.term.group][1]) for part in parts]
+    order = list(range(len(parts)))
+    if any(a < b for a, b in pairwise(sizes)):
         order = np.argsort(sizes, kind="stable")[::-1].tolist()
     seen: dict[str, int] = {}
     designs = []
     for k in order:
-        label, (codes, levels) = terms[k].label, coded[terms[k].group]
+        part = parts[k]
+        label, (codes, levels) = part.term.label, coded[part.term.group]
         repeat = seen[label] = seen.get(label, -1) + 1
-        names, z, spec = columns[k]
-        designs.append(RandomDesign(label, f"{label}.{repeat}" if repeat else label, names, codes, z, levels, spec))
+        grp = f"{label}.{repeat}" if repeat else label
+        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec))
     return tuple(designs)
-
-
-def _rebuilt(spec: MatrixSpec, evaluate: Evaluator, part: str) -> Array:
-    variables = variables_of(spec.terms, evaluate)
-    for expr, variable in variables.items():
-        mask = variable.missing()
-        if mask is not None:
-            raise DataError(f"missing values in the new data: {expr} ({int(mask.sum())} rows)")
-        variables[expr] = spec.recode(variable, expr)
-    X = spec.matrix(variables, evaluate.table.n)
-    check_finite(X, spec.names, f"{part} of the new data")
-    return X
-
-
-def _new_codes(term: RandomDesign, names: Sequence[str], table: Table, allow_new: bool) -> NDArray[np.int64]:
-    factors = [as_factor(table[name]) for name in names]
-    for name, factor in zip(names, factors, strict=True):
-        if (mask := factor.missing()) is not None:
-            raise DataError(f"missing values in the new data: {name}, a grouping column ({int(mask.sum())} rows)")
-    codes = term.level_set.place(factors)
-    if not allow_new and (codes < 0).any():
-        row = int(np.argmax(codes < 0))
-        level = ":".join(str(factor.levels[factor.codes[row]]) for factor in factors)
-        raise DataError(
-            f"the new data have a level of {term.group} that the model was not fitted to: {level!r} "
-            f"({int((codes < 0).sum())} rows have such levels); allow_new_levels=True predicts them without its effect"
-        )
-    return codes

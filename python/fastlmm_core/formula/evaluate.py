@@ -10,60 +10,28 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
-import math
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic.transforms import TRANSFORMS
 from formulaic.utils.layered_mapping import LayeredMapping
 from formulaic.utils.stateful_transforms import stateful_eval
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FastLMMError, FormulaError
-from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor, from_pandas
+from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, from_pandas, moments
 from fastlmm_core.formula.levels import Factor
-from fastlmm_core.formula.parse import quote_dotted
+from fastlmm_core.formula.quoting import plain_code, shown
+from fastlmm_core.formula.transforms import FACTOR_MAKERS, TRANSFORMS, Coded
 
-__all__ = ["FUNCTIONS", "Context", "Evaluator", "column_series", "names_in"]
+__all__ = ["Context", "Evaluator", "column_series", "names_in", "parse_python"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
-
-
-class _Coded:
-    """What `C(f, contrasts)` evaluates to; formulaic's own C would encode at once."""
-
-    def __init__(self, data: Any, contrasts: Any = None, levels: Any = None) -> None:
-        self.data, self.contrasts, self.levels = data, contrasts, levels
-
-    def factor(self, expr: str) -> Factor:
-        """The data as a factor with the levels and contrasts asked for."""
-        found = as_factor(from_pandas(pd.Series(self.data), expr))
-        codes, levels = found.codes, found.levels
-        if self.levels is not None:
-            wanted = np.array(list(self.levels), dtype=object)
-            place = np.append(pd.Index(wanted).get_indexer(pd.Index(levels)), -1)
-            absent = [str(levels[k]) for k in np.unique(codes[codes >= 0]) if place[k] < 0]
-            if absent:
-                raise DataError(f"{expr} leaves out levels that occur in the data: {', '.join(absent)}")
-            codes, levels = place[codes], wanted
-        return Factor(codes, levels, found.ordered, self.contrasts)
-
-
-_UFUNCS = ["sqrt", "cbrt", "sin", "cos", "tan", "sinh", "cosh", "tanh", "log1p", "expm1", "floor", "sign"]
-# numpy's elementwise functions under R's names; formulaic has log, log2, log10, exp, poly, scale, center, bs, cr, ...
-FUNCTIONS: Mapping[str, Any] = {
-    **{name: getattr(np, name) for name in _UFUNCS},
-    **{"abs": np.abs, "ceiling": np.ceil, "ceil": np.ceil, "round": np.round, "trunc": np.trunc},
-    **{"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "pmin": np.minimum, "pmax": np.maximum},
-    **{"minimum": np.minimum, "maximum": np.maximum, "clip": np.clip, "ifelse": np.where, "where": np.where},
-    **{"TRUE": True, "FALSE": False, "NULL": None, "pi": math.pi},
-}
-_TRANSFORMS: Mapping[str, Any] = {**TRANSFORMS, **FUNCTIONS, "C": _Coded, "factor": _Coded}
 
 
 class Context(Mapping[str, Any]):
@@ -85,7 +53,7 @@ class Context(Mapping[str, Any]):
         if name in self._lost:
             raise FormulaError(f"{name!r}, which the formula uses, could not be stored with the model")
         value = self._env[name]
-        if name in _TRANSFORMS and (not callable(value) or getattr(value, "__module__", "") == "math"):
+        if name in TRANSFORMS and (not callable(value) or getattr(value, "__module__", "") == "math"):
             raise KeyError(name)
         self._used[name] = value
         return value
@@ -127,6 +95,22 @@ class Context(Mapping[str, Any]):
         }
 
 
+@dataclass
+class Learnt:
+    """What an expression came to mean on the model's own data, for use on other tables.
+
+    Attributes
+    ----------
+    columns : tuple of str
+        The names in it that are columns; a table may have others that are called like its functions.
+    transforms : dict
+        What its stateful transforms learnt, by call; filled when it is first evaluated.
+    """
+
+    columns: tuple[str, ...]
+    transforms: dict[str, Any] = field(default_factory=dict)
+
+
 class Evaluator:
     """Values of column names and expressions over one table; each computed once.
 
@@ -135,8 +119,8 @@ class Evaluator:
     table : Table
     context : Context
         The caller's names.
-    state : dict
-        What stateful transforms learnt, by expression; filled on first use.
+    state : dict of Learnt
+        By expression; filled on first use.
     """
 
     def __init__(self, table: Table, context: Context, state: dict[str, Any]) -> None:
@@ -146,20 +130,30 @@ class Evaluator:
     def names(self, expr: str) -> list[str]:
         """The columns that an expression reads.
 
-        A name that nothing else explains is taken for a column, which `Table.require` then reports as absent.
-        Raises FormulaError for a syntax error or an unknown function.
+        A name that is called is a function, as in R: a column of that name does not hide it. A name that nothing else
+        explains is reported as an absent column. Raises FormulaError for a syntax error or an unknown function.
         """
-        columns = []
-        for name, called in names_in(quote_dotted(expr, self.table)).items():
-            if name in self.table:
-                columns.append(name)
-            elif not (name in self.context or name in _TRANSFORMS or hasattr(builtins, name)):
-                if called:
+        if expr not in self.state:
+            self.state[expr] = Learnt(tuple(dict.fromkeys(self._columns_of(expr))))
+        return list(self.state[expr].columns)
+
+    def _columns_of(self, expr: str) -> Iterator[str]:
+        for name, role in _Names(expr, self.table).roles():
+            if role == "call":
+                if not (name in self.context or name in TRANSFORMS or hasattr(builtins, name)):
                     raise FormulaError(
-                        f"{expr} calls {name}, which is neither a built-in transform nor a name known to the caller"
+                        f"{expr} calls {name}, which is neither a built-in transform nor a name known to the caller; "
+                        f"functions of other scopes are given as env={{{name!r}: {name}}}"
                     )
-                columns.append(name)
-        return columns
+            elif role == "root" and isinstance(self.context.get(name, TRANSFORMS.get(name)), ModuleType):
+                continue  # np.log(x), whatever the data call np
+            elif name in self.table:
+                yield name
+            elif role == "quoted" or not (name in self.context or name in TRANSFORMS or hasattr(builtins, name)):
+                raise DataError(
+                    f"{self.table.no_column(name)}. Where {name} is a name of the calling code that the formula cannot "
+                    f"see (an enclosing function's), give it as env={{{name!r}: {name}}}"
+                )
 
     def __call__(self, expr: str) -> Variable:
         """Value of an expression over all rows of the table.
@@ -172,65 +166,134 @@ class Evaluator:
 
     def _evaluate(self, expr: str) -> Variable:
         names = self.names(expr)
+        learnt: Learnt = self.state[expr]
         self.table.require(names)
-        columns = {name: self.table[name] for name in names}
-        masks = [mask for column in columns.values() if (mask := column.missing()) is not None]
+        masks = [mask for name in names if (mask := self.table[name].missing()) is not None]
         whole = ~np.logical_or.reduce(masks) if masks else None
-        series = {name: column_series(column, whole) for name, column in columns.items()}
-        env = LayeredMapping(series, self.context, _TRANSFORMS)
         n = self.table.n if whole is None else int(whole.sum())
         if n == 0:
             return Numeric(np.full(self.table.n, np.nan))
+        read = _Names(expr, self.table)
+        code = read.with_aliases(learnt.columns)
+        index = None
+        if self.table.index is not None and any(
+            isinstance(self.context.get(name), pd.Series) for name, _ in read.roles() if name not in learnt.columns
+        ):
+            # pandas aligns the caller's Series with the columns, if these have the table's labels
+            index = self.table.index if whole is None else self.table.index[whole]
+        series = {
+            alias: column_series(self.table[name], whole, index, exact=exact)
+            for alias, (name, exact) in read.aliases.items()
+        }
         try:
             with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
-                value = stateful_eval(quote_dotted(expr, self.table), env, {}, self.state.setdefault(expr, {}), None)
+                env = LayeredMapping(series, self.context, TRANSFORMS)
+                value = stateful_eval(code, env, {}, learnt.transforms, None)
+            if isinstance(value, pd.Series):
+                value = aligned(value, index, f"the value of {expr}")
         except FastLMMError:
             raise
         except Exception as error:  # the expression is the user's code: anything may come out of it
-            raise FormulaError(f"cannot evaluate {expr}: {type(error).__name__}: {error}") from error
+            message = re.sub(r"_column_\d+_", lambda match: read.aliases[match[0]][0], str(error))
+            raise FormulaError(f"cannot evaluate {expr[:200]}: {type(error).__name__}: {message}") from error
         return _scatter(_variable(value, expr, n), whole)
 
 
-def names_in(expr: str) -> dict[str, bool]:
-    """Names that a Python expression with back-quoted columns reads, and whether each is only called.
+def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
+    """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
+    return {name for name, role in _Names(expr, columns).roles() if role != "call"}
 
-    Raises FormulaError for a syntax error.
-    """
-    quoted: dict[str, str] = {}
 
-    def alias(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0]
-        return quoted.setdefault(match[1], f"_quoted_{len(quoted)}_")
-
-    code = _BACKQUOTED.sub(alias, expr)
+def parse_python(code: str) -> ast.Expression:
+    """The syntax tree of an expression; FormulaError, with Python's message, where it is none."""
     try:
-        tree = ast.parse(code.strip(), mode="eval")
+        return ast.parse(code.strip(), mode="eval")
     except SyntaxError as error:
-        raise FormulaError(f"cannot read {expr!r}: {error.msg}") from None
-    back = {made: name for name, made in quoted.items()}
-    functions = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    found: dict[str, bool] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            name = back.get(node.id, node.id)
-            found[name] = found.get(name, True) and id(node) in functions
-    return found
+        raise FormulaError(error.msg) from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a null byte; thousands of operators
+        raise FormulaError(str(error) or type(error).__name__) from None
 
 
-def column_series(column: Variable, whole: NDArray[np.bool_] | None) -> pd.Series:
-    """The column, or its rows where `whole`, as the pandas Series that transforms expect."""
+class _Names:
+    """The names of a Python expression whose odd columns are back-quoted, and what each is used for."""
+
+    def __init__(self, expr: str, columns: Container[str]) -> None:
+        quoted: dict[str, str] = {}
+
+        def alias(match: re.Match[str]) -> str:
+            if match[1] is None:
+                return match[0]
+            return quoted.setdefault(match[1], f"_quoted_{len(quoted)}_")
+
+        try:
+            self.tree = parse_python(_BACKQUOTED.sub(alias, plain_code(expr, columns)))
+            self.nodes = list(ast.walk(self.tree))
+        except FormulaError as error:
+            raise FormulaError(f"cannot read {shown(expr)}: {error}") from None
+        self.quoted = {made: name for name, made in quoted.items()}
+        calls = [node for node in self.nodes if isinstance(node, ast.Call)]
+        self.called = {id(node.func) for node in calls}
+        self.roots = {id(node.value) for node in self.nodes if isinstance(node, ast.Attribute)}
+        self.levels = {
+            id(argument)
+            for node in calls
+            if isinstance(node.func, ast.Name) and node.func.id in FACTOR_MAKERS
+            for argument in node.args
+        }
+        bound = (node.id for node in self.nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        self.bound = {*bound, *(node.arg for node in self.nodes if isinstance(node, ast.arg))}
+        self.aliases: dict[str, tuple[str, bool]] = {}
+
+    def roles(self) -> Iterator[tuple[str, str]]:
+        """Each name with its use: "call", "root" of an attribute, "quoted" or "value"."""
+        for node in self.nodes:
+            if isinstance(node, ast.Name) and node.id not in self.bound:
+                if node.id in self.quoted:
+                    yield self.quoted[node.id], "quoted"
+                else:
+                    yield (
+                        node.id,
+                        "call" if id(node) in self.called else "root" if id(node) in self.roots else "value",
+                    )
+
+    def with_aliases(self, columns: Container[str]) -> str:
+        """The expression with columns under names of their own: Python's keywords and functions may be columns."""
+        made: dict[tuple[str, bool], str] = {}
+        for node in self.nodes:
+            if not isinstance(node, ast.Name) or id(node) in self.called or node.id in self.bound:
+                continue
+            name = self.quoted.get(node.id, node.id)
+            if name in columns:
+                exact = id(node) in self.levels or id(node) in self.roots
+                node.id = made.setdefault((name, exact), f"_column_{len(made)}_")
+        self.aliases = {alias: key for key, alias in made.items()}
+        return ast.unparse(self.tree)
+
+
+def column_series(
+    column: Variable, whole: NDArray[np.bool_] | None, index: pd.Index | None = None, *, exact: bool = False
+) -> pd.Series:
+    """The column, or its rows where `whole`, as the pandas Series that transforms expect.
+
+    Whole numbers are float64, in which arithmetic does not wrap around, unless they are asked for `exact`; dates and
+    periods are pandas'.
+    """
     if isinstance(column, Factor):
         codes = column.codes if whole is None else column.codes[whole]
         if column.levels.tolist() == [False, True]:
-            return pd.Series(codes.astype(bool))
-        return pd.Series(pd.Categorical.from_codes(codes, categories=column.levels, ordered=column.ordered))
-    return pd.Series(column.values if whole is None else column.values[whole], copy=False)
+            return pd.Series(codes.astype(bool), index=index)
+        categories = pd.Categorical.from_codes(codes, categories=column.levels, ordered=column.ordered)
+        return pd.Series(categories, index=index)
+    if column.native is not None and (exact or moments(column) is not None):
+        values = column.native
+    else:
+        values = column.values if exact else column.values.astype(np.float64, copy=False)
+    return pd.Series(values if whole is None else values[whole], index=index, copy=False)
 
 
 def _variable(value: Any, expr: str, n: int) -> Variable:
     """What an expression came to, as a variable of n rows."""
-    if isinstance(value, _Coded):
+    if isinstance(value, Coded):
         variable: Variable = value.factor(expr)
     else:
         metadata = getattr(value, "__formulaic_metadata__", None)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastlmm_core.formula.frame import Numeric, Variable
 from fastlmm_core.formula.levels import Factor, Levels
 from fastlmm_core.formula.terms import Terms, coding
 
-__all__ = ["MatrixSpec", "fit_matrix", "variables_of"]
+__all__ = ["MatrixSpec", "columns_of", "fit_matrix", "variables_of"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class MatrixSpec:
         Column names, formulaic's: "Intercept", "f[T.b]", "f[T.b]:x", "poly(x, 2)[1]".
     term_columns : tuple of (str, slice)
         The columns of each term.
+    whole : tuple of MatrixSpec and int, or None
+        For one column of a term alone: the spec of the whole term, and which of its columns it is.
     """
 
     terms: Terms
@@ -59,9 +61,20 @@ class MatrixSpec:
     factors: Mapping[str, _FactorCoding]
     names: tuple[str, ...]
     term_columns: tuple[tuple[str, slice], ...]
+    whole: tuple[MatrixSpec, int] | None = None
+
+    def only(self, j: int) -> MatrixSpec:
+        """The spec of one column alone; `term_columns` has it for the term that it is of, nothing for the others."""
+        columns = tuple(
+            (label, slice(0, 1) if where.start <= j < where.stop else slice(0, 0)) for label, where in self.term_columns
+        )
+        return replace(self, names=(self.names[j],), term_columns=columns, whole=(self, j))
 
     def matrix(self, variables: Mapping[str, Variable], n: int) -> NDArray[np.float64]:
         """The (n, p) C-contiguous model matrix of rows whose factors are coded as this spec's levels are."""
+        if self.whole is not None:
+            spec, j = self.whole
+            return np.ascontiguousarray(spec.matrix(variables, n)[:, [j]])
         X = np.empty((n, len(self.names)))
         if self.terms.intercept:
             X[:, 0] = 1.0
@@ -102,6 +115,15 @@ class MatrixSpec:
         return Factor(codes, known.labels)
 
 
+def columns_of(all_terms: Sequence[Terms], evaluate: Evaluator) -> list[str]:
+    """Every column that the terms read."""
+    names: list[str] = []
+    for terms in all_terms:
+        for expr in terms.factors:
+            names += evaluate.names(expr) if expr in terms.computed else [expr]
+    return names
+
+
 def variables_of(terms: Terms, evaluate: Evaluator) -> dict[str, Variable]:
     """Every variable of a formula over all rows of the table."""
     evaluate.table.require(expr for expr in terms.factors if expr not in terms.computed)
@@ -127,6 +149,10 @@ def fit_matrix(
     spec : MatrixSpec
     X : ndarray (n, p)
     """
+    if contrasts is not None and not isinstance(contrasts, Mapping):
+        raise DataError(
+            f"contrasts must be a mapping of factors to contrasts, such as {{'f': 'sum'}}, not {contrasts!r:.80}"
+        )
     contrasts = contrasts or {}
     unknown = [name for name in contrasts if not isinstance(variables.get(name), Factor)]
     if unknown:

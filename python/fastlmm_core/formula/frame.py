@@ -1,6 +1,8 @@
 """Tables to columns: pandas, polars, pyarrow, whatever else narwhals reads, and dicts of arrays.
 
 Only the columns asked for are read. A column becomes a `Numeric` or a `Factor`; missing values are NaN or code -1.
+Dates and times count in days since 1970-01-01, periods by their start; as levels and inside calls they are
+themselves.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError
-from fastlmm_core.formula.levels import Factor, code_values
+from fastlmm_core.formula.levels import Factor, code_native, code_values
 
-__all__ = ["Numeric", "Table", "Variable", "as_factor", "from_pandas"]
+__all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments"]
+
+EXACT = 2**53  # integers beyond it are not all float64 numbers
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,14 @@ class Numeric:
         Integer or float64; NaN where missing.
     names : tuple of str
         Suffixes of the k columns; empty for a single one.
+    native : pandas array or None
+        The values as the table holds them, where they are more than these numbers: dates, periods, and integers that
+        float64 would round.
     """
 
     values: NDArray[Any]
     names: tuple[str, ...] = ()
+    native: Any = None
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
@@ -56,7 +64,31 @@ Variable = Numeric | Factor
 
 def as_factor(variable: Variable) -> Factor:
     """The variable as a factor: a numeric one's levels are its distinct values in order."""
-    return variable if isinstance(variable, Factor) else code_values(variable.values)
+    if isinstance(variable, Factor):
+        return variable
+    return code_values(variable.values) if variable.native is None else code_native(variable.native)
+
+
+def aligned(value: Any, index: pd.Index | None, what: str) -> Any:
+    """The values of a pandas object in the order of the data's index; anything else, and data without one, unchanged.
+
+    Raises DataError where its index lacks a label of the data, or labels that occur twice stand in another order.
+    """
+    if index is None or not isinstance(value, (pd.Series, pd.DataFrame)) or value.index is index:
+        return value
+    if value.index.equals(index):
+        return value
+    if value.index.is_unique and index.is_unique:
+        at = value.index.get_indexer(index)
+        if (at >= 0).all():
+            return value.iloc[at]
+        trouble = f"lacks {int((at < 0).sum())} of its {len(index)} labels, such as {index[int(np.argmin(at))]!r}"
+    else:
+        trouble = "has labels that occur more than once, in another order"
+    raise DataError(
+        f"the index of {what} differs from the data's: it {trouble}. Give it the data's index, or pass "
+        f"{what}.to_numpy() to use it by position"
+    )
 
 
 class Table:
@@ -95,15 +127,27 @@ class Table:
     def _from_pandas(self, data: pd.DataFrame) -> None:
         _refuse_duplicates(data.columns, data.columns.is_unique)
         self.names, self.n, self.index = [str(name) for name in data.columns], len(data), data.index
-        self._read = lambda name: from_pandas(data[name], name)
+        if len(set(self.names)) < len(self.names):
+            _refuse_duplicates(self.names)
+        labels = dict(zip(self.names, data.columns, strict=True))
+        self._read = lambda name: from_pandas(data[labels[name]], name)
 
     def _from_mapping(self, data: Mapping[str, Any]) -> None:
-        arrays = {name: _one_dimensional(values, name) for name, values in data.items()}
+        _refuse_duplicates(map(str, data))
+        arrays = {str(name): _one_dimensional(values, str(name)) for name, values in data.items()}
         lengths = {name: len(values) for name, values in arrays.items()}
         if len(set(lengths.values())) > 1:
             (first, n), *rest = lengths.items()
             other = next(name for name, m in rest if m != n)
             raise DataError(f"columns of different lengths: {first!r} has {n} rows, {other!r} has {lengths[other]}")
+        series = [str(name) for name, values in data.items() if isinstance(values, pd.Series)]
+        for name in series:
+            if not arrays[name].index.equals(arrays[series[0]].index):
+                raise DataError(
+                    f"the columns {series[0]!r} and {name!r} are pandas Series with different indices: make a "
+                    "DataFrame of them, which aligns them, or pass arrays"
+                )
+        self.index = arrays[series[0]].index if series else None
         self.names, self.n = list(arrays), next(iter(lengths.values()), 0)
         self._read = lambda name: from_pandas(arrays[name], name)
 
@@ -154,14 +198,15 @@ class Table:
         wanted = list(dict.fromkeys(names))
         absent = [name for name in wanted if name not in self]
         if absent:
-            raise DataError("; ".join(self._no_column(name) for name in absent))
+            raise DataError("; ".join(self.no_column(name) for name in absent))
         if self._lazy is not None:
             # a query may not return its rows in the same order twice: everything is read from one collection
             frame = self._lazy.select(wanted or self.names[:1]).collect()
             self._lazy = None
             self._from_eager(frame)
 
-    def _no_column(self, name: str) -> str:
+    def no_column(self, name: str) -> str:
+        """That there is no such column, and what there is instead."""
         near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5)
         near = near or [other for other in self.names if other.lower() == name.lower()]
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the data have {_listed(self.names)}"
@@ -179,7 +224,7 @@ class Table:
 def from_pandas(series: Any, name: str) -> Variable:
     """Read a pandas Series.
 
-    Raises DataError for dates, complex numbers and other values that are neither numbers nor levels.
+    Raises DataError for complex numbers and other values that are neither numbers, times nor levels.
     """
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
@@ -195,27 +240,70 @@ def from_pandas(series: Any, name: str) -> Variable:
             return code_values(values) if dtype.kind == "b" else Numeric(_wide(values))
         if dtype.kind == "O":
             return _from_objects(series, name)
+        if dtype.kind in "mM":
+            return _from_times(series)
+    elif isinstance(dtype, (pd.DatetimeTZDtype, pd.PeriodDtype)):
+        return _from_times(series)
+    elif isinstance(dtype, pd.SparseDtype):
+        return from_pandas(pd.Series(series.to_numpy(), copy=False), name)
     elif pd.api.types.is_bool_dtype(dtype):
         codes = series.to_numpy(dtype=np.int8, na_value=-1)
         return Factor(codes, np.array([False, True], dtype=object))
     elif pd.api.types.is_numeric_dtype(dtype) and dtype.kind in "iuf":
         if dtype.kind in "iu" and not series.hasnans:
             return Numeric(_wide(series.to_numpy(dtype=f"{dtype.kind}8")))
-        return Numeric(series.to_numpy(dtype=np.float64, na_value=np.nan))
+        return _rounded(series.to_numpy(dtype=np.float64, na_value=np.nan), series.array, dtype.kind)
     elif pd.api.types.is_string_dtype(dtype):
         return code_values(series.array)
     raise _unreadable(name, str(dtype))
 
 
+def _rounded(values: NDArray[np.float64], native: Any, kind: str = "i") -> Numeric:
+    """Integers with missing values as floats; with the integers themselves where some may have been rounded."""
+    exact = kind == "f" or not (np.abs(values) > EXACT).any()
+    return Numeric(values) if exact else Numeric(values, native=native)
+
+
 def _from_objects(series: Any, name: str) -> Variable:
     kind = pd.api.types.infer_dtype(series, skipna=True)
     if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
-        return Numeric(pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan))
+        values = pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan)
+        return _rounded(values, series.to_numpy(), "i" if kind == "integer" else "f")
     if kind == "empty":
         return Numeric(np.full(len(series), np.nan))
     if kind in ("string", "boolean", "mixed-integer", "mixed"):
         return code_values(series.to_numpy())
+    if kind in ("date", "datetime", "datetime64"):
+        return _from_times(pd.to_datetime(series))
+    if kind in ("timedelta", "timedelta64"):
+        return _from_times(pd.to_timedelta(series))
+    if kind == "period":
+        return _from_times(series.astype(next(value for value in series if isinstance(value, pd.Period)).freqstr))
     raise _unreadable(name, kind)
+
+
+def _from_times(series: Any) -> Numeric:
+    """Dates, times, periods and durations: in days (since 1970-01-01), with the values themselves."""
+    when = _clock(series.array)
+    passed = when - np.datetime64(0, "s") if when.dtype.kind == "M" else when
+    return Numeric(passed / np.timedelta64(1, "D"), native=series.array)
+
+
+def _clock(native: Any) -> NDArray[Any]:
+    """Times as NumPy's datetime64 (in UTC) or timedelta64; a period is its start."""
+    series = pd.Series(native)
+    if isinstance(series.dtype, pd.PeriodDtype):
+        series = series.dt.to_timestamp()
+    elif isinstance(series.dtype, pd.DatetimeTZDtype):
+        series = series.dt.tz_convert(None)
+    return series.to_numpy()
+
+
+def moments(column: Numeric) -> NDArray[Any] | None:
+    """A column of dates, times, periods or durations as datetime64 or timedelta64 (n,); None for any other."""
+    dtype = getattr(column.native, "dtype", None)
+    is_time = isinstance(dtype, (pd.DatetimeTZDtype, pd.PeriodDtype)) or getattr(dtype, "kind", "") in ("M", "m")
+    return _clock(column.native) if is_time else None
 
 
 def _from_polars(series: Any, name: str) -> Variable:
@@ -231,12 +319,18 @@ def _from_polars(series: Any, name: str) -> Variable:
         return Factor(series.to_physical().cast(pl.Int64).fill_null(-1).to_numpy(), levels)
     if dtype == pl.Boolean:
         return Factor(series.cast(pl.Int8).fill_null(-1).to_numpy(), np.array([False, True], dtype=object))
+    if dtype in (pl.Date, pl.Datetime, pl.Duration):
+        return _from_times(pd.Series(series.to_numpy()))
     if dtype.is_decimal():
         series = series.cast(pl.Float64)
     elif dtype == pl.Null:
         return Numeric(np.full(len(series), np.nan))
     elif not dtype.is_numeric():
         raise _unreadable(name, str(dtype))
+    if dtype.is_integer() and series.null_count():
+        exact = series.to_list() if (series.abs() if dtype.is_signed_integer() else series).max() > EXACT else None
+        native = None if exact is None else np.array(exact, dtype=object)
+        return Numeric(series.cast(pl.Float64).to_numpy(), native=native)
     return Numeric(_wide(series.to_numpy()))
 
 
@@ -254,7 +348,12 @@ def _from_arrow(column: Any, name: str) -> Variable:
         return Factor(column.cast(pa.int8()).fill_null(-1).to_numpy(), np.array([False, True], dtype=object))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return code_values(pd.array(column.cast(pa.string()), dtype=pd.StringDtype("pyarrow")))
-    if pa.types.is_decimal(kind) or pa.types.is_null(kind) or (pa.types.is_integer(kind) and column.null_count):
+    if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
+        return _from_times(column.to_pandas(date_as_object=False))
+    if pa.types.is_integer(kind) and column.null_count:
+        numbers = pd.array(column.to_pylist(), dtype="UInt64" if pa.types.is_unsigned_integer(kind) else "Int64")
+        return from_pandas(pd.Series(numbers), name)
+    if pa.types.is_decimal(kind) or pa.types.is_null(kind):
         column = column.cast(pa.float64())
     elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise _unreadable(name, str(kind))
@@ -262,8 +361,11 @@ def _from_arrow(column: Any, name: str) -> Variable:
 
 
 def _wide(values: NDArray[Any]) -> NDArray[Any]:
-    """64 bits: nothing computed from a column may overflow; integers stay, to be levels without rounding."""
-    return values if values.dtype.itemsize == 8 else values.astype(f"{values.dtype.kind}8")
+    """64 bits, signed where the values fit: integers stay integers, to be levels without rounding."""
+    kind = values.dtype.kind
+    if kind == "u" and (values.dtype.itemsize < 8 or values.max(initial=0) < 2**63):
+        kind = "i"
+    return values.astype(f"{kind}8", copy=False)
 
 
 def _unreadable(name: str, kind: str) -> DataError:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_values"]
+__all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "code_values", "level_text"]
 
 _SPREAD = 4  # counting beats hashing while the values span less than this many times the rows
 
@@ -64,11 +64,13 @@ def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int
 
 def code_integers(values: NDArray[np.integer[Any]], low: int, high: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Codes (n,) in the order of the values, and the distinct values; every value lies in low..high."""
+    distinct: NDArray[Any]
     span = high - low + 1
     if span <= _SPREAD * len(values) + 1024:
         shifted = values - np.asarray(low, dtype=values.dtype) if low else values
         codes, used = drop_unused(shifted, span)
-        return codes, np.arange(low, high + 1) if used is None else used + low
+        distinct = np.arange(span) if used is None else used
+        return codes, distinct.astype(values.dtype, copy=False) + np.asarray(low, dtype=values.dtype)
     codes, distinct = pd.factorize(values, sort=True)
     return codes, np.asarray(distinct)
 
@@ -98,6 +100,21 @@ def code_values(values: Any) -> Factor:
     return Factor(place[codes], levels[order])
 
 
+def code_native(values: Any) -> Factor:
+    """Factor of dates, periods, or integers that float64 would round, levels sorted; missing values have code -1."""
+    codes, distinct = pd.factorize(values, sort=True)
+    levels = np.empty(len(distinct), dtype=object)
+    levels[:] = list(distinct)
+    return Factor(codes, levels)
+
+
+def level_text(labels: NDArray[np.object_]) -> NDArray[np.object_]:
+    """The levels as strings; dates without a time of day as "2020-01-31"."""
+    if len(labels) and isinstance(labels[0], pd.Timestamp):
+        return np.asarray(pd.Index(list(labels)).astype(str), dtype=object)
+    return labels.astype(str).astype(object)
+
+
 class Levels:
     """The levels of one grouping column, in order, and the lookup of other rows among them."""
 
@@ -114,16 +131,21 @@ class Levels:
 
     @cached_property
     def text(self) -> NDArray[np.object_]:
-        """(q,) the levels as strings."""
-        return self._labels.astype(str).astype(object)
+        """(q,) the levels as strings; days without a time of day have none."""
+        return level_text(self._labels)
+
+    def parts(self) -> list[tuple[str, ...]]:
+        """(q,) the levels' texts by factor: one each here."""
+        return [(text,) for text in self.text]
 
     def place(self, factors: list[Factor]) -> NDArray[np.int64]:
         """Code of each row of `factors` (one) among these levels, -1 where its level is not one of them."""
         (factor,) = factors
-        found = pd.Index(self._labels).get_indexer(pd.Index(factor.levels))
+        # as objects: pandas would compare integers above 2^63 with others as floats
+        found = pd.Index(self._labels, dtype=object).get_indexer(pd.Index(factor.levels, dtype=object))
         if (found < 0).any():
             # 308 and "308" are one level, as in R
-            by_text = pd.Index(self.text).get_indexer(pd.Index(factor.levels.astype(str).astype(object)))
+            by_text = pd.Index(self.text).get_indexer(pd.Index(level_text(factor.levels)))
             found = np.where(found < 0, by_text, found)
         return np.append(found, -1)[factor.codes].astype(np.int64, copy=False)
 
@@ -154,6 +176,12 @@ class Interaction(Levels):
         first, second = np.divmod(self.keys, len(self.right))
         text: NDArray[np.object_] = self.left.text[first] + ":" + self.right.text[second]
         return text
+
+    def parts(self) -> list[tuple[str, ...]]:
+        """(q,) the levels' texts by factor."""
+        first, second = np.divmod(self.keys, len(self.right))
+        left, right = self.left.parts(), self.right.parts()
+        return [left[i] + right[j] for i, j in zip(first, second, strict=True)]
 
     def place(self, factors: list[Factor]) -> NDArray[np.int64]:
         """Code of each row among these levels, -1 where its combination is not one of them."""

@@ -6,19 +6,38 @@ Nothing here looks at data. The fixed part stays text; formulaic reads it in `te
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from fastlmm_core.errors import FormulaError
+from fastlmm_core.formula.quoting import (
+    QUOTED,
+    blank_quoted,
+    depths_of,
+    is_call,
+    places,
+    python_power,
+    quote_name,
+    shown,
+    split,
+    unquote_name,
+    unwrap,
+)
 
-__all__ = ["ParsedFormula", "RandomTerm", "parse_formula"]
+__all__ = ["ParsedFormula", "RandomTerm", "expand_dot", "parse_formula", "summands"]
 
-_CLOSERS = {"(": ")", "[": "]", "{": "}"}
-_QUOTES = "\"'`"
-_QUOTED = 1 << 20  # the depth given to quoted characters: never the depth of an operator
-_NAME = re.compile(r"[^\W\d][\w.]*")
-_DOTTED = re.compile(r"`[^`]*`|\"[^\"]*\"|'[^']*'|[^\W\d][\w.]*\.[\w.]*\w")
+MAX_LENGTH = 65_536  # a thousand columns by name have fifteen thousand characters
+STRUCTURES = ("us", "diag")
+"""Covariances within a level that a formula can ask for by name: `us(x | g)` is `(x | g)`, `diag(x | g)` independent
+columns."""
+_FOREIGN = frozenset(
+    (
+        *("ar1", "hetar1", "ou", "exp", "gau", "mat", "cs", "homcs", "toep", "homtoep", "homdiag", "rr", "propto"),
+        *("equalto", "unstr", "cosy", "arma", "mm", "gr", "zerocorr"),
+    )
+)
+_CALL = re.compile(r"([A-Za-z_]\w*)\s*(?=\()")
 _LONE_DOT = re.compile(r"(?<![\w.)\]])\.(?![\w.])")
 
 
@@ -32,10 +51,19 @@ class RandomTerm:
         The part left of the bar, a one-sided formula with R's implicit intercept: `"1"`, `"Days"`, `"0 + Days"`.
     group : tuple of str
         Columns whose interaction is the grouping factor; the first varies slowest in the order of the levels.
+    computed : frozenset of str
+        Those of them that are expressions, such as `factor(id)`.
+    structure : str
+        Covariance of the columns within a level: "us" (unstructured) or "diag" (independent).
+    split : bool
+        Whether the term is one of several that `||` was written for.
     """
 
     expr: str
     group: tuple[str, ...]
+    computed: frozenset[str] = field(default=frozenset(), repr=False)
+    structure: str = field(default="us", repr=False)
+    split: bool = field(default=False, repr=False, compare=False)
 
     @property
     def label(self) -> str:
@@ -43,7 +71,8 @@ class RandomTerm:
         return ":".join(self.group)
 
     def __str__(self) -> str:
-        return f"({self.expr} | {':'.join(quote_name(name) for name in self.group)})"
+        names = (name if name in self.computed else quote_name(name) for name in self.group)
+        return f"{'' if self.structure == 'us' else self.structure}({self.expr} | {':'.join(names)})"
 
 
 @dataclass(frozen=True)
@@ -55,7 +84,8 @@ class ParsedFormula:
     response : str
         Text left of `~`.
     fixed : str
-        The fixed part, `"1"` where the formula has none; the intercept stays implicit.
+        The fixed part, `"1"` where the formula has none; the intercept stays implicit. A `.` in it stands for the
+        columns that `expand_dot` writes out.
     random : tuple of RandomTerm
         In the order written, after the expansion of `||` and `/`.
     offsets : tuple of str
@@ -79,7 +109,9 @@ def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     ----------
     text : str
         `"response ~ fixed + (expr | group) + ..."`. Random terms: `(1 | g)`, `(x | g)`, `(0 + x | g)`, `(x || g)`,
-        `(1 | a/b)`, `(1 | a:b)`. `^` inside a function call is a power, as in R.
+        `(1 | a/b)`, `(1 | a:b)`, `(1 | factor(id))`, `us(x | g)`, `diag(x | g)`; a lone one needs no parentheses
+        (`y ~ 1 | g`), and `- (1 | g)` takes one out again. `.` stands for all other columns. `^` inside a function
+        call is a power, as in R.
     fixed_only : bool
         Whether a formula without random terms will do.
 
@@ -91,7 +123,7 @@ def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     ------
     FormulaError
         Unbalanced brackets or quotes, a missing side, a bar without parentheses, an empty or computed grouping factor,
-        a random term that is not simply added, or no random term at all.
+        a random term that is not simply added, or no random term at all; a text of absurd length or depth.
 
     Examples
     --------
@@ -99,39 +131,44 @@ def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     RandomTerm(expr='1', group=('b', 'a'))
     """
     if not isinstance(text, str):
-        raise FormulaError(f"the formula must be a string, not {type(text).__name__}")
+        raise FormulaError(
+            f"the formula must be a string such as 'y ~ x + (1 | g)', not {type(text).__name__}; it comes first, "
+            "the data second"
+        )
+    if len(text) > MAX_LENGTH:
+        raise FormulaError(f"the formula has {len(text):,} characters; at most {MAX_LENGTH:,} are read")
     parsed = _parse(str(text))
     if not parsed.random and not fixed_only:
-        raise FormulaError(f"no random-effect term such as (1 | group) in {text!r}; without one use a linear model")
+        raise FormulaError(
+            f"no random-effect term such as (1 | group) in {shown(text)}; without one use a linear model"
+        )
     return parsed
 
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> ParsedFormula:
     """`parse_formula`, once a text."""
-    depths = _depths(text)
-    tildes = [i for i, c in enumerate(text) if c == "~" and depths[i] == 0]
+    tildes = places(text, "~") if "~" in text else []
     if len(tildes) != 1:
+        depths_of(text)
         found = "no `~`" if not tildes else f"{len(tildes)} `~`"
-        raise FormulaError(f"a formula reads `response ~ terms`; {found} found in {text!r}")
+        raise FormulaError(f"a formula reads `response ~ terms`; {found} found in {shown(text)}")
     response, rhs = text[: tildes[0]].strip(), text[tildes[0] + 1 :].strip()
     if not response:
-        raise FormulaError(f"the response is missing: nothing stands left of `~` in {text!r}")
+        raise FormulaError(f"the response is missing: nothing stands left of `~` in {shown(text)}")
     if not rhs:
-        raise FormulaError(f"nothing stands right of `~` in {text!r}")
-    if any(c == "|" and d == 0 for c, d in zip(response, _depths(response), strict=True)):
-        raise FormulaError(f"a bar stands left of `~` in {text!r}")
-    for side in (response, rhs):
-        if _LONE_DOT.search(_blank_quoted(side)):
-            raise FormulaError("`.` (all other columns) is not supported: name the columns")
+        raise FormulaError(f"nothing stands right of `~` in {shown(text)}")
+    if places(response, "|"):
+        raise FormulaError(f"a bar stands left of `~` in {shown(text)}")
+    if _LONE_DOT.search(blank_quoted(response)):
+        raise FormulaError("`.` (all other columns) can only stand right of `~`")
 
     fixed: list[str] = []
     random: list[RandomTerm] = []
     offsets: list[str] = []
     for sign, summand in _flat_summands(rhs):
-        inner = _unwrap(summand)
-        if inner is not None and _bars(inner):
-            random.extend(_random_terms(inner))
+        if (terms := _bar_terms(summand)) is not None:
+            random = [*random, *terms] if sign == "+" else _without(random, terms, summand)
         elif (argument := _offset_argument(summand)) is not None:
             if sign == "-":
                 raise FormulaError(f"{summand} cannot be subtracted")
@@ -143,123 +180,65 @@ def _parse(text: str) -> ParsedFormula:
     )
 
 
-def quote_name(name: str) -> str:
-    """The name as a formula needs it: back-quoted unless it is a plain identifier."""
-    return name if _NAME.fullmatch(name) else f"`{name}`"
+def expand_dot(parsed: ParsedFormula, columns: Sequence[str], used: Container[str]) -> ParsedFormula:
+    """The formula with `.` in its fixed part written out: every column that is not among those `used` elsewhere.
 
+    R's `.` is every column but the response. Here the grouping columns and those of an offset are left out as well: as
+    fixed effects they would leave nothing for their random ones.
 
-def unquote_name(text: str) -> str | None:
-    """The column that `text` names, plainly or in back-quotes; None where it is an expression."""
-    text = text.strip()
-    if len(text) > 2 and text[0] == text[-1] == "`" and "`" not in text[1:-1]:
-        return text[1:-1]
-    return text if _NAME.fullmatch(text) else None
-
-
-def quote_dotted(text: str, columns: Container[str]) -> str:
-    """Back-quote the names with dots that are columns: `log(Sepal.Length)` means no attribute of `Sepal`."""
-    return _DOTTED.sub(lambda match: f"`{match[0]}`" if match[0] in columns else match[0], text)
-
-
-def python_power(text: str, *, everywhere: bool = False) -> str:
-    """Write R's `^` as Python's `**` inside function calls (or everywhere), where it is arithmetic.
-
-    Outside a call `^` is the formula operator `(a + b)^2`, which formulaic reads itself.
+    Raises FormulaError where `.` stands inside a call, or no column is left for it.
     """
-    if "^" not in text:
-        return text
-    out: list[str] = []
-    calls: list[bool] = [everywhere]
-    depths = _depths(text)
-    for i, char in enumerate(text):
-        if depths[i] == _QUOTED:
-            out.append(char)
-            continue
-        if char in _CLOSERS:
-            calls.append(calls[-1] or char == "{" or _is_call(text, i))
-        elif char in ")]}":
-            calls.pop()
-        out.append("**" if char == "^" and calls[-1] else char)
-    return "".join(out)
+    found = [match.start() for match in _LONE_DOT.finditer(blank_quoted(parsed.fixed))] if "." in parsed.fixed else []
+    if not found:
+        return parsed
+    if _inside_calls(parsed.fixed, found):
+        raise FormulaError("`.` (all other columns) cannot stand inside a call: name the columns")
+    others = [quote_name(name) for name in columns if name not in used]
+    if not others:
+        raise FormulaError("`.` stands for all other columns, and the data have no other")
+    text, written = parsed.fixed, f"({' + '.join(others)})"
+    for at in reversed(found):
+        text = text[:at] + written + text[at + 1 :]
+    return replace(parsed, fixed=text)
 
 
-def _depths(text: str) -> list[int]:
-    """Bracket depth of every character; an opener and its closer have the depth outside them.
-
-    Raises FormulaError where brackets or quotes do not balance.
-    """
-    depths: list[int] = []
-    stack: list[tuple[str, int]] = []
-    quote = ""
-    for i, char in enumerate(text):
-        if quote:
-            depths.append(_QUOTED)
-            if char == quote and text[i - 1] != "\\":
-                quote = ""
-            continue
-        if char in _QUOTES:
-            quote = char
-            depths.append(_QUOTED)
-            continue
-        if char in ")]}":
-            if not stack or _CLOSERS[stack[-1][0]] != char:
-                raise FormulaError(f"unbalanced brackets: unexpected {char!r} at position {i} of {text!r}")
-            stack.pop()
-        depths.append(len(stack))
-        if char in _CLOSERS:
-            stack.append((char, i))
-    if quote:
-        raise FormulaError(f"unbalanced quotes: a {quote} is not closed in {text!r}")
-    if stack:
-        raise FormulaError(
-            f"unbalanced brackets: {stack[-1][0]!r} at position {stack[-1][1]} of {text!r} is not closed"
-        )
-    return depths
-
-
-def _blank_quoted(text: str) -> str:
-    return "".join("q" if d == _QUOTED else c for c, d in zip(text, _depths(text), strict=True))
-
-
-def _split(text: str, separator: str) -> list[str]:
-    """Pieces of `text` between separators outside brackets and quotes, stripped."""
-    depths = _depths(text)
-    cuts = [i for i, char in enumerate(text) if char == separator and depths[i] == 0]
-    return [text[a + 1 : b].strip() for a, b in zip([-1, *cuts], [*cuts, len(text)], strict=True)]
+def _inside_calls(text: str, at: Sequence[int]) -> bool:
+    """Whether any of the places lies between the brackets of a call."""
+    depths = depths_of(text)
+    for i in at:
+        depth = depths[i]
+        for j in range(i, -1, -1):
+            if depths[j] < depth and depths[j] != QUOTED:
+                depth = depths[j]
+                if text[j] != "(" or is_call(text, j):
+                    return True
+    return False
 
 
 def _bars(text: str) -> list[int]:
-    depths = _depths(text)
-    return [i for i, char in enumerate(text) if char == "|" and depths[i] == 0]
-
-
-def _unwrap(text: str) -> str | None:
-    """What stands between the parentheses where one pair encloses all of `text`."""
-    if not (text.startswith("(") and text.endswith(")")):
-        return None
-    depths = _depths(text)
-    return text[1:-1].strip() if all(depths[1:-1]) else None
-
-
-def _is_call(text: str, i: int) -> bool:
-    """Whether the bracket at `i` follows a name, so that it is a call and not a grouping."""
-    before = text[:i].rstrip()
-    return bool(before) and (before[-1].isalnum() or before[-1] in "_`)]")
+    return places(text, "|")
 
 
 def _hidden_bar(text: str) -> bool:
-    """Whether a grouping parenthesis somewhere inside `text` holds a bar."""
-    depths = _depths(text)
+    """Whether a grouping parenthesis somewhere inside `text` holds a bar, or a call that names a structure."""
+    if "|" not in text:
+        return False
+    depths = depths_of(text)
     for i, char in enumerate(text):
-        if char == "(" and depths[i] != _QUOTED and not _is_call(text, i):
+        if char == "(" and depths[i] != QUOTED:
             end = next(j for j in range(i + 1, len(text)) if depths[j] == depths[i])
-            if _bars(text[i + 1 : end]) or _hidden_bar(text[i + 1 : end]):
+            inner = text[i + 1 : end]
+            if not is_call(text, i):
+                if _bars(inner) or _hidden_bar(inner):
+                    return True
+            elif _bars(inner) and re.search(rf"(?<![\w.])(?:{'|'.join(STRUCTURES)})\s*$", text[:i]):
                 return True
     return False
 
 
-def _summands(text: str) -> Iterator[tuple[str, str]]:
-    depths = _depths(text)
+def summands(text: str) -> Iterator[tuple[str, str]]:
+    """The sign and the text of each summand outside brackets."""
+    depths = depths_of(text)
     sign, start = "+", 0
     for i in range(len(text) + 1):
         if i < len(text) and not (text[i] in "+-" and depths[i] == 0):
@@ -278,29 +257,63 @@ def _summands(text: str) -> Iterator[tuple[str, str]]:
 
 def _flat_summands(text: str) -> Iterator[tuple[str, str]]:
     """Signed summands of the right-hand side, with parentheses around sums of random terms opened."""
-    if _bars(text):
-        raise FormulaError(
-            f"a bar without parentheses in {text!r}: random-effect terms need them, as in `y ~ x + (1 | group)`"
-        )
-    for sign, summand in _summands(text):
-        inner = _unwrap(summand)
-        is_random = inner is not None and bool(_bars(inner))
-        if sign == "-" and (is_random or _hidden_bar(summand)):
-            raise FormulaError(f"a random-effect term cannot be subtracted: - {summand}")
-        if is_random or not _hidden_bar(summand):
+    if bars := _bars(text):
+        left, right = text[: bars[0]], text[bars[-1] + 1 :]
+        if any(places(side.strip(), sign) for side in (left, right) for sign in "+-") or _hidden_bar(text):
+            raise FormulaError(
+                f"a bar without parentheses in {shown(text)}: random-effect terms need them where anything stands "
+                "beside them, as in `y ~ x + (1 | group)`"
+            )
+        yield "+", f"({text})"
+        return
+    for sign, summand in summands(text):
+        if _bar_terms(summand) is not None or not _hidden_bar(summand):
             yield sign, summand
-        elif inner is not None:
-            yield from _flat_summands(inner)
+        elif (inner := unwrap(summand)) is not None:
+            for inner_sign, part in _flat_summands(inner):
+                yield ("+" if inner_sign == sign else "-"), part
         else:
             raise FormulaError(f"a random-effect term can only be added to the others, not combined: {summand}")
 
 
+def _bar_terms(summand: str) -> list[RandomTerm] | None:
+    """The random terms that a summand stands for: `(x | g)`, `diag(x | g)`; None where it is something else."""
+    if "|" not in summand:
+        return None
+    match = _CALL.match(summand)
+    inner = unwrap(summand[match.end() :] if match else summand)
+    if inner is None or not _bars(inner):
+        return None
+    if match is None:
+        return _random_terms(inner)
+    if match[1] in STRUCTURES:
+        return _random_terms(inner, match[1])
+    if match[1] in _FOREIGN:
+        instead = "; zerocorr(x | g) is diag(x | g) here" if match[1] == "zerocorr" else ""
+        raise FormulaError(
+            f"{match[1]} is not a covariance structure that can be fitted: {summand}. There are us(x | g), which is "
+            f"(x | g), and diag(x | g), independent columns{instead}"
+        )
+    return None
+
+
+def _without(random: list[RandomTerm], terms: list[RandomTerm], summand: str) -> list[RandomTerm]:
+    """The random terms so far less those that are subtracted."""
+    rest = list(random)
+    for term in terms:
+        if term not in rest:
+            have = ", ".join(map(str, rest)) or "none before it"
+            raise FormulaError(f"- {summand} takes out a term that is not there: the random-effect terms are {have}")
+        rest.remove(term)
+    return rest
+
+
 def _offset_argument(summand: str) -> str | None:
     match = re.match(r"offset\s*(?=\()", summand)
-    return _unwrap(summand[match.end() :]) if match else None
+    return unwrap(summand[match.end() :]) if match else None
 
 
-def _random_terms(text: str) -> list[RandomTerm]:
+def _random_terms(text: str, structure: str = "us") -> list[RandomTerm]:
     """Expand the inside of one parenthesised bar term."""
     bars = _bars(text)
     double = len(bars) == 2 and bars[1] == bars[0] + 1
@@ -311,8 +324,15 @@ def _random_terms(text: str) -> list[RandomTerm]:
         raise FormulaError(f"nothing stands left of the bar in ({text}); for a random intercept write (1 | {group})")
     if not group:
         raise FormulaError(f"the grouping factor is missing in ({text})")
+    if _LONE_DOT.search(blank_quoted(text)):
+        raise FormulaError(f"`.` (all other columns) cannot stand in a random-effect term: ({text})")
     groups = _expand_groups(group, text)
-    return [RandomTerm(part, names) for part in (_uncorrelated(expr) if double else [expr]) for names in groups]
+    parts = _uncorrelated(expr) if double and structure == "us" else [expr]
+    return [
+        RandomTerm(part, names, computed, structure, double and structure == "us")
+        for part in parts
+        for names, computed in groups
+    ]
 
 
 def _uncorrelated(expr: str) -> list[str]:
@@ -332,28 +352,36 @@ def _code(expr: str) -> str:
     return expr if re.match(r"[\w.]+\(", expr) and expr.endswith(")") else f"{{{expr}}}"
 
 
-def _expand_groups(group: str, text: str) -> list[tuple[str, ...]]:
-    """`a/b/c` becomes `c:b:a`, `b:a`, `a`: lme4's order."""
-    while (inner := _unwrap(group)) is not None:
+def _expand_groups(group: str, text: str) -> list[tuple[tuple[str, ...], frozenset[str]]]:
+    """`a/b/c` becomes `c:b:a`, `b:a`, `a`: lme4's order. With each, which of its parts are expressions."""
+    while (inner := unwrap(group)) is not None:
         group = inner
-    parts = [_group_names(part, text) for part in _split(group, "/")]
-    expanded: list[tuple[str, ...]] = []
+    expanded: list[tuple[tuple[str, ...], frozenset[str]]] = []
     names: tuple[str, ...] = ()
-    for part in parts:
-        names = part + names
+    computed: frozenset[str] = frozenset()
+    for part in split(group, "/"):
+        more, expressions = _group_names(part, text)
+        names, computed = more + names, computed | expressions
         if len(set(names)) < len(names):
             raise FormulaError(f"a column occurs twice in one grouping factor: ({text})")
-        expanded.insert(0, names)
+        expanded.insert(0, (names, computed))
     return expanded
 
 
-def _group_names(part: str, text: str) -> tuple[str, ...]:
-    while (inner := _unwrap(part)) is not None:
+def _group_names(part: str, text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    while (inner := unwrap(part)) is not None:
         part = inner
-    names = [unquote_name(piece) for piece in _split(part, ":")]
-    if any(name is None for name in names):
-        raise FormulaError(
-            f"cannot read the grouping factor {part!r} in ({text}): it has to be a column, columns joined by `:`, "
-            "or nested columns joined by `/`; compute anything else as a column of the data first"
-        )
-    return tuple(name for name in names if name is not None)
+    names, computed = [], set()
+    for piece in split(part, ":"):
+        name = unquote_name(piece)
+        if name is None:
+            match = re.match(r"[A-Za-z_][\w.]*\s*(?=\()", piece)
+            if match is None or unwrap(piece[match.end() :]) is None:
+                raise FormulaError(
+                    f"cannot read the grouping factor {part!r} in ({text}): it has to be a column, a call such as "
+                    "factor(id), columns joined by `:`, or nested columns joined by `/`"
+                )
+            name = python_power(piece, everywhere=True)
+            computed.add(name)
+        names.append(name)
+    return tuple(names), frozenset(computed)

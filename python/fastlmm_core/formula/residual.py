@@ -8,7 +8,6 @@ levels.
 from __future__ import annotations
 
 import re
-import warnings
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,15 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FastLMMWarning, FormulaError, ModelError
+from fastlmm_core.errors import DataError, FastLMMWarning, FormulaError, ModelError, warn
 from fastlmm_core.formula.checks import check_finite
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
 from fastlmm_core.formula.levels import Factor, Levels, combine
-from fastlmm_core.formula.parse import _split as split
-from fastlmm_core.formula.parse import _unwrap as unwrap
-from fastlmm_core.formula.parse import python_power, unquote_name
+from fastlmm_core.formula.quoting import python_power, split, unquote_name, unwrap
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Dispersion", "ParsedResidual", "ResidualDesign", "ResidualRequest", "parse_residual"]
@@ -337,11 +334,10 @@ def _warn_spacing(parsed: ParsedResidual, column: Variable) -> None:
         return
     steps = np.diff(np.unique(column.values))
     if len(steps) and steps.max() > 1.0001 * steps.min():
-        warnings.warn(
+        warn(
             f"{parsed.visit[0]} is unequally spaced, and {parsed.kind} counts its levels one by one: use ou() or "
             "exp() for real times",
             FastLMMWarning,
-            stacklevel=7,
         )
 
 

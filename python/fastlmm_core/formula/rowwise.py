@@ -1,7 +1,7 @@
 """`subset`, `weights` and `offset`: an expression over the data's columns, a column name, or an array.
 
-Expressions are interpreted here, node by node, so that a string can only compute. Comparisons and `and`, `or`, `not`
-know three values, as R's do: true, false and missing.
+Expressions are interpreted here, node by node, so that a string can only compute. Arithmetic is float64's, so that
+integers do not wrap around. Comparisons and `and`, `or`, `not` know three values, as R's do: true, false and missing.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError
-from fastlmm_core.formula.evaluate import FUNCTIONS, Context
-from fastlmm_core.formula.frame import Numeric, Table
-from fastlmm_core.formula.parse import python_power, quote_dotted, unquote_name
+from fastlmm_core.formula.evaluate import Context, parse_python
+from fastlmm_core.formula.frame import Numeric, Table, aligned, moments
+from fastlmm_core.formula.quoting import plain_code, python_power, shown, unquote_name
+from fastlmm_core.formula.transforms import ELEMENTWISE
 
-__all__ = ["numeric_argument", "subset_rows"]
+__all__ = ["argument_columns", "numeric_argument", "subset_rows"]
 
-_NUMPY = ["log", "log2", "log10", "exp", "exp2", "isnan", "isfinite", "arctan2", "hypot", "power", "mod", "isin"]
-_CALLABLE: Mapping[str, Any] = {**FUNCTIONS, **{name: getattr(np, name) for name in _NUMPY}}
+MAX_LENGTH = 65_536
+_NUMPY = ["isnan", "isfinite", "arctan2", "hypot", "power", "mod", "isin"]
+_CALLABLE: Mapping[str, Any] = {**ELEMENTWISE, **{name: getattr(np, name) for name in _NUMPY}}
 _TOKENS = re.compile(r"(`[^`]*`|\"[^\"]*\"|'[^']*'|%in%|&&?|\|\|?|!(?!=))")
 _WORDS = {"&": " and ", "&&": " and ", "|": " or ", "||": " or ", "!": " not ", "%in%": " in "}
 
@@ -83,6 +85,7 @@ def _value(value: Any, what: str, table: Table, context: Context) -> NDArray[Any
         if np.ndim(result) == 0:
             result = np.full(table.n, result)
         return np.asarray(result)
+    value = aligned(value, table.index, what)
     array = value.to_numpy() if hasattr(value, "to_numpy") else np.asarray(value)
     if array.ndim != 1:
         raise DataError(f"{what} has shape {array.shape}: it has to be one-dimensional")
@@ -91,10 +94,23 @@ def _value(value: Any, what: str, table: Table, context: Context) -> NDArray[Any
     return array
 
 
-def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:
-    for name in (text, unquote_name(text)):
-        if name is not None and name in table:
-            return _column(name, table)
+def argument_columns(value: Any, what: str, table: Table, context: Context) -> list[str]:
+    """The columns that an argument reads: the one it names, those of an expression, none for an array."""
+    if not isinstance(value, str):
+        return []
+    name = _named(value, table)
+    return [name] if name is not None else _read(value, what, table, context)[1].columns
+
+
+def _named(text: str, table: Table) -> str | None:
+    """The column whose name the text is, plainly or in back-quotes."""
+    return next((name for name in (text, unquote_name(text)) if name is not None and name in table), None)
+
+
+def _read(text: str, what: str, table: Table, context: Context) -> tuple[ast.Expression, _Interpreter]:
+    """The syntax tree of an expression and what evaluates it."""
+    if len(text) > MAX_LENGTH:
+        raise FormulaError(f"{what} has {len(text):,} characters; at most {MAX_LENGTH:,} are read")
     quoted: dict[str, str] = {}
 
     def rewrite(match: re.Match[str]) -> str:
@@ -102,21 +118,25 @@ def _column_or_expression(text: str, what: str, table: Table, context: Context) 
             return quoted.setdefault(match[0][1:-1], f"_quoted_{len(quoted)}_")
         return _WORDS.get(match[0], match[0])
 
-    code = _TOKENS.sub(rewrite, python_power(quote_dotted(text, table), everywhere=True)).strip()
     try:
-        tree = ast.parse(code, mode="eval")
-    except SyntaxError as error:
-        raise FormulaError(f"cannot read {what}={text!r}: {error.msg}") from None
-    names = {made: name for name, made in quoted.items()}
-    interpreter = _Interpreter(table, context, names)
-    table.require(interpreter.columns(tree))
+        tree = parse_python(_TOKENS.sub(rewrite, python_power(plain_code(text, table), everywhere=True)))
+    except FormulaError as error:
+        raise FormulaError(f"cannot read {what}={shown(text)}: {error}") from None
+    return tree, _Interpreter(table, context, {made: name for name, made in quoted.items()}, tree)
+
+
+def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:
+    if (name := _named(text, table)) is not None:
+        return _column(name, table)
+    tree, interpreter = _read(text, what, table, context)
+    table.require(interpreter.columns)
     try:
         with np.errstate(all="ignore"):
             return interpreter(tree.body)
     except (FormulaError, DataError) as error:
-        raise type(error)(f"in {what}={text!r}: {error}") from None
+        raise type(error)(f"in {what}={shown(text)}: {error}") from None
     except Exception as error:  # numpy's answer to operands that do not fit
-        raise DataError(f"cannot evaluate {what}={text!r}: {error}") from error
+        raise DataError(f"cannot evaluate {what}={shown(text)}: {error}") from error
 
 
 def _column(name: str, table: Table) -> NDArray[Any]:
@@ -124,7 +144,8 @@ def _column(name: str, table: Table) -> NDArray[Any]:
     table.require([name])
     column = table[name]
     if isinstance(column, Numeric):
-        return column.values
+        times = moments(column)
+        return column.values if times is None else times
     missing = column.missing()
     if column.levels.tolist() == [False, True]:
         return column.codes.astype(bool) if missing is None else np.where(missing, np.nan, column.codes)
@@ -135,14 +156,12 @@ def _column(name: str, table: Table) -> NDArray[Any]:
 class _Interpreter:
     """Evaluates the arithmetic and logic of an expression, refusing all other Python."""
 
-    def __init__(self, table: Table, context: Context, names: Mapping[str, str]) -> None:
+    def __init__(self, table: Table, context: Context, names: Mapping[str, str], tree: ast.AST) -> None:
         self.table, self.context, self.names = table, context, names
-
-    def columns(self, tree: ast.AST) -> list[str]:
-        """The names that have to be columns of the data."""
         called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        names = [self.names.get(n.id, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
-        return [n for n in names if n in self.table or not (n in _CALLABLE or n == "np" or n in self.context)]
+        read = [names.get(n.id, n.id) for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+        # what nothing else explains has to be a column
+        self.columns = [n for n in read if n in table or not (n in _CALLABLE or n == "np" or n in context)]
 
     def __call__(self, node: ast.AST) -> Any:
         match node:
@@ -153,11 +172,11 @@ class _Interpreter:
             case ast.List() | ast.Tuple() | ast.Set():
                 return [self(element) for element in node.elts]
             case ast.BinOp() if type(node.op) in _ARITHMETIC:
-                return _ARITHMETIC[type(node.op)](self(node.left), self(node.right))
+                return _ARITHMETIC[type(node.op)](_number(self(node.left)), _number(self(node.right)))
             case ast.UnaryOp(op=ast.USub()):
-                return -self(node.operand)
+                return -_number(self(node.operand))
             case ast.UnaryOp(op=ast.UAdd()):
-                return self(node.operand)
+                return _number(self(node.operand))
             case ast.UnaryOp():  # not, ~
                 return _not(self(node.operand))
             case ast.BoolOp():
@@ -177,6 +196,7 @@ class _Interpreter:
             return _column(name, self.table)
         if name in self.context:
             value = self.context[name]
+            value = aligned(value, self.table.index, name)
             return value.to_numpy() if hasattr(value, "to_numpy") else value
         return _CALLABLE[name]
 
@@ -204,6 +224,7 @@ class _Interpreter:
 
 def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any, *, right_counts: bool) -> Any:
     """A comparison with NaN where an operand is missing; plain booleans where none is."""
+    left, right = _as_dates(left, right), _as_dates(right, left)
     missing = _missing(left) | _missing(right) if right_counts else _missing(left)
     if not np.any(missing):
         return np.asarray(compare(left, right))
@@ -214,7 +235,24 @@ def _compared(compare: Callable[[Any, Any], Any], left: Any, right: Any, *, righ
 
 def _missing(value: Any) -> Any:
     array = np.asarray(value)
-    return pd.isna(array) if array.dtype.kind in "fO" else np.False_
+    return pd.isna(array) if array.dtype.kind in "fOmM" else np.False_
+
+
+def _as_dates(value: Any, other: Any) -> Any:
+    """Text that is compared with dates as dates: `date > '2020-01-31'`."""
+    if np.asarray(other).dtype.kind != "M" or np.asarray(value).dtype.kind not in "USO":
+        return value
+    return np.asarray(pd.to_datetime(value), dtype="M8[ns]")
+
+
+def _number(value: Any) -> Any:
+    """An operand of arithmetic, whole numbers and booleans as float64."""
+    array = np.asarray(value)
+    if array.dtype.kind in "iub":
+        return array.astype(np.float64)
+    if array.dtype.kind not in "fmM":
+        raise DataError(f"arithmetic takes numbers, not {_kind(array)}")
+    return array
 
 
 def _filled(value: Any, missing: Any) -> Any:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import keyword
+import math
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from formulaic import Formula, SimpleFormula
 from formulaic.errors import FormulaicError
-from formulaic.parser.types import Factor
+from formulaic.parser import DefaultFormulaParser
+from formulaic.parser.types import ASTNode, Factor
 
 from fastlmm_core.errors import FormulaError
-from fastlmm_core.formula.parse import quote_dotted
+from fastlmm_core.formula.quoting import quote_dotted, shown
 
 __all__ = ["Terms", "coding", "parse_terms"]
 
 _LITERAL, _PYTHON = Factor.EvalMethod.LITERAL, Factor.EvalMethod.PYTHON
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+MOST_TERMS = 100_000  # products written out; more is a slip of the pen, and would take for ever
+MOST_POWER = 16
 
 
 @dataclass(frozen=True)
@@ -55,28 +63,114 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 def _read(text: str) -> Terms:
     """`parse_terms` of a text whose dotted names are quoted."""
     try:
-        formula = Formula(text)
+        readable, aliases = _readable(text)
+        if any(symbol in text for symbol in "*:^/"):
+            _check_size(readable)
+        formula = Formula(readable)
+    except FormulaError:
+        raise
     except FormulaicError as error:
-        raise FormulaError(f"cannot read {text!r}: {error}") from None
+        raise FormulaError(f"cannot read {shown(text)}: {_plain_message(error, text)}") from None
     except SyntaxError as error:
-        raise FormulaError(f"cannot read {text!r}: {error.msg} in {(error.text or text).strip()!r}") from None
+        raise FormulaError(f"cannot read {shown(text)}: {error.msg} in {shown((error.text or text).strip())}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise FormulaError(f"cannot read {shown(text)}: {type(error).__name__}: {error}") from None
     if not isinstance(formula, SimpleFormula):
-        raise FormulaError(f"cannot read {text!r}: it has to be one sum of terms")
+        raise FormulaError(f"cannot read {shown(text)}: it has to be one sum of terms")
     place: dict[str, int] = {}
+    written: dict[str, str] = {}
     for term in formula:
         for factor in term.factors:
             start = factor.token.source_start if factor.token and factor.token.source_start is not None else 0
             place[factor.expr] = min(start, place.get(factor.expr, start))
+            written[factor.expr] = _as_written(factor.expr, aliases)
     intercept, terms, computed = False, [], set()
     for term in formula:
         if any(factor.eval_method is _LITERAL for factor in term.factors):
             if len(term.factors) > 1:
-                raise FormulaError(f"a number cannot multiply a term in {text!r}: write I(2 * x)")
+                raise FormulaError(f"a number cannot multiply a term in {shown(text)}: write I(2 * x)")
             intercept = True
             continue
-        terms.append(tuple(sorted((factor.expr for factor in term.factors), key=place.__getitem__)))
-        computed |= {factor.expr for factor in term.factors if factor.eval_method is _PYTHON}
+        exprs = sorted((factor.expr for factor in term.factors), key=place.__getitem__)
+        terms.append(tuple(written[expr] for expr in exprs))
+        computed |= {written[factor.expr] for factor in term.factors if factor.eval_method is _PYTHON}
     return Terms(intercept, tuple(terms), frozenset(computed))
+
+
+_ODD = re.compile(
+    r"`([^`]*)`|\"[^\"]*\"|'[^']*'|(?<![\w.])((?:as|is)\.\w+)(?=\s*\()|([A-Za-z]+\.[A-Za-z]+)(?=\s*=(?!=))"
+)
+
+
+def _readable(text: str) -> tuple[str, dict[str, str]]:
+    """The text with names that formulaic takes for something else under aliases, and what these stand for.
+
+    These are columns that are called like numbers or Python's keywords, and R's functions and arguments with dots.
+    """
+    aliases: dict[str, str] = {}
+
+    def alias(match: re.Match[str]) -> str:
+        quoted, call, argument = match.groups()
+        if call or argument or (quoted and (keyword.iskeyword(quoted) or quoted.replace(".", "").isnumeric())):
+            made = f"_alias_{len(aliases)}_"
+            aliases[made] = match[0]
+            return made
+        return match[0]
+
+    return (_ODD.sub(alias, text), aliases) if "`" in text or "." in text else (text, aliases)
+
+
+def _as_written(expr: str, aliases: dict[str, str]) -> str:
+    if expr in aliases:
+        return aliases[expr].strip("`")
+    for made, name in aliases.items():
+        expr = expr.replace(made, name)
+    return expr
+
+
+def _plain_message(error: FormulaicError, text: str) -> str:
+    """Formulaic's message in plain characters, and what to write where Python's arithmetic was meant."""
+    # the lines after the first repeat the text with marks in it
+    message = _COLOURS.sub("", str(error)).strip().splitlines()[0].rstrip(".")
+    if re.search(r"[<>=!]=?|\d\s*\*(?!\*)|\*\s*\d", text):
+        message += ". Arithmetic and comparisons go inside I(), as in I(2 * x) or I(x > 3)"
+    return message
+
+
+def _check_size(text: str) -> None:
+    """Refuse what would be written out to more than `MOST_TERMS` products, before it is."""
+    node = DefaultFormulaParser().parse(text, target="ast")
+    if not isinstance(node, ASTNode):
+        return
+    counts: dict[int, int] = {}
+    waiting: list[tuple[Any, bool]] = [(node, False)]
+    while waiting:  # not recursive: a sum of a thousand terms is a thousand nodes deep
+        node, ready = waiting.pop()
+        below = [arg for arg in node.args if isinstance(arg, ASTNode)]
+        if not ready:
+            waiting += [(node, True), *((arg, False) for arg in below)]
+            continue
+        sizes = [counts[id(arg)] if isinstance(arg, ASTNode) else 1 for arg in node.args]
+        counts[id(node)] = size = _n_products(node.operator.symbol, sizes, node.args, text)
+        if size > MOST_TERMS:
+            raise FormulaError(f"{shown(text)} stands for more than {MOST_TERMS:,} terms")
+
+
+def _n_products(symbol: str, sizes: Sequence[int], args: Sequence[Any], text: str) -> int:
+    """At most how many products an operator of a formula makes of its arguments' terms."""
+    if symbol == ":":
+        return math.prod(sizes)
+    if symbol == "*":
+        return sum(sizes) + math.prod(sizes)
+    if symbol in ("**", "^"):
+        power = str(args[1])
+        if power.isdigit() and (len(power) > 2 or int(power) > MOST_POWER):
+            raise FormulaError(
+                f"the power {power[:20]} in {shown(text)} asks for interactions of as many variables: at most "
+                f"{MOST_POWER} is read; arithmetic goes inside I(), as in I(x**2)"
+            )
+        return sizes[0] ** int(power) if power.isdigit() else 1
+    return sum(sizes) if sizes else 1
 
 
 def coding(terms: Terms, categorical: Container[str]) -> list[tuple[bool, ...]]:

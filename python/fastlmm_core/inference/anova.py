@@ -45,7 +45,7 @@ def anova_type(type: int | str) -> int:
 
 def f_table(result: FittedModel, hypotheses: dict[str, NDArray[np.float64]], ddf: str, **covariance: Any) -> Table:
     """The tests of several hypotheses as a table, with notes on terms that have lost degrees of freedom."""
-    method = covariance_method(result, ddf, stacklevel=5, **covariance)
+    method = covariance_method(result, ddf, **covariance)
     tests: list[FTest] = [method.f_test(rows) for rows in hypotheses.values()]
     columns = {
         "sum_sq": [t.sum_sq for t in tests],

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
 from fastlmm_core.core.start import moment_start
-from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError
+from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
@@ -65,7 +65,7 @@ def bootstrap(
 
 def _checked(frame: pd.DataFrame, failed: int, n: int) -> pd.DataFrame:
     if failed:
-        warnings.warn(f"{failed} of {n} bootstrap fits did not converge", ConvergenceWarning, stacklevel=4)
+        warn(f"{failed} of {n} bootstrap fits did not converge", ConvergenceWarning)
     return frame
 
 

@@ -22,10 +22,9 @@ def coef_table(
     ddf: str = "satterthwaite",
     cov_type: str = "model",
     cluster: Any = None,
-    stacklevel: int = 4,
 ) -> Table:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=stacklevel)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     kept = ~np.isnan(result.core.beta)
     columns = np.full((5, len(kept)), np.nan)
     se = np.sqrt(np.diagonal(method.cov))

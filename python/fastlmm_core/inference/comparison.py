@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import FastLMMWarning, ModelError
+from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
 from fastlmm_core.inference.table import Table, table
@@ -111,7 +110,7 @@ def compare(*fits: FittedModel, refit: bool = True) -> Table:
             raise ModelError(
                 "REML fits compare only with REML fits of the same fixed part: fit with reml=False, or allow refit=True"
             )
-        warnings.warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning, stacklevel=2)
+        warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning)
         fits = tuple(ml_fit(fit) for fit in fits)
     rows = []
     for fit in fits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +11,7 @@ from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.core.residuals import PatternFit
-from fastlmm_core.errors import FastLMMWarning, ModelError
+from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
@@ -227,15 +226,13 @@ def method_name(ddf: str) -> str:
     return name
 
 
-def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
+def ddf_method(result: FittedModel, ddf: str) -> Method:
     """The method named `ddf` for one fit.
 
     Parameters
     ----------
     result : FittedModel
     ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
-    stacklevel : int
-        Of the warning, counted from here.
 
     Warns
     -----
@@ -244,11 +241,10 @@ def ddf_method(result: FittedModel, ddf: str, *, stacklevel: int = 4) -> Method:
     """
     name = method_name(ddf)
     if name.startswith("kenward-roger") and not result.reml:
-        warnings.warn(
+        warn(
             "Kenward-Roger is defined for REML: the model was refitted by REML for its standard errors and degrees of "
             "freedom",
             FastLMMWarning,
-            stacklevel=stacklevel,
         )
         result = reml_fit(result)
     core = result.core

@@ -10,7 +10,6 @@ import pandas as pd
 
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.leverage import leverages
@@ -35,8 +34,20 @@ __all__ = [
     "weighted_residuals",
 ]
 
-ResidualKind = Literal["response", "conditional", "marginal", "pearson", "scaled", "studentized", "deleted"]
-RESIDUALS = ("response", "conditional", "marginal", "pearson", "scaled", "studentized", "deleted")
+ResidualKind = Literal[
+    "response", "conditional", "marginal", "pearson", "scaled", "studentized", "deleted", "deviance", "working"
+]
+RESIDUALS = (
+    "response",
+    "conditional",
+    "marginal",
+    "pearson",
+    "scaled",
+    "studentized",
+    "deleted",
+    "deviance",
+    "working",
+)
 
 GRADIENT_TOLERANCE = 1e-3
 """A Newton step that promises more than this much of the criterion is worth a remark."""
@@ -52,11 +63,11 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
     if kind == "marginal":
         values = design.y - design.X @ np.nan_to_num(core.beta)
         values = values if design.offset is None else values - design.offset
-    elif kind in ("response", "conditional"):
+    elif kind in ("response", "conditional", "working"):
         values = design.y - core.fitted
     else:
         values = weighted_residuals(design, core)
-        if kind != "pearson":
+        if kind not in ("pearson", "deviance"):
             values = values / core.sigma
         if kind in ("studentized", "deleted"):
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -65,7 +76,7 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
             nu = core.n - core.rank if core.reml else core.n
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = values * np.sqrt((nu - 1.0) / (nu - values**2))
-    return pd.Series(values, index=row_index(design), dtype=float)
+    return design.by_row(values)
 
 
 def weighted_residuals(design: Design, core: CoreFit) -> NDArray[np.float64]:
@@ -76,7 +87,7 @@ def weighted_residuals(design: Design, core: CoreFit) -> NDArray[np.float64]:
 
 def hatvalues(design: Design, core: CoreFit) -> pd.Series:
     """Leverages of the rows used; see `LmerResult.hatvalues`."""
-    return pd.Series(leverages(design, core), index=row_index(design), dtype=float, copy=True)
+    return design.by_row(leverages(design, core))
 
 
 def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
@@ -85,7 +96,7 @@ def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
     r = weighted_residuals(design, core)
     with np.errstate(divide="ignore", invalid="ignore"):
         values = (r / (1.0 - h)) ** 2 * h / (core.sigma**2 * (core.rank or np.nan))
-    return pd.Series(values, index=row_index(design), dtype=float)
+    return design.by_row(values)
 
 
 def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:

@@ -21,7 +21,7 @@ from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
 from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.levels import Factor
-from fastlmm_core.formula.parse import unquote_name
+from fastlmm_core.formula.quoting import unquote_name
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from fastlmm_core.core import Objective, Term, cross_products, fit
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
-from fastlmm_core.fitting.predict import row_index
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
 from fastlmm_core.inference.table import Table, table
@@ -185,13 +184,13 @@ def influence(
 def _cases(design: Design, by: str | ArrayLike) -> tuple[NDArray[np.int64], pd.Index, str]:
     if isinstance(by, str):
         if by == "obs":
-            return np.arange(len(design.y)), row_index(design), "obs"
+            return np.arange(len(design.y)), design.row_labels, "obs"
         for term in design.random:
             if term.group == by:
                 return np.asarray(term.codes, np.int64), pd.Index(term.levels, name=by), by
         have = ", ".join(dict.fromkeys(t.group for t in design.random))
         raise DataError(f"{by!r} is not a grouping factor of the model; they are {have} (and 'obs' is every row)")
-    labels = np.asarray(by)
+    labels = np.asarray(design.of_rows(by, "by"))
     if labels.shape not in ((len(design.y),), (design.n_total,)):
         raise DataError(f"by has shape {labels.shape}, but the fit used {len(design.y)} rows")
     codes, levels = pd.factorize(labels if len(labels) == len(design.y) else labels[design.row_index])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import chdtrc
 
-from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
@@ -85,11 +84,10 @@ def anova(
     fits = list(models)
     if refit and any(m.reml for m in fits):
         fits = [ml_fit(m) for m in fits]
-        warnings.warn(
+        warn(
             "REML fits were refitted by maximum likelihood, which likelihood ratios need; anova(..., refit=False) "
             "compares restricted likelihoods where only the random terms differ",
             FastLMMWarning,
-            stacklevel=2,
         )
     elif any(m.reml for m in fits):
         if not all(m.reml for m in fits):

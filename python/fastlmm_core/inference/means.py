@@ -50,7 +50,7 @@ def emmeans(
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
     keep, inner, contrasts = read_specs(specs, by, result.design)
     grid = reference_grid(result.design, at, cov_reduce, data)
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, None)
     if scale == "response" or bias_adjust:
         estimates = estimates.transform("response", bias_adjust=bias_adjust)
@@ -80,7 +80,7 @@ def emtrends(
     keep, inner, contrasts = read_specs(specs, by, result.design)
     grid = reference_grid(result.design, at, cov_reduce, data)
     grid.covariate_of(variable)
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, variable)
     if contrasts is not None:
         made: Estimates = estimates.contrast(contrasts)
@@ -188,7 +188,7 @@ def joint_tests(
     design = result.design
     _, inner, _ = read_specs("1", by, design)
     grid = reference_grid(design, at)
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster, stacklevel=5)
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     several = [name for name, values in grid.levels.items() if len(values) > 1 and name not in inner]
     terms = [frozenset(name for name in several if _mentions(term, name)) for term in design.spec.terms.terms]
     sets = {

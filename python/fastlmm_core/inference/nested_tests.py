@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning
+from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without
@@ -214,7 +214,7 @@ def _draw(
         if stop is not None and beyond >= stop:
             break
     if failed:
-        warnings.warn(f"{failed} of {drawn} draws could not be fitted", ConvergenceWarning, stacklevel=4)
+        warn(f"{failed} of {drawn} draws could not be fitted", ConvergenceWarning)
     return np.concatenate(blocks), failed, drawn
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtrc, fdtrc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
 from fastlmm_core.inference.estimates import Estimates
@@ -213,11 +213,10 @@ def power(
     hypothetical = bool(getattr(model, "is_hypothetical", False))
     beta = _true_beta(model, params)
     if not hypothetical and params is None:
-        warnings.warn(
+        warn(
             "the fit's own estimates are taken for the truth: such power says no more than the fit's p-values; give "
             "params=, or a model from hypothetical()",
             FastLMMWarning,
-            stacklevel=2,
         )
     every = [_read(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
     source, _ = recipe(model, params={"beta": beta})
@@ -232,7 +231,7 @@ def power(
     frame = pd.DataFrame(p, columns=labels, index=pd.RangeIndex(1, n + 1, name="draw"))
     known = pd.DataFrame(estimates, columns=labels, index=frame.index)[[c for c in labels if c in truth]]
     if failed:
-        warnings.warn(f"{failed} of {n} fits did not converge", ConvergenceWarning, stacklevel=2)
+        warn(f"{failed} of {n} fits did not converge", ConvergenceWarning)
     notes = (f"degrees of freedom: {method}",)
     return PowerResult(frame, known, pd.Series(truth, dtype=float), alpha, singular, failed, notes)
 

@@ -27,7 +27,7 @@ import pandas as pd
 from scipy.special import ndtri, stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.fitting.predict import included_columns, predict, row_index
+from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import CoreFit, Objective
-    from fastlmm_core.formula import Design
+    from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["DDF", "INTERVALS", "Targets", "factors_of", "predict_interval", "targets", "theta_covariance"]
 
@@ -91,28 +91,22 @@ def factors_of(widths: Sequence[int], theta: NDArray[np.float64]) -> list[NDArra
 def targets(
     design: Design,
     core: CoreFit,
-    newdata: Any,
+    rows: NewDesign,
+    masks: Sequence[NDArray[np.bool_]],
     *,
-    re_form: str | None,
-    allow_new_levels: bool,
     observation: bool,
-    weights: ArrayLike | None = None,
+    weights: NDArray[np.float64] | None = None,
 ) -> Targets:
-    """The quantities that a prediction aims at; parameters as in `predict_interval`."""
-    masks = included_columns(design, re_form)
-    wanted = [k for k, mask in enumerate(masks) if mask.any()]
-    if newdata is None:
-        X, parts = design.X, [(np.asarray(t.codes, np.int64), t.z) for t in design.random]
-    else:
-        others = [k for k in range(len(masks)) if k not in wanted] if observation else []
-        new = design.rebuild(newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels)
-        assert new.X is not None  # `fixed` is asked for by default
-        X = new.X
-        parts = [(np.full(len(X), -1), None) if part is None else (part.codes, part.z) for part in new.random]
-    n = len(X)
+    """The quantities that a prediction of these rows aims at, with the random effects that `masks` includes.
+
+    For an `observation` the effects left out and the residual, of variance σ² over `weights` (n,), are drawn anew.
+    """
+    assert rows.X is not None  # `fixed` is asked for by default
+    n = len(rows.X)
     known, prior = [], []
-    for (codes, z), mask in zip(parts, masks, strict=True):
-        full = np.ones((n, 1)) if z is None else z
+    for part, mask in zip(rows.random, masks, strict=True):
+        codes = np.full(n, -1) if part is None else np.asarray(part.codes, np.int64)
+        full = np.ones((n, 1)) if part is None or part.z is None else part.z
         if full.shape[1] != len(mask):  # a term nobody asked for
             full = np.zeros((n, len(mask)))
         known.append((codes, full * mask) if mask.any() else None)
@@ -120,14 +114,16 @@ def targets(
         # a known level's left-out effects, and all effects of a new one where an observation is predicted
         drawn = np.where(is_new, mask | observation, ~mask & observation)
         prior.append(full * drawn)
-    residual = 1.0 / _weights(design, weights, n, newdata is None) if observation else np.zeros(n)
-    return Targets(row_set(core.cross, X, known), tuple(prior), residual)
+    residual = np.zeros(n) if weights is None else 1.0 / weights
+    return Targets(row_set(core.cross, rows.X, known), tuple(prior), residual)
 
 
-def _weights(design: Design, weights: ArrayLike | None, n: int, fitted: bool) -> NDArray[np.float64]:
-    if weights is None:
-        return design.weights if fitted and design.weights is not None else np.ones(n)
-    w = np.broadcast_to(np.asarray(weights, dtype=np.float64), n)
+def _weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool) -> NDArray[np.float64]:
+    """Weights (n,) of the rows predicted: those given, the model's own for its own rows, 1 elsewhere."""
+    if given is None:
+        assert rows.X is not None
+        return design.weights if own and design.weights is not None else np.ones(len(rows.X))
+    w = rows.taken(given, "weights")
     if not (np.isfinite(w).all() and (w > 0).all()):
         raise DataError("weights must be positive and finite")
     return w
@@ -172,7 +168,7 @@ def predict_interval(
     core: CoreFit,
     newdata: Any = None,
     *,
-    re_form: str | None = "all",
+    re_form: str = "all",
     allow_new_levels: bool = False,
     interval: Literal["confidence", "prediction"] = "confidence",
     level: float = 0.95,
@@ -187,16 +183,15 @@ def predict_interval(
         raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, DDF))}")
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level}")
-    fit = predict(design, core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
-    target = targets(
-        design,
-        core,
-        newdata,
-        re_form=re_form,
-        allow_new_levels=allow_new_levels,
-        observation=interval == "prediction",
-        weights=weights,
-    )
+    observation = interval == "prediction"
+    masks = included_columns(design, re_form)
+    rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, all_columns=observation)
+    estimate = linear_predictor(rows, core, masks)
+    columns = ["fit", "std_error", "df", "lower", "upper"]
+    if len(estimate) == 0:  # no row is complete
+        return pd.DataFrame(rows.full(np.empty((0, 5))), index=rows.index, columns=columns)
+    weights = _weights(design, weights, rows, newdata is None) if observation else None
+    target = targets(design, core, rows, masks, observation=observation, weights=weights)
     with core.workspace() as objective:
         variance, _ = target.at(objective, core.theta)
         if ddf == "satterthwaite" or not theta_known:
@@ -206,11 +201,7 @@ def predict_interval(
     if ddf == "satterthwaite":
         quantile = stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level)
     else:
-        df, quantile = np.full(len(fit), np.inf), np.full(len(fit), ndtri(0.5 + 0.5 * level))
+        df, quantile = np.full(len(estimate), np.inf), np.full(len(estimate), ndtri(0.5 + 0.5 * level))
     error = np.sqrt(np.maximum(variance, 0.0))
-    estimate = fit.to_numpy()
-    index = row_index(design) if newdata is None else fit.index
-    columns = {"fit": estimate, "std_error": error, "df": df}
-    return pd.DataFrame(
-        {**columns, "lower": estimate - quantile * error, "upper": estimate + quantile * error}, index=index
-    )
+    figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
+    return pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtri, ndtri
 
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
@@ -150,11 +150,10 @@ def profile(
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 core = _from(fit, core.cross.theta_map.to_user @ better.theta)
     if first - core.criterion > BETTER:
-        warnings.warn(
+        warn(
             f"profiling found a deviance {first - core.criterion:.3g} below the fit's, which is no optimum: these are "
             f"profiles of the lower one. Fit it from there, start={[float(f'{t:.4g}') for t in core.theta]}",
             ConvergenceWarning,
-            stacklevel=3,
         )
     if found is None:
         raise NumericalError(

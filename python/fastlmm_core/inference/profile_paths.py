@@ -49,6 +49,8 @@ class Path(Protocol):
         Bounds of the coordinate.
     step : float
         About one standard error of the coordinate, at most.
+    longest : float
+        No two points of a profile lie further apart, however level it is.
     """
 
     estimate: float
@@ -56,6 +58,7 @@ class Path(Protocol):
     lower: float
     upper: float
     step: float
+    longest: float
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """Minimised deviance at coordinate `w`, its derivative in w, and the minimiser, sought from `x`.
@@ -140,7 +143,7 @@ def levels_of(cross: CrossProducts, k: int) -> int:
 class SigmaPath:
     """The residual standard deviation; the coordinate is its logarithm, in units of y_scale sqrt(weight_scale)."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, theta: Array) -> None:
         self.criterion = criterion
@@ -171,7 +174,7 @@ class SdPath:
     The variables are theta with tau in the place of L_c[0, 0].
     """
 
-    lower, upper = 0.0, np.inf
+    lower, upper, longest = 0.0, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
@@ -226,7 +229,7 @@ class CorPath:
     square root of L_c[0, 0] in its place, and that of r in the place of L_c[1, 0] and L_c[1, 1].
     """
 
-    lower, upper = -np.pi / 2, np.pi / 2
+    lower, upper, longest = -np.pi / 2, np.pi / 2, 0.4
 
     def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
@@ -286,7 +289,7 @@ class CorPath:
 class BetaPath:
     """Coefficient j of those estimated; the coordinate is in the user's units. The variables are theta."""
 
-    lower, upper = -np.inf, np.inf
+    lower, upper, longest = -np.inf, np.inf, np.inf
 
     def __init__(self, criterion: SplitCriterion, theta: Array, j: int, se: float) -> None:
         cross = criterion.cross

@@ -139,6 +139,7 @@ def _outwards(
     points: list[Point] = []
     failures = 0
     while len(points) < MAX_POINTS and direction * (bound - at.w) > 1e-9 * abs(at.w):
+        step = min(step, path.longest)
         at_bound = direction * (at.w + direction * step - bound) >= 0.0
         w = bound if at_bound else at.w + direction * step
         new = _continued(path, w, at, before)

@@ -33,6 +33,6 @@ def _by(result: F, reml: bool) -> F:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RankWarning)  # the fit has said so
             options = replace(result.options, reml=reml, start=None, verbose=0)
-            cache[key] = fit_design(type(result), result.design, result.formula, options, stacklevel=2)
+            cache[key] = fit_design(type(result), result.design, result.formula, options)
     found: F = cache[key]
     return found

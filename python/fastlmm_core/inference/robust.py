@@ -120,9 +120,7 @@ class ClusterRobust(Method):
         return np.asarray(d - np.einsum("sgx,tgx->st", one, other))
 
 
-def covariance_method(
-    result: FittedModel, ddf: str, *, cov_type: str = "model", cluster: Any = None, stacklevel: int = 4
-) -> Method:
+def covariance_method(result: FittedModel, ddf: str, *, cov_type: str = "model", cluster: Any = None) -> Method:
     """The method of a fit by the names of its degrees of freedom and its covariance.
 
     Parameters
@@ -133,8 +131,6 @@ def covariance_method(
     cov_type : {"model", "CR0", "CR1", "CR1S", "CR2", "CR3"}
     cluster : optional
         A column of the fit's table, a grouping factor, or a value a row; the coarsest grouping factor by default.
-    stacklevel : int
-        As `ddf_method`.
 
     Raises
     ------
@@ -147,7 +143,7 @@ def covariance_method(
     if kind == "model":
         if cluster is not None:
             raise ModelError("cluster is for a robust covariance: give cov_type='CR2' as well")
-        return ddf_method(result, ddf, stacklevel=stacklevel + 1)
+        return ddf_method(result, ddf)
     name = method_name(ddf)
     if name == "kenward-roger":
         raise ModelError("Kenward and Roger's method adjusts the model's own covariance: use ddf='satterthwaite'")

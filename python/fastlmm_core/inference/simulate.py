@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.fitting.predict import included_columns, row_index
+from fastlmm_core.fitting.predict import included_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fastlmm_core.fitting.fitted import FittedModel
-    from fastlmm_core.formula import Design
+    from fastlmm_core.formula import NewDesign
 
 __all__ = ["Recipe", "TermRecipe", "draw_responses", "generators", "recipe", "simulate"]
 
@@ -119,66 +119,37 @@ def spread(effects: Array, codes: NDArray[np.integer[Any]], z: Array | None) -> 
 def recipe(
     result: FittedModel,
     *,
-    re_form: str | None = None,
+    re_form: str = "none",
     newdata: Any = None,
     params: Mapping[str, ArrayLike] | None = None,
-) -> tuple[Recipe, pd.Index]:
-    """Mean, random terms and residual deviations for the rows of the fit or for new ones, and the rows' index."""
-    import pandas as pd
-
+) -> tuple[Recipe, NewDesign]:
+    """Mean, random terms and residual deviations for the rows of the fit or for new ones, and these rows."""
     design, core = result.design, result.core
     beta, factors, sigma = _values(result, params)
     masks = included_columns(design, re_form)
     if params and any(mask.any() for mask in masks):
         raise ModelError("random effects at their conditional modes belong to the fit's own parameters: drop params")
-    parts: list[tuple[NDArray[np.integer[Any]], Array | None, int]]
-    if newdata is None:
-        X, offset, index = design.X, design.offset, row_index(design)
-        parts = [(t.codes, t.z, len(t.level_set)) for t in design.random]
-        modes: list[tuple[NDArray[np.integer[Any]], Array | None]] = [(t.codes, t.z) for t in design.random]
-        sd = np.full(len(X), sigma) if design.weights is None else sigma / np.sqrt(design.weights)
-    else:
-        kept = [k for k, mask in enumerate(masks) if mask.any()]
-        others = [k for k in range(len(masks)) if k not in kept]
-        new = design.rebuild(newdata, random=kept, columns_only=others)
-        assert new.X is not None  # `fixed` is asked for by default
-        X, offset, index = new.X, new.offset, pd.Index(new.index)
-        sd = np.full(len(X), sigma)
-        parts, modes = [], []
-        for k, part in enumerate(new.random):
-            assert part is not None  # every term is asked for in one way or the other
-            parts.append(_new_part(design, newdata, k, part.z))
-            modes.append((part.codes, part.z))
-    mean: Array = X @ np.nan_to_num(beta)
-    if offset is not None:
-        mean = mean + offset
+    kept = [k for k, mask in enumerate(masks) if mask.any()]
+    others = [k for k in range(len(masks)) if k not in kept]
+    rows = design.own_rows()
+    if newdata is not None:
+        advice = 're_form="none" draws the effects of every group anew'
+        rows = design.rebuild(newdata, random=kept, coded_anew=others, new_level_advice=advice)
+    assert rows.X is not None  # `fixed` is asked for by default
+    own_weights = design.weights if newdata is None else None
+    sd = np.full(len(rows.X), sigma) if own_weights is None else sigma / np.sqrt(own_weights)
+    mean: Array = rows.X @ np.nan_to_num(beta)
+    if rows.offset is not None:
+        mean = mean + rows.offset
     terms = []
-    for (codes, z, q), (known, z_known), b, mask, factor in zip(parts, modes, core.b, masks, factors, strict=True):
+    for part, b, mask, factor in zip(rows.random, core.b, masks, factors, strict=True):
+        assert part is not None  # every term is asked for in one way or the other
         if mask.any():
-            mean = mean + spread(np.where(mask, b, 0.0)[None], known, z_known)[0]
+            mean = mean + spread(np.where(mask, b, 0.0)[None], part.codes, part.z)[0]
         if not mask.all():
-            terms.append(TermRecipe(codes, z, q, np.where(mask[:, None], 0.0, sigma * factor)))
-    return Recipe(mean, tuple(terms), sd), index
-
-
-def _new_part(
-    design: Design, newdata: Any, k: int, z: Array | None
-) -> tuple[NDArray[np.integer[Any]], Array | None, int]:
-    """Codes of the levels of a grouping factor in new data, those of the fit and new ones alike."""
-    from fastlmm_core.formula.frame import Table, as_factor
-
-    group = design.random[k].group
-    names = next(term.group for term in design.formula.random if term.label == group)
-    table = Table(newdata)
-    table.require(list(names))
-    codes = np.zeros(table.n, dtype=np.int64)
-    for name in names:
-        factor = as_factor(table[name])
-        missing = factor.missing()
-        if missing is not None:
-            raise DataError(f"missing values in the new data: {name}, a grouping column ({int(missing.sum())} rows)")
-        codes = np.unique(codes * len(factor.levels) + factor.codes, return_inverse=True)[1]
-    return codes, z, int(codes.max(initial=-1)) + 1
+            effects = np.where(mask[:, None], 0.0, sigma * factor)
+            terms.append(TermRecipe(part.codes, part.z, part.n_levels, effects))
+    return Recipe(mean, tuple(terms), sd), rows
 
 
 def _values(result: FittedModel, params: Mapping[str, ArrayLike] | None) -> tuple[Array, list[Array], float]:
@@ -214,7 +185,7 @@ def simulate(
     n: int = 1,
     *,
     seed: int | Sequence[int] | np.random.SeedSequence | None = None,
-    re_form: str | None = None,
+    re_form: str = "none",
     newdata: Any = None,
     params: Mapping[str, ArrayLike] | None = None,
 ) -> pd.DataFrame:
@@ -223,6 +194,6 @@ def simulate(
 
     if n < 1:
         raise ModelError(f"n must be at least 1, not {n}")
-    source, index = recipe(result, re_form=re_form, newdata=newdata, params=params)
+    source, rows = recipe(result, re_form=re_form, newdata=newdata, params=params)
     drawn = draw_responses(source, list(generators(seed, n)))
-    return pd.DataFrame(drawn.T, index=index, columns=[f"sim_{i + 1}" for i in range(n)])
+    return pd.DataFrame(rows.full(drawn.T), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.fitting.predict import predict, row_index
+from fastlmm_core.fitting.predict import predict
 from fastlmm_core.fitting.ranef import ranef
 from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.inference.coef_table import coef_table
@@ -142,7 +142,7 @@ def augment(fit: FittedModel, data: Any = None) -> Table:
     out: dict[str, Any] = {
         "fitted": core.fitted,
         "resid": design.y - core.fitted,
-        "fixed": predict(design, core, re_form=None),
+        "fixed": predict(design, core, re_form="none"),
         "hat": leverages(design, core),
         "cooksd": cooks_distance(design, core),
         "std_resid": residuals(design, core, "studentized"),
@@ -167,7 +167,7 @@ def _model_frame(fit: FittedModel) -> pd.DataFrame:
     frame.update({name: design.X[:, j] for j, name in enumerate(design.x_names) if name != "Intercept"})
     for term in design.random:
         frame[term.group] = pd.Categorical.from_codes(term.codes, categories=pd.Index(term.levels))
-    return pd.DataFrame(frame, index=row_index(design))
+    return pd.DataFrame(frame, index=design.row_labels)
 
 
 def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
@@ -179,5 +179,5 @@ def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
     used = frame.iloc[design.row_index]
-    used.index = row_index(design)
+    used.index = design.row_labels
     return used

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import ChainMap
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
+from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.options import FitOptions, checked_start
+from fastlmm_core.fitting.spelling import FIT_ARGUMENTS, Fitter, answered
 from fastlmm_core.formula import build_design
 from fastlmm_core.results.result import LmerResult
 from fastlmm_core.results.structured import fit_structured
@@ -17,53 +20,20 @@ from fastlmm_core.results.structured import fit_structured
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastlmm_core.core import Control, Objective
+    from fastlmm_core.core import Control
+    from fastlmm_core.formula.design import NaAction
 
 __all__ = ["lmer"]
 
-
-@overload
-def lmer(
-    formula: str,
-    data: Any,
-    *,
-    reml: bool = ...,
-    control: Control | None = ...,
-    start: ArrayLike | None = ...,
-    verbose: int = ...,
-    subset: Any = ...,
-    weights: Any = ...,
-    na_action: Literal["drop", "raise"] = ...,
-    offset: Any = ...,
-    contrasts: Mapping[str, Any] | None = ...,
-    objective_only: Literal[False] = ...,
-    env: Mapping[str, Any] | None = ...,
-    residual: str | None = ...,
-    dispersion: str | None = ...,
-) -> LmerResult: ...
+P = ParamSpec("P")
 
 
-@overload
-def lmer(
-    formula: str,
-    data: Any,
-    *,
-    reml: bool = ...,
-    control: Control | None = ...,
-    start: ArrayLike | None = ...,
-    verbose: int = ...,
-    subset: Any = ...,
-    weights: Any = ...,
-    na_action: Literal["drop", "raise"] = ...,
-    offset: Any = ...,
-    contrasts: Mapping[str, Any] | None = ...,
-    objective_only: Literal[True],
-    env: Mapping[str, Any] | None = ...,
-    residual: str | None = ...,
-    dispersion: str | None = ...,
-) -> Objective: ...
+def _fits(function: Callable[P, LmerResult]) -> Fitter[P, LmerResult]:
+    """The same function, with the type of what ``objective_only=True`` returns and answers to others' spellings."""
+    return cast("Fitter[P, LmerResult]", answered(FIT_ARGUMENTS)(function))
 
 
+@_fits
 def lmer(
     formula: str,
     data: Any,
@@ -72,24 +42,25 @@ def lmer(
     control: Control | None = None,
     start: ArrayLike | None = None,
     verbose: int = 0,
-    subset: Any = None,
-    weights: Any = None,
-    na_action: Literal["drop", "raise"] = "drop",
-    offset: Any = None,
+    subset: str | ArrayLike | None = None,
+    weights: str | ArrayLike | None = None,
+    na_action: NaAction = "drop",
+    offset: str | ArrayLike | None = None,
     contrasts: Mapping[str, Any] | None = None,
     objective_only: bool = False,
     env: Mapping[str, Any] | None = None,
     residual: str | None = None,
     dispersion: str | None = None,
-) -> LmerResult | Objective:
+) -> LmerResult:
     """Fit a linear mixed model.
 
     Parameters
     ----------
     formula : str
         lme4's notation: ``"y ~ x + (x | g)"``. The fixed part is read by formulaic (transforms, interactions,
-        contrasts); random terms are ``(1 | g)``, ``(x | g)``, ``(0 + x | g)``, ``(x || g)``, ``(1 | a/b)``,
-        ``(1 | a:b)``, any number of them.
+        contrasts); random terms are ``(1 | g)``, ``(x | g)``, ``(0 + x | g)``, ``(x || g)``, ``diag(x | g)``,
+        ``(1 | a/b)``, ``(1 | a:b)``, ``(1 | factor(id))``, any number of them. A formula is code, as in R: its calls
+        run as Python, so read none from a stranger.
     data : table
         pandas, polars, pyarrow, or anything else that narwhals reads.
     reml : bool
@@ -101,10 +72,13 @@ def lmer(
     verbose : int
         Above 0: one line an evaluation on standard error, while the fit runs. The same figures are in `fit_log`.
     subset, weights, offset : str or array_like, optional
-        An expression over the data's columns, a column's name, or an array with one value a row. `subset` keeps rows;
-        `weights` are proportional to inverse residual variances; `offset` is added to the linear predictor.
-    na_action : {"drop", "raise"}
-        Rows with missing values are dropped and counted in `n_missing`, or refused.
+        An expression over the data's columns, a column's name, or an array with one value a row; a pandas object is
+        aligned with the data's index. `subset` keeps rows; `weights` are proportional to inverse residual variances,
+        and rows of weight zero are left out; `offset` is added to the linear predictor. These are not code: a text can
+        only compute.
+    na_action : {"drop", "exclude", "raise"}
+        Rows with missing values (in weights and offset, too) are dropped and counted in `n_missing`; dropped, with NaN
+        in their place in residuals, fitted values and leverages; or refused.
     contrasts : mapping, optional
         Column name to a formulaic contrast.
     objective_only : bool
@@ -158,9 +132,16 @@ def lmer(
     1787.399
     """
     if env is None:
-        caller = sys._getframe(1)
-        env = ChainMap(dict(caller.f_locals), caller.f_globals)
-    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose))
+        caller = sys._getframe(2)
+        env = caller.f_globals
+        if caller.f_locals is not env:
+            env = ChainMap(dict(caller.f_locals), env)
+    arguments = {
+        **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
+        **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
+    }
+    given = {name: value for name, value in arguments.items() if value is not None}
+    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     design = build_design(
         formula,
         data,
@@ -170,18 +151,19 @@ def lmer(
         na_action=na_action,
         contrasts=contrasts,
         env=env,
+        check_levels=checked_control(control).check_levels,
         residual=residual,
         dispersion=dispersion,
     )
     if design.residual is not None:
-        structured = fit_structured(design, formula, options, start, objective_only=objective_only, stacklevel=2)
+        structured = fit_structured(design, formula, options, start, objective_only=objective_only)
         structured.keep_data(data)
         return structured
     theta = checked_start(start, design)
     if objective_only:
-        return objective_of(design, options)
+        return cast("LmerResult", objective_of(design, options))  # `Fitter` has the type that callers see
     if theta is not None:
-        options = FitOptions(options.reml, control, theta, options.verbose)
-    result = fit_design(LmerResult, design, formula, options, stacklevel=2)
+        options = replace(options, start=theta)
+    result = fit_design(LmerResult, design, formula, options)
     result.keep_data(data)
     return result

@@ -6,8 +6,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
 from fastlmm_core.results import export, summary
+from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
 from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
@@ -25,7 +27,7 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
+class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, ChangeMethods):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,
@@ -97,11 +99,13 @@ class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
         """
         return marginal.marginal_cov(self.design, self.core, level)
 
-    def ranef(self, *, condsd: bool = True) -> pd.DataFrame:
+    def ranef(self, group: None = None, *, condsd: bool = True) -> pd.DataFrame:
         """Conditional modes of the random effects, one row an effect of a level.
 
         Parameters
         ----------
+        group : None
+            Not to be given: the table has every group; `random_effects` has one table a group.
         condsd : bool
             Compute conditional standard deviations, which need blocks of an inverse; otherwise the column is left
             out.
@@ -119,6 +123,8 @@ class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
         0  Batch  Intercept   A  -17.607  19.587
         1  Batch  Intercept   B    0.391  19.587
         """
+        if group is not None:
+            raise SpellingError(f"ranef() is one long table of every group: random_effects[{group!r}] is the one's")
         return ranef.ranef(self.design, self.core, condsd=condsd)
 
     @property
@@ -146,8 +152,9 @@ class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods):
         Parameters
         ----------
         new_y : array_like
-            One value a row of the fit (or of the whole table, dropped rows included), by position, on the scale of the
-            formula's left side: for ``log(y) ~ ...`` the logarithms.
+            One value a row of the fit (or of the whole table, dropped rows included) on the scale of the formula's left
+            side: for ``log(y) ~ ...`` the logarithms. A pandas object is aligned with the rows by its index. A table of
+            one column, such as `simulate` returns, will do.
 
         Raises
         ------

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting import predict, residual
+from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.residual import parameter_labels
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -28,16 +28,16 @@ __all__ = ["StructuredResult", "fit_structured"]
 
 
 def fit_structured(
-    design: Design, formula: str, options: FitOptions, start: ArrayLike | None, *, objective_only: bool, stacklevel: int
+    design: Design, formula: str, options: FitOptions, start: ArrayLike | None, *, objective_only: bool
 ) -> StructuredResult:
-    """Fit a design with a residual structure; `stacklevel` counts from this function's caller."""
+    """Fit a design with a residual structure."""
     if objective_only:
         raise ModelError("objective_only is not available with residual= or dispersion=")
     if start is not None:
         from dataclasses import replace
 
         options = replace(options, start=np.array(start, dtype=float).ravel())
-    return fit_design(StructuredResult, design, formula, options, stacklevel=stacklevel + 1)
+    return fit_design(StructuredResult, design, formula, options)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,7 +154,7 @@ class StructuredResult(LmerResult):
             inverse of the Cholesky factor of their residual covariance; uncorrelated with variance one under the model.
         """
         values = residual.residuals(self.design, self.core, kind)
-        return pd.Series(values, index=predict.row_index(self.design), dtype=float)
+        return pd.Series(values, index=self.design.row_labels, dtype=float)
 
     def simulate(self, n: int = 1, seed: Any = None, **options: Any) -> pd.DataFrame:
         """Responses drawn from the fitted model: new random effects and residuals at every draw.
@@ -175,7 +175,7 @@ class StructuredResult(LmerResult):
             )
         draws = residual.simulate(self.design, self.core, n, seed)
         names = [f"sim_{k + 1}" for k in range(n)]
-        return pd.DataFrame(draws, index=predict.row_index(self.design), columns=names)
+        return pd.DataFrame(draws, index=self.design.row_labels, columns=names)
 
     def summary(self, ddf: str = "satterthwaite") -> Summary:
         """The summary page, with the residual structure below the random effects."""

@@ -176,7 +176,7 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
     from fastlmm_core.inference.ddf import method_name
 
     design, core = result.design, result.core
-    table, method = coef_table(result, ddf=ddf, stacklevel=5), method_name(ddf)
+    table, method = coef_table(result, ddf=ddf), method_name(ddf)
     coefficients = table.drop(columns="df").rename(columns={"t": "z"}) if method == "normal" else table
     estimated = ~np.isnan(core.beta)
     cov = core.cov_beta[np.ix_(estimated, estimated)]
@@ -203,7 +203,7 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
         n_groups=result.n_groups,
         coefficients=coefficients[estimated],
         correlation=pd.DataFrame(cov / sd[:, None] / sd[None, :], index=names, columns=names),
-        notes=(*_notes(result), *table.attrs["notes"]),
+        notes=(*result.notes, *_notes(result), *table.attrs["notes"]),
         residual=residual,
     )
 

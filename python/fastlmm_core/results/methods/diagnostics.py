@@ -31,7 +31,7 @@ class DiagnosticMethods(FittedModel):
         self,
         newdata: Any = None,
         *,
-        re_form: str | None = "all",
+        re_form: str = "all",
         allow_new_levels: bool = False,
         interval: Literal["confidence", "prediction"] | None = None,
         level: float = 0.95,
@@ -45,15 +45,16 @@ class DiagnosticMethods(FittedModel):
         ----------
         newdata : table, optional
             Rows to predict, with the formula's columns except the response; by default the rows of the fit.
-        re_form : str or None
-            "all" random effects, None for none of them (the population's mean), or the random terms to include:
+        re_form : str
+            "all" random effects, "none" of them (the population's mean), or the random terms to include:
             ``"(1 | g)"``, a part of the model's own.
         allow_new_levels : bool
-            A level that the fit has not seen gets random effects of zero; otherwise it is an error.
+            A level that the fit has not seen, and a missing one, gets random effects of zero; otherwise the first is an
+            error and the second has no prediction.
         interval : {"confidence", "prediction"}, optional
             "confidence": for Xβ + the included part of Zb. Its uncertainty is that of β and b jointly; a new level adds
             the variance of its effects. "prediction": for a new observation. The residual variance is added, and the
-            variance of the random effects left out, which are drawn anew (``re_form=None``: of any group).
+            variance of the random effects left out, which are drawn anew (``re_form="none"``: of any group).
         level : float
             Of the interval.
         ddf : {"satterthwaite", "normal"}
@@ -69,15 +70,15 @@ class DiagnosticMethods(FittedModel):
         Returns
         -------
         Series, or DataFrame with an interval
-            With newdata's index (row positions where it has none). The frame's columns are fit, std_error, df, lower,
-            upper. Offsets are evaluated in newdata.
+            With newdata's index (row positions where it has none), NaN in rows where something needed is missing. The
+            frame's columns are fit, std_error, df, lower, upper. Offsets are evaluated in newdata.
 
         Raises
         ------
         DataError
-            A missing column or value, a new level of a grouping factor (unless allowed) or of a fixed effect.
+            A missing column, a new level of a grouping factor (unless allowed) or of a fixed effect.
         ModelError
-            `re_form` names a random term that the model does not have; an option that does not exist.
+            `re_form` is None, or names a random term that the model does not have; an option that does not exist.
 
         Notes
         -----
@@ -94,7 +95,7 @@ class DiagnosticMethods(FittedModel):
         0    253.66
         1    450.33
         dtype: float64
-        >>> fit.predict(new, re_form=None).round(2)
+        >>> fit.predict(new, re_form="none").round(2)
         0    251.41
         1    356.08
         dtype: float64
@@ -102,7 +103,7 @@ class DiagnosticMethods(FittedModel):
              fit  std_error     df  lower  upper
         0  253.7       12.3   59.6  229.1  278.2
         1  450.3       15.9  142.4  419.0  481.7
-        >>> fit.predict(new[["Days"]], re_form=None, interval="prediction").round(1)
+        >>> fit.predict(new[["Days"]], re_form="none", interval="prediction").round(1)
              fit  std_error    df  lower  upper
         0  251.4       36.2  36.5  177.9  324.9
         1  356.1       72.3  19.5  205.1  507.1
@@ -206,14 +207,15 @@ class DiagnosticMethods(FittedModel):
     # ------------------------------------------------------------------ residuals, leverages, influence
 
     def residuals(self, kind: ResidualKind = "response") -> pd.Series:
-        """Residuals of the rows used.
+        """Residuals of the rows used (with ``na_action="exclude"`` of all rows, NaN where one was left out).
 
         Parameters
         ----------
         kind : str
-            "response" or "conditional": y − Xβ − Zb − offset. "marginal": y − Xβ − offset. "pearson": √w times the
-            response residual. "scaled": that over σ. "studentized": the scaled one over √(1 − h), lme4's `rstudent`.
-            "deleted": the studentized one with σ from the other rows (at fixed θ).
+            "response", "conditional" or "working": y − Xβ − Zb − offset. "marginal": y − Xβ − offset. "pearson" or
+            "deviance": √w times the response residual. "scaled": that over σ. "studentized": the
+            scaled one over √(1 − h), lme4's `rstudent`. "deleted": the studentized one with σ from the other rows (at
+            fixed θ).
 
         Examples
         --------

@@ -212,7 +212,7 @@ class IntervalMethods(FittedModel):
         n: int = 1,
         *,
         seed: Seed = None,
-        re_form: str | None = None,
+        re_form: str = "none",
         newdata: Any = None,
         params: Mapping[str, ArrayLike] | None = None,
     ) -> pd.DataFrame:
@@ -224,9 +224,9 @@ class IntervalMethods(FittedModel):
             Draws.
         seed : int, sequence of int, SeedSequence, optional
             As in `bootstrap`: the first draws are the same for every `n`.
-        re_form : str or None
-            Random effects held at their conditional modes: "all", None for none, or random terms such as "(1 | g)".
-            The others are drawn anew.
+        re_form : str
+            Random effects held at their conditional modes: "all", "none", or random terms such as "(1 | g)". The
+            others are drawn anew.
         newdata : table, optional
             Rows to draw for. Levels that the fit has not seen may occur among effects that are drawn; a row counts with
             weight one.
@@ -236,7 +236,8 @@ class IntervalMethods(FittedModel):
         Returns
         -------
         DataFrame
-            Columns sim_1, ..., a row an observation, on the scale of the formula's left side.
+            Columns sim_1, ..., a row an observation, on the scale of the formula's left side; NaN in rows of newdata
+            where something needed is missing.
 
         Examples
         --------

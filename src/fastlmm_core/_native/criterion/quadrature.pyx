@@ -47,7 +47,8 @@ cdef enum:
     MAX_STEPS = 100    # of the search for one level's modes
     PARALLEL = 20000   # rows from which on a second thread pays
 
-cdef double SMALL = 1e-9  # squared Newton decrement whose step leaves an error of rounding's size
+cdef double SMALL = 1e-12  # squared Newton decrement whose step leaves an error of rounding's size
+cdef double TINY = 1e-22   # the same of a step without quadratic convergence
 
 
 cdef class Quadrature(Criterion):
@@ -315,7 +316,7 @@ cdef class Quadrature(Criterion):
         cdef double *mat = g + l
         cdef double *old = mat + l * l
         cdef double *move = old + l
-        cdef double h, before = 0.0, decrement, scale = 1.0
+        cdef double h, before = 0.0, decrement, scale = 1.0, enough
         cdef bint have = False
         cdef int fallback = 0
         memcpy(u, &self.u_at[i, 0], l * sizeof(double))
@@ -339,8 +340,10 @@ cdef class Quadrature(Criterion):
                 for r in range(l):
                     u[r] = old[r] + scale * move[r]
                 continue
+            enough = SMALL
             if chol(mat, l) != 0:  # away from the mode of a link that is not canonical
                 self.pass_rows(i, u, rho, g, mat, False)
+                enough = TINY
                 if chol(mat, l) != 0:
                     return 1
             memcpy(move, g, l * sizeof(double))
@@ -354,7 +357,7 @@ cdef class Quadrature(Criterion):
             memcpy(old, u, l * sizeof(double))
             for r in range(l):
                 u[r] += move[r]
-            if decrement < SMALL:
+            if decrement < enough:
                 self.n_steps = step
                 return 0
             before, have, scale = h, True, 1.0
@@ -696,6 +699,17 @@ cdef class Quadrature(Criterion):
         for r in range(l):
             for c in range(l):
                 big[r * l + c] += qq[r * l + c] - t[r] * t[c] + 0.5 * (t[r] * zc[c] + zc[r] * t[c])
+        if self.expected:  # log|M|'s part of G has its own weights
+            for c in range(l):
+                for r in range(l):
+                    col[r] = y[c * l + r]
+                solve_lower(root, col, l, 1)
+                solve_lower_t(root, col, l, 1)
+                for r in range(l):
+                    total = be[r * l + c] - qq[r * l + c]
+                    for k in range(l):
+                        total -= y[r * l + k] * col[k]
+                    big[r * l + c] += total
         if self.estimated:
             memcpy(mr, ar, l * sizeof(double))
             solve_lower(obs, mr, l, 1)

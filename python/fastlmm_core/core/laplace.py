@@ -1,0 +1,378 @@
+"""Laplace's approximation for any number of grouping factors, on the linear model's engine with the rows' weights.
+
+    h(u) = |u|^2 - 2 sum l(X beta + Z b + offset),  b = Lambda u       M = Lambda'Z'WZ Lambda + I
+    d    = h(u~) + log|M|
+
+With leverages g_i = z_i'Lambda M^-1 Lambda'z_i, c = kappa g, b_c = Lambda M^-1 Lambda'Z'c, tau = Z'(c - WZ b_c) and
+t = Z's, the gradient takes one adjoint solve however many parameters there are:
+
+    dd/dgamma    X'(c - WZ b_c - 2 s)
+    dd/dL_k      2 G_k L_k,   G_k = sum_j ([Z_k'V^-1 Z_k]_jj - t_j t_j' + (t_j tau_j' + tau_j t_j') / 2)
+    dd/drho      sum (-2 l_rho + g w_rho + (Z b_c) s_rho)
+
+The modes are u~ = Lambda't, also where Lambda is singular, so it is t that is predicted at the next parameters: with
+f_a = Z v_a, v_a = d(Lambda Lambda')/dtheta_a t, its derivatives are -Z'V^-1 f_a, -Z'V^-1 x_j and Z'r_rho, columns of
+the same solve. The model Hessian is the average information (Gilmour, Thompson and Cullis 1995) of the working model
+and the exact curvature of Sigma = L L'. Breslow and Clayton (1993), J. Am. Stat. Assoc. 88; Kristensen et al. (2016),
+J. Stat. Softw. 70(5).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.criterion.callback import Callback
+from fastlmm_core._native.criterion.row_forms import leverages
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.layout import plan
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["Laplace"]
+
+Array = NDArray[np.float64]
+
+MAX_STEPS = 100
+
+CHORD = 1e-2
+"""Squared Newton decrement an effect below which the factor in hand serves for further steps."""
+
+SMALL = 1e-20
+"""Squared Newton decrement expected of the next step at which the modes are found."""
+
+SLOW = 0.1
+"""A step with an old factor that shrinks the decrement by less calls for a new one."""
+
+
+class Effects:
+    """Vectors over the random effects: the leading factor's (k, q l), and the tail's (k, m) in the layout's order."""
+
+    __slots__ = ("lead", "tail")
+
+    def __init__(self, lead: Array, tail: Array) -> None:
+        self.lead, self.tail = lead, tail
+
+    def __add__(self, other: Effects) -> Effects:
+        return Effects(self.lead + other.lead, self.tail + other.tail)
+
+    def __sub__(self, other: Effects) -> Effects:
+        return Effects(self.lead - other.lead, self.tail - other.tail)
+
+    def __mul__(self, scale: float) -> Effects:
+        return Effects(self.lead * scale, self.tail * scale)
+
+    def __getitem__(self, k: slice) -> Effects:
+        return Effects(self.lead[k], self.tail[k])
+
+    def dot(self, other: Effects) -> Array:
+        """(k, k') inner products."""
+        return np.asarray(self.lead @ other.lead.T + self.tail @ other.tail.T)
+
+    def combined(self, weights: Array) -> Effects:
+        """One vector, a weighted sum of the k."""
+        return Effects(weights[None] @ self.lead, weights[None] @ self.tail)
+
+
+class Laplace:
+    """The engine of a design with any number of grouping factors, and of families written in Python.
+
+    Parameters
+    ----------
+    design : GlmmDesign
+    control : Control
+    """
+
+    patience = 100.0  # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
+
+    def __init__(self, design: GlmmDesign, control: Control) -> None:
+        self.design, self.expected = design, control.weights == "expected"
+        products = design.products
+        self.layout = plan(products, control)
+        self.rows = self.layout.rows(products)
+        self.evaluator = self.layout.working_evaluator()
+        self.evaluator.load(self.rows.values)
+        self.threads = self.layout.threads
+        self.xt = np.ascontiguousarray(design.columns.T)
+        n = design.n
+        self.out = np.empty((8 if design.family.n_extra else 5, n))
+        self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
+        lead = design.groups[0]
+        self.size = lead.n_levels * lead.n_columns, sum(g.size for g in design.groups[1:])
+        self.places = [
+            offset[:, None] + np.arange(group.n_columns)
+            for group, offset in zip(design.groups[1:], self.layout.offsets, strict=True)
+        ]
+        self.y = np.zeros(n)
+        self.n_factors = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        """Modes begin at zero."""
+        q, m = self.size
+        self.t_at = Effects(np.zeros((1, q)), np.zeros((1, m)))
+        self.slopes: Effects | None = None
+        self.psi_at = np.zeros(self.design.n_free)
+        self.psi_now: Array | None = None
+        self.constants: tuple[float, tuple[float, float, float]] | None = None
+
+    def set_response(self, y: Array) -> None:
+        """Replace the response (n,), already checked."""
+        self.y = y
+        self._reset()
+
+    # ------------------------------------------------------------------ Lambda
+
+    def factors(self, theta: Array) -> list[Array]:
+        """Conditioned L (l, l) of each group."""
+        out = [np.zeros((g.n_columns, g.n_columns)) for g in self.design.groups]
+        for (g, r, c), value in zip(self.design.theta_map.index.tolist(), theta.tolist(), strict=True):
+            out[g][r, c] = value
+        return out
+
+    def by_group(self, x: Effects, k: int = 0) -> list[Array]:
+        """The k-th vector as (q, l) of each group."""
+        groups = self.design.groups
+        first = x.lead[k].reshape(groups[0].n_levels, groups[0].n_columns)
+        return [first, *(x.tail[k][places] for places in self.places)]
+
+    def from_groups(self, parts: list[Array]) -> Effects:
+        """One vector from (q, l) of each group."""
+        tail = np.zeros((1, self.size[1]))
+        for places, part in zip(self.places, parts[1:], strict=True):
+            tail[0, places] = part
+        return Effects(np.ascontiguousarray(parts[0].reshape(1, -1)), tail)
+
+    def spherical(self, lam: list[Array], t: Effects) -> tuple[Effects, Effects]:
+        """U = Lambda't and b = Lambda u."""
+        u = [part @ f for part, f in zip(self.by_group(t), lam, strict=True)]
+        return self.from_groups(u), self.from_groups([part @ f.T for part, f in zip(u, lam, strict=True)])
+
+    def linear(self, b: Effects) -> Array:
+        """Z b, (k, n)."""
+        return self.rows.products(b.lead, b.tail)
+
+    def solve(self, theta: Array, d: Array) -> tuple[Effects, Effects, Effects]:
+        """Z'D for D (k, n), Lambda M^-1 Lambda'Z'D, and what is left of Z'D: Z'D - Z'WZ b."""
+        lead, tail = self.rows.sums(np.ascontiguousarray(d))
+        b_lead, b_tail, t_lead, t_tail = self.evaluator.solve(theta, lead, tail)
+        return Effects(lead, tail), Effects(b_lead, b_tail), Effects(t_lead, t_tail)
+
+    # ------------------------------------------------------------------ value
+
+    def row_pass(self, eta: Array, rho: float) -> float:
+        """Rows' derivatives into ``out``; the sum of l, those of l_rho and l_rho rho into ``lr`` and ``lrr``."""
+        design = self.design
+        with np.errstate(all="ignore"):
+            total, self.lr, self.lrr = design.family.working(
+                self.y, eta, design.m, design.freq, rho, self.out, True, self.threads
+            )
+        return total
+
+    def constant(self, rho: float) -> tuple[float, float, float]:
+        """The part of the log-likelihood that is free of eta, with derivatives in rho."""
+        if self.constants is None or self.constants[0] != rho:
+            design = self.design
+            self.constants = rho, design.family.constant(self.y, design.m, design.freq, rho)
+        return self.constants[1]
+
+    def predicted(self, psi: Array) -> Effects:
+        """T at psi, to first order from where derivatives were last taken."""
+        if self.slopes is None:
+            return self.t_at
+        return self.t_at + self.slopes.combined(psi - self.psi_at)
+
+    def value(self, psi: Array) -> float:
+        """The deviance at psi.
+
+        Raises
+        ------
+        NumericalError
+            There are no modes: the rows' likelihood is zero, or curved the wrong way.
+        """
+        design = self.design
+        theta, rho = psi[: design.n_theta].copy(), design.rho(psi)
+        self.theta, self.psi_now = theta, None
+        self.lam = self.factors(theta)
+        base = design.fixed_part(psi)
+        h = np.nan
+        for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
+            u, b = self.spherical(self.lam, t)
+            zb = self.linear(b)[0]
+            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
+            if np.isfinite(h):
+                break
+        if not np.isfinite(h):
+            raise NumericalError("the likelihood is zero at the modes' start")
+        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
+            raise NumericalError("the rows' weights are not those of a minimum")
+        value = h + self.logdet - 2.0 * self.constant(rho)[0]
+        self.psi_now = psi.copy()
+        return value
+
+    def find_modes(
+        self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
+    ) -> tuple[float, Effects, bool]:
+        """H and b at the modes, whose rows are in ``out`` then, and whether the factor in hand is theirs.
+
+        Newton's method; near the modes the factor is used again with the gradient refreshed.
+        """
+        s, w = self.out[0], self.out[1]
+        held = np.empty_like(w)
+        have, observed, last = False, True, np.inf
+        for _ in range(MAX_STEPS):
+            if not have:
+                held[:] = w
+                observed = self.factored(held)
+                if not observed:
+                    np.maximum(w, self.out[2], out=held)
+                    if not self.factored(held):
+                        raise NumericalError("the rows' weights are not those of a minimum")
+                last = np.inf
+            sums, b_new, t_new = self.solve(self.theta, np.stack([s, s + held * zb]))
+            u_new, _ = self.spherical(self.lam, t_new[1:2])
+            slope, _ = self.spherical(self.lam, sums[0:1])
+            step, db = u_new - u, b_new[1:2] - b
+            decrement = float((slope - u).dot(step)[0, 0])
+            if not np.isfinite(decrement):
+                raise NumericalError("the modes' search broke down")
+            if have and decrement > SLOW * last:
+                have = False
+                continue
+            first = not have
+            scale, dz = 1.0, self.linear(db)[0]
+            while True:
+                value = float((u + step * scale).dot(u + step * scale)[0, 0])
+                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)
+                if value <= h + 1e-12 * (abs(h) + 1.0):
+                    break
+                scale *= 0.5
+                if scale < 1e-10:
+                    if decrement < 1e-6:  # nothing but rounding is left
+                        scale = 0.0
+                        value = h
+                        self.row_pass(base + zb, rho)
+                        break
+                    raise NumericalError("no step towards the modes lowers the penalised deviance")
+            h = value
+            u, b, zb = u + step * scale, b + db * scale, zb + scale * dz
+            # Newton's steps square the error, those of an old factor shrink it at their rate so far
+            rate = decrement if first and observed else decrement / last if not first else 1.0
+            if decrement * rate < SMALL or scale == 0.0:
+                return h, b, first and decrement < SMALL
+            have = scale == 1.0 and decrement < CHORD * sum(self.size)
+            last = decrement
+        raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
+
+    def factored(self, w: Array) -> bool:
+        """Factor M with other weights; whether it is positive definite."""
+        self.rows.refill(w)
+        self.n_factors += 1
+        try:
+            self.logdet = self.evaluator.value(self.theta)
+        except NumericalError:
+            return False
+        return bool(np.isfinite(self.logdet))
+
+    # ------------------------------------------------------------------ derivatives
+
+    def derivatives(self, psi: Array) -> tuple[float, Array, Array]:
+        """Deviance, gradient and model Hessian at psi."""
+        value = self.value(psi)
+        return value, *self._derivatives()
+
+    def _derivatives(self) -> tuple[Array, Array]:
+        """Gradient and model Hessian where the value was last taken."""
+        design, theta, out = self.design, self.theta, self.out
+        if self.psi_now is None:
+            raise NumericalError("no value was taken here")
+        nt, p, extra = design.n_theta, design.rank, design.family.n_extra
+        s, w = out[0], out[1]
+        self.evaluator.invert(theta)
+        g = leverages(self.evaluator, theta, self.rows)
+        traces = self.evaluator.traces(theta)
+        c = g * (out[4] if self.expected else out[3])
+        if self.expected:
+            self.rows.refill(w)
+            self.n_factors += 1
+        lead, tail = self.rows.sums(s[None].copy())
+        t = Effects(lead, tail)
+        v = self.directions(t)
+        d = np.empty((1 + p + nt + extra, design.n))
+        d[0] = c
+        np.multiply(w, self.xt, out=d[1 : 1 + p])
+        np.multiply(w, self.linear(v), out=d[1 + p : 1 + p + nt])
+        if extra:
+            d[-1] = out[5]
+        sums, b, rest = self.solve(theta, d)
+        zb = self.linear(b[0:1])[0]
+        blocks = []
+        for trace, tj, tau in zip(traces, self.by_group(t), self.by_group(rest), strict=True):
+            cross = tj.T @ tau
+            blocks.append(trace - tj.T @ tj + 0.5 * (cross + cross.T))
+        by_theta, curvature = self.evaluator.chain(theta, blocks)
+        gradient = np.empty(design.n_free)
+        gradient[:nt] = by_theta
+        gradient[nt : nt + p] = self.xt @ (c - w * zb - 2.0 * s)
+        hessian = np.zeros((design.n_free,) * 2)
+        x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
+        xx = d[x] @ self.xt.T - sums[x].dot(b[x])
+        fx = v.dot(rest[x])
+        ff = v.dot(rest[f])
+        hessian[:nt, :nt] = 0.5 * (ff + ff.T) + curvature
+        if p:
+            hessian[:nt, :nt] += fx @ np.linalg.solve(xx, fx.T)
+        hessian[:nt, nt : nt + p] = 2.0 * fx
+        hessian[nt : nt + p, :nt] = 2.0 * fx.T
+        hessian[nt : nt + p, nt : nt + p] = xx + xx.T
+        slopes = Effects(
+            np.concatenate([-rest.lead[f], -rest.lead[x], rest.lead[1 + p + nt :]]),
+            np.concatenate([-rest.tail[f], -rest.tail[x], rest.tail[1 + p + nt :]]),
+        )
+        if extra:
+            _, first, second = self.constant(design.rho(self.psi_now))
+            last = slice(1 + p + nt, None)
+            weight_slope = out[7] if self.expected else out[6]
+            gradient[-1] = -2.0 * (self.lr + first) + g @ weight_slope + zb @ out[5]
+            rows = np.concatenate([v.dot(rest[last])[:, 0], self.xt @ out[5] - sums[x].dot(b[last])[:, 0]])
+            hessian[-1, :-1] = -2.0 * rows
+            hessian[:-1, -1] = -2.0 * rows
+            hessian[-1, -1] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])[0, 0]
+        if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
+            raise NumericalError("the gradient is not finite")
+        self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
+        return gradient, hessian
+
+    def directions(self, t: Effects) -> Effects:
+        """v_a = d(Lambda Lambda')/dtheta_a t of every covariance parameter, (n_theta, .)."""
+        index = self.design.theta_map.index.tolist()
+        parts, sizes = self.by_group(t), self.size
+        out = Effects(np.zeros((len(index), sizes[0])), np.zeros((len(index), sizes[1])))
+        for a, (g, r, c) in enumerate(index):
+            column = self.lam[g][:, c]
+            part = parts[g]
+            v = part[:, r : r + 1] * column
+            v[:, r] += part @ column
+            if g == 0:
+                out.lead[a] = v.ravel()
+            else:
+                out.tail[a, self.places[g - 1]] = v
+        return out
+
+    # ------------------------------------------------------------------ what is read off
+
+    def modes(self) -> list[Array]:
+        """Conditioned b (q, l) of each group where the deviance was last taken."""
+        return self.by_group(self.b)
+
+    def cond_var(self) -> list[Array]:
+        """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""
+        lead, tail = self.evaluator.cond_var(self.theta)
+        return [
+            lead,
+            *(
+                blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")]
+                for offset, blocks in zip(self.layout.offsets, tail, strict=True)
+            ),
+        ]

@@ -1,0 +1,156 @@
+"""What other packages call things, answered with the name that they have here."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
+
+from fastlmm_core.errors import SpellingError
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import Objective
+
+__all__ = ["FIT_ARGUMENTS", "RESULT_NAMES", "Count", "Figure", "Fitter", "answered", "no_attribute"]
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+FIT_ARGUMENTS: Mapping[str, str] = {
+    "REML": "reml=, in lower case",
+    "method": "reml=True or reml=False",
+    "family": "an argument of glmer(); lmer() is for normal responses",
+    "groups": "part of the formula: (1 | group)",
+    "re_formula": "part of the formula: (x | group)",
+    "vc_formula": "part of the formula: (1 | group/within)",
+    "random": "part of the formula: (1 | group)",
+    "devFunOnly": "objective_only=",
+    "missing": 'na_action="drop", "exclude" or "raise"',
+    "lmerControl": "control=Control(...)",
+    "optimizer": "no choice here: control=Control(...) has the optimiser's options",
+    "optCtrl": "control=Control(...)",
+    "factors": "contrasts=",
+    "prior": "not there: estimates are by maximum likelihood or REML",
+    "priors": "not there: estimates are by maximum likelihood or REML",
+}
+"""Arguments of lme4, statsmodels, nlme, pymer4, brms and bambi."""
+
+RESULT_NAMES: Mapping[str, str] = {
+    "VarCorr": "var_corr()",
+    "cov_re": "var_corr()",
+    "ranef_var": "var_corr()",
+    "logLik": "llf",
+    "loglikelihood": "llf",
+    "REMLcrit": "criterion",
+    "deviance": "criterion of an ML fit: refit_ml().criterion",
+    "AIC": "aic",
+    "BIC": "bic",
+    "confint": "conf_int()",
+    "vcov": "cov_params()",
+    "getME": "theta, params, design.X, random_effects, ...: each is an attribute",
+    "isSingular": "is_singular",
+    "ngrps": "n_groups",
+    "fitted": "fittedvalues",
+    "fits": "fittedvalues",
+    "df_residual": "df_resid",
+    "dof": "df_model",
+    "rePCA": "re_pca()",
+    "refitML": "refit_ml()",
+    "coefs": "coef_table()",
+    "coeftable": "coef_table()",
+    "fe_params": "params",
+    "bse_fe": "bse",
+    "scale": "sigma (the standard deviation; scale is its square)",
+    "raneftables": "random_effects",
+    "update": "another call of lmer() with the new formula",
+    "fit": "not needed: the result is fitted already",
+    "formula_": "formula",
+    "contest": "f_test() or t_test()",
+    "cooks": "cooks_distance()",
+}
+"""Accessors of lme4, statsmodels, pymer4 and MixedModels.jl by what a result has instead."""
+
+
+class Fitter(Protocol[P, R_co]):
+    """A fitting function: with ``objective_only=True`` it returns the criterion instead of a fit."""
+
+    @overload
+    def __call__(self, formula: str, data: Any, *, objective_only: Literal[True], **options: Any) -> Objective: ...
+    @overload
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+def answered(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Answer calls with arguments that a function does not have: with its own name for them, where it has one."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        parameters = inspect.signature(function).parameters
+        positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        required = [name for name in positional if parameters[name].default is inspect.Parameter.empty]
+        known = frozenset(parameters)
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not (kwargs.keys() <= known and len(required) <= len(args) <= len(positional)):
+                _explain(function.__name__, args, kwargs, positional, required, known, other_names)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def _explain(
+    function: str,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    positional: list[str],
+    required: list[str],
+    known: frozenset[str],
+    other_names: Mapping[str, str],
+) -> None:
+    """Raise SpellingError for a call that does not fit the function's parameters; return where it fits after all."""
+    for name in kwargs:
+        if name in other_names:
+            raise SpellingError(f"{function}() has no argument {name}=: it is {other_names[name]}")
+        if name not in known:
+            raise SpellingError(f"{function}() has no argument {name}=: {_nearest(name, sorted(known))}")
+    if len(args) > len(positional):
+        raise SpellingError(
+            f"{function}() takes {' and '.join(positional)} by position, {len(args)} were given: name the others, as "
+            "in reml=False"
+        )
+    absent = [name for name in required[len(args) :] if name not in kwargs]
+    if absent:
+        raise SpellingError(f"{function}() needs {' and '.join(absent)} as well: {function}({', '.join(required)})")
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+
+
+def no_attribute(kind: str, name: str) -> AttributeError:
+    """The error about an attribute that a result does not have."""
+    if name in RESULT_NAMES:
+        return SpellingError(f"a result has no {name}: it is {RESULT_NAMES[name]}")
+    return AttributeError(f"{kind!r} object has no attribute {name!r}")
+
+
+def _not_a_method(self: Any) -> Any:
+    raise SpellingError("this is a number and no method, as in statsmodels: leave out the parentheses")
+
+
+class Count(int):
+    """A whole number that answers an attempt to call it, as R's accessors are called."""
+
+    __call__ = _not_a_method
+
+
+class Figure(float):
+    """A number that answers an attempt to call it, as R's accessors are called."""
+
+    __call__ = _not_a_method

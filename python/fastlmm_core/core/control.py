@@ -28,8 +28,8 @@ class Control:
     ----------
     engine : {"auto", "dense", "sparse", "cholmod"}
         How the random effects that remain after the leading factor is eliminated are factored: as one matrix, or by
-        supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and gives
-        the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with.
+        supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and
+        gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with.
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up.
     tol : float

@@ -239,7 +239,7 @@ def choose(problem: TailProblem, wanted: str) -> Choice:
     dense = DENSE.cost(problem)
     name, cost, reason = "dense", dense, "it was asked for"
     if wanted == "auto" and problem.m <= DENSE_BELOW:
-        reason = f"{problem.m} random effects are too few for a look at their pattern to pay"
+        reason = "they are too few for a look at their pattern to pay"
     elif wanted == "auto" and problem.fits(dense) and problem.full:
         reason = f"a few rows show the matrix to be over {DENSE_FILL} full"
     elif wanted != "dense":

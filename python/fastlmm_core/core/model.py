@@ -304,9 +304,7 @@ def fit_batch(
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
     lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
-    worker.newton.minimise_many(
-        lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
-    )
+    worker.newton.minimise_many(lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop)
     if stop[0]:
         return
     ld[outcome[:, 0] == FAILED] = np.nan
@@ -328,7 +326,9 @@ def fit_batch(
     out.n_evaluations[rows] = outcome[:, 1]
     if out.information is not None:
         half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-        fill_information(out.information, rows, worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
+        fill_information(
+            out.information, rows, worker.evaluator, products, found, lead, tail, constants, theta, ld, half
+        )
 
 
 def fit(

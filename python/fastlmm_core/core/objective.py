@@ -86,7 +86,10 @@ class Objective:
             p = cross.rank
             constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
             tail = self.plan.tail_columns([dense[:, p] for dense in cross.dense])
-            lead, xty = np.ascontiguousarray(self.plan.lead_rows(cross.dense)[:, p]), np.ascontiguousarray(cross.dtd[:p, p])
+            lead, xty = (
+                np.ascontiguousarray(self.plan.lead_rows(cross.dense)[:, p]),
+                np.ascontiguousarray(cross.dtd[:p, p]),
+            )
             self.evaluator.set_response(lead, tail, xty, constant)
         else:
             self.plan.load(self.evaluator, cross)

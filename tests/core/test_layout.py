@@ -265,7 +265,7 @@ def test_the_report_says_what_each_engine_would_cost():
     for made, other in ((sparse, "dense"), (full, "sparse")):
         found = engine_report(made)
         assert found.engine == made.engine
-        assert found.costs[made.engine].seconds < found.costs[other].seconds
+        assert found.costs[made.engine].seconds <= found.costs[other].seconds
         assert f"Engine: {made.engine} ({made.tail.m} random effects in its tail)" in str(found)
         assert set(found.costs) == {"dense", "sparse", "cholmod"}
     assert "it was asked for" in str(engine_report(plan(crossed(90, 50, 300), Control("sparse"))))

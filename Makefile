@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug lint bench bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference clean distclean
+.PHONY: help demo test build debug sanitize lint bench bench-busy bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,17 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	printf '==> %s\n' 'Running the tests on that build'
 	$(RUN) -m pytest -q tests $(PYTEST)
 
+# what the sanitizers look at is the kernels: leaks are the interpreter's own, and hypothesis would run for hours
+sanitize: build  ## kernel and core tests on kernels that gcc's address and undefined-behaviour sanitizers watch
+	$(SAY) 'Building the kernels with sanitizers in build/sanitize'
+	FASTLMM_SANITIZE=1 $(RUN) setup.py -q build --build-lib build/sanitize/lib
+	export PYTHONPATH=$(CURDIR)/build/sanitize/lib
+	export LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)"
+	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+	$(RUN) -c 'import fastlmm_core as f; assert "/build/sanitize/lib/" in f.__file__, f.__file__'
+	printf '==> %s\n' 'Running the kernel and core tests on that build'
+	$(RUN) -m pytest -q tests/_native tests/core $(PYTEST)
+
 lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
 	$(SAY) 'Checking style and types'
 	$(RUN) -m ruff check .
@@ -69,6 +80,9 @@ bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/covera
 bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
 	$(RUN) -m benchmarks.inference $(BENCH)
 
+bench-busy: build  ## two threads next to one, beside busy processes: fit, and what follows it
+	$(RUN) -m benchmarks.busy $(BENCH)
+
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
 
@@ -86,6 +100,23 @@ bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmar
 BASE ?= HEAD~1
 bench-compare: build  ## time commit HEAD against commit BASE=...
 	$(RUN) -m benchmarks.compare $(BASE) $(BENCH)
+
+wheel: $(STAMPS)/wheel build/cholmod/lib/libcholmod.so build  ## a wheel that needs no system library, checked and tested on a bare Debian
+	$(SAY) 'Building the wheel from an sdist'
+	rm -rf build/wheel dist/*.whl
+	$(RUN) setup.py -q sdist --dist-dir build/wheel
+	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH" CHOLMOD_INCLUDE_DIR=$(CURDIR)/build/cholmod/include
+	export CHOLMOD_LIBRARY_DIR=$(CURDIR)/build/cholmod/lib LD_LIBRARY_PATH=$(CURDIR)/build/cholmod/lib
+	PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) -m pip wheel -q --no-deps --no-build-isolation --wheel-dir build/wheel build/wheel/*.tar.gz
+	$(RUN) -m auditwheel -v repair --strip --wheel-dir dist build/wheel/*.whl >build/wheel/auditwheel.log 2>&1 || { cat build/wheel/auditwheel.log; exit 1; }
+	printf '==> %s\n' 'Checking it, and running the tests where there is no compiler and no library'
+	$(RUN) packaging/check_wheel.py dist/*.whl -- $(PYTEST)
+
+docs: build $(STAMPS)/docs  ## the documentation in build/docs/index.html: pages executed, warnings are errors
+	$(SAY) 'Building the documentation'
+	rm -rf docs/api
+	$(RUN) -m sphinx -q -W --keep-going -b html -d build/docs-trees docs build/docs
+	printf '==> %s\n' 'Read build/docs/index.html'
 
 clean:  ## remove everything built, keep the environment
 	rm -rf build dist $(STAMPS)/{install,build} python/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -168,6 +199,22 @@ $(STAMPS)/bench: pyproject.toml $(STAMPS)/dependencies
 		$(PIP) "$$peer" 2>>$(STAMPS)/bench.log || echo "    $$peer cannot be installed here ($(STAMPS)/bench.log)"
 	done <$(STAMPS)/bench.txt
 	touch $@
+
+$(STAMPS)/docs: pyproject.toml $(STAMPS)/dependencies
+	@echo '==> Installing what the documentation is built with'
+	$(RUN) -c '$(REQUIREMENTS)' docs >$(STAMPS)/docs.txt
+	$(PIP) -r $(STAMPS)/docs.txt
+	touch $@
+
+$(STAMPS)/wheel: pyproject.toml $(STAMPS)/dependencies
+	@echo '==> Installing the tools that repair a wheel'
+	$(RUN) -c '$(REQUIREMENTS)' wheel >$(STAMPS)/wheel.txt
+	$(PIP) -r $(STAMPS)/wheel.txt
+	touch $@
+
+build/cholmod/lib/libcholmod.so: packaging/cholmod.py $(STAMPS)/venv
+	@echo "==> Building CHOLMOD's LGPL modules"
+	$(RUN) packaging/cholmod.py build/cholmod
 
 $(STAMPS)/dev: pyproject.toml $(STAMPS)/dependencies
 	$(SAY) 'Installing the development tools'

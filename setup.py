@@ -4,6 +4,7 @@ Every `src/fastlmm_core/_native/<room>/<name>.pyx` becomes the extension `fastlm
 Environment variables read here:
 
 FASTLMM_DEBUG=1          bounds and initialisation checks on, -O1 -g, in a build folder of its own
+FASTLMM_SANITIZE=1       gcc's checks of addresses and of undefined behaviour, in a build folder of its own
 CHOLMOD_INCLUDE_DIR      folder that holds cholmod.h
 CHOLMOD_LIBRARY_DIR      folder that holds the CHOLMOD library
 """
@@ -21,7 +22,9 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("src/fastlmm_core")
 DEBUG = os.environ.get("FASTLMM_DEBUG", "0") not in ("", "0")
-BUILD = Path("build/debug" if DEBUG else "build")
+SANITIZE = os.environ.get("FASTLMM_SANITIZE", "0") not in ("", "0")
+BUILD = Path("build/sanitize" if SANITIZE else "build/debug" if DEBUG else "build")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
@@ -120,7 +123,13 @@ class BuildKernels(build_ext):
         compile_args, link_args = openmp_flags()
         if sys.platform != "win32":
             # the checks inside parallel loops leave generated variables that gcc cannot see are set
-            compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG else ["-O3"]
+            compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG or SANITIZE else ["-O3"]
+            # symbols for a debugger are three quarters of the size; whoever profiles asks for them
+            symbols = DEBUG or SANITIZE or "-g" in shlex.split(os.environ.get("CFLAGS", ""))
+            compile_args += [] if symbols else ["-g0"]
+        if SANITIZE:
+            compile_args += [*SANITIZERS, "-fno-omit-frame-pointer"]
+            link_args += SANITIZERS
         users = cholmod_users()
         for ext in self.extensions:
             ext.extra_compile_args += compile_args

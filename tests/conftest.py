@@ -1,6 +1,7 @@
 """Settings that every test shares, and models that several look at, fitted once."""
 
 import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -43,3 +44,11 @@ def weighted(sleepstudy: pd.DataFrame) -> LmerResult:
     data.loc[[3, 40], "Reaction"] = np.nan
     data.index = [f"row{i}" for i in range(180)]
     return lmer("Reaction ~ Days + (Days | Subject)", data, weights="w", offset="off")
+
+
+@pytest.fixture
+def ctrl_c():
+    """A function that presses Ctrl-C, with Python's own answer to it: shells start background jobs that ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fastlmm_core.errors import (
         ConvergenceWarning,
         DataError,
+        DependencyError,
+        EmptyLevelWarning,
         FastLMMError,
         FastLMMWarning,
         FormulaError,
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
         ModelError,
         NumericalError,
         RankWarning,
+        SavedFormatError,
         SpellingError,
     )
+    from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer import glmer
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
+    from fastlmm_core.results.lmer_many import lmer_many
     from fastlmm_core.results.result import LmerResult
 
 __version__ = "0.1.0"
@@ -44,6 +49,8 @@ __all__ = [
     "Control",
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -54,6 +61,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "SpellingError",
     "__version__",
     "anova",
@@ -67,8 +75,10 @@ __all__ = [
     "hypothetical",
     "is_singular",
     "lmer",
+    "lmer_many",
     "load_dataset",
     "parse_formula",
+    "pedigree",
     "power",
     "power_curve",
 ]
@@ -78,6 +88,8 @@ _LAZY = {
     "Control": "core",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
+    "DependencyError": "errors",
+    "EmptyLevelWarning": "errors",
     "FastLMMError": "errors",
     "FastLMMWarning": "errors",
     "FormulaError": "errors",
@@ -88,6 +100,7 @@ _LAZY = {
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
+    "SavedFormatError": "errors",
     "SpellingError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",
@@ -100,8 +113,10 @@ _LAZY = {
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
     "lmer": "results",
+    "lmer_many": "results.lmer_many",
     "load_dataset": "datasets",
     "parse_formula": "formula",
+    "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
 }

@@ -8,6 +8,8 @@ import warnings
 __all__ = [
     "ConvergenceWarning",
     "DataError",
+    "DependencyError",
+    "EmptyLevelWarning",
     "FastLMMError",
     "FastLMMWarning",
     "FormulaError",
@@ -17,6 +19,7 @@ __all__ = [
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "SavedFormatError",
     "SpellingError",
     "warn",
     "warn_once",
@@ -35,6 +38,10 @@ class DataError(FastLMMError, ValueError):
     """The data do not fit the request: a missing column, a non-finite value, a wrong length, an unknown level."""
 
 
+class DependencyError(FastLMMError, ImportError):
+    """An optional package that the request needs is not installed."""
+
+
 class ModelError(FastLMMError, ValueError):
     """The data are sound but the model cannot be fitted to them, or an option does not exist."""
 
@@ -51,6 +58,10 @@ class MemoryLimitError(FastLMMError, MemoryError):
     """The predicted memory of the chosen engine exceeds what the machine has."""
 
 
+class SavedFormatError(FastLMMError, ValueError):
+    """A pickled result was saved by a version of this package that writes another format."""
+
+
 class SpellingError(FastLMMError, AttributeError, TypeError):
     """A name that another package has for something: the message says what it is called here."""
 
@@ -65,6 +76,10 @@ class ConvergenceWarning(FastLMMWarning):
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class EmptyLevelWarning(FastLMMWarning):
+    """A grouping factor given as codes has no row of level 0, as where codes begin at one."""
 
 
 class FormulaWarning(FastLMMWarning):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -136,7 +134,7 @@ def test_number_of_threads_does_not_change_the_answer():
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are delivered differently there")
 @pytest.mark.parametrize("engine", ["dense", "sparse"])
-def test_ctrl_c_is_heard_and_leaves_nothing_half_done(engine):
+def test_ctrl_c_is_heard_and_leaves_nothing_half_done(engine, ctrl_c):
     problem = large()
     control = {"engine": engine, "threads": 1}
     objective = problem.objective(**control)
@@ -144,7 +142,7 @@ def test_ctrl_c_is_heard_and_leaves_nothing_half_done(engine):
     objective.gradient(objective.start)
     one_evaluation = time.perf_counter() - begin
 
-    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(0.05, ctrl_c)
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - whichever of the fits is running
         timer.start()
         begin = time.perf_counter()

@@ -7,6 +7,7 @@ from numpy.testing import assert_allclose
 import oracle_glmm as dense
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model, as_family
+from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import FAMILIES
 
 PAIRS = [(name, link) for name, family in FAMILIES.items() for link in family.links]
@@ -279,3 +280,60 @@ def test_an_error_in_such_a_family_reaches_the_user():
 
     with pytest.raises(KeyError, match="mine"):
         Model(np.ones((4, 1)), [Term(np.array([0, 0, 1, 1]))], Broken()).fit(np.array([0.0, 1.0, 1.0, 1.0]))
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize(("name", "widths"), [("binomial", (2, 1)), ("negativebinomial", (1, 1)), ("gamma", (2,))])
+def test_first_look(name, widths, weights):
+    """Beta found with the modes: the gradient in theta and rho, and an optimum no lower than the full one."""
+    family, y, X, terms, x, given = problem(name, "probit" if name == "binomial" else "log", widths)
+    control = Control(weights=weights)
+    model = Model(X, terms, family, n_agq=0, control=control, **given)
+    psi = model.design.to_conditioned @ x
+    model.engine.set_response(y)
+    _, gradient, _ = model.engine.derivatives(psi)
+    expected = dense.differences(model.engine.value, psi)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+    fit = model.fit(y)
+    full = Model(X, terms, family, control=control, **given).fit(y)
+    assert fit.converged
+    assert full.criterion - 1e-8 < fit.criterion < full.criterion + 1.0
+    at = np.concatenate([fit.theta, fit.beta, [fit.rho] * family.n_extra])
+    assert_allclose(fit.criterion, oracle_of(family, y, X, terms, given, weights == "expected").laplace(at), rtol=1e-9)
+    assert np.isfinite(fit.se).all()
+
+
+def test_separated_responses_leave_a_fit_without_nan():
+    rng = np.random.default_rng(5)
+    g, x = rng.integers(0, 20, 200), rng.normal(size=200)
+    dummy = (g < 2).astype(float)
+    y = rng.binomial(1, 0.5, 200) * (1 - dummy)
+    fit = Model(np.column_stack([np.ones(200), x, dummy]), [Term(g)], "binomial").fit(y)
+    assert np.isfinite(fit.se).all()
+    assert fit.se[2] > 1e3
+    rest = Model(np.column_stack([np.ones(200), x])[dummy == 0], [Term(g[dummy == 0])], "binomial").fit(y[dummy == 0])
+    assert_allclose(fit.criterion, rest.criterion, atol=1e-5)
+    assert_allclose(fit.se[:2], rest.se, rtol=1e-3)
+
+
+def test_refusals():
+    one, X = Term(np.arange(12) % 3), np.ones((12, 1))
+    two = [one, Term(np.arange(12) % 4)]
+    with pytest.raises(ModelError, match="needs one grouping factor, but the model has 2"):
+        Model(X, two, "binomial", n_agq=5)
+    with pytest.raises(ModelError, match="at most 3 effects a level"):
+        Model(X, [Term(one.codes, np.eye(12)[:, :4])], "binomial", n_agq=5)
+    with pytest.raises(ModelError, match="use at most 21"):
+        Model(X, [Term(one.codes, np.eye(12)[:, :3])], "binomial", n_agq=25)
+    with pytest.raises(ModelError, match="not negative"):
+        Model(X, [one], "binomial", n_agq=-1)
+    with pytest.raises(ModelError, match="trials belong to the binomial"):
+        Model(X, [one], "poisson", trials=np.ones(12))
+    with pytest.raises(ModelError, match="every response is 0"):
+        Model(X, [one], "poisson").fit(np.zeros(12))
+    with pytest.raises(DataError, match="0 or 1"):
+        Model(X, [one], "binomial").fit(np.arange(12.0))
+    with pytest.raises(DataError, match="start must be 1 finite"):
+        Model(X, [one], "poisson").fit(np.arange(12.0), start=[1.0, 2.0, 3.0])
+    with pytest.raises(NumericalError, match="give start="):
+        Model(X, [one], "poisson", link="identity").fit(np.arange(12.0), start=[1.0, -40.0])

@@ -10,7 +10,7 @@ import pytest
 
 import problems
 from fastlmm_core.core import Control, Model, Term, fit, fit_many
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError
 
 NAMES = ["crossed", "mixed_weights", "three_columns", "shared_codes", "deficient_X", "no_X", "unobserved_levels"]
 
@@ -162,9 +162,29 @@ def test_a_response_nearly_in_the_span_of_X(ratio):
 
 def test_a_response_in_the_span_of_X_is_refused():
     problem = problems.build(NAMES[0])
-    Y = np.array([problem.y, problem.X @ np.ones(problem.X.shape[1])])
+    Y = np.array([problem.X @ np.ones(problem.X.shape[1])] * 2)
     with pytest.raises(ModelError, match="nothing is left"):
         fit_many(Y, problem.X, problem.core_terms())
+
+
+def test_bad_responses_among_good_ones_leave_the_others_alone():
+    """Constant, reproduced by X, or too large: NaN in their rows, and one warning that counts them."""
+    problem = problems.build(NAMES[0])
+    good = responses(problem, 6)
+    Y = np.insert(good, [0, 3, 5], 7.0, axis=0)
+    Y[4] = problem.X @ np.arange(1.0, 1.0 + problem.X.shape[1])
+    Y[7] *= 1e200 / np.abs(Y[7]).max() if not np.ptp(Y[7]) else 1.0
+    bad = np.array([0, 4, 7])
+    start = problem.fit().theta
+    with pytest.warns(ConvergenceWarning, match=r"3 of 9 responses could not be fitted, the first of them row 0 of Y"):
+        many = fit_many(Y, problem.X, problem.core_terms(), start=start)
+    for field in ("theta", "beta", "se", "sigma", "criterion"):
+        assert np.isnan(getattr(many, field)[bad]).all()
+    assert not many.converged[bad].any()
+    rest = np.delete(np.arange(9), bad)
+    expected = fit_many(good, problem.X, problem.core_terms(), start=start)
+    np.testing.assert_allclose(many.criterion[rest], expected.criterion, rtol=0, atol=1e-9)
+    assert (many.converged[rest] == expected.converged).all()
 
 
 def singular_responses(q=10, r=6, k=5, seed=0):

@@ -100,3 +100,9 @@ def test_unknown_name_gives_the_nearest(wrong, meant):
 def test_unknown_name_with_nothing_near_lists_all():
     with pytest.raises(DataError, match=r"sleepstudy.*VerbAgg"):
         load_dataset("zzzz")
+
+
+def test_cakes_temperature_is_ordered_as_in_lme4() -> None:
+    frame = load_dataset("cake")
+    assert frame["temperature"].cat.ordered
+    assert not frame["recipe"].cat.ordered

@@ -201,3 +201,53 @@ def test_a_joint_test_with_a_row_that_is_not_estimable() -> None:
     assert np.isnan(found.F)
     assert np.isnan(found.p)
     assert "not estimable" in repr(found)
+
+
+# --------------------------------------------------------------------------------------------------------- predictions
+
+
+@pytest.mark.parametrize("interval", [None, "confidence", "prediction"])
+@pytest.mark.parametrize("order", list(permutations(range(3)))[:4])
+def test_predictions_of_oats_are_emmeans(order: tuple[int, ...], interval: str | None) -> None:
+    data = oats(tuple(VARIETIES[k] for k in order), NITROGEN[order[0] :] + NITROGEN[: order[0]])
+    fit = quietly("Y ~ V * N + (1 | B/V)", data)
+    found = fit.predict(cells(), re_form="none", interval=interval)  # type: ignore[arg-type]
+    values = found if interval is None else found["fit"]
+    np.testing.assert_allclose(values, MEANS, rtol=1e-8)
+    assert found.attrs["notes"][0].startswith("1 of 12 rows is not estimable (NaN), as V[T.")
+    if interval is not None:
+        assert found.isna().all(axis=1).tolist() == np.isnan(MEANS).tolist()
+    if interval == "confidence":
+        np.testing.assert_allclose(found["std_error"].dropna(), SE, rtol=1e-6)
+    assert not fit.predict(interval=interval).isna().any(axis=None)  # type: ignore[union-attr]
+    assert not fit.predict(data).isna().any()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_predictions_do_not_depend_on_the_column_dropped(seed: int) -> None:
+    """A row is a number where it adds nothing to the rank of X, the same under any order of terms and levels."""
+    rng = np.random.default_rng(seed)
+    n = 40
+    data = pd.DataFrame({"a": rng.integers(0, 3, n), "b": rng.integers(0, 3, n), "x": rng.normal(size=n)})
+    data = data[~((data.a == 1) & (data.b == 2))].assign(w=lambda d: 2.0 * d.x - 1e3, g=lambda d: np.arange(len(d)) % 6)
+    data["y"] = rng.normal(size=len(data)) + data.x
+    new = pd.DataFrame({"a": rng.integers(0, 3, 9), "b": rng.integers(0, 3, 9), "x": rng.normal(size=9)})
+    new["w"] = 2.0 * new.x - np.where(rng.random(9) < 0.5, 1e3, 999.0)
+    answers = []
+    for terms in (["a", "b", "a:b", "x", "w"], ["w", "b", "x", "a", "b:a"]):
+        levels = [rng.permutation(3) for _ in "ab"]
+        coded = [
+            table.assign(**{name: pd.Categorical(table[name], order) for name, order in zip("ab", levels, strict=True)})
+            for table in (data, new)
+        ]
+        fit = quietly(f"y ~ {' + '.join(terms)} + (1 | g)", coded[0])
+        rows = fit.design.rebuild(coded[1], random=[]).X
+        assert rows is not None
+        norms = np.linalg.norm(fit.design.X, axis=0)
+        unit = np.where(norms > 0.0, norms, 1.0)
+        rank = np.linalg.matrix_rank(fit.design.X / unit)
+        adds = [np.linalg.matrix_rank(np.vstack([fit.design.X, row]) / unit) > rank for row in rows]
+        found = fit.predict(coded[1], re_form="none", interval="confidence")
+        assert found["fit"].isna().tolist() == adds
+        answers.append(found.to_numpy())
+    np.testing.assert_allclose(answers[0], answers[1], rtol=1e-5, atol=1e-7)

@@ -9,7 +9,6 @@ from fastlmm_core import lmer, load_dataset
 from fastlmm_core.core.residuals import PatternModel
 from fastlmm_core.inference.ddf import ddf_method
 from fastlmm_core.inference.patterns import pattern_information
-from fastlmm_core.inference.sandwich import sandwich
 
 # PROC MIXED, model FEV1 = ARMCD, REPEATED AVISIT / SUBJECT = USUBJID: DDFM=KR and DDFM=KR(LINEAR), se and df of the
 # arms' difference, as openpharma/mmrm quotes them; SAS stops 1e-6 above the minimum for some, hence the tolerance
@@ -85,24 +84,3 @@ def test_kenward_roger_of_an_ml_fit_is_that_of_its_reml_fit():
     with pytest.warns(match="refitted by REML"):
         found = ddf_method(fev(reml=False), "kenward-roger-linear")
     np.testing.assert_allclose(found.cov, ddf_method(fev(), "kenward-roger-linear").cov, rtol=1e-6)
-
-
-def test_sandwiches_are_their_definitions():
-    fit = fev(formula="FEV1 ~ ARMCD + AVISIT", weights="WEIGHT").core
-    X, y, subject = fit.model.X, fit.response, fit.model.residual.subject
-    e = y - X @ fit.beta
-    covariance = {}
-    for part, V in zip(fit.parts, fit.covariances(marginal=True), strict=True):
-        for unit, g in zip(part.units, part.pattern, strict=True):
-            root = fit.model.root[unit]
-            covariance[subject[unit[0]]] = unit, fit.working**2 * V[g] / root[:, None] / root
-    bread = fit.cov_beta
-    for kind, power in (("CR0", 0.0), ("CR2", -0.5), ("CR3", -1.0)):
-        meat = np.zeros_like(bread)
-        for unit, V in covariance.values():
-            C = np.linalg.cholesky(V)
-            x, r = np.linalg.solve(C, X[unit]), np.linalg.solve(C, e[unit])
-            values, vectors = np.linalg.eigh(np.eye(len(unit)) - x @ bread @ x.T)
-            score = x.T @ (vectors * values**power) @ vectors.T @ r
-            meat += np.outer(score, score)
-        np.testing.assert_allclose(sandwich(fit, kind), bread @ meat @ bread, rtol=1e-8)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from fastlmm_core import LmerResult, anova, compare, lmer, load_dataset
@@ -156,3 +157,32 @@ def test_cooks_distance_is_one_number_in_every_place() -> None:
             assert ours.isna().all()
             assert fit.influence().cooks_distance.isna().all()
             assert "unknown" in repr(fit.influence())
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_excluded_rows_are_there_as_nan(library: str) -> None:
+    data = load_dataset("sleepstudy").assign(w=1.0 + np.arange(180) % 3)
+    data.loc[[3, 40], "Reaction"] = np.nan
+    given = data if library == "pandas" else pl.from_pandas(data.astype({"Subject": str}))
+    drop, exclude = (
+        lmer("Reaction ~ Days + (Days | Subject)", given, weights="w", na_action=action)  # type: ignore[arg-type]
+        for action in ("drop", "exclude")
+    )
+    kept = np.delete(np.arange(180), [3, 40])
+    for ask in (
+        lambda m: m.augment(),
+        lambda m: m.augment(given),
+        lambda m: m.hatvalues().to_frame(),
+        lambda m: m.cooks_distance().to_frame(),
+        lambda m: m.residuals("deleted").to_frame(),
+        lambda m: m.predict().to_frame(),
+        lambda m: m.predict(interval="confidence"),
+    ):
+        few, all_rows = ask(drop), ask(exclude)
+        assert len(all_rows) == 180
+        own = [c for c in all_rows.select_dtypes("number") if str(c) not in data]
+        assert all_rows[own].iloc[[3, 40]].isna().all(axis=None)
+        np.testing.assert_allclose(all_rows[own].iloc[kept], few[own], rtol=1e-12)
+    assert exclude.augment(given)["Days"].notna().all()
+    assert exclude.augment()["Subject"].isna().sum() == 2
+    assert len(exclude.influence().params) == 178  # cases, which were used

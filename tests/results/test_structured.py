@@ -74,7 +74,7 @@ def test_summary_and_tables(fev):
     assert "StructuredResult" in repr(fit)
     one = fit.residual_cov("PT2")
     np.testing.assert_allclose(fit.marginal_cov("PT2"), one)
-    assert fit.robust_cov().shape == (8, 8)
+    assert fit.coef_table(cov_type="CR2").shape == (8, 5)
 
 
 def test_standard_errors_of_printed_parameters_are_those_of_differences(fev):

@@ -10,8 +10,10 @@ from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
+from fastlmm_core.core.scan import Scan, scan
 from fastlmm_core.core.terms import Term
 
 __all__ = [
@@ -23,13 +25,18 @@ __all__ = [
     "FitLog",
     "Layout",
     "ManyFits",
+    "ManyResponses",
     "Model",
     "Modes",
     "Objective",
+    "Scan",
     "Term",
     "cross_products",
     "fit",
     "fit_many",
+    "fit_responses",
+    "fit_responses_by_blocks",
     "objective",
     "plan",
+    "scan",
 ]

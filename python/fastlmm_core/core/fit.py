@@ -16,6 +16,7 @@ from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -153,16 +154,34 @@ class CoreFit:
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.complete().__dict__, "_cache": {}}
+        self.make_all()
+        return saved_state({**self.__dict__, "_solution": None, "_cache": {}})
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__.update(read_state(state, "fit"))
+
+    @property
+    def parameters(self) -> Array:
+        """The covariance parameters as a fit of the model takes them for a start."""
+        return self.theta
+
+    @property
+    def n_parameters(self) -> int:
+        """Covariance parameters estimated, sigma apart."""
+        return len(self.parameters)
 
     def complete(self) -> CoreFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
+        self.make_all()
+        object.__setattr__(self, "_solution", None)
+        return self
+
+    def make_all(self) -> None:
+        """Make all that was left for later."""
         if self._solution is not None:
             for name, value in vars(type(self)).items():
                 if isinstance(value, cached_property):
                     getattr(self, name)
-            object.__setattr__(self, "_solution", None)
-        return self
 
     @property
     def solution(self) -> Solution:

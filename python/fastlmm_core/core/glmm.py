@@ -16,9 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.first_look import FirstLook
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned, search
 from fastlmm_core.core.glmm_start import glmm_start
+from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.core.quadrature import OneFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
@@ -156,7 +158,8 @@ class Model:
         Known part of the linear predictor.
     n_agq : int
         Points of adaptive Gauss-Hermite quadrature in each dimension of a level's effects; 1 is Laplace's
-        approximation. More need one grouping factor and at most three columns.
+        approximation. More need one grouping factor and at most three columns. 0 is a fast first look, whose beta is
+        found with the modes at each theta, as if the approximation's log-determinant did not depend on it.
     control : Control, optional
 
     Raises
@@ -347,9 +350,8 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
             )
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
-    from fastlmm_core.core.laplace import Laplace
 
-    return Laplace(design, control)
+    return FirstLook(design, control) if n_agq == 0 else Laplace(design, control)
 
 
 def objective(

@@ -21,13 +21,13 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, NumericalError
 from fastlmm_core.families import Family
 
-__all__ = ["Engine", "GlmmFit", "hessian", "search"]
+__all__ = ["Engine", "GlmmFit", "search"]
 
 Array = NDArray[np.float64]
 Report = Callable[[int, Array, float, float, float], None]
 
-STEP = 3e-4
-"""Step of the differences of the gradient, in units of a parameter's standard error."""
+FLAT = 1e-10
+"""Curvature, relative to the parameters' own, below which a direction counts as flat."""
 
 
 class Engine(Protocol):
@@ -55,6 +55,12 @@ class Engine(Protocol):
 
     def cond_var(self) -> list[Array]:
         """Conditioned Var(b | y) (q, l, l) of each group, there."""
+
+    def settled(self, psi: Array) -> Array:
+        """Psi with whatever was found along with the modes."""
+
+    def information(self, psi: Array) -> Array:
+        """Second derivatives of the deviance at psi, whose inverse is half the covariance of the estimates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,8 +193,10 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian."""
         design = self.design
-        conditioned = covariance(hessian(self.engine, self.psi), design.n_theta)
-        small = design.to_user @ conditioned @ design.to_user.T
+        conditioned = covariance(self.engine.information(self.psi), design.n_theta)
+        unknown = np.isnan(conditioned)
+        small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
+        small[unknown] = np.nan  # all of theta, or nothing
         nt, p = design.n_theta, len(self.beta)
         places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
@@ -284,37 +292,29 @@ def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: floa
     return np.asarray(design.to_conditioned @ user)
 
 
-def hessian(engine: Engine, psi: Array) -> Array:
-    """Second derivatives (n_free, n_free) of the deviance at psi, by central differences of its exact gradient."""
-    with one_blas_thread():
-        _, _, model = engine.derivatives(psi)
-        size = STEP * np.sqrt(2.0 / np.maximum(model.diagonal(), 1e-8 * max(model.diagonal().max(), 1e-300)))
-        size = np.minimum(size, STEP * np.maximum(1.0, np.abs(psi)))
-        out = np.empty_like(model)
-        for j, h in enumerate(size):
-            ends = []
-            for sign in (1.0, -1.0):
-                x = psi.copy()
-                x[j] += sign * h
-                ends.append(engine.derivatives(x)[1])
-            out[j] = (ends[0] - ends[1]) / (2.0 * h)
-    return 0.5 * (out + out.T)
-
-
 def covariance(second: Array, n_theta: int) -> Array:
     """Covariance of the estimates from the deviance's Hessian, twice its inverse.
 
-    Where the Hessian is not positive definite (a flat or boundary direction in theta), the covariance of beta and rho
-    given theta, and NaN for theta.
+    Where the Hessian is not positive definite for theta's sake (a flat or boundary direction), the covariance of beta
+    and rho given theta, and NaN for theta. A direction of beta and rho in which the likelihood is flat, as where the
+    responses are separated, has a variance without bound: it comes out very large.
     """
-    scale = np.sqrt(np.maximum(second.diagonal(), 1e-300))
-    for first in (0, n_theta):
-        part = (second / np.outer(scale, scale))[first:, first:]
-        if len(part) and np.linalg.eigvalsh(part)[0] > 1e-10:
-            out = np.full(second.shape, np.nan)
-            out[first:, first:] = 2.0 * np.linalg.inv(part) / np.outer(scale[first:], scale[first:])
-            return out
-    return np.full(second.shape, np.nan)
+    out = np.full(second.shape, np.nan)
+    if not np.isfinite(second).all():
+        return out
+    diagonal = second.diagonal()
+    scale = np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-300)))
+    scaled = second / np.outer(scale, scale)
+    fixed = scaled[n_theta:, n_theta:]
+    flat = len(fixed) > 0 and np.linalg.eigvalsh(fixed)[0] <= FLAT
+    values, vectors = np.linalg.eigh(scaled)
+    first = 0
+    if values[0] <= FLAT and not flat:
+        first = n_theta
+        values, vectors = np.linalg.eigh(fixed)
+    half = vectors / np.sqrt(np.maximum(values, FLAT)) / scale[first:, None]
+    out[first:, first:] = 2.0 * half @ half.T
+    return out
 
 
 def minimise(engine: Engine, newton: Newton, psi: Array, report: Report | None) -> tuple[Array, float, int]:
@@ -382,4 +382,7 @@ def search(
             at_zero = engine.value(trial)
             if at_zero <= value + 1e-12 * abs(value) + 1e-9:
                 found, value = trial, at_zero
+    if not np.array_equal(engine.settled(found), found):
+        engine.value(found)
+        found = engine.settled(found)
     return found, value, evaluations, status

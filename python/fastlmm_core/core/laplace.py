@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.row_forms import leverages
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.layout import plan
 from fastlmm_core.errors import NumericalError
@@ -305,19 +306,21 @@ class Laplace:
         np.multiply(w, self.linear(v), out=d[1 + p : 1 + p + nt])
         if extra:
             d[-1] = out[5]
+        x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
         sums, b, rest = self.solve(theta, d)
-        zb = self.linear(b[0:1])[0]
+        xx = d[x] @ self.xt.T - sums[x].dot(b[x])
+        shift = self.fixed_adjoint(xx, self.xt @ c - sums[x].dot(b[0:1])[:, 0])
+        adjoint, tau = b[0:1] - b[x].combined(shift), rest[0:1] - rest[x].combined(shift)
+        zb = self.linear(adjoint)[0] + shift @ self.xt
         blocks = []
-        for trace, tj, tau in zip(traces, self.by_group(t), self.by_group(rest), strict=True):
-            cross = tj.T @ tau
+        for trace, tj, tau_j in zip(traces, self.by_group(t), self.by_group(tau), strict=True):
+            cross = tj.T @ tau_j
             blocks.append(trace - tj.T @ tj + 0.5 * (cross + cross.T))
         by_theta, curvature = self.evaluator.chain(theta, blocks)
         gradient = np.empty(design.n_free)
         gradient[:nt] = by_theta
         gradient[nt : nt + p] = self.xt @ (c - w * zb - 2.0 * s)
         hessian = np.zeros((design.n_free,) * 2)
-        x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
-        xx = d[x] @ self.xt.T - sums[x].dot(b[x])
         fx = v.dot(rest[x])
         ff = v.dot(rest[f])
         hessian[:nt, :nt] = 0.5 * (ff + ff.T) + curvature
@@ -342,6 +345,14 @@ class Laplace:
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
+        return self.reduced(gradient, hessian)
+
+    def fixed_adjoint(self, xx: Array, right: Array) -> Array:
+        """The adjoint's part along X (rank,): none, as gamma is a parameter here and not found with the modes."""
+        return np.zeros(len(right))
+
+    def reduced(self, gradient: Array, hessian: Array) -> tuple[Array, Array]:
+        """Derivatives as the optimiser has them: all parameters are its own here."""
         return gradient, hessian
 
     def directions(self, t: Effects) -> Effects:
@@ -361,6 +372,14 @@ class Laplace:
         return out
 
     # ------------------------------------------------------------------ what is read off
+
+    def settled(self, psi: Array) -> Array:
+        """All of psi is the optimiser's."""
+        return psi
+
+    def information(self, psi: Array) -> Array:
+        """Second derivatives of the deviance at psi."""
+        return second_derivatives(self.derivatives, psi)
 
     def modes(self) -> list[Array]:
         """Conditioned b (q, l) of each group where the deviance was last taken."""

@@ -63,8 +63,8 @@ class ManyInformation:
         Giesbrecht and Burns (1985).
         """
         h = rows @ self.half
-        gradient = np.einsum("kcx,kaxy,kcy->kca", h, self.slopes, h, optimize=True)
-        spread = np.einsum("kca,kab,kcb->kc", gradient, self.cov, gradient, optimize=True)
+        gradient = np.sum((h[:, None] @ self.slopes) * h[:, None], axis=3).transpose(0, 2, 1)
+        spread = np.sum((gradient @ self.cov) * gradient, axis=2)
         variance = np.einsum("kcx,kcx->kc", h, h)
         with np.errstate(divide="ignore", invalid="ignore"):
             return variance, np.where(spread > 0, 2.0 * variance**2 / spread, np.inf)

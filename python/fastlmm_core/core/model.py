@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts
+from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
 from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
 from fastlmm_core.core.objective import Objective
@@ -19,7 +19,7 @@ from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,6 +55,8 @@ class ManyFits:
         A variance of zero or a correlation of one.
     information : ManyInformation or None
         Covariances of beta and what Satterthwaite's degrees of freedom need, where asked for.
+
+    A response that cannot be fitted has NaN and False.
     """
 
     theta: Array
@@ -66,6 +68,14 @@ class ManyFits:
     n_evaluations: NDArray[np.int32]
     is_singular: NDArray[np.bool_]
     information: ManyInformation | None = None
+
+    @classmethod
+    def unfitted(cls, k: int, n_theta: int, p: int, information: ManyInformation | None = None) -> ManyFits:
+        """Room for k fits: NaN, not converged."""
+        theta, beta, se = (np.full((k, columns), np.nan) for columns in (n_theta, p, p))
+        sigma, criterion = np.full((2, k), np.nan)
+        converged, singular = np.zeros((2, k), bool)
+        return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -218,6 +228,18 @@ class Model:
         Returns
         -------
         ManyFits
+
+        Raises
+        ------
+        DataError
+            Y has another shape, or values that are not finite.
+        ModelError
+            Not one of the responses can be fitted.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Some responses could not be fitted: constant ones, say. Their rows are NaN.
         """
         chosen = self.control if threads is None else replace(self.control, threads=threads)
         responses = as_floats(Y, "Y")
@@ -227,27 +249,20 @@ class Model:
         if products.offset is not None:
             responses = responses - products.offset
         k = len(responses)
-        out = ManyFits(
-            np.empty((k, len(products.theta_map.index))),
-            np.full((k, products.X.shape[1]), np.nan),
-            np.full((k, products.X.shape[1]), np.nan),
-            np.empty(k),
-            np.empty(k),
-            np.empty(k, bool),
-            np.empty(k, np.int32),
-            np.zeros(k, bool),
-            empty_information(k, len(products.theta_map.index), products.rank) if information else None,
-        )
+        n_theta = len(products.theta_map.index)
+        kept = empty_information(k, n_theta, products.rank) if information else None
+        out = ManyFits.unfitted(k, n_theta, products.X.shape[1], kept)
         if k == 0:
             return out
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
-        workers, theta0, single = self._workers(responses[0], start, min(chosen.n_threads, len(batches)))
+        first = self._first_response(responses)
+        workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
         stop = np.zeros(1, np.int32)
 
         def work(part: list[slice]) -> None:
-            worker = single.take(products, products.responses(responses[:1].T))
+            worker = single.take(products, first)
             try:
                 for rows in part:
                     if stop[0]:
@@ -256,6 +271,10 @@ class Model:
             finally:
                 single.give_back(worker)
 
+        if k == 1:  # a thread takes longer to start than such a fit
+            with one_blas_thread():
+                work(batches)
+            return out
         with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
             running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
             try:
@@ -263,14 +282,27 @@ class Model:
                     future.result()
             finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
                 stop[0] = 1
+        bad = np.flatnonzero(np.isnan(out.sigma))
+        if len(bad):
+            warn(
+                f"{len(bad)} of {k} responses could not be fitted, the first of them row {bad[0]} of Y: constant, "
+                "reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
+                ConvergenceWarning,
+            )
         return out
 
-    def _workers(self, y: Array, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
-        """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each.
+    def _first_response(self, responses: Array) -> Responses:
+        """The first of some responses (k, n), less the offset, that can be fitted; an error where none can."""
+        for y in responses[:-1]:
+            try:
+                return self.products.responses(np.ascontiguousarray(y[:, None]))
+            except FastLMMError:
+                continue
+        return self.products.responses(np.ascontiguousarray(responses[-1:].T))
 
-        ``y`` is the first response less the offset.
-        """
-        first = self._workspaces.take(self.products, self.products.responses(np.ascontiguousarray(y[:, None])))
+    def _workers(self, found: Responses, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
+        """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each."""
+        first = self._workspaces.take(self.products, found)
         try:
             theta0 = first.to_conditioned(first.start if start is None else start)
             shared = first.plan.threads == 1
@@ -296,8 +328,18 @@ def fit_batch(
     out: ManyFits,
     stop: NDArray[np.int32],
 ) -> None:
-    """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it."""
-    found = products.responses(np.ascontiguousarray(Y.T))
+    """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it.
+
+    A response with nothing to fit leaves its row as it is.
+    """
+    try:
+        found = products.responses(np.ascontiguousarray(Y.T))
+    except FastLMMError:
+        if len(Y) > 1:
+            for k in range(len(Y)):
+                one = slice(rows.start + k, rows.start + k + 1)
+                fit_batch(products, worker, Y[k : k + 1], start, one, out, stop)
+        return
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)

@@ -117,7 +117,10 @@ class Objective:
         DataError
             The length is not n_theta.
         """
-        given = np.asarray(theta, dtype=np.float64)
+        try:
+            given = np.asarray(theta, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"theta must hold {self.n_theta} number(s), not {type(theta).__name__}") from None
         if given.ndim == 0:
             given = given[None]
         if given.shape != (self.n_theta,):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.criterion.quadrature import Quadrature
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.errors import ModelError
 
@@ -88,6 +89,14 @@ class OneFactor:
     def derivatives(self, psi: Array) -> tuple[float, Array, Array]:
         """Deviance, gradient and model Hessian at psi."""
         return self.criterion.derivatives(psi)
+
+    def settled(self, psi: Array) -> Array:
+        """All of psi is the optimiser's."""
+        return psi
+
+    def information(self, psi: Array) -> Array:
+        """Second derivatives of the deviance at psi."""
+        return second_derivatives(self.derivatives, psi)
 
     def modes(self) -> list[Array]:
         """Conditioned b (q, l) of each group where the deviance was last taken."""

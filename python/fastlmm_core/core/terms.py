@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, warn
 
 __all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "checked_flag", "group_terms"]
 
 COVARIANCES = ("us", "diag")
+
+MAX_LEVELS = 2**31 - 1
+"""Codes are 32-bit numbers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +38,18 @@ class Term:
     ------
     DataError
         Codes out of range, a wrong length, a value that is not finite.
+    ModelError
+        A covariance that does not exist.
+
+    Warns
+    -----
+    EmptyLevelWarning
+        No row has code 0 and `n_levels` is left out, as where codes begin at one.
+
+    Notes
+    -----
+    A term keeps arrays of its own, which cannot be written to: the caller's may change without harm. An array that is
+    read-only and owns its data is kept as it is.
     """
 
     codes: NDArray[np.int32]
@@ -45,15 +61,7 @@ class Term:
     def __init__(
         self, codes: ArrayLike, z: ArrayLike | None = None, cov: str = "us", n_levels: int | None = None
     ) -> None:
-        given = np.asarray(codes)
-        if given.ndim != 1 or given.dtype.kind not in "iu":
-            raise DataError(f"codes must be a vector of integers, not {given.dtype} with shape {given.shape}")
-        if len(given) == 0:
-            raise DataError("codes has no rows")
-        low, high = int(given.min()), int(given.max())
-        levels = high + 1 if n_levels is None else int(n_levels)
-        if low < 0 or high >= levels:
-            raise DataError(f"codes run from {low} to {high}, outside 0 to {levels - 1}")
+        given, levels = checked_codes(codes, n_levels)
         if cov not in COVARIANCES:
             raise ModelError(f"covariance {cov!r} does not exist: use one of {', '.join(map(repr, COVARIANCES))}")
         columns = None
@@ -62,12 +70,15 @@ class Term:
             columns = columns[:, None] if np.ndim(z) == 1 else columns
             if columns.ndim != 2 or columns.shape[0] != len(given) or columns.shape[1] == 0:
                 raise DataError(f"z has shape {np.shape(z)}, but the term has {len(given)} rows")
-        # the same array object stands for the same grouping factor, so a usable one is kept, not copied
-        object.__setattr__(self, "codes", np.ascontiguousarray(given, dtype=np.int32))
+            columns = frozen(columns, z)
+        object.__setattr__(self, "codes", given)
         object.__setattr__(self, "z", columns)
         object.__setattr__(self, "cov", cov)
         object.__setattr__(self, "n_levels", levels)
         object.__setattr__(self, "n_columns", 1 if columns is None else columns.shape[1])
+
+    def __reduce__(self) -> tuple[type[Term], tuple[object, ...]]:
+        return Term, (self.codes, self.z, self.cov, self.n_levels)  # copies are checked like any other
 
     @property
     def n_theta(self) -> int:
@@ -81,6 +92,51 @@ class Term:
         if self.cov == "diag":
             return [(j, j) for j in range(l)]
         return [(i, j) for j in range(l) for i in range(j, l)]
+
+
+def frozen(array: NDArray, given: object) -> NDArray:
+    """A read-only array: ``array`` itself where it is new or nobody can write to it, a copy where it is ``given``."""
+    if not array.flags.writeable and array.base is None:
+        return array
+    out = array.copy() if np.may_share_memory(array, np.asarray(given)) else array
+    out.setflags(write=False)
+    return out
+
+
+def checked_codes(codes: ArrayLike, n_levels: object) -> tuple[NDArray[np.int32], int]:
+    """Codes as read-only int32, and the number of levels; see `Term`."""
+    refuse_masked(codes, "codes")
+    try:
+        given = np.asarray(codes)
+    except (TypeError, ValueError):
+        raise DataError("codes must be a vector of integers, but its entries differ in length") from None
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise DataError(f"codes must be a vector of integers, not {given.dtype} with shape {given.shape}")
+    if len(given) == 0:
+        raise DataError("codes has no rows")
+    low, high = int(given.min()), int(given.max())
+    if n_levels is None:
+        levels = high + 1
+    elif isinstance(n_levels, bool) or not isinstance(n_levels, (Integral, np.integer)):
+        raise DataError(f"n_levels must be a whole number, not {n_levels!r}")
+    else:
+        levels = int(n_levels)
+    if low < 0:
+        raise DataError(f"codes run from {low} to {high}, outside 0 to {max(levels, 1) - 1}: levels count from zero")
+    if high > MAX_LEVELS or levels > MAX_LEVELS:
+        raise DataError(
+            f"codes run up to {high}, but levels are counted from 0 to at most {MAX_LEVELS - 1}: identifiers have to "
+            "be coded first, for example by numpy.unique(ids, return_inverse=True)"
+        )
+    if high >= levels:
+        raise DataError(f"codes run from {low} to {high}, outside 0 to {levels - 1}")
+    if n_levels is None and low == 1:
+        warn(
+            f"no row has code 0: codes count from 0 to the number of levels less one, and these run from 1 to {high}. "
+            "Subtract one, or give n_levels where an empty level is meant",
+            EmptyLevelWarning,
+        )
+    return frozen(np.ascontiguousarray(given, dtype=np.int32), codes), levels
 
 
 @dataclass(frozen=True)
@@ -145,12 +201,31 @@ def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
     return out
 
 
+def refuse_masked(values: object, name: str) -> None:
+    """DataError where a masked array has masked values, which `numpy.asarray` would bring back."""
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        count = int(np.ma.getmaskarray(values).sum())
+        raise DataError(f"{name} has {count} masked value(s): leave out their rows, here and everywhere else")
+
+
 def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """A C-contiguous float64 array; DataError where the values are not numbers."""
+    """A C-contiguous float64 array; DataError where the values are not real numbers."""
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return np.ascontiguousarray(values)
+    refuse_masked(values, name)
     try:
-        return np.ascontiguousarray(values, dtype=np.float64)
+        given = np.asarray(values)
     except (TypeError, ValueError):
-        raise DataError(f"{name} must hold numbers, not {np.asarray(values).dtype}") from None
+        raise DataError(f"{name} must be an array of numbers, but its rows differ in length") from None
+    kind = given.dtype.kind
+    wrong = [v for v in given.flat if not isinstance(v, Real)] if kind == "O" else []
+    if kind not in "biufO" or wrong:
+        what = f"{type(wrong[0]).__name__}, such as {wrong[0]!r}" if wrong else str(given.dtype)
+        raise DataError(f"{name} must hold real numbers, not {what}")
+    try:
+        return np.ascontiguousarray(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{name} must hold real numbers, not {given.dtype}") from None
 
 
 def checked_flag(reml: object) -> bool:
@@ -176,6 +251,19 @@ def as_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
     return response
 
 
+def checked_terms(terms: Sequence[Term]) -> None:
+    """ModelError where the terms are not a sequence of at least one `Term`."""
+    if isinstance(terms, Term) or not isinstance(terms, (Sequence, tuple)):
+        raise ModelError(f"terms must be a list of Term, such as [Term(codes)], not {type(terms).__name__}")
+    if len(terms) == 0:
+        raise ModelError("a mixed model needs at least one random-effects term")
+    for k, term in enumerate(terms):
+        if not isinstance(term, Term):
+            raise ModelError(
+                f"terms must be a list of Term, such as [Term(codes)], but entry {k} is a {type(term).__name__}"
+            )
+
+
 def check_design(
     X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None, NDArray[np.float64] | None]:
@@ -188,10 +276,9 @@ def check_design(
     ModelError
         No term.
     """
-    if len(terms) == 0:
-        raise ModelError("a mixed model needs at least one random-effects term")
-    n = len(terms[0].codes) if X is None else len(np.asarray(X))
-    fixed = np.empty((n, 0)) if X is None else as_floats(X, "X")
+    checked_terms(terms)
+    fixed = np.empty((len(terms[0].codes), 0)) if X is None else as_floats(X, "X")
+    n = len(fixed) if fixed.ndim else 0
     if fixed.ndim != 2 or (X is not None and np.ndim(X) == 1):
         raise DataError(f"X must be a matrix with a row an observation, not an array of shape {np.asarray(X).shape}")
     for k, term in enumerate(terms):

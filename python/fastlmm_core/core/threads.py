@@ -8,15 +8,18 @@ shared by tiles of our own. BLAS's threads belong to the process, hence the care
 from __future__ import annotations
 
 import os
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from threading import Lock, get_ident
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from threadpoolctl import ThreadpoolController
 
 from fastlmm_core._native.openmp import stay_on_one_thread
 
-__all__ = ["FORKED", "blas_libraries", "one_blas_thread"]
+__all__ = ["FORKED", "blas_libraries", "bounded", "one_blas_thread"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @cache
@@ -101,3 +104,14 @@ class one_blas_thread:
 
     def __exit__(self, *error: object) -> None:
         BLOCKS.leave(self)
+
+
+def bounded(function: F) -> F:
+    """A function that runs on one thread of BLAS. Not for one whose warnings count the frames to its caller."""
+
+    @wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with one_blas_thread():
+            return function(*args, **kwargs)
+
+    return cast(F, inside)

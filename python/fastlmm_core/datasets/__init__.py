@@ -27,11 +27,12 @@ _FOLDER = Path(__file__).with_name("data")
 
 @dataclass(frozen=True)
 class _Entry:
-    """A data file, which of its columns are factors, and the level order of those that are not simply sorted."""
+    """A data file, its factors, the level order of those that are not simply sorted, and which are ordered factors."""
 
     file: str
     factors: tuple[str, ...]
     levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ordered: tuple[str, ...] = ()
 
 
 _CATALOGUE = {
@@ -59,7 +60,7 @@ _CATALOGUE = {
             "mode": ("want", "do"),
         },
     ),
-    "cake": _Entry("cake.csv", ("replicate", "recipe", "temperature")),
+    "cake": _Entry("cake.csv", ("replicate", "recipe", "temperature"), ordered=("temperature",)),
     "cbpp": _Entry("cbpp.csv", ("herd", "period")),
     "fev": _Entry("fev.csv", ("USUBJID", "AVISIT", "ARMCD", "RACE", "SEX"), {"SEX": ("Male", "Female")}),
     "grouseticks": _Entry("grouseticks.csv", ("INDEX", "BROOD", "YEAR", "LOCATION")),
@@ -157,7 +158,7 @@ def load_dataset(name: str) -> pd.DataFrame:
         columns = dict(pd.read_csv(path, dtype=dict.fromkeys(entry.factors, str), keep_default_na=False))
     return pd.DataFrame(
         {
-            column: _factor(np.asarray(values), entry.levels.get(column))
+            column: _factor(np.asarray(values), entry.levels.get(column), column in entry.ordered)
             if column in entry.factors
             else np.asarray(values, dtype=np.result_type(values.dtype, np.int64))
             for column, values in columns.items()
@@ -165,7 +166,7 @@ def load_dataset(name: str) -> pd.DataFrame:
     )
 
 
-def _factor(values: np.ndarray, levels: Sequence[str] | None) -> pd.Categorical:
+def _factor(values: np.ndarray, levels: Sequence[str] | None, ordered: bool) -> pd.Categorical:
     """Code `values` (n,), numbers or text, against `levels`, or else their own: numeric order where all are numbers."""
     import pandas as pd
 
@@ -175,7 +176,7 @@ def _factor(values: np.ndarray, levels: Sequence[str] | None) -> pd.Categorical:
         levels = sorted(names, key=int) if all(map(str.isdecimal, names)) else names
     position = {level: code for code, level in enumerate(levels)}
     recode = np.array([position[level] for level in names])
-    return pd.Categorical.from_codes(recode[codes], categories=list(levels))
+    return pd.Categorical.from_codes(recode[codes], categories=list(levels), ordered=ordered)
 
 
 def _unknown(name: str) -> str:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.fitting.text import listed
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.formula import Design
+    from fastlmm_core.formula import Design, NewDesign
 
-__all__ = ["bse", "cov_params", "dropped_columns", "labelled"]
+__all__ = ["bse", "cov_params", "dropped_columns", "labelled", "undetermined", "why_undetermined"]
 
 
 def labelled(design: Design, values: NDArray[np.float64], name: str | None = None) -> pd.Series:
@@ -30,6 +32,22 @@ def cov_params(design: Design, core: CoreFit) -> pd.DataFrame:
     """σ² (Xᵀ V⁻¹ X)⁻¹ as a labelled table."""
     names = list(design.x_names)
     return pd.DataFrame(core.cov_beta.copy(), index=names, columns=names)
+
+
+def undetermined(design: Design, core: CoreFit, rows: NewDesign) -> list[str]:
+    """A note on the rows whose Xβ the data do not determine, as some columns depend on others, if any."""
+    assert rows.X is not None
+    unknown = int((~core.estimable(rows.X)).sum())
+    if not unknown:
+        return []
+    count = f"{unknown} of {len(rows.X)} rows {'is' if unknown == 1 else 'are'} not estimable"
+    return [f"{count} (NaN), {why_undetermined(design, core)}"]
+
+
+def why_undetermined(design: Design, core: CoreFit) -> str:
+    """The reason why something is not estimable, as the end of a sentence."""
+    dropped = dropped_columns(design, core)
+    return f"as {listed(dropped)} {'depends' if len(dropped) == 1 else 'depend'} linearly on other columns"
 
 
 def dropped_columns(design: Design, core: CoreFit) -> list[str]:

@@ -8,33 +8,28 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastlmm_core.core import Model, Term, objective
+from fastlmm_core.core import objective
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning, warn
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.residual import pattern_model
+from fastlmm_core.fitting.models import core_terms, model_of
 from fastlmm_core.formula.checks import constant_response
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit, Objective
-    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.fitting.models import AnyModel
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
 
-__all__ = ["core_terms", "fit_design", "objective_of", "refit", "refit_ml"]
+__all__ = ["core_terms", "fit_design", "model_of", "objective_of", "refit", "refit_ml"]
 
 F = TypeVar("F", bound="FittedModel")
 
 LATER_ROWS = 10_000
 """Fits of more rows make all of their figures at once, which takes little of their time, and let go of the rows."""
-
-
-def core_terms(design: Design) -> list[Term]:
-    """The random terms of a design as the core takes them."""
-    return [Term(t.codes, t.z, n_levels=len(t.level_set)) for t in design.random]
 
 
 def objective_of(design: Design, options: FitOptions) -> Objective:
@@ -83,30 +78,16 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions)
     return wrap(kind, design, formula, options, core, {})
 
 
-def model_of(design: Design, options: FitOptions) -> Model | PatternModel:
-    """The core's model of a design, ready for any response."""
-    if design.residual is not None:
-        return pattern_model(design, core_terms(design), options)
-    return Model(
-        design.X,
-        core_terms(design),
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
-    )
-
-
-def kept_model(result: FittedModel) -> Model | PatternModel:
+def kept_model(result: FittedModel) -> AnyModel:
     """The core's model of a result, which its refits share: made when it is first needed."""
-    model: Model | PatternModel | None = result.kept.get("model")
+    model: AnyModel | None = result.kept.get("model")
     if model is None:  # of two threads that come here at once the first one's stays
         model = result.kept.setdefault("model", model_of(result.design, result.options))
     return model
 
 
 def core_fit(
-    model: Model | PatternModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
+    model: AnyModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
 ) -> CoreFit:
     """Fit one response, verbosely if the options say so."""
     return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
@@ -155,7 +136,7 @@ def refit(result: F, new_y: Any) -> F:
     options = result.options
     start = options.start
     if start is None and not result.core.is_singular:
-        start = result.core.theta
+        start = result.core.parameters
     core = core_fit(kept_model(result), y, start, options)
     return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.errors import DataError, SpellingError
 from fastlmm_core.fitting import coefficients, ranef, var_corr
 from fastlmm_core.fitting.spelling import Count, Figure, no_attribute
@@ -61,7 +62,10 @@ class FittedModel:
             raise no_attribute(type(self).__name__, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": {}}
+        return saved_state({**self.__dict__, "kept": {}})
+
+    def __setstate__(self, state: object) -> None:
+        self.__dict__.update(read_state(state, "result"))
 
     def keep_data(self, data: Any) -> None:
         """Remember the table of the fit for as long as somebody else holds it."""
@@ -134,8 +138,8 @@ class FittedModel:
 
     @property
     def df_model(self) -> int:
-        """Parameters as lme4 counts them: estimated coefficients, θ, and σ."""
-        return int(self.core.rank) + len(self.core.theta) + 1
+        """Parameters as lme4 counts them: estimated coefficients, those of the covariances, and σ."""
+        return int(self.core.rank) + self.core.n_parameters + 1
 
     @property
     def df_resid(self) -> int:

@@ -53,7 +53,10 @@ def checked_start(start: ArrayLike | None, design: Design) -> NDArray[np.float64
     """`start` as an array (n_theta,); DataError where it has another length or is not finite."""
     if start is None:
         return None
-    theta = np.array(start, dtype=float).ravel()
+    try:
+        theta = np.array(start, dtype=float).ravel()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"start is not numeric: {error}") from None
     if theta.size != n_theta(design):
         raise DataError(
             f"start has {theta.size} values, but the random terms have {n_theta(design)} variance parameters "

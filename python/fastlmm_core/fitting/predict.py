@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import FormulaError, ModelError
+from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.formula import parse_formula
 from fastlmm_core.formula.terms import parse_terms
 
@@ -27,7 +28,9 @@ def predict(
     """Xβ + offset + the chosen part of Zb, as a Series; see `LmerResult.predict`."""
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels)
-    return rows.by_row(linear_predictor(rows, core, masks))
+    found = rows.by_row(linear_predictor(rows, core, masks))
+    found.attrs["notes"] = undetermined(design, core, rows)
+    return found
 
 
 def target_rows(
@@ -50,9 +53,13 @@ def target_rows(
 
 
 def linear_predictor(rows: NewDesign, core: CoreFit, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """Xβ + offset + Σ z·b (n,) over the columns that `masks` includes; code −1 (a new level) adds nothing."""
+    """Xβ + offset + Σ z·b (n,) over the columns that `masks` includes; code −1 (a new level) adds nothing.
+
+    NaN where the data do not determine Xβ.
+    """
     assert rows.X is not None  # `fixed` is asked for by default
     out: NDArray[np.float64] = rows.X @ np.nan_to_num(core.beta)
+    out[~core.estimable(rows.X)] = np.nan
     if rows.offset is not None:
         out = out + rows.offset
     for part, b, mask in zip(rows.random, core.b, masks, strict=True):

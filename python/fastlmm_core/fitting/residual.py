@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.residuals import PatternModel, Residual
+from fastlmm_core.core.residuals import PatternFit, Residual
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from fastlmm_core.core import Term
-    from fastlmm_core.core.residuals import PatternFit
-    from fastlmm_core.fitting.options import FitOptions
+    from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.residual import ResidualDesign
 
 __all__ = [
+    "check_random",
     "core_residual",
     "describe",
     "marginal_cov",
     "parameter_labels",
-    "pattern_model",
     "residual_cov",
     "residuals",
     "simulate",
@@ -50,27 +48,6 @@ def core_residual(design: ResidualDesign) -> Residual:
         design.group,
         max(len(design.groups), 1),
         design.columns,
-    )
-
-
-def pattern_model(design: Design, terms: Sequence[Term], options: FitOptions) -> PatternModel:
-    """The model of a design whose units are independent.
-
-    Raises
-    ------
-    ModelError
-        Random effects that cross the subjects or one another, a random intercept beside a structure that has one.
-    """
-    assert design.residual is not None
-    check_random(design)
-    return PatternModel(
-        design.X,
-        core_residual(design.residual),
-        terms,
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
     )
 
 
@@ -116,7 +93,8 @@ def check_random(design: Design) -> None:
 def parameter_labels(design: Design) -> list[str]:
     """Labels of the covariance parameters that a residual structure has, in the order of the core's `theta`."""
     residual = design.residual
-    assert residual is not None
+    if residual is None:
+        return []
     core = core_residual(residual)
     _, count = core.variance_of()
     names = variance_labels(design)
@@ -159,9 +137,8 @@ def covariance_of(design: Design, core: PatternFit, rows: NDArray[np.int64]) -> 
 def rows_of(design: Design, level: Hashable) -> NDArray[np.int64]:
     """Rows of a subject, or of a level of the random effects' factor."""
     within = design.residual
-    assert within is not None
     found: list[tuple[str, NDArray[Any], NDArray[Any]]] = []
-    if within.parsed is not None and within.subjects is not None:
+    if within is not None and within.parsed is not None and within.subjects is not None:
         found.append((":".join(within.parsed.subject), within.subjects.labels, within.subject))
     found += [(t.group, t.levels, t.codes) for t in design.random]
     if isinstance(level, tuple) and len(level) == 2:
@@ -216,10 +193,11 @@ def simulate(design: Design, core: PatternFit, n: int, seed: Any) -> NDArray[np.
     return np.asarray(mean[:, None] + core.coloured(rng.normal(size=(len(mean), n))))
 
 
-def describe(design: Design, core: PatternFit) -> str:
-    """The residual structure as text: heading, standard deviations, correlations."""
+def describe(design: Design, core: CoreFit) -> str:
+    """The residual structure as text: heading, standard deviations, correlations; nothing where there is none."""
     within = design.residual
-    assert within is not None
+    if within is None or not isinstance(core, PatternFit):
+        return ""
     lines = []
     if within.parsed is not None and within.subjects is not None:
         subject, counts = ":".join(within.parsed.subject), sum(len(p.counts) for p in core.parts)

@@ -31,8 +31,11 @@ from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
+from fastlmm_core.formula.sparse import SparseDesign
+from fastlmm_core.formula.structures import TermStructure, check_identifiable, positions
 from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
@@ -62,6 +65,10 @@ class RandomDesign:
         The levels and their lookup.
     spec : MatrixSpec or None
         How `z` is computed for other rows; None where `z` is None.
+    structure : TermStructure or None
+        Covariance of the columns, where it is not unstructured.
+    relationship : object or None
+        Known covariance between the levels, of the core; the codes are in its order.
     """
 
     group: str
@@ -71,6 +78,8 @@ class RandomDesign:
     z: Array | None
     level_set: Levels = field(repr=False)
     spec: MatrixSpec | None = field(repr=False, default=None)
+    structure: TermStructure | None = field(repr=False, default=None)
+    relationship: Any = field(repr=False, default=None)
 
     @property
     def levels(self) -> NDArray[np.object_]:
@@ -127,6 +136,7 @@ class Design:
     offset_given: str | bool = field(repr=False)  # its expression, True for an array, False for none
     grid_source: GridSource = field(repr=False)
     residual: ResidualDesign | None = None
+    sparse: tuple[SparseDesign, ...] = ()
     notes: tuple[str, ...] = ()
     na_action: str = "drop"
     table_index: pd.Index | None = field(repr=False, default=None)  # of all rows, where na_action="exclude" needs it
@@ -242,6 +252,7 @@ def build_design(
     observation_level: bool = False,
     residual: str | None = None,
     dispersion: str | None = None,
+    relationships: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Design:
     """Arrays of a mixed model from its formula and a table.
 
@@ -272,6 +283,8 @@ def build_design(
         their own to tell it from.
     residual, dispersion : str, optional
         Structure of the residuals, `"ar1(visit | subject)"`, and of their standard deviations, `"~ sex"`.
+    relationships : mapping, optional
+        Grouping factor -> name of the argument and the core's relationship between its levels.
 
     Returns
     -------
@@ -347,9 +360,11 @@ def build_design(
         for term in parsed.random
         for part in _random_parts(term, random_terms[term.expr], take(random_variables[term.expr]), n)
     ]
-    designs = _in_order(parts, _group_codes(parsed.random, coded))
+    designs = with_relationships(_in_order(parts, _group_codes(parsed.random, coded)), relationships or {})
     final_weights = None if prior is None else sound_weights(prior, rows)
-    check_sizes(designs, n, final_weights, check=check_levels, residual=not observation_level)
+    check_identifiable(designs, n)
+    ordinary = [term for term in designs if term.structure is None and term.relationship is None]
+    check_sizes(ordinary, n, final_weights, check=check_levels, residual=not observation_level)
     within = None if request is None else request.design(take(of_residual), n)
     grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()
@@ -404,6 +419,7 @@ class _Part:
     columns: tuple[str, ...]
     z: Array | None
     spec: MatrixSpec | None
+    structure: TermStructure | None = None
 
 
 def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[_Part]:
@@ -412,9 +428,10 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
         return [_Part(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
+    variables, structure = positions(term.structure, terms, variables, str(term))
     spec, z = fit_matrix(terms, variables, n)
     check_finite(z, spec.names, f"the random-effect term {term}")
-    if term.structure == "diag":
+    if structure.name == "diag" and not structure.hom:
         columns = [spec.only(j) for j in range(len(spec.names))]
         return [_Part(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
     if term.split and z.shape[1] > 1 and spec.factors:
@@ -424,7 +441,7 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
             f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
             FormulaWarning,
         )
-    return [_Part(term, spec.names, z, spec)]
+    return [_Part(term, spec.names, z, spec, None if structure.plain else structure)]
 
 
 def _group_codes(
@@ -462,5 +479,5 @@ def _in_order(
         label, (codes, levels) = part.term.label, coded[part.term.group]
         repeat = seen[label] = seen.get(label, -1) + 1
         grp = f"{label}.{repeat}" if repeat else label
-        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec))
+        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec, part.structure))
     return tuple(designs)

@@ -189,7 +189,7 @@ class Evaluator:
             with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
                 env = LayeredMapping(series, self.context, TRANSFORMS)
                 value = stateful_eval(code, env, {}, learnt.transforms, None)
-            if isinstance(value, pd.Series):
+            if isinstance(value, pd.Series) and len(value) == n:  # otherwise labels did not meet: refused below
                 value = aligned(value, index, f"the value of {expr}")
         except FastLMMError:
             raise

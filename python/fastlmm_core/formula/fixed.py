@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError
 from fastlmm_core.formula.evaluate import Evaluator
-from fastlmm_core.formula.frame import Numeric, Variable
+from fastlmm_core.formula.frame import Numeric, Variable, as_factor
 from fastlmm_core.formula.levels import Factor, Levels
 from fastlmm_core.formula.terms import Terms, coding
 
@@ -29,6 +29,7 @@ class _FactorCoding:
     contrasts: NDArray[np.float64]
     contrast_names: tuple[str, ...]
     dummy_names: tuple[str, ...]
+    numeric: bool = False
 
     def matrix(self, reduced: bool) -> NDArray[np.float64]:
         return self.contrasts if reduced else np.eye(len(self.levels))
@@ -106,7 +107,9 @@ class MatrixSpec:
             return variable
         known = self.factors[expr].levels
         if not isinstance(variable, Factor):
-            raise DataError(f"{expr} is categorical in the model but numeric in the new data")
+            if not self.factors[expr].numeric:
+                raise DataError(f"{expr} is categorical in the model but numeric in the new data")
+            variable = as_factor(variable)
         codes = known.place([variable])
         if (codes < 0).any():
             new = [str(variable.levels[k]) for k in np.unique(variable.codes[codes < 0])]
@@ -158,7 +161,7 @@ def fit_matrix(
     if unknown:
         raise DataError(f"contrasts are given for {', '.join(map(repr, unknown))}, not a factor of the fixed part")
     factors = {
-        expr: _coding_of(expr, variable, contrasts.get(expr, variable.contrasts))
+        expr: replace(_coding_of(expr, variable, contrasts.get(expr, variable.contrasts)), numeric=variable.numeric)
         for expr, variable in variables.items()
         if isinstance(variable, Factor)
     }

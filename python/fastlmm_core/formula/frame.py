@@ -126,10 +126,10 @@ class Table:
 
     def _from_pandas(self, data: pd.DataFrame) -> None:
         _refuse_duplicates(data.columns, data.columns.is_unique)
-        self.names, self.n, self.index = [str(name) for name in data.columns], len(data), data.index
-        if len(set(self.names)) < len(self.names):
-            _refuse_duplicates(self.names)
-        labels = dict(zip(self.names, data.columns, strict=True))
+        labels = {str(label): label for label in data.columns}
+        self.names, self.n, self.index = list(labels), len(data), data.index
+        if len(labels) < len(data.columns):
+            _refuse_duplicates(map(str, data.columns))
         self._read = lambda name: from_pandas(data[labels[name]], name)
 
     def _from_mapping(self, data: Mapping[str, Any]) -> None:

@@ -33,12 +33,15 @@ class Factor:
         Whether the order carries meaning: such a factor gets polynomial contrasts, as in R.
     contrasts : object or None
         What `C(f, contrasts)` asked for.
+    numeric : bool
+        Whether the levels are a numeric column's values, which new rows have as numbers too.
     """
 
     codes: NDArray[np.integer[Any]]
     levels: NDArray[np.object_]
     ordered: bool = False
     contrasts: Any = None
+    numeric: bool = False
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
@@ -49,7 +52,8 @@ class Factor:
         """The rows asked for (None: all), unused levels dropped; no code may be missing among them."""
         codes = self.codes if rows is None else self.codes[rows]
         codes, used = drop_unused(codes, len(self.levels))
-        return Factor(codes, self.levels if used is None else self.levels[used], self.ordered, self.contrasts)
+        levels = self.levels if used is None else self.levels[used]
+        return Factor(codes, levels, self.ordered, self.contrasts, self.numeric)
 
 
 def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:

@@ -24,19 +24,12 @@ from fastlmm_core.formula.quoting import (
     unquote_name,
     unwrap,
 )
+from fastlmm_core.formula.structures import STRUCTURES, UNSTRUCTURED, TermStructure, read_structure
 
 __all__ = ["ParsedFormula", "RandomTerm", "expand_dot", "parse_formula", "summands"]
 
 MAX_LENGTH = 65_536  # a thousand columns by name have fifteen thousand characters
-STRUCTURES = ("us", "diag")
-"""Covariances within a level that a formula can ask for by name: `us(x | g)` is `(x | g)`, `diag(x | g)` independent
-columns."""
-_FOREIGN = frozenset(
-    (
-        *("ar1", "hetar1", "ou", "exp", "gau", "mat", "cs", "homcs", "toep", "homtoep", "homdiag", "rr", "propto"),
-        *("equalto", "unstr", "cosy", "arma", "mm", "gr", "zerocorr"),
-    )
-)
+_FOREIGN = frozenset(("mat", "propto", "equalto", "unstr", "cosy", "arma", "mm", "gr", "zerocorr"))
 _CALL = re.compile(r"([A-Za-z_]\w*)\s*(?=\()")
 _LONE_DOT = re.compile(r"(?<![\w.)\]])\.(?![\w.])")
 
@@ -53,8 +46,8 @@ class RandomTerm:
         Columns whose interaction is the grouping factor; the first varies slowest in the order of the levels.
     computed : frozenset of str
         Those of them that are expressions, such as `factor(id)`.
-    structure : str
-        Covariance of the columns within a level: "us" (unstructured) or "diag" (independent).
+    structure : TermStructure
+        Covariance of the columns within a level.
     split : bool
         Whether the term is one of several that `||` was written for.
     """
@@ -62,7 +55,7 @@ class RandomTerm:
     expr: str
     group: tuple[str, ...]
     computed: frozenset[str] = field(default=frozenset(), repr=False)
-    structure: str = field(default="us", repr=False)
+    structure: TermStructure = field(default=UNSTRUCTURED, repr=False)
     split: bool = field(default=False, repr=False, compare=False)
 
     @property
@@ -72,7 +65,7 @@ class RandomTerm:
 
     def __str__(self) -> str:
         names = (name if name in self.computed else quote_name(name) for name in self.group)
-        return f"{'' if self.structure == 'us' else self.structure}({self.expr} | {':'.join(names)})"
+        return f"{self.structure.call}({self.expr} | {':'.join(names)}{self.structure.arguments})"
 
 
 @dataclass(frozen=True)
@@ -109,7 +102,8 @@ def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     ----------
     text : str
         `"response ~ fixed + (expr | group) + ..."`. Random terms: `(1 | g)`, `(x | g)`, `(0 + x | g)`, `(x || g)`,
-        `(1 | a/b)`, `(1 | a:b)`, `(1 | factor(id))`, `us(x | g)`, `diag(x | g)`; a lone one needs no parentheses
+        `(1 | a/b)`, `(1 | a:b)`, `(1 | factor(id))`, `us(x | g)`, `diag(x | g)`,
+        `ar1(0 + f | g)` and the other structures; a lone one needs no parentheses
         (`y ~ 1 | g`), and `- (1 | g)` takes one out again. `.` stands for all other columns. `^` inside a function
         call is a power, as in R.
     fixed_only : bool
@@ -287,12 +281,13 @@ def _bar_terms(summand: str) -> list[RandomTerm] | None:
     if match is None:
         return _random_terms(inner)
     if match[1] in STRUCTURES:
-        return _random_terms(inner, match[1])
+        body, *options = split(inner, ",")
+        return _random_terms(body, read_structure(match[1], options, summand))
     if match[1] in _FOREIGN:
         instead = "; zerocorr(x | g) is diag(x | g) here" if match[1] == "zerocorr" else ""
         raise FormulaError(
-            f"{match[1]} is not a covariance structure that can be fitted: {summand}. There are us(x | g), which is "
-            f"(x | g), and diag(x | g), independent columns{instead}"
+            f"{match[1]} is not a covariance structure that can be fitted: {summand}. There are {', '.join(STRUCTURES)}"
+            f"{instead}"
         )
     return None
 
@@ -313,7 +308,7 @@ def _offset_argument(summand: str) -> str | None:
     return unwrap(summand[match.end() :]) if match else None
 
 
-def _random_terms(text: str, structure: str = "us") -> list[RandomTerm]:
+def _random_terms(text: str, structure: TermStructure = UNSTRUCTURED) -> list[RandomTerm]:
     """Expand the inside of one parenthesised bar term."""
     bars = _bars(text)
     double = len(bars) == 2 and bars[1] == bars[0] + 1
@@ -327,12 +322,9 @@ def _random_terms(text: str, structure: str = "us") -> list[RandomTerm]:
     if _LONE_DOT.search(blank_quoted(text)):
         raise FormulaError(f"`.` (all other columns) cannot stand in a random-effect term: ({text})")
     groups = _expand_groups(group, text)
-    parts = _uncorrelated(expr) if double and structure == "us" else [expr]
-    return [
-        RandomTerm(part, names, computed, structure, double and structure == "us")
-        for part in parts
-        for names, computed in groups
-    ]
+    apart = double and structure.name == "us"
+    parts = _uncorrelated(expr) if apart else [expr]
+    return [RandomTerm(part, names, computed, structure, apart) for part in parts for names, computed in groups]
 
 
 def _uncorrelated(expr: str) -> list[str]:

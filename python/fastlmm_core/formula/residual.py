@@ -375,6 +375,11 @@ class ResidualDesign:
     columns: Array | None = field(repr=False)
 
     @property
+    def parts(self) -> list[ParsedResidual | Dispersion]:
+        """What was asked for: the structure, the dispersion, or both."""
+        return [part for part in (self.parsed, self.dispersion) if part is not None]
+
+    @property
     def kind(self) -> str:
         """One of `KINDS`, or "none"."""
         return "none" if self.parsed is None else self.parsed.kind

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.conditioning import independent_columns
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ SAME = 1e-8
 """What may be left of rows that another set of rows spans, relative to themselves."""
 
 
+@bounded
 def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[str, Array]:
     """Rows (k, rank) over the kept columns for each term but the intercept; no rows where nothing can be tested.
 

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
-from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
-from fastlmm_core.inference.information import VarianceInformation, variance_information
-from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
-from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
+from fastlmm_core.inference.information import VarianceInformation
+from fastlmm_core.inference.kenward_roger import Adjustment, scaled_f
 from fastlmm_core.inference.refits import reml_fit
+from fastlmm_core.inference.structured import adjustment_of, information_of
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -252,14 +251,10 @@ def ddf_method(result: FittedModel, ddf: str) -> Method:
     beta, cov = core.beta[kept], core.cov_beta[np.ix_(kept, kept)]
     notes = () if not core.is_singular else (SINGULAR_NOTES.get(name, ""),)
     if name == "satterthwaite":
-        information = pattern_information(core) if isinstance(core, PatternFit) else variance_information(core)
-        return Satterthwaite(name, beta, cov, core.sigma, notes, information)
+        return Satterthwaite(name, beta, cov, core.sigma, notes, information_of(core))
     if name.startswith("kenward-roger"):
-        # without a residual structure V is linear in its parameters: both forms are one
-        if isinstance(core, PatternFit):
-            adjusted = pattern_adjustment(core, linear=name.endswith("linear"))
-        else:
-            adjusted = adjustment(core)
+        # of an ordinary model V is linear in its parameters: both forms are one
+        adjusted = adjustment_of(core, linear=name.endswith("linear"))
         return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted)
     return FixedDf(name, beta, cov, core.sigma, (), np.inf if name == "normal" else float(core.n - core.rank))
 

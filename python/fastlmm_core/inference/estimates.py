@@ -431,7 +431,7 @@ class Estimates:
                 labels[column] = [str(text).replace(" - ", " / ") for text in labels[column]]
         if h.ratio == "odds_ratio":
             h = replace(TRANSFORMATIONS["log"], name=h.name, ratio="odds_ratio")
-        return replace(self, labels=labels, response=h, scale="response")
+        return replace(self, labels=labels, response=replace(h, shift=0.0), scale="response")
 
     def regrid(self) -> Estimates:
         """Means as estimates of the response itself, so that their differences can be taken on its scale.

@@ -65,10 +65,13 @@ def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, 
             p[group] = adjusted_p(
                 p[group], _scattered(signed, group, known), df[group], how, rank=rank, largest=largest
             )
-        how_limits = how if adjusted_limits else "none"
         both = side in (0, 2)
-        if both and side == 2 and how == "mvt" and adjusted_limits:
+        # an equivalence test's limits are those of two-sided intervals
+        how_limits = "none" if not adjusted_limits else _adjustment(estimates, len(group), 0)[0] if both else how
+        if side == 2 and how_limits == "mvt":
             largest = Largest(rows @ estimates.method.cov @ rows.T, 0)
+        if how_limits == "scheffe":
+            rank = int(np.linalg.matrix_rank(rows))
         c = critical_values(
             estimates.level, df[known], how_limits, len(group), 2 if both else 1, rank=rank, largest=largest
         )
@@ -110,7 +113,7 @@ def _adjustment(estimates: Estimates, n: int, side: int) -> tuple[str, str]:
     words = {"tukey": f"Tukey's method for a family of {n_means(n)} means", "mvt": f"max-t for {n} tests"}
     text = words.get(how, f"{how} for {n} tests")
     if how in STEPWISE and how != "bonferroni":
-        text += "; limits " + ("not adjusted" if how in ("BH", "BY") else "by Bonferroni's")
+        text += "; limits " + ("not adjusted" if how == "BH" else "by Bonferroni's")
     return how, f"adjusted: {text}{reason}"
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.estimability import NullSpace, null_space
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.residuals import PatternFit
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.estimability import NullSpace
     from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Functions", "functions_of"]
@@ -65,5 +66,13 @@ def functions_of(result: FittedModel, L: Array, offset: Array) -> Functions:
     kept = ~np.isnan(core.beta)
     if kept.all():
         return Functions(L, offset, kept)
+    return Functions(L, offset, kept, _null_space(result, kept))
+
+
+def _null_space(result: FittedModel, kept: NDArray[np.bool_]) -> NullSpace | None:
+    core = result.core
+    if isinstance(core, GlmmFit):
+        X = result.design.X
+        return null_space(np.asarray(np.linalg.qr(X, mode="r")), np.flatnonzero(kept), len(X))
     model = core.model if isinstance(core, PatternFit) else core.cross.conditioning
-    return Functions(L, offset, kept, model.null_space)
+    return model.null_space

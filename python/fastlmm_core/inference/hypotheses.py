@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError
+from fastlmm_core.fitting.coefficients import why_undetermined
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.ddf import FTest, t_pvalues
 from fastlmm_core.inference.robust import covariance_method
@@ -192,17 +193,13 @@ class _Parser:
 
 def determined(result: FittedModel, hypotheses: Hypotheses) -> tuple[Array, NDArray[np.bool_], tuple[str, ...]]:
     """The rows over the estimated coefficients, which of them are estimable, and a note on those that are not."""
-    core, names = result.core, result.design.x_names
+    core = result.core
     kept = ~np.isnan(core.beta)
     estimable = core.estimable(hypotheses.rows)
     notes: tuple[str, ...] = ()
     if not estimable.all():
         which = [label for label, fine in zip(hypotheses.labels, estimable, strict=True) if not fine]
-        dropped = [name for name, fine in zip(names, kept, strict=True) if not fine]
-        notes = (
-            f"not estimable: {listed(which)}, as {listed(dropped)} depend{'s' if len(dropped) == 1 else ''} "
-            "linearly on other columns",
-        )
+        notes = (f"not estimable: {listed(which)}, {why_undetermined(result.design, core)}",)
     return np.ascontiguousarray(hypotheses.rows[:, kept]), estimable, notes
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fastlmm_core.core import Objective, Term, cross_products, fit
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
@@ -156,6 +156,7 @@ class Deleted:
         self.logdet[case] = np.linalg.slogdet(part)[1] if np.isfinite(part).all() else np.nan
 
 
+@bounded
 def influence(
     design: Design, core: CoreFit, by: str | ArrayLike = "obs", method: Method = "fixed", *, progress: bool = False
 ) -> Influence:

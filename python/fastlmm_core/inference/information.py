@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Evaluation, Objective
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.threads import bounded, one_blas_thread
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
@@ -70,6 +70,7 @@ class VarianceInformation:
     slopes: Array
 
 
+@bounded
 def variance_information(core: CoreFit) -> VarianceInformation:
     """Equations (1) and (2) at a fit; computed once and kept with the fit.
 

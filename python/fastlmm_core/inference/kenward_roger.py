@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.inference.information import covariance_root, dense_products, pseudo_inverse
 from fastlmm_core.inference.marginal_products import MarginalProducts
 
@@ -54,6 +54,7 @@ class Adjustment:
     weights: Array
 
 
+@bounded
 def adjustment(core: CoreFit) -> Adjustment:
     """Compute the adjustment of a REML fit; once, kept with the fit.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def fitted_rows(design: Design, core: CoreFit, objective: Objective) -> FittedRo
     return FittedRows(inverse, rows, weights, half, leverage)
 
 
+@bounded
 def leverages(design: Design, core: CoreFit) -> NDArray[np.float64]:
     """Diagonal of the hat matrix, (n,); computed once a fit."""
     if "leverages" not in core._cache:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.comparison import variance_shares
 from fastlmm_core.inference.ddf import FTest, Method
@@ -16,11 +17,10 @@ from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
 from fastlmm_core.inference.functions import functions_of
 from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, reference_grid
 from fastlmm_core.inference.robust import covariance_method
-from fastlmm_core.inference.transformations import Transformation, of_response
+from fastlmm_core.inference.transformations import Transformation, of_link, of_response
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
-    from fastlmm_core.formula import Design
 
 __all__ = ["emmeans", "emtrends", "joint_tests"]
 
@@ -36,7 +36,7 @@ def emmeans(
     at: Mapping[str, Any] | None = None,
     weights: str = "equal",
     over: str = "grid",
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     level: float = 0.95,
     scale: str = "link",
     bias_adjust: bool = False,
@@ -69,7 +69,7 @@ def emtrends(
     at: Mapping[str, Any] | None = None,
     weights: str = "equal",
     over: str = "grid",
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     level: float = 0.95,
     cov_reduce: Any = "mean",
     data: Any = None,
@@ -112,6 +112,8 @@ def _estimates(
         L[empty] = np.nan
     elif over == "data":
         if data is None:
+            if isinstance(result.core, GlmmFit):
+                raise DataError('over="data" of a generalised model needs data=, the table of the fit')
             data = result.kept_data()
         means = [[part.mean(axis=0) for part in rows(columns)] for columns in over_data(grid, data, keep)]
         L, known = np.array([m[0] for m in means]), np.array([m[1] for m in means], dtype=np.float64)
@@ -126,23 +128,34 @@ def _estimates(
         method,
         "means" if variable is None else "slopes",
         checked_level(level),
-        response=_response(result.design),
+        response=_response(result),
         total_sd=_total_sd(result),
         notes=tuple(_notes(grid, keep, weights, over, variable)),
     )
 
 
-def _response(design: Design) -> Transformation | None:
+def _response(result: FittedModel) -> Transformation | None:
+    """The scale on which the linear predictor stands, where it is a known one."""
+    if isinstance(result.core, GlmmFit):
+        return of_link(result.core.family.link)
     try:
-        return of_response(design.formula.response)
+        return of_response(result.design.formula.response)
     except ModelError:
         return None
 
 
 def _total_sd(result: FittedModel) -> float:
-    """Standard deviation of a response about the fixed part at an average row: random terms and residual."""
+    """Standard deviation of a response about the fixed part at an average row: random terms and residual.
+
+    On the scale of a generalised model's linear predictor there are the random terms alone.
+    """
     if result.design.residual is not None:  # rows differ: no one figure stands for them
         return np.nan
+    if isinstance(result.core, GlmmFit):
+        each = zip(result.design.random, result.core.L, strict=True)
+        return float(
+            np.sqrt(sum(np.sum(L**2) if t.z is None else np.mean(np.sum((t.z @ L) ** 2, axis=1)) for t, L in each))
+        )
     _, random, residual = variance_shares(result.design, result.core)
     return float(np.sqrt(random.sum() + residual))
 
@@ -178,7 +191,7 @@ def joint_tests(
     by: Names | None = None,
     at: Mapping[str, Any] | None = None,
     weights: str = "equal",
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     cov_type: str = "model",
     cluster: Any = None,
 ) -> pd.DataFrame:

@@ -26,8 +26,8 @@ from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, 
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.residuals import PatternModel
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.fitting.models import AnyModel
     from fastlmm_core.formula import Design, RandomDesign
 
 __all__ = ["NestedTest", "bootstrap_reduction", "bootstrap_test", "tie_bound"]
@@ -178,7 +178,7 @@ def bootstrap_test(
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
 
 
-def _criteria(model: Model | PatternModel, start: Array, threads: int | None) -> Criteria:
+def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
     """The criterion of a model fitted to each of many responses, and which fits converged."""
     assert isinstance(model, Model)  # `check_nested` has refused the others
 

@@ -30,9 +30,9 @@ def covariance_parameters(design: Design, core: PatternFit, level: float) -> pd.
     se = np.sqrt(np.maximum(np.diag(cov), 0.0))
     quantile = float(ndtri(0.5 + 0.5 * level))
     lower, upper = np.empty(len(se)), np.empty(len(se))
-    for k, (kind, label, value) in enumerate(zip(found.kinds, found.labels, found.values, strict=True)):
+    for k, (label, value) in enumerate(zip(found.labels, found.values, strict=True)):
         positive = names[k].startswith("var ") or label.endswith("range")
-        correlation = kind == "shape" and "rho" in label and abs(value) < 1.0
+        correlation = "rho" in label and abs(value) < 1.0
         sign = np.array([-1.0, 1.0]) * quantile * se[k]
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             if positive:
@@ -63,6 +63,9 @@ def labels(design: Design, core: PatternFit, kinds: tuple[str, ...], given: tupl
             out.append(within.dispersion.names[int(label)])
         elif kind == "effects":
             k, _, place = label.partition(":")
+            if "," not in place:
+                out.append(f"{place} | {design.random[int(k)].grp}")
+                continue
             i, j = (int(v) for v in place.split(","))
             term = design.random[int(k)]
             name = "var" if i == j else "cov"

@@ -26,7 +26,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
@@ -163,6 +165,7 @@ def uncertain_theta(
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
+@bounded
 def predict_interval(
     design: Design,
     core: CoreFit,
@@ -203,5 +206,8 @@ def predict_interval(
     else:
         df, quantile = np.full(len(estimate), np.inf), np.full(len(estimate), ndtri(0.5 + 0.5 * level))
     error = np.sqrt(np.maximum(variance, 0.0))
+    error, df = (np.where(np.isnan(estimate), np.nan, values) for values in (error, df))
     figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
-    return pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)
+    found = pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)
+    found.attrs["notes"] = undetermined(design, core, rows)
+    return found

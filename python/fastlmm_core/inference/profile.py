@@ -183,8 +183,12 @@ def _profile(
     curves = []
     for parameter in _shown(chosen, progress):
         path = paths.make(parameter)
-        rivals = [] if path is None else [face.rival(parameter, path) for face in faces]
-        curves.append(_curve(parameter, estimates[parameter.name], path, [r for r in rivals if r], paths, reach))
+        rivals = []
+        if path is not None:
+            rivals = [rival for face in faces if (rival := face.rival(parameter, path))]
+            if any(len(L) > 1 for L in core.L):  # the other variables at the estimate: what a path leaves may be lower
+                rivals.append(Rival(core.criterion, path.estimate, path.start))
+        curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
     return Profile(tuple(curves), core.criterion)
 
 

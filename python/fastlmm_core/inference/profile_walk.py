@@ -205,7 +205,7 @@ def _kink(path: Path, rival: Rival, at: Point, own: Point, other: Point) -> list
         back = rival.at(path, at.w, other.x)
     except NumericalError:
         return []
-    if back.d <= at.d:
+    if back.d <= at.d + LOWER:  # they part further out
         return []
     h = own.w - at.w
     mine = np.array([at.d, own.d, h * at.slope, h * own.slope])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, MemoryLimitError
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
@@ -22,6 +23,7 @@ __all__ = ["Levels", "joint_cov", "ranef_cov"]
 Levels = Mapping[str, Sequence[Hashable]] | Sequence[Hashable]
 
 
+@bounded
 def ranef_cov(design: Design, core: CoreFit, *, beta_known: bool = True) -> dict[str, pd.DataFrame]:
     """Conditional covariance blocks of every level; see `LmerResult.ranef_cov`."""
     blocks = list(core.cond_var())
@@ -42,6 +44,7 @@ def ranef_cov(design: Design, core: CoreFit, *, beta_known: bool = True) -> dict
     return out
 
 
+@bounded
 def joint_cov(design: Design, core: CoreFit, levels: Levels | None) -> pd.DataFrame:
     """Joint covariance of the fixed effects and of the random effects of chosen levels (all where None).
 

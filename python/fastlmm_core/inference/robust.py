@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
 from fastlmm_core.formula.frame import Table, as_factor
@@ -120,14 +121,15 @@ class ClusterRobust(Method):
         return np.asarray(d - np.einsum("sgx,tgx->st", one, other))
 
 
-def covariance_method(result: FittedModel, ddf: str, *, cov_type: str = "model", cluster: Any = None) -> Method:
+def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "model", cluster: Any = None) -> Method:
     """The method of a fit by the names of its degrees of freedom and its covariance.
 
     Parameters
     ----------
     result : FittedModel
-    ddf : str
-        As `ddf_method`; with a robust covariance "satterthwaite" is Bell and McCaffrey's.
+    ddf : str or None
+        As `ddf_method`; None is "satterthwaite", or "normal" for a generalised model, which has no others. With a
+        robust covariance "satterthwaite" is Bell and McCaffrey's.
     cov_type : {"model", "CR0", "CR1", "CR1S", "CR2", "CR3"}
     cluster : optional
         A column of the fit's table, a grouping factor, or a value a row; the coarsest grouping factor by default.
@@ -140,6 +142,9 @@ def covariance_method(result: FittedModel, ddf: str, *, cov_type: str = "model",
     kind = str(cov_type)
     if kind not in COV_TYPES:
         raise ModelError(f"cov_type {cov_type!r} does not exist: use one of {', '.join(map(repr, COV_TYPES))}")
+    if isinstance(result.core, GlmmFit):
+        return _generalised(result.core, ddf, kind)
+    ddf = "satterthwaite" if ddf is None else ddf
     if kind == "model":
         if cluster is not None:
             raise ModelError("cluster is for a robust covariance: give cov_type='CR2' as well")
@@ -152,6 +157,17 @@ def covariance_method(result: FittedModel, ddf: str, *, cov_type: str = "model",
         return robust
     value = np.inf if name == "normal" else float(result.core.n - result.core.rank)
     return FixedDf(name, robust.beta, robust.cov, robust.sigma, robust.notes, value)
+
+
+def _generalised(core: GlmmFit, ddf: str | None, kind: str) -> Method:
+    """The method of a generalised model: Wald's."""
+    if kind != "model":
+        raise ModelError("robust covariances of generalised models are not available")
+    name = "normal" if ddf is None else method_name(ddf)
+    if name != "normal":
+        raise ModelError(f"{name} degrees of freedom belong to linear models: a generalised one takes ddf='normal'")
+    kept = ~np.isnan(core.beta)
+    return FixedDf("normal", core.beta[kept], core.cov_beta[np.ix_(kept, kept)], 1.0, (), np.inf)
 
 
 def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) -> pd.DataFrame:

@@ -139,6 +139,7 @@ def recipe(
     own_weights = design.weights if newdata is None else None
     sd = np.full(len(rows.X), sigma) if own_weights is None else sigma / np.sqrt(own_weights)
     mean: Array = rows.X @ np.nan_to_num(beta)
+    mean[~core.estimable(rows.X)] = np.nan  # what the data do not determine
     if rows.offset is not None:
         mean = mean + rows.offset
     terms = []

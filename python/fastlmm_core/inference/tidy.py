@@ -23,6 +23,7 @@ from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["EFFECTS", "augment", "glance", "tidy"]
 
@@ -139,19 +140,20 @@ def glance(fit: FittedModel) -> Table:
 def augment(fit: FittedModel, data: Any = None) -> Table:
     """One row an observation; see `LmerResult.augment`."""
     design, core = fit.design, fit.core
+    rows = design.own_rows()  # all of the table's with na_action="exclude"
     out: dict[str, Any] = {
-        "fitted": core.fitted,
-        "resid": design.y - core.fitted,
+        "fitted": rows.full(core.fitted),
+        "resid": rows.full(design.y - core.fitted),
         "fixed": predict(design, core, re_form="none"),
-        "hat": leverages(design, core),
+        "hat": rows.full(leverages(design, core)),
         "cooksd": cooks_distance(design, core),
         "std_resid": residuals(design, core, "studentized"),
     }
     if design.offset is not None:
-        out["offset"] = design.offset
+        out["offset"] = rows.full(design.offset)
     if design.weights is not None:
-        out["weights"] = design.weights
-    frame = _model_frame(fit) if data is None else _rows_used(fit, data)
+        out["weights"] = rows.full(design.weights)
+    frame = _model_frame(design, rows) if data is None else _table_rows(design, rows, data)
     answers = {f".{name}": np.asarray(values) for name, values in out.items()}
     twice = [name for name in answers if name in frame]
     if twice:
@@ -160,24 +162,23 @@ def augment(fit: FittedModel, data: Any = None) -> Table:
     return table(frame.assign(**answers))
 
 
-def _model_frame(fit: FittedModel) -> pd.DataFrame:
-    """Response, fixed-effects columns and grouping factors of the rows used."""
-    design = fit.design
-    frame: dict[str, Any] = {design.formula.response: design.y}
-    frame.update({name: design.X[:, j] for j, name in enumerate(design.x_names) if name != "Intercept"})
+def _model_frame(design: Design, rows: NewDesign) -> pd.DataFrame:
+    """Response, fixed-effects columns and grouping factors of the rows."""
+    frame: dict[str, Any] = {design.formula.response: rows.full(design.y)}
+    frame.update({name: rows.full(design.X[:, j]) for j, name in enumerate(design.x_names) if name != "Intercept"})
     for term in design.random:
-        frame[term.group] = pd.Categorical.from_codes(term.codes, categories=pd.Index(term.levels))
-    return pd.DataFrame(frame, index=design.row_labels)
+        codes = np.nan_to_num(rows.full(term.codes.astype(np.float64)), nan=-1.0).astype(np.int64)
+        frame[term.group] = pd.Categorical.from_codes(codes, categories=pd.Index(term.levels))
+    return pd.DataFrame(frame, index=rows.index)
 
 
-def _rows_used(fit: FittedModel, data: Any) -> pd.DataFrame:
-    design = fit.design
+def _table_rows(design: Design, rows: NewDesign, data: Any) -> pd.DataFrame:
+    """The table's rows that `rows` stands for."""
     if isinstance(data, (pd.DataFrame, Mapping)):
         frame = pd.DataFrame(data)
     else:
         frame = nw.from_native(data, eager_only=True).to_pandas()
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
-    used = frame.iloc[design.row_index]
-    used.index = design.row_labels
-    return used
+    used = frame.iloc[design.row_index] if rows.rows is None else frame
+    return used.set_axis(rows.index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from scipy import special
 
 from fastlmm_core.errors import ModelError
 
-__all__ = ["TRANSFORMATIONS", "Transformation", "of_response"]
+if TYPE_CHECKING:
+    from fastlmm_core.families import Link
+
+__all__ = ["TRANSFORMATIONS", "Transformation", "of_link", "of_response"]
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -33,7 +36,7 @@ class Transformation:
     ratio : str
         What a difference becomes on the response's scale, "ratio" for logarithms; empty where it is nothing simple.
     shift : float
-        The constant added to the response before it was transformed, taken off again.
+        The constant added to the response before it was transformed, taken off again; ratios are of the sums.
     """
 
     name: str
@@ -134,6 +137,25 @@ TRANSFORMATIONS = {
 }
 
 
+@dataclass(frozen=True)
+class _OfLink:
+    """Derivative of a link's inverse, as an object that pickles."""
+
+    link: Link
+    order: int
+
+    def __call__(self, eta: Array) -> Array:
+        return self.link.derivatives(eta)[self.order]
+
+
+def of_link(link: Link) -> Transformation:
+    """The scale of a generalised model's linear predictor: its differences are odds ratios, ratios, or nothing else."""
+    h = [_OfLink(link, order) for order in range(4)]
+    ends = link.inverse(np.array([-1e8, 1e8]))
+    ratio = {"logit": "odds_ratio", "log": "ratio"}.get(link.name, "")
+    return Transformation(link.name, h[0], h[1], h[2], h[3], float(ends[0]), float(ends[1]), ratio)
+
+
 def of_response(response: str) -> Transformation:
     """The transformation that a formula's left side applies: `log(y)`, `sqrt(y)`, `log(y + 1)`, or none.
 
@@ -164,7 +186,7 @@ def of_response(response: str) -> Transformation:
                 known.third,
                 known.floor,
                 known.ceiling,
-                "",
+                known.ratio,
                 shift,
             )
     raise ModelError(

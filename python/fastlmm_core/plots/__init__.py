@@ -1,1 +1,1 @@
-"""Drawings; matplotlib is imported when one is made."""
+"""Pictures of fits: matplotlib is imported when one is drawn; a function returns its Figure and touches no other."""

@@ -17,6 +17,7 @@ from fastlmm_core.families import Family, Link, as_family
 from fastlmm_core.fitting import coefficients, ranef, var_corr
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.formula import build_design
+from fastlmm_core.results.methods.means import MeansMethods
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -26,7 +27,7 @@ __all__ = ["GlmerResult", "glmer"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class GlmerResult:
+class GlmerResult(MeansMethods):
     """A fitted generalised linear mixed model.
 
     Attributes

@@ -8,10 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
+import numpy as np
+
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.terms import checked_flag
+from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import fit_design, objective_of
+from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions, checked_start
+from fastlmm_core.fitting.relationships import relationships
 from fastlmm_core.fitting.spelling import FIT_ARGUMENTS, Fitter, answered
 from fastlmm_core.formula import build_design
 from fastlmm_core.results.result import LmerResult
@@ -51,6 +56,8 @@ def lmer(
     env: Mapping[str, Any] | None = None,
     residual: str | None = None,
     dispersion: str | None = None,
+    precision: Mapping[str, Any] | None = None,
+    relmat: Mapping[str, Any] | None = None,
 ) -> LmerResult:
     """Fit a linear mixed model.
 
@@ -93,6 +100,10 @@ def lmer(
         the page on residual structures. A formula then needs no random term.
     dispersion : str, optional
         One-sided formula in which the log of the residual standard deviation is linear: ``"~ sex"``, ``"~ power(x)"``.
+    precision, relmat : mapping, optional
+        Known inverse covariance, or covariance, between the levels of a grouping factor: ``{"animal": pedigree(...)}``,
+        or a DataFrame whose index names the levels, or an array or scipy.sparse matrix in the order of the factor's
+        levels.
 
     Returns
     -------
@@ -141,6 +152,8 @@ def lmer(
         **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
     }
     given = {name: value for name, value in arguments.items() if value is not None}
+    if not isinstance(verbose, (int, np.integer)):
+        raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     design = build_design(
         formula,
@@ -154,8 +167,9 @@ def lmer(
         check_levels=checked_control(control).check_levels,
         residual=residual,
         dispersion=dispersion,
+        relationships=relationships(precision, relmat),
     )
-    if design.residual is not None:
+    if is_structured(design):
         structured = fit_structured(design, formula, options, start, objective_only=objective_only)
         structured.keep_data(data)
         return structured

@@ -10,11 +10,15 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
-from fastlmm_core.fitting.residual import parameter_labels
+from fastlmm_core.fitting.models import structure_labels
+from fastlmm_core.fitting.relationships import relationship_values
+from fastlmm_core.fitting.residual import describe, parameter_labels
 from fastlmm_core.fitting.var_corr import theta_labels
+from fastlmm_core.formula.residual import ParsedResidual
 from fastlmm_core.results.result import LmerResult
 
 if TYPE_CHECKING:
@@ -32,7 +36,9 @@ def fit_structured(
 ) -> StructuredResult:
     """Fit a design with a residual structure."""
     if objective_only:
-        raise ModelError("objective_only is not available with residual= or dispersion=")
+        raise ModelError(
+            "objective_only is not available for residual structures, structured random effects and known relationships"
+        )
     if start is not None:
         from dataclasses import replace
 
@@ -42,7 +48,7 @@ def fit_structured(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class StructuredResult(LmerResult):
-    """A fitted model whose residuals are correlated within subjects or of unequal variance.
+    """A fitted model with a covariance structure: of the residuals, of random effects, or between their levels.
 
     Everything of `LmerResult` that does not need the random effects' equations is there; the rest says so in one
     sentence.
@@ -59,7 +65,15 @@ class StructuredResult(LmerResult):
     1  0.8  1.0  0.80
     """
 
-    core: PatternFit
+    @property
+    def _patterns(self) -> PatternFit:
+        """The core's fit, where its units are independent."""
+        if isinstance(self.core, PatternFit):
+            return self.core
+        raise ModelError(
+            "this is for models of independent subjects, not for several grouping factors, known relationships or "
+            "sparse fixed effects"
+        )
 
     @property
     def theta(self) -> pd.Series:
@@ -77,8 +91,9 @@ class StructuredResult(LmerResult):
         return figures.join(pd.DataFrame(log.theta, columns=self._theta_labels(), index=figures.index))
 
     def _theta_labels(self) -> list[str]:
-        labels = parameter_labels(self.design)
-        return labels + (theta_labels(self.design) if self.design.random else [])
+        if isinstance(self.core, StructuredFit):
+            return theta_labels(self.design)
+        return parameter_labels(self.design) + structure_labels(self.design)
 
     @property
     def n_groups(self) -> dict[str, int]:
@@ -103,7 +118,7 @@ class StructuredResult(LmerResult):
         DataFrame
             Visits by visits.
         """
-        return residual.residual_cov(self.design, self.core, subject)
+        return residual.residual_cov(self.design, self._patterns, subject)
 
     def residual_corr(self, subject: Hashable = None) -> pd.DataFrame:
         """Correlations of `residual_cov`."""
@@ -123,25 +138,30 @@ class StructuredResult(LmerResult):
         """
         from fastlmm_core.inference.pattern_parameters import covariance_parameters
 
-        return covariance_parameters(self.design, self.core, level)
+        return covariance_parameters(self.design, self._patterns, level)
 
     def marginal_cov(self, level: Hashable) -> NDArray[np.float64]:
         """Marginal covariance (m, m) of the rows of one subject, or one level of the random effects' factor."""
-        return residual.marginal_cov(self.design, self.core, level)
+        if isinstance(self.core, StructuredFit):
+            return super().marginal_cov(level)
+        return residual.marginal_cov(self.design, self._patterns, level)
 
-    def robust_cov(self, kind: str = "CR2") -> pd.DataFrame:
-        """Sandwich covariance of the coefficients, which stays valid where the structure is wrong.
+    def breeding_values(self, group: str | None = None) -> pd.DataFrame:
+        """Predicted effects of the levels of a factor with a known relationship, all of its levels.
 
         Parameters
         ----------
-        kind : {"CR0", "CR2", "CR3"}
-            Liang and Zeger's (1986), Bell and McCaffrey's (2002) bias-reduced one, or Mancl and DeRouen's (2001),
-            which is
-            close to a jackknife over subjects.
-        """
-        from fastlmm_core.inference.sandwich import robust_cov
+        group : str, optional
+            The grouping factor; the first one with a relationship by default.
 
-        return robust_cov(self.design, self.core, kind)
+        Returns
+        -------
+        DataFrame
+            Indexed by level: effect (where there are several), value, std_error (of prediction, the estimation of the
+            fixed effects included), reliability (1 - std_error^2 / variance, the squared correlation with the true
+            value).
+        """
+        return relationship_values(self.design, self.core, group)
 
     def residuals(self, kind: Any = "response") -> pd.Series:
         """Residuals of the rows used.
@@ -153,7 +173,9 @@ class StructuredResult(LmerResult):
             response residual over its own standard deviation. "normalized": all of a subject's, multiplied by the
             inverse of the Cholesky factor of their residual covariance; uncorrelated with variance one under the model.
         """
-        values = residual.residuals(self.design, self.core, kind)
+        if not isinstance(self.core, PatternFit):
+            return super().residuals(kind)
+        values = residual.residuals(self.design, self._patterns, kind)
         return pd.Series(values, index=self.design.row_labels, dtype=float)
 
     def simulate(self, n: int = 1, seed: Any = None, **options: Any) -> pd.DataFrame:
@@ -173,7 +195,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
             )
-        draws = residual.simulate(self.design, self.core, n, seed)
+        draws = residual.simulate(self.design, self._patterns, n, seed)
         names = [f"sim_{k + 1}" for k in range(n)]
         return pd.DataFrame(draws, index=self.design.row_labels, columns=names)
 
@@ -181,16 +203,20 @@ class StructuredResult(LmerResult):
         """The summary page, with the residual structure below the random effects."""
         from fastlmm_core.results import summary
 
-        return summary.summary(self, ddf, residual=residual.describe(self.design, self.core))
+        return summary.summary(self, ddf, residual=describe(self.design, self.core))
 
     def __repr__(self) -> str:
+        kinds = [f"{term.structure.name} {term.grp}" for term in self.design.random if term.structure is not None]
+        kinds += [f"{term.grp} related" for term in self.design.random if term.relationship is not None]
         within = self.design.residual
-        assert within is not None
-        name = within.parsed.title if within.parsed is not None else within.dispersion.text  # type: ignore[union-attr]
-        return super().__repr__().replace("LmerResult", "StructuredResult", 1)[:-1] + f"; {name}>"
+        if within is not None:
+            kinds += [part.title if isinstance(part, ParsedResidual) else part.text for part in within.parts]
+        return super().__repr__().replace("LmerResult", "StructuredResult", 1)[:-1] + f"; {', '.join(kinds)}>"
 
     def _refuse(self, what: str) -> NoReturn:
-        raise ModelError(f"{what} is not available for a model with a residual structure or dispersion")
+        raise ModelError(
+            f"{what} is not available for a model with a residual structure, structured effects or relationships"
+        )
 
     def profile(self, *args: Any, **options: Any) -> NoReturn:
         """Refused."""
@@ -208,10 +234,14 @@ class StructuredResult(LmerResult):
         """Refused."""
         self._refuse("influence")
 
-    def hatvalues(self) -> NoReturn:
-        """Refused."""
+    def hatvalues(self) -> pd.Series:
+        """As `LmerResult.hatvalues`, for structured effects of several grouping factors."""
+        if isinstance(self.core, StructuredFit):
+            return super().hatvalues()
         self._refuse("hatvalues")
 
-    def cooks_distance(self) -> NoReturn:
-        """Refused."""
+    def cooks_distance(self) -> pd.Series:
+        """As `LmerResult.cooks_distance`, for structured effects of several grouping factors."""
+        if isinstance(self.core, StructuredFit):
+            return super().cooks_distance()
         self._refuse("cooks_distance")

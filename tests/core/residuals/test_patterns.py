@@ -49,8 +49,7 @@ def dense(model, phi, y, reml):
             c[i, j] = m.shape.values(phi[m.of_shape], keys)[0][0]
     V = s[:, None] * s * c
     for term, where in zip(m.effects, m.of_effects, strict=True):
-        L = term.factor(phi[where])
-        V += term.z @ L @ L.T @ term.z.T * (model.unit[:, None] == model.unit)
+        V += term.z @ term.covariance.sigma(phi[where]) @ term.z.T * (model.unit[:, None] == model.unit)
     w = np.ones(n) if model.root is None else model.root
     V = V / w[:, None] / w
     X = model.X

@@ -19,11 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns, condition_term
 from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.covariances import Structure, lower_factor
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
+from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
@@ -65,6 +67,8 @@ class PatternModel:
     offset : (n,), optional
     reml : bool
     control : Control, optional
+    structures : sequence of Structure, optional
+        Of the terms; what their `cov` says by default.
 
     Raises
     ------
@@ -82,10 +86,12 @@ class PatternModel:
         offset: ArrayLike | None = None,
         reml: bool = True,
         control: Control | None = None,
+        structures: Sequence[Structure] | None = None,
     ) -> None:
         n = len(residual.subject)
         self.X = np.empty((n, 0)) if X is None else as_floats(X, "X")
         self.residual, self.terms, self.reml, self.n = residual, tuple(terms), bool(reml), n
+        self.structures = tuple(Structure(t.cov) for t in terms) if structures is None else tuple(structures)
         self.control = checked_control(control)
         self.offset = None if offset is None else as_floats(offset, "offset")
         self.root, self.log_weights = None, 0.0
@@ -124,14 +130,17 @@ class PatternModel:
             columns += list(((given - middle) / spread).T)
             self.center, self.unit_of = np.append(self.center, middle), np.append(self.unit_of, spread)
         log_sd = np.column_stack(columns) if columns else np.zeros((self.n, 0))
-        self.transforms = [np.eye(1) if t.z is None else condition_term(t.z, t.cov, self.root) for t in self.terms]
-        effects = []
-        for term, transform in zip(self.terms, self.transforms, strict=True):
+        effects: list[Effects] = []
+        self.transforms: list[Array] = []
+        for term, structure in zip(self.terms, self.structures, strict=True):
+            covariance = structure.covariance(term.n_columns)
+            transform = self._transform(term, covariance.keeps)
+            self.transforms.append(transform)
             z = np.ones((self.n, 1)) if term.z is None else term.z @ transform
             z = z if self.root is None else z * self.root[:, None]
             for j in range(z.shape[1]):
                 cell, size = combine(cell, size, z[:, j])
-            effects.append(Effects(z, term.index()))
+            effects.append(Effects(z, covariance))
         unit, subject = residual.subject, None
         if self.terms:
             unit = self.terms[0].codes.astype(np.int64)
@@ -147,6 +156,15 @@ class PatternModel:
         # rows without a structure are each a position of their own, though any two with equal columns are alike
         positions = np.arange(self.n) if residual.kind == "none" else residual.cells
         self.model = ResidualModel(residual.shape(), positions, log_sd, effects, subject)
+
+    def _transform(self, term: Term, keeps: str) -> Array:
+        """T (l, l) that gives the columns of z T unit size and keeps the structure."""
+        if term.z is None:
+            return np.eye(1)
+        if keeps == "scalar":
+            size = float(np.sqrt(np.mean(np.square(term.z)) * term.z.shape[1]))
+            return np.eye(term.z.shape[1]) / (size if size > 0 else 1.0)
+        return condition_term(term.z, "us" if keeps == "lower" else "diag", self.root)
 
     def prepare(self, y: ArrayLike) -> tuple[PatternCriterion, Array, float, Array]:
         """The criterion of a response (n,), with what brings it back: coefficients in Q, the residual's norm, y."""
@@ -208,14 +226,7 @@ class PatternModel:
         """Signs of the factors' columns such that diagonals are not negative; all but zero ones are set to zero."""
         x = found.point.phi.copy()
         for term, where in zip(self.model.effects, self.model.of_effects, strict=True):
-            theta = x[where]
-            entries = np.array(term.entries)
-            for a, (i, j) in enumerate(term.entries):
-                if i == j:
-                    if theta[a] < 0:
-                        theta[entries[:, 1] == j] *= -1.0
-                    if theta[a] < SINGULAR:
-                        theta[a] = 0.0
+            x[where] = term.covariance.canonical(x[where], SINGULAR)
         if (x != found.point.phi).any():
             try:
                 there = criterion(x)
@@ -230,8 +241,7 @@ class PatternModel:
         out = phi.copy()
         out[self.model.of_sd] /= self.unit_of
         for term, T, where in zip(self.model.effects, self.transforms, self.model.of_effects, strict=True):
-            rows, columns = zip(*term.entries, strict=True)
-            out[where] = (T @ term.factor(phi[where]))[rows, columns] * self._sigma_ratio(out[self.model.of_sd])
+            out[where] = term.covariance.rescaled(phi[where], T * self._sigma_ratio(out[self.model.of_sd]))
         return out
 
     def to_working(self, theta: Array) -> Array:
@@ -241,9 +251,8 @@ class PatternModel:
         out = theta.copy()
         out[self.model.of_sd] *= self.unit_of
         for term, T, where in zip(self.model.effects, self.transforms, self.model.of_effects, strict=True):
-            rows, columns = zip(*term.entries, strict=True)
-            L = np.linalg.solve(T, term.factor(theta[where]))[rows, columns]
-            out[where] = L / self._sigma_ratio(theta[self.model.of_sd])
+            back = np.asarray(np.linalg.inv(T), np.float64) / self._sigma_ratio(theta[self.model.of_sd])
+            out[where] = term.covariance.rescaled(theta[where], back)
         return out
 
     def _sigma_ratio(self, eta: Array) -> float:
@@ -259,10 +268,8 @@ class PatternModel:
         beta = np.full(self.X.shape[1], np.nan)
         beta[self.keep] = self.inverse @ (coefficients + norm * point.beta)
         singular = any(
-            abs(point.phi[where.start + a]) < SINGULAR
+            term.covariance.is_singular(point.phi[where], SINGULAR)
             for term, where in zip(self.model.effects, self.model.of_effects, strict=True)
-            for a, (i, j) in enumerate(term.entries)
-            if i == j
         )
         return PatternFit(
             theta=theta,
@@ -316,7 +323,7 @@ class PatternFit(CoreFit):
     evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": {}}
+        return saved_state({**self.__dict__, "_cache": {}})
 
     @property
     def cross(self) -> NoReturn:
@@ -327,6 +334,10 @@ class PatternFit(CoreFit):
         """Refused: the criterion of these models is `PatternModel.prepare`'s."""
         _ = self.cross
         raise AssertionError
+
+    def workspace(self) -> NoReturn:
+        """Refused, as `objective`."""
+        self.objective()
 
     def complete(self) -> PatternFit:
         """As `CoreFit.complete`; there is nothing to let go of."""
@@ -354,7 +365,10 @@ class PatternFit(CoreFit):
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each random-effects term, tuple of (l, l)."""
         model = self.model.model
-        return tuple(e.factor(self.theta[where]) for e, where in zip(model.effects, model.of_effects, strict=True))
+        return tuple(
+            lower_factor(e.covariance.sigma(self.theta[where]))
+            for e, where in zip(model.effects, model.of_effects, strict=True)
+        )
 
     @cached_property
     def log(self) -> FitLog:

@@ -3,9 +3,8 @@
     R_ij = exp(eta'(d_i + d_j)) c_ij(psi) [same subject] + z_i'Sigma(theta)z_j                                     (1)
 
 Log standard deviations are linear in known columns d: dummies of visits (heterogeneous variances), of strata, or the
-logarithm of a covariate (its power). Random effects whose levels are the units are part of R themselves, with Sigma =
-L L'
-and theta the entries of L: there is no Z then, and a zero variance is an ordinary point. The parameters are
+logarithm of a covariate (its power). Random effects whose levels are the units are part of V, with theta the
+parameters of their covariance: there is no Z then, and a zero variance is an ordinary point. The parameters are
 phi = (eta, psi, theta).
 """
 
@@ -19,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.residuals.shapes import Shape
+from fastlmm_core.core.covariances import Covariance
+from fastlmm_core.core.shapes import Shape
 
 __all__ = ["Effects", "Prepared", "ResidualModel"]
 
@@ -33,29 +33,17 @@ class Effects:
     Attributes
     ----------
     z : (n, l)
-    entries : sequence of (row, column)
-        Places of theta in the lower factor (l, l) of its relative covariance.
+    covariance : Covariance
+        Sigma (l, l) as a function of theta.
     """
 
     z: Array
-    entries: Sequence[tuple[int, int]]
+    covariance: Covariance
 
     @property
     def n(self) -> int:
         """Number of parameters."""
-        return len(self.entries)
-
-    def factor(self, theta: Array) -> Array:
-        """L (l, l)."""
-        L = np.zeros((self.z.shape[1],) * 2)
-        rows, columns = zip(*self.entries, strict=True)
-        L[rows, columns] = theta
-        return L
-
-    def start(self, residual: float) -> Array:
-        """A diagonal L at which the term and a residual of root mean square `residual` are of one size."""
-        size = np.sqrt(np.mean(np.square(self.z), axis=0))
-        return np.array([residual / max(size[i], 1e-300) if i == j else 0.0 for i, j in self.entries])
+        return self.covariance.n
 
 
 @dataclass(frozen=True)
@@ -101,7 +89,7 @@ class ResidualModel:
     def start(self) -> Array:
         """Parameters (n,): equal variances, moderate correlations, random effects as large as the residual."""
         return np.concatenate(
-            [np.zeros(self.log_sd.shape[1]), self.shape.start(), *(e.start(1.0) for e in self.effects)]
+            [np.zeros(self.log_sd.shape[1]), self.shape.start(), *(e.covariance.start() for e in self.effects)]
         )
 
     def prepare(self, rows: NDArray[np.int64]) -> Prepared:
@@ -134,12 +122,10 @@ class ResidualModel:
         out[:, :, self.of_shape] = np.moveaxis(first, 0, 2)
         R = c
         for term, z, where in zip(self.effects, at.z, self.of_effects, strict=True):
-            L = term.factor(phi[where])
-            zl = z @ L
-            R = R + zl @ zl.transpose(0, 2, 1)
-            for a, (i, j) in enumerate(term.entries, start=where.start):
-                half = z[:, :, i, None] * zl[:, None, :, j]
-                out[:, :, a] = half + half.transpose(0, 2, 1)
+            across = z.transpose(0, 2, 1)
+            R = R + z @ term.covariance.sigma(phi[where]) @ across
+            for a, direction in enumerate(term.covariance.directions(phi[where]), start=where.start):
+                out[:, :, a] = z @ direction @ across
         return R, out
 
     def curvature(self, phi: Array, parts: Sequence[Prepared], weights: Sequence[Array]) -> Array:
@@ -148,11 +134,9 @@ class ResidualModel:
         psi, eta = phi[self.of_shape], phi[self.of_sd]
         for at, g in zip(parts, weights, strict=True):
             for z, term, where in zip(at.z, self.effects, self.of_effects, strict=True):
-                inner = np.einsum("kri,krs,ksj->ij", z, g, z, optimize=True)
-                inner = inner + inner.T
-                entries = np.array(term.entries)
-                same = entries[:, 1, None] == entries[:, 1]
-                out[where, where] += inner[np.ix_(entries[:, 0], entries[:, 0])] * same
+                l = z.shape[2]
+                inner = z.reshape(-1, l).T @ (g @ z).reshape(-1, l)
+                out[where, where] += term.covariance.curvature(phi[where], inner)
             if at.same is not None:
                 g = g * at.same
             if len(eta):

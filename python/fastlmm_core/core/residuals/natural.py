@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.covariances import Covariance, Entries, Scaled
+
 if TYPE_CHECKING:
     from fastlmm_core.core.residuals.fit import PatternFit
 
 __all__ = ["Printed", "printed"]
 
 Array = NDArray[np.float64]
+Row = tuple[str, str, float, Array, Array]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def printed(fit: PatternFit) -> Printed:
     """The parameters of a fit; see `Printed`."""
     model, phi = fit.model.model, fit.point.phi
     r = model.n
-    rows: list[tuple[str, str, float, Array, Array]] = []
+    rows: list[Row] = []
 
     def exponential(kind: str, label: str, value: float, direction: Array) -> None:
         rows.append((kind, label, value, value * direction, value * np.outer(direction, direction)))
@@ -80,29 +83,42 @@ def printed(fit: PatternFit) -> Printed:
             ("dispersion", str(j - fit.model.n_variances + 1), float(fit.theta[j]), slope, np.zeros((first, first)))
         )
     for k, (term, T, where) in enumerate(zip(model.effects, fit.model.transforms, model.of_effects, strict=True)):
-        L = term.factor(phi[where])
-        entries = term.entries
-        for i, j in entries:
-            if (j, j) not in entries:
-                continue
-            slope, bend = np.zeros(first), np.zeros((first, first))
-            S = T @ L @ L.T @ T.T
-            for a, (p, q) in enumerate(entries, where.start):
-                slope[a] = T[i, p] * (T @ L)[j, q] + T[j, p] * (T @ L)[i, q]
-                for b, (s, t) in enumerate(entries, where.start):
-                    if q == t:
-                        bend[a, b] = T[i, p] * T[j, s] + T[j, p] * T[i, s]
-            only_sigma = np.zeros(first)
-            only_sigma[r] = 1.0  # working sigma^2 times the working factor, whatever the centre
-            row = _times_scale("effects", f"{k}:{i},{j}", float(S[i, j]), slope, bend, fit.working**2, only_sigma, True)
-            rows.append(row)
+        rows += _of_effects(k, term.covariance, T, phi, where, fit.working**2)
     kinds, labels, values, slopes, bends = zip(*rows, strict=True)
     return Printed(kinds, labels, np.array(values), np.array(slopes), np.array(bends))
 
 
+def _of_effects(k: int, covariance: Covariance, T: Array, phi: Array, where: slice, variance: float) -> list[Row]:
+    """Variances and covariances of a term whose parameters are a factor's entries; else variances and correlations."""
+    r, theta, rows = len(phi), phi[where], []
+    scale = np.zeros(r + 1)
+    scale[r] = 1.0  # working sigma^2 times the working factor, whatever the centre
+    places: list[tuple[int, int]] = []
+    if isinstance(covariance, Entries):
+        kept = set(covariance.columns[covariance.rows == covariance.columns].tolist())
+        places = [(i, j) for i, j in covariance.entries if j in kept]
+    elif isinstance(covariance, Scaled):
+        places = [(i, i) for i in range(covariance.k)]
+    S, directions = T @ covariance.sigma(theta) @ T.T, T @ covariance.directions(theta) @ T.T
+    for i, j in places:
+        slope, bend = np.zeros(r + 1), np.zeros((r + 1, r + 1))
+        slope[where] = directions[:, i, j]
+        g = 0.5 * (np.outer(T[i], T[j]) + np.outer(T[j], T[i]))
+        bend[where, where] = covariance.curvature(theta, g)
+        rows.append(_times_scale("effects", f"{k}:{i},{j}", float(S[i, j]), slope, bend, variance, scale, True))
+    if isinstance(covariance, Scaled):
+        natural = covariance.shape.natural(theta[covariance.k :])
+        at = slice(where.start + covariance.k, where.stop)
+        for c, name in enumerate(natural.names):
+            slope, bend = np.zeros(r + 1), np.zeros((r + 1, r + 1))
+            slope[at], bend[at, at] = natural.jacobian[c], natural.second[c]
+            rows.append(("effects", f"{k}:{name}", float(natural.values[c]), slope, bend))
+    return rows
+
+
 def _times_scale(
     kind: str, label: str, value: float, slope: Array, bend: Array, variance: float, scale: Array, wanted: bool
-) -> tuple[str, str, float, Array, Array]:
+) -> Row:
     """A parameter, or its product with sigma^2."""
     if not wanted:
         return kind, label, value, slope, bend

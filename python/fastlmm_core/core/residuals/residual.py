@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.residuals.shapes import (
+from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,

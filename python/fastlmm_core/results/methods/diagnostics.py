@@ -6,7 +6,7 @@ Each is one call of a function of `fastlmm_core.inference`, which is imported wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastlmm_core.fitting import coefficients, predict
 from fastlmm_core.fitting.fitted import FittedModel
@@ -27,6 +27,25 @@ class DiagnosticMethods(FittedModel):
     """Base of `LmerResult`: prediction, diagnostics, comparison."""
 
     # ------------------------------------------------------------------ predictions and covariances
+
+    @overload
+    def predict(
+        self, newdata: Any = ..., *, re_form: str = ..., allow_new_levels: bool = ..., interval: None = ...
+    ) -> pd.Series: ...
+
+    @overload
+    def predict(
+        self,
+        newdata: Any = ...,
+        *,
+        re_form: str = ...,
+        allow_new_levels: bool = ...,
+        interval: Literal["confidence", "prediction"],
+        level: float = ...,
+        ddf: Literal["satterthwaite", "normal"] = ...,
+        theta_known: bool = ...,
+        weights: ArrayLike | None = ...,
+    ) -> pd.DataFrame: ...
 
     def predict(
         self,
@@ -72,7 +91,9 @@ class DiagnosticMethods(FittedModel):
         -------
         Series, or DataFrame with an interval
             With newdata's index (row positions where it has none), NaN in rows where something needed is missing. The
-            frame's columns are fit, std_error, df, lower, upper. Offsets are evaluated in newdata.
+            frame's columns are fit, std_error, df, lower, upper. Offsets are evaluated in newdata. Where columns of X
+            depend on others, a row that the data do not determine is NaN, which ``.attrs["notes"]`` says; any other has
+            its value whatever column was dropped.
 
         Raises
         ------

@@ -25,7 +25,7 @@ class MeansMethods:
         at: Mapping[str, Any] | None = None,
         weights: str = "equal",
         over: str = "grid",
-        ddf: str = "satterthwaite",
+        ddf: str | None = None,
         level: float = 0.95,
         scale: str = "link",
         bias_adjust: bool = False,
@@ -51,12 +51,13 @@ class MeansMethods:
         over : {"grid", "data"}
             Average over the reference grid, or over the rows of the fit with the specs set to each level
             (g-computation; standardisation).
-        ddf : str
+        ddf : str, optional
             Degrees of freedom, for each mean and each contrast on its own at any number of rows; as in `coef_table`.
+            Satterthwaite's where left out; a generalised model has normal quantiles only.
         level : float
             Of the confidence intervals.
         scale : {"link", "response"}
-            "response" undoes a transformation such as `log(y)` in the formula; tests stay on the transformed scale.
+            "response" undoes the link, or a transformation such as `log(y)` in the formula; tests stay where they were.
         bias_adjust : bool
             Back-transformed means of the response rather than medians; see `Estimates.transform`.
         cov_reduce : {"mean", "median"}, callable or False
@@ -126,7 +127,7 @@ class MeansMethods:
         at: Mapping[str, Any] | None = None,
         weights: str = "equal",
         over: str = "grid",
-        ddf: str = "satterthwaite",
+        ddf: str | None = None,
         level: float = 0.95,
         cov_reduce: Any = "mean",
         data: Any = None,
@@ -183,7 +184,7 @@ class MeansMethods:
         by: str | Sequence[str] | None = None,
         at: Mapping[str, Any] | None = None,
         weights: str = "equal",
-        ddf: str = "satterthwaite",
+        ddf: str | None = None,
         cov_type: str = "model",
         cluster: Any = None,
     ) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core.core.residuals.shapes import (
+from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,

@@ -93,6 +93,11 @@ def squash(eta: Array) -> tuple[Array, Array, Array]:
     return eta / root, root**-3, -3.0 * eta * root**-5
 
 
+def turn(alpha: Array) -> tuple[Array, Array, Array]:
+    """Rho = sin(alpha), for covariances that may be singular."""
+    return np.sin(alpha), np.cos(alpha), -np.sin(alpha)
+
+
 def diagonal(names: tuple[str, ...], values: Array, first: Array, second: Array) -> Natural:
     """Natural parameters that are functions of one unconstrained parameter each."""
     n = len(values)
@@ -153,16 +158,21 @@ class CompoundSymmetry(_Table):
 
     n, linear = 1, True
 
-    def __init__(self, T: int) -> None:
-        self.low = -1.0 / max(T - 1, 1)
+    def __init__(self, T: int, angle: bool = False) -> None:
+        self.low, self.angle = -1.0 / max(T - 1, 1), angle
 
     def rho(self, psi: Array) -> tuple[float, float, float]:
         """The correlation with its derivatives."""
+        if self.angle:
+            half, (sine, d, dd) = 0.5 * (1.0 - self.low), turn(psi)
+            return self.low + half * (1.0 + float(sine[0])), half * float(d[0]), half * float(dd[0])
         p, width = 1.0 / (1.0 + np.exp(-float(psi[0]))), 1.0 - self.low
         return self.low + width * p, width * p * (1 - p), width * p * (1 - p) * (1 - 2 * p)
 
     def start(self) -> Array:
         p = (0.3 - self.low) / (1.0 - self.low)
+        if self.angle:
+            return np.array([np.arcsin(2.0 * p - 1.0)])
         return np.array([np.log(p / (1.0 - p))])
 
     def keys(self, a: Index, b: Index) -> Keys:
@@ -185,15 +195,15 @@ class Autoregressive(_Table):
 
     n = 1
 
-    def __init__(self, T: int) -> None:
-        self.T = T
+    def __init__(self, T: int, angle: bool = False) -> None:
+        self.T, self.link = T, turn if angle else squash
 
     def keys(self, a: Index, b: Index) -> Keys:
         return np.abs(np.asarray(a) - np.asarray(b)).astype(np.intp)
 
     def powers(self, psi: Array) -> tuple[Array, Array, Array]:
         """rho^k and its derivatives in eta, k = 0 .. T - 1."""
-        rho, d, dd = squash(np.asarray(psi[0]))
+        rho, d, dd = self.link(np.asarray(psi[0]))
         k = np.arange(self.T)
         power = float(rho) ** np.maximum(np.arange(-2, self.T), 0)
         first = k * power[1 : self.T + 1] * (k > 0)
@@ -208,7 +218,7 @@ class Autoregressive(_Table):
         return np.array([[self.powers(psi)[2] @ g]])
 
     def natural(self, psi: Array) -> Natural:
-        return diagonal(("rho",), *squash(psi))
+        return diagonal(("rho",), *self.link(psi))
 
 
 class Toeplitz(_Table):
@@ -216,8 +226,8 @@ class Toeplitz(_Table):
 
     linear = True
 
-    def __init__(self, T: int) -> None:
-        self.T, self.n = T, T - 1
+    def __init__(self, T: int, angle: bool = False) -> None:
+        self.T, self.n, self.link = T, T - 1, turn if angle else squash
         self._last: tuple[bytes, tuple[Array, Array, Array]] | None = None
 
     def start(self) -> Array:
@@ -232,7 +242,7 @@ class Toeplitz(_Table):
         if self._last is not None and self._last[0] == key:
             return self._last[1]
         n = self.n
-        pac, d, dd = squash(psi)
+        pac, d, dd = self.link(psi)
         one = (1.0, np.zeros(n), np.zeros((n, n)))
         r: list[Jet] = [one]
         phi: list[Jet] = []
@@ -279,8 +289,8 @@ def _plus(a: Jet, b: Jet, factor: float = 1.0) -> Jet:
 class AnteDependence(_Table):
     """A correlation for each pair of neighbours, and their products further apart, equation (3)."""
 
-    def __init__(self, T: int) -> None:
-        self.T, self.n = T, T - 1
+    def __init__(self, T: int, angle: bool = False) -> None:
+        self.T, self.n, self.link = T, T - 1, turn if angle else squash
 
     def keys(self, a: Index, b: Index) -> Keys:
         a, b = np.asarray(a), np.asarray(b)
@@ -294,7 +304,7 @@ class AnteDependence(_Table):
         return c
 
     def table(self, psi: Array) -> tuple[Array, Array]:
-        rho, d, _ = squash(psi)
+        rho, d, _ = self.link(psi)
         c = self.products(rho)
         first = np.zeros((self.n, self.T, self.T))
         for a in range(self.n):
@@ -302,7 +312,7 @@ class AnteDependence(_Table):
         return c.ravel(), first.reshape(self.n, -1)
 
     def contraction(self, psi: Array, g: Array) -> Array:
-        rho, d, dd = squash(psi)
+        rho, d, dd = self.link(psi)
         c = self.products(rho)
         # sum of g_ij c_ia c_b+1,j over i <= a, j > b; without rho_a .. rho_b of the product
         outer = (c.T @ np.triu(g.reshape(self.T, self.T), 1) @ c.T)[:-1, 1:]
@@ -310,7 +320,7 @@ class AnteDependence(_Table):
         return np.asarray(out + out.T + np.diag(dd * np.diag(outer)))
 
     def natural(self, psi: Array) -> Natural:
-        return diagonal(tuple(f"rho{k}" for k in range(1, self.T)), *squash(psi))
+        return diagonal(tuple(f"rho{k}" for k in range(1, self.T)), *self.link(psi))
 
 
 class Unstructured(_Table):

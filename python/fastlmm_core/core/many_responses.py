@@ -1,0 +1,266 @@
+"""Thousands of responses with one design, each with weights, an offset or missing values of its own.
+
+Responses that miss the same rows share a model of the rows they have, so that 20,000 responses with 50 patterns cost 50
+plans; those with weights of their own have cross-products of their own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr
+
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.model import Model
+from fastlmm_core.core.terms import Term
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ManyResponses", "fit_responses", "fit_responses_by_blocks"]
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ManyResponses:
+    """Estimates of k responses.
+
+    Attributes
+    ----------
+    theta : (k, n_theta)
+    beta, se : (k, p)
+        NaN where a response's rows do not determine a coefficient.
+    sigma, criterion : (k,)
+    n : (k,) int64
+        Rows that a response has.
+    converged, is_singular : (k,) bool
+    estimate, std_error, df, t, p : (k, c)
+        Of the contrasts, with Satterthwaite's degrees of freedom.
+    message : (k,) object
+        Why a response could not be fitted; empty where it was.
+    """
+
+    theta: Array
+    beta: Array
+    se: Array
+    sigma: Array
+    criterion: Array
+    n: Index
+    converged: NDArray[np.bool_]
+    is_singular: NDArray[np.bool_]
+    estimate: Array
+    std_error: Array
+    df: Array
+    t: Array
+    p: Array
+    message: NDArray[np.object_]
+
+    def __len__(self) -> int:
+        return len(self.sigma)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a response; two-dimensional figures by column, beta_0, beta_1, ..."""
+        import pandas as pd
+
+        columns = {}
+        for spec in fields(self):
+            values = getattr(self, spec.name)
+            if values.ndim == 1:
+                columns[spec.name] = values
+            else:
+                columns |= {f"{spec.name}_{j}": values[:, j] for j in range(values.shape[1])}
+        return pd.DataFrame(columns)
+
+
+def fit_responses(
+    Y: ArrayLike,
+    X: ArrayLike | None,
+    terms: Sequence[Term],
+    *,
+    weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    contrasts: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ManyResponses:
+    """Fit one design to each row of ``Y``, with missing values.
+
+    Parameters
+    ----------
+    Y : (k, n)
+        Responses; NaN is a missing value, and leaves that row out of that response's fit.
+    X, terms, reml, control
+        As in `Model`.
+    weights, offset : (n,) or (k, n), optional
+        For all responses, or for each.
+    contrasts : (c, p), optional
+        Functions of the coefficients to be tested; each coefficient by default.
+    progress : callable, optional
+        Called with the number of responses done since the last call.
+
+    Returns
+    -------
+    ManyResponses
+        A response that cannot be fitted (constant, too few rows) is NaN, and `message` says why.
+
+    Raises
+    ------
+    DataError
+        Shapes that do not fit together; infinite values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastlmm_core.core import Term, fit_responses
+    >>> rng = np.random.default_rng(0)
+    >>> codes = np.repeat(np.arange(10), 6)
+    >>> X = np.column_stack([np.ones(60), np.arange(60) % 2])
+    >>> Y = rng.normal(size=(100, 10))[:, codes] + rng.normal(size=(100, 60))
+    >>> Y[3, :4] = np.nan
+    >>> found = fit_responses(Y, X, [Term(codes)], contrasts=[[0.0, 1.0]])
+    >>> found.t.shape, int(found.n[3])
+    ((100, 1), 56)
+    """
+    responses = np.array(Y, dtype=np.float64, ndmin=2)
+    n = responses.shape[1]
+    fixed = np.empty((n, 0)) if X is None else np.asarray(X, dtype=np.float64)
+    k, p = len(responses), fixed.shape[1]
+    rows = np.eye(p) if contrasts is None else np.atleast_2d(np.asarray(contrasts, dtype=np.float64))
+    if rows.shape[1] != p:
+        raise DataError(f"the contrasts have {rows.shape[1]} columns, but there are {p} coefficients")
+    if np.isinf(responses).any():
+        raise DataError(f"response {int(np.argmax(np.isinf(responses).any(axis=1)))} has infinite values")
+    own_weights = _matched(weights, "weights", k, n)
+    own_offset = _matched(offset, "offset", k, n)
+    if own_offset is not None:
+        responses -= own_offset
+    out = _empty(k, sum(term.n_theta for term in terms), p, len(rows))
+    with one_blas_thread():  # once for all that nests in it
+        for present, members in _patterns(np.isfinite(responses)):
+            here = np.flatnonzero(present)
+            out.n[members] = len(here)
+            shared = None if own_weights is None or own_weights.ndim == 2 else own_weights[here]
+            X_here, terms_here = fixed[here], [_rows_of(term, here) for term in terms]
+            each = own_weights if own_weights is not None and own_weights.ndim == 2 else None
+            for part in [members] if each is None else [members[i : i + 1] for i in range(len(members))]:
+                w = shared if each is None else each[part[0]][here]
+                _fit_part(out, part, responses[np.ix_(part, here)], X_here, terms_here, w, rows, reml, control)
+                if progress is not None:
+                    progress(len(part))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out.t[:] = out.estimate / out.std_error
+        out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
+    return out
+
+
+def fit_responses_by_blocks(
+    blocks: Iterable[ArrayLike], X: ArrayLike | None, terms: Sequence[Term], **arguments: object
+) -> Iterator[ManyResponses]:
+    """`fit_responses` of one block (k, n) of responses after another, in the memory of one."""
+    for block in blocks:
+        yield fit_responses(block, X, terms, **arguments)  # type: ignore[arg-type]
+
+
+def _matched(values: ArrayLike | None, name: str, k: int, n: int) -> Array | None:
+    """Weights or offsets (n,) or (k, n)."""
+    if values is None:
+        return None
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape not in ((n,), (k, n)):
+        raise DataError(f"{name} has shape {array.shape}: ({n},) or ({k}, {n}) is needed")
+    return array
+
+
+def _empty(k: int, n_theta: int, p: int, c: int) -> ManyResponses:
+    def nan(*shape: int) -> Array:
+        return np.full(shape, np.nan)
+
+    return ManyResponses(
+        nan(k, n_theta),
+        nan(k, p),
+        nan(k, p),
+        nan(k),
+        nan(k),
+        np.zeros(k, np.int64),
+        np.zeros(k, bool),
+        np.zeros(k, bool),
+        nan(k, c),
+        nan(k, c),
+        nan(k, c),
+        nan(k, c),
+        nan(k, c),
+        np.full(k, "", dtype=object),
+    )
+
+
+def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
+    """Rows that are present, and the responses that have just these."""
+    if present.all():
+        yield present[0], np.arange(len(present))
+        return
+    packed = np.packbits(present, axis=1)
+    keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).ravel()
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    for number, at in enumerate(first):
+        yield present[at], np.flatnonzero(group == number)
+
+
+def _rows_of(term: Term, rows: Index) -> Term:
+    """A term for some of its rows; levels without any go."""
+    if len(rows) == len(term.codes):
+        return term
+    codes = np.unique(term.codes[rows], return_inverse=True)[1]
+    return Term(codes, None if term.z is None else term.z[rows], term.cov)
+
+
+def _fit_part(
+    out: ManyResponses,
+    part: Index,
+    Y: Array,
+    X: Array,
+    terms: list[Term],
+    weights: Array | None,
+    rows: Array,
+    reml: bool,
+    control: Control | None,
+) -> None:
+    """Fit responses (k, n) that share their rows and weights, and write their figures."""
+    try:
+        model = Model(X, terms, weights=weights, reml=reml, control=control)
+    except FastLMMError as error:
+        out.message[part] = str(error)
+        return
+    varies = np.ptp(Y, axis=1) > 0.0
+    out.message[part[~varies]] = "the response is constant"
+    part, Y = part[varies], Y[varies]
+    if not len(part):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # each response has a message of its own
+            fits = model.fit_many(Y, information=True)
+    except FastLMMError as error:  # not one of them can be fitted
+        out.message[part] = str(error)
+        return
+    for name in ("theta", "beta", "se", "sigma", "criterion", "converged", "is_singular"):
+        getattr(out, name)[part] = getattr(fits, name)
+    out.message[part[~fits.converged]] = "not converged"
+    out.message[part[np.isnan(fits.sigma)]] = "nothing is left to fit beside the fixed effects"
+    keep, space = model.products.keep, model.products.null_space
+    estimable = np.ones(len(rows), bool) if space is None else space.estimable(rows)
+    if fits.information is not None and estimable.any():
+        use = rows[estimable][:, keep]
+        variance, df = fits.information.df(use)
+        at = np.ix_(part, np.flatnonzero(estimable))
+        out.estimate[at] = fits.beta[:, keep] @ use.T
+        out.std_error[at], out.df[at] = np.sqrt(variance), df

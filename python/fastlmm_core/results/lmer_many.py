@@ -1,0 +1,204 @@
+"""`lmer_many()`: one formula and one design, thousands of responses."""
+
+from __future__ import annotations
+
+import sys
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core.core.many_responses import ManyResponses, fit_responses
+from fastlmm_core.errors import DataError
+from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.formula import build_design
+from fastlmm_core.inference.expand import as_pandas
+from fastlmm_core.inference.hypotheses import read_hypotheses
+from fastlmm_core.inference.moderated import moderated_table
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import Control
+    from fastlmm_core.formula import Design
+
+__all__ = ["LmerMany", "lmer_many"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LmerMany:
+    """Fits of one formula to many responses.
+
+    Attributes
+    ----------
+    design : Design
+    fits : ManyResponses
+        Arrays, a row a response.
+    names : tuple of str
+        Of the responses.
+    contrasts : tuple of str
+        What was tested, by name.
+    """
+
+    design: Design
+    fits: ManyResponses
+    names: tuple[str, ...]
+    contrasts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        failed = int(np.count_nonzero(self.fits.message != ""))
+        return f"<LmerMany: {self.design.formula}; {len(self)} responses, {failed} with a message>"
+
+    @property
+    def params(self) -> pd.DataFrame:
+        """Coefficients, a row a response."""
+        return pd.DataFrame(self.fits.beta, index=list(self.names), columns=list(self.design.x_names))
+
+    def table(self, contrast: str | int = 0, *, moderated: bool = False) -> pd.DataFrame:
+        """Tests of one contrast in every response.
+
+        Parameters
+        ----------
+        contrast : str or int
+            By name or position.
+        moderated : bool
+            Shrink the variances towards a common one (Smyth 2004): more power where degrees of freedom are few.
+
+        Returns
+        -------
+        DataFrame
+            A row a response: estimate, std_error, df, t, p, p_adjusted (Benjamini and Hochberg 1995), n, is_singular,
+            message.
+        """
+        k = contrast if isinstance(contrast, int) else self._place(contrast)
+        f = self.fits
+        return moderated_table(
+            f.estimate[:, k], f.std_error[:, k], f.df[:, k], f.n, f.is_singular, f.message, list(self.names), moderated
+        )
+
+    def _place(self, name: str) -> int:
+        if name not in self.contrasts:
+            raise DataError(f"there is no contrast {name!r}: there are {', '.join(self.contrasts[:20])}")
+        return self.contrasts.index(name)
+
+
+def lmer_many(
+    formula: str,
+    data: Any,
+    responses: ArrayLike | Sequence[str] | pd.DataFrame,
+    *,
+    contrasts: Any = None,
+    weights: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    progress: bool = False,
+    env: Mapping[str, Any] | None = None,
+) -> LmerMany:
+    """Fit one formula to many responses.
+
+    Parameters
+    ----------
+    formula : str
+        As for `lmer`; what stands left of "~" is not looked at: ``"~ x + (1 | g)"`` will do.
+    data : table
+        The design, a row an observation.
+    responses : list of str, DataFrame (n, k) or array (k, n)
+        Columns of the data; a frame with a column a response; or an array with a row a response. NaN is a missing
+        value of that response alone.
+    contrasts : str, list, mapping or array (c, p), optional
+        Hypotheses as for `t_test`, or names to such; every coefficient by default.
+    weights : (n,) or (k, n), optional
+        Inverse residual variances, for all responses or for each (precision weights of counts).
+    reml, control, env
+        As for `lmer`.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    LmerMany
+
+    Raises
+    ------
+    DataError
+        The design has missing values, or shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from fastlmm_core import lmer_many
+    >>> rng = np.random.default_rng(0)
+    >>> samples = pd.DataFrame({"person": np.repeat(np.arange(12), 4), "dose": np.tile([0, 1, 0, 1], 12)})
+    >>> Y = rng.normal(size=(50, 12))[:, samples.person] + rng.normal(size=(50, 48))
+    >>> Y[4] += 2.0 * samples.dose
+    >>> found = lmer_many("~ dose + (1 | person)", samples, Y, contrasts="dose")
+    >>> found.table()["p"].idxmin()
+    '4'
+    """
+    if env is None:
+        caller = sys._getframe(1)
+        env = ChainMap(dict(caller.f_locals), caller.f_globals)
+    frame = as_pandas(data)
+    Y, names = _responses(responses, frame)
+    right = formula.split("~", 1)[-1]
+    noise = np.random.default_rng(0).standard_normal(len(frame))
+    name = "response"
+    while name in frame:
+        name += "_"
+    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    labels, rows = _contrasts(contrasts, list(design.x_names))
+    from fastlmm_core.inference.bootstrap import _bar
+
+    with _bar(len(Y), progress) as shown:
+        fits = fit_responses(
+            Y,
+            design.X,
+            core_terms(design),
+            weights=weights,
+            offset=design.offset,
+            contrasts=rows,
+            reml=reml,
+            control=control,
+            progress=shown.update,
+        )
+    return LmerMany(design, fits, tuple(names), tuple(labels))
+
+
+def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+    if isinstance(given, pd.DataFrame):
+        Y, names = given.to_numpy(dtype=np.float64).T, [str(c) for c in given]
+    elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
+        absent = [g for g in given if g not in frame]
+        if absent:
+            raise DataError(f"there is no column {absent[0]!r} among the data")
+        Y, names = frame[list(given)].to_numpy(dtype=np.float64).T, list(given)
+    else:
+        Y = np.asarray(given, dtype=np.float64)
+        if Y.ndim != 2:
+            raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
+        names = [str(i) for i in range(len(Y))]
+    if Y.shape[1] != len(frame):
+        raise DataError(f"the responses have {Y.shape[1]} values each, but the data have {len(frame)} rows")
+    return Y, names
+
+
+def _contrasts(given: Any, names: list[str]) -> tuple[list[str], Array]:
+    if given is None:
+        return names, np.eye(len(names))
+    if isinstance(given, Mapping):
+        parts = {str(k): read_hypotheses(v, names) for k, v in given.items()}
+        for label, part in parts.items():
+            if len(part.rows) != 1:
+                raise DataError(f"the contrast {label!r} has {len(part.rows)} rows: give each a name of its own")
+        return list(parts), np.vstack([part.rows for part in parts.values()])
+    found = read_hypotheses(given, names)
+    if np.any(found.values):
+        raise DataError("contrasts are tested against 0: write them without another value")
+    return [label.removesuffix(" = 0") for label in found.labels], found.rows

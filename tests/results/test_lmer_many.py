@@ -1,0 +1,74 @@
+"""One formula, many responses, and moderated t statistics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fastlmm_core import DataError, lmer, lmer_many
+from fastlmm_core.inference.moderated import squeeze
+
+
+@pytest.fixture(scope="module")
+def samples() -> pd.DataFrame:
+    return pd.DataFrame({"person": np.repeat(np.arange(12), 4), "dose": list("abab") * 12, "age": np.arange(48) % 7.0})
+
+
+@pytest.fixture(scope="module")
+def genes(samples: pd.DataFrame) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    scale = np.sqrt(8.0 / rng.chisquare(8.0, 60))[:, None]
+    return scale * (rng.normal(size=(60, 12))[:, samples.person] + rng.normal(size=(60, 48)))
+
+
+def test_rows_are_single_fits(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    found = lmer_many("~ dose + age + (1 | person)", samples, genes, contrasts={"dose": "dose[T.b]", "ten": "10 * age"})
+    one = lmer("y ~ dose + age + (1 | person)", samples.assign(y=genes[3]))
+    row, expected = found.table("dose").iloc[3], one.coef_table().loc["dose[T.b]"]
+    for name in ("estimate", "std_error", "df", "t", "p"):
+        assert row[name] == pytest.approx(expected[name], rel=1e-3)
+    assert found.table("ten")["estimate"].iloc[3] == pytest.approx(10 * one.params["age"], rel=1e-5)
+    np.testing.assert_allclose(found.params.iloc[3], one.params, rtol=1e-4, atol=1e-6)
+    with pytest.raises(DataError, match="there are dose, ten"):
+        found.table("age")
+
+
+def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    frame = pd.DataFrame(genes[:3].T, columns=["g1", "g2", "g3"])
+    by_array = lmer_many("~ dose + (1 | person)", samples, genes[:3], contrasts="dose[T.b]").table()
+    by_frame = lmer_many("~ dose + (1 | person)", samples, frame, contrasts="dose[T.b]").table()
+    wide = pd.concat([samples, frame], axis=1)
+    by_name = lmer_many("anything ~ dose + (1 | person)", wide, ["g1", "g2", "g3"], contrasts="dose[T.b]").table()
+    assert by_frame.index.tolist() == ["g1", "g2", "g3"]
+    pd.testing.assert_frame_equal(by_frame, by_name)
+    np.testing.assert_allclose(by_frame["t"], by_array["t"])
+    with pytest.raises(DataError, match="the data have 48 rows"):
+        lmer_many("~ dose + (1 | person)", samples, genes[:, :40])
+
+
+def test_false_discovery_rate(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    table = lmer_many("~ dose + (1 | person)", samples, genes, contrasts="dose[T.b]").table()
+    np.testing.assert_allclose(table["p_adjusted"], stats.false_discovery_control(table["p"]))
+
+
+def test_moderated_variances_lie_between(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    found = lmer_many("~ dose + (1 | person)", samples, genes, contrasts="dose[T.b]")
+    plain, moderated = found.table(), found.table(moderated=True)
+    assert moderated["std_error"].std() < plain["std_error"].std()
+    assert (moderated["df"] > plain["df"]).all()
+    assert "prior degrees of freedom" in moderated.attrs["notes"][0]
+
+
+def test_prior_is_found_again() -> None:
+    """Variances drawn from Smyth's (2004) own model."""
+    rng = np.random.default_rng(0)
+    df, d0, s0 = np.full(20_000, 6.0), 10.0, 0.3
+    true = d0 * s0 / rng.chisquare(d0, len(df))
+    posterior, prior_df, prior = squeeze(true * rng.chisquare(df) / df, df)
+    assert prior_df == pytest.approx(d0, rel=0.08)
+    assert prior == pytest.approx(s0, rel=0.03)
+    assert np.mean((posterior - true) ** 2) < 0.6 * np.mean((true * rng.chisquare(df) / df - true) ** 2)
+    _, infinite, _ = squeeze(0.3 * rng.chisquare(df[:50] * 100) / (df[:50] * 100), df[:50])
+    assert infinite == np.inf

@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 
 from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import one_blas_thread
 
 if TYPE_CHECKING:
@@ -140,6 +141,12 @@ class Evaluation:
         with one_blas_thread():
             b_lead, b_tail, t_lead, t_tail = self._evaluator.solve(self.theta, *self._layout.join(parts))
         return self._layout.split(b_lead, b_tail), self._layout.split(t_lead, t_tail)
+
+    def dense_products(self) -> tuple[Array, ...]:
+        """Z'V^-1[X y] of each group, (q * l, rank + 1)."""
+        if isinstance(self._evaluator, RowsEvaluator):
+            return tuple(self._evaluator.dense_products(self.theta))
+        return self.solve(self.objective.cross.dense)[1]
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance (q, l, l) of the effects of each group, over sigma^2."""

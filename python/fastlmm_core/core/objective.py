@@ -78,7 +78,7 @@ class Objective:
     @cached_property
     def newton(self) -> Newton:
         """The optimiser."""
-        return Newton(self.evaluator, self.control.max_evaluations, self.control.tol)
+        return Newton(self.evaluator, self.control.max_evaluations, self.control.tol, self.theta_map.held)
 
     def load(self, cross: CrossProducts) -> None:
         """Replace all numbers, weights included; levels have to occur together as before. No plan is made."""

@@ -134,7 +134,7 @@ def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
 
 def dense_products(at: Evaluation) -> tuple[Array, ...]:
     """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
-    return at.solve(at.objective.cross.dense)[1]
+    return at.dense_products()
 
 
 def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
@@ -166,7 +166,11 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
                     at = theta.copy()
                     at[a] += sign * multiple * h
                     hessian[a] += sign * weight / h * model.at_conditioned(at).conditioned[1]
-    return 0.5 * (hessian + hessian.T)
+    hessian = 0.5 * (hessian + hessian.T)
+    held = model.theta_map.held
+    if held is not None:  # no information, rather than its rounding errors
+        hessian[held], hessian[:, held] = 0.0, 0.0
+    return hessian
 
 
 def pseudo_inverse(matrix: Array) -> tuple[Array, int]:

@@ -128,7 +128,7 @@ class JointInverse:
     Parameters
     ----------
     objective : Objective
-        Its workspace is used; from one thread at a time.
+        Its workspace is used, and must be this object's alone.
     theta : (n_theta,)
         In the user's coordinates.
 

@@ -74,6 +74,7 @@ def adjustment(core: CoreFit) -> Adjustment:
 
 
 def _adjustment(core: CoreFit) -> Adjustment:
+    core.require_products()
     cross = core.cross
     rank, k = cross.conditioning.rank, len(core.theta)
     if rank == 0:

@@ -122,6 +122,9 @@ def lmer(
     -----
     ConvergenceWarning
         The optimiser stopped before its criterion was met.
+    IdentifiabilityWarning
+        The criterion does not depend on some variance: its columns lie in the span of the fixed effects, or two terms
+        say the same. It is held at zero, and coefficients whose standard errors depend on it have NaN in their place.
     RankWarning
         Fixed-effects columns depend linearly on others and were dropped.
 

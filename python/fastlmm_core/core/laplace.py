@@ -36,9 +36,6 @@ Array = NDArray[np.float64]
 
 MAX_STEPS = 100
 
-CHORD = 1e-2
-"""Squared Newton decrement an effect below which the factor in hand serves for further steps."""
-
 SMALL = 1e-20
 """Squared Newton decrement expected of the next step at which the modes are found."""
 
@@ -84,9 +81,9 @@ class Laplace:
     control : Control
     """
 
-    patience = 100.0  # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
-
     def __init__(self, design: GlmmDesign, control: Control) -> None:
+        # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
+        self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.expected = design, control.weights == "expected"
         products = design.products
         self.layout = plan(products, control)
@@ -114,6 +111,7 @@ class Laplace:
         self.t_at = Effects(np.zeros((1, q)), np.zeros((1, m)))
         self.slopes: Effects | None = None
         self.psi_at = np.zeros(self.design.n_free)
+        self.theta_at, self.in_hand = self.psi_at[: self.design.n_theta], False
         self.psi_now: Array | None = None
         self.constants: tuple[float, tuple[float, float, float]] | None = None
 
@@ -205,7 +203,9 @@ class Laplace:
                 break
         if not np.isfinite(h):
             raise NumericalError("the likelihood is zero at the modes' start")
-        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        found = self.follow_modes(t, base, rho, h, zb)
+        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb) if found is None else (*found, False)
+        self.in_hand = False
         if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
             raise NumericalError("the rows' weights are not those of a minimum")
         value = h + self.logdet - 2.0 * self.constant(rho)[0]
@@ -262,9 +262,37 @@ class Laplace:
             rate = decrement if first and observed else decrement / last if not first else 1.0
             if decrement * rate < SMALL or scale == 0.0:
                 return h, b, first and decrement < SMALL
-            have = scale == 1.0 and decrement < CHORD * sum(self.size)
+            have = scale == 1.0
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
+
+    def follow_modes(self, t: Effects, base: Array, rho: float, h: float, zb: Array) -> tuple[float, Effects] | None:
+        """H and b at the modes by the inverse that the last derivatives left, or None where that does not lead there.
+
+        The modes are the root of r(t) = Z's - t with b = Lambda Lambda't, and (I + Z'WZ Lambda Lambda')^-1 r is what
+        `Evaluator.solve` leaves of r: taken at the last theta and weights it is a chord for the new ones.
+        """
+        if not self.in_hand:
+            return None
+        last, size, eta = np.inf, float(sum(self.size)), base + zb
+        for _ in range(MAX_STEPS):
+            lead, tail = self.rows.sums(np.ascontiguousarray(self.out[0:1]))
+            rest = Effects(lead, tail) - t
+            _, _, d_lead, d_tail = self.evaluator.solve(self.theta_at, rest.lead, rest.tail)
+            move = Effects(d_lead, d_tail)
+            decrement = float(self.spherical(self.lam, rest)[0].dot(self.spherical(self.lam, move)[0])[0, 0])
+            if not abs(decrement) <= min(SLOW * last, size):  # nor where it is not a number
+                break
+            t = t + move
+            u, b = self.spherical(self.lam, t)
+            value = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + self.linear(b)[0], rho)
+            if not value <= h + 1e-12 * (abs(h) + 1.0):
+                break
+            if abs(decrement) * (abs(decrement) / last if last < np.inf else SLOW) < SMALL:
+                return value, b
+            h, last = value, abs(decrement)
+        self.row_pass(eta, rho)
+        return None
 
     def factored(self, w: Array) -> bool:
         """Factor M with other weights; whether it is positive definite."""
@@ -345,6 +373,7 @@ class Laplace:
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
+        self.theta_at, self.in_hand = theta, True
         return self.reduced(gradient, hessian)
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:

@@ -96,8 +96,7 @@ cdef class EmptyTail(Tail):
     entries = "all"
 
     def __init__(self):
-        self.m = 0
-        self.threads = 1
+        self.set_rows((np.zeros(1, np.int64), np.empty(0, np.int32)), 1)
         self.ready = True
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,

@@ -384,10 +384,8 @@ def fit_batch(
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
-    tail = worker.plan.tail_columns(found.dense)
-    worker.newton.minimise_many(
-        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
-    )
+    lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
+    worker.newton.minimise_many(lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop)
     if stop[0]:
         return
     unfit = np.isnan(found.norms)
@@ -415,7 +413,7 @@ def fit_batch(
     if out.information is None and later is None:
         return
     half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-    probes = probe(worker.evaluator, products, found, tail, constants, theta, ld, half)
+    probes = probe(worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
     if later is not None:
         later.append((rows.start, probes))
     elif out.information is not None:

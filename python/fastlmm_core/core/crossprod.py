@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,12 +18,12 @@ from fastlmm_core.core.conditioning import (
     condition_columns,
     condition_term,
 )
-from fastlmm_core.core.identifiability import Unidentified
+from fastlmm_core.core.identifiability import Unidentified, identify
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
+__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products", "identified_products"]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -309,6 +309,21 @@ class DesignProducts:
         """A checked response less the offset."""
         response = as_response(y, self.n)
         return response if self.offset is None else response - self.offset
+
+
+def identified_products(
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
+) -> DesignProducts:
+    """A design's products, with what its criterion does not depend on held at zero."""
+    products = DesignProducts(X, terms, weights=weights, offset=offset)
+    found = identify(products, reml)
+    if found is None:
+        return products
+    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
+        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
+    products.unidentified = found
+    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
+    return products
 
 
 def cross_products(

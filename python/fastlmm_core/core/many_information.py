@@ -131,6 +131,7 @@ def probe(
     evaluator: Evaluator,
     products: DesignProducts,
     found: Responses,
+    lead: Array,
     tail: Array,
     constants: Array,
     theta: Array,
@@ -160,7 +161,7 @@ def probe(
         points[:, s, a] += multiple * steps[:, a]
     gradient, factors = np.zeros((k, len(moves), nt)), np.zeros((k, len(moves), p + 1, p + 1))
     outcome = np.zeros(k, np.int32)
-    probe_many(evaluator, found.dense[0], tail, found.xty, constants, points, gradient, factors, outcome)
+    probe_many(evaluator, lead, tail, found.xty, constants, points, gradient, factors, outcome)
     return Probes(steps, gradient, factors, np.asarray(ok & (outcome == 0)), ld, half, evaluator.nu, wide)
 
 

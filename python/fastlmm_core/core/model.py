@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
-from fastlmm_core.core.identifiability import identify
 from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
@@ -97,21 +96,6 @@ class ManyFits:
         for name in ("sigma", "criterion", "converged", "n_evaluations"):
             columns[name] = getattr(self, name)
         return pd.DataFrame(columns)
-
-
-def identified_products(
-    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
-) -> DesignProducts:
-    """A design's products, with what its criterion does not depend on held at zero."""
-    products = DesignProducts(X, terms, weights=weights, offset=offset)
-    found = identify(products, reml)
-    if found is None:
-        return products
-    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
-        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
-    products.unidentified = found
-    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
-    return products
 
 
 class Model:
@@ -400,10 +384,8 @@ def fit_batch(
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
-    tail = worker.plan.tail_columns(found.dense)
-    worker.newton.minimise_many(
-        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
-    )
+    lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
+    worker.newton.minimise_many(lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop)
     if stop[0]:
         return
     unfit = np.isnan(found.norms)
@@ -431,7 +413,7 @@ def fit_batch(
     if out.information is None and later is None:
         return
     half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-    probes = probe(worker.evaluator, products, found, tail, constants, theta, ld, half)
+    probes = probe(worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
     if later is not None:
         later.append((rows.start, probes))
     elif out.information is not None:

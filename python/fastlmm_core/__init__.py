@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import Control
     from fastlmm_core.datasets import dataset_names, load_dataset
     from fastlmm_core.errors import (
+        BoundaryWarning,
         ConvergenceWarning,
         DataError,
         DependencyError,
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
         FormulaError,
         FormulaWarning,
         InUseError,
+        LaplaceWarning,
         MemoryLimitError,
         ModelError,
         NumericalError,
         RankWarning,
         SavedFormatError,
+        SeparationWarning,
         SpellingError,
     )
     from fastlmm_core.fitting.relationships import pedigree
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.nested_tests import bootstrap_test
     from fastlmm_core.inference.power import power
     from fastlmm_core.results.glmer import glmer
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.lmer_many import lmer_many
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundaryWarning",
     "Control",
     "ConvergenceWarning",
     "DataError",
@@ -55,13 +60,16 @@ __all__ = [
     "FastLMMWarning",
     "FormulaError",
     "FormulaWarning",
+    "GlmerResult",
     "InUseError",
+    "LaplaceWarning",
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
     "SavedFormatError",
+    "SeparationWarning",
     "SpellingError",
     "__version__",
     "anova",
@@ -86,6 +94,7 @@ __all__ = [
 # public name -> the module that defines it
 _LAZY = {
     "Control": "core",
+    "BoundaryWarning": "errors",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
     "DependencyError": "errors",
@@ -95,12 +104,15 @@ _LAZY = {
     "FormulaError": "errors",
     "FormulaWarning": "errors",
     "InUseError": "errors",
+    "GlmerResult": "results.glmer_result",
+    "LaplaceWarning": "errors",
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
     "SavedFormatError": "errors",
+    "SeparationWarning": "errors",
     "SpellingError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",

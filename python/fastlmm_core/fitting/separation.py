@@ -44,7 +44,7 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
     parts = [f"{label} ({'+' if d > 0 else '-'})" for label, d in zip(labels, direction, strict=True) if abs(d) > 1e-6]
     return (
         f"successes and failures are separated by the fixed effects along {listed(parts)}: the likelihood rises "
-        "without end in that direction, so that these estimates and their standard errors say only how far the search went"
+        "without end in that direction, and these estimates and standard errors show only how far the search went"
     )
 
 

@@ -46,7 +46,8 @@ def probe_many(Evaluator evaluator not None, const double[:, ::1] lead not None,
         hessian = np.empty(max(1, nt * nt))
         with nogil:
             for i in range(k):
-                evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                evaluator.c_set_response(&lead[0, i] if lead.shape[0] else NULL, k,
+                                         &tail[0, i] if tail.shape[0] else NULL, k,
                                          &xty[0, i] if p else NULL, k, constants[i])
                 outcome[i] = 0
                 for s in range(m):

@@ -248,6 +248,14 @@ class GlmmFit:
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
 
     @property
+    def unidentified(self) -> None:
+        """None: covariance parameters that the design leaves free are not looked for here.
+
+        What the likelihood leaves free shows as NaN in `cov`.
+        """
+        return
+
+    @property
     def sigma(self) -> float:
         """One: theta is on the scale of the linear predictor, and no residual variance multiplies it."""
         return 1.0

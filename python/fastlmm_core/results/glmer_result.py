@@ -235,7 +235,7 @@ class GlmerResult(MeansMethods, GeneralisedModel):
         >>> fit.predict({"period": ["1", "4"]}, kind="marginal", interval="confidence").round(3)
              fit  std_error  lower  upper
         0  0.216      0.036  0.153  0.296
-        1  0.057      0.022  0.026  0.120
+        1  0.057      0.023  0.026  0.123
         """
         from fastlmm_core.inference.generalised.predict import predict
 

@@ -115,6 +115,6 @@ def augment(result: GeneralisedModel, data: Any = None) -> Table:
         "fitted": rows.full(core.mu),
         "resid": residuals(result),
         "link": rows.full(core.eta),
-        "fixed": linear_predictions(design, core, re_form="none"),
+        "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]
     }
     return plain.with_answers(design, rows, out, data)

@@ -162,6 +162,11 @@ class GlmmFit:
         return {} if name is None else {name: self.family.natural(self.rho)}
 
     @property
+    def at_limit(self) -> bool:
+        """Whether the extra parameter was estimated at a limit, such as no overdispersion of a negative binomial."""
+        return bool(self.family.n_extra) and self.family.at_limit(self.rho)
+
+    @property
     def family_params_se(self) -> dict[str, float]:
         """Its standard error, by the delta method; NaN where it was given."""
         name = self.family.parameter

@@ -74,6 +74,10 @@ class ConvergenceWarning(FastLMMWarning):
     """The optimiser stopped before its criterion was met."""
 
 
+class MonteCarloWarning(FastLMMWarning):
+    """The random probes of the iterative engine leave more error in the variance parameters than was asked for."""
+
+
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
 

@@ -339,7 +339,8 @@ def refuse(needed: float, available: int, what: str) -> None:
     if needed > available:
         raise MemoryLimitError(
             f"{what} would take {needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB can be used: "
-            "simplify the random effects, or raise Control(memory_limit=...) if the machine has more"
+            "simplify the random effects, raise Control(memory_limit=...) if the machine has more, or fit crossed "
+            "factors without a factor by core.iterative.fit"
         )
 
 

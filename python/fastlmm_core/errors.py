@@ -14,13 +14,16 @@ __all__ = [
     "FastLMMWarning",
     "FormulaError",
     "FormulaWarning",
+    "IdentifiabilityWarning",
     "InUseError",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
+    "RepeatedValuesError",
     "SavedFormatError",
     "SpellingError",
+    "UnitError",
     "warn",
     "warn_once",
 ]
@@ -44,6 +47,49 @@ class DependencyError(FastLMMError, ImportError):
 
 class ModelError(FastLMMError, ValueError):
     """The data are sound but the model cannot be fitted to them, or an option does not exist."""
+
+
+class RepeatedValuesError(ModelError):
+    """Residuals so much smaller than the groups' effects that double precision cannot tell them from zero.
+
+    Attributes
+    ----------
+    ratio : float
+        Norm of the residuals over that of the response beside the fixed effects.
+    term : int
+        A random term of the grouping factor whose levels repeat one value.
+    """
+
+    def __init__(self, ratio: float, term: int, name: str = "") -> None:
+        super().__init__(
+            f"the rows of a level of {name or f'random term {term}'} repeat one value (what differs is {ratio:.1g} of "
+            "the response): the residual variance cannot be told from zero. Fit one row a level, or the means"
+        )
+        self.ratio, self.term, self.name = ratio, term, name
+
+    def __reduce__(self) -> tuple[type[RepeatedValuesError], tuple[float, int, str]]:
+        return type(self), (self.ratio, self.term, self.name)
+
+
+class UnitError(DataError):
+    """Values so large or so small that their squares overflow or vanish.
+
+    Attributes
+    ----------
+    what : str
+    largest : float
+        Largest absolute value.
+    place : tuple (term, column) or None
+        Of a column: the random term it belongs to, None for the fixed effects.
+    """
+
+    def __init__(self, what: str, largest: float, place: tuple[int | None, int] | None = None) -> None:
+        fate = "overflow" if largest > 1.0 else "vanish"
+        super().__init__(f"{what} has values up to {largest:.3g}, whose squares {fate}: choose another unit")
+        self.what, self.largest, self.place = what, largest, place
+
+    def __reduce__(self) -> tuple[type[UnitError], tuple[str, float, tuple[int | None, int] | None]]:
+        return type(self), (self.what, self.largest, self.place)
 
 
 class NumericalError(FastLMMError, ArithmeticError):
@@ -76,6 +122,10 @@ class ConvergenceWarning(FastLMMWarning):
 
 class MonteCarloWarning(FastLMMWarning):
     """The random probes of the iterative engine leave more error in the variance parameters than was asked for."""
+
+
+class IdentifiabilityWarning(FastLMMWarning):
+    """The criterion does not depend on some variances: there is no estimate of them, or of what depends on them."""
 
 
 class RankWarning(FastLMMWarning):

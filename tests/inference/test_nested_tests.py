@@ -169,3 +169,10 @@ def test_terms_that_have_no_exact_distribution(slopes: LmerResult) -> None:
         exact_test(slopes, "(1 | Batch)")
     with pytest.raises(ModelError, match="no random term 3"):
         exact_test(slopes, 3)
+
+
+def test_structured_models_are_refused(sleepstudy: pd.DataFrame) -> None:
+    plain = lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
+    structured = lmer("Reaction ~ Days", sleepstudy, residual="ar1(Days | Subject)")
+    with pytest.raises(ModelError, match="residual structure"):
+        bootstrap_test(plain, structured)

@@ -8,6 +8,7 @@
 from fastlmm_core.core import iterative
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
@@ -20,11 +21,14 @@ __all__ = [
     "Control",
     "CoreFit",
     "CrossProducts",
+    "Evaluation",
+    "ExplicitInverse",
     "FitLog",
     "Layout",
     "ManyFits",
     "ManyResponses",
     "Model",
+    "Modes",
     "Objective",
     "Scan",
     "Term",

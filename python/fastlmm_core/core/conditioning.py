@@ -8,18 +8,22 @@ have to be well chosen, since the cross-products are then taken from the transfo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.estimability import NullSpace, null_space
+from fastlmm_core.errors import UnitError
 
 __all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term"]
 
 CHUNK = 1 << 15
 """Rows handled at a time wherever a transformed copy of the columns is formed."""
+
+LARGEST, SMALLEST = 1e145, 1e-145
+"""Values beyond these have squares whose sums overflow, or vanish, in double precision."""
 
 RANK_TOLERANCE = 1e-10
 """A column is dependent when what earlier columns leave of it is this much smaller than itself."""
@@ -81,15 +85,20 @@ class Conditioning:
         return float(value)
 
 
-def columns_factor(chunks: Callable[[], Iterator[Array]], width: int) -> Array:
+def columns_factor(chunks: Callable[[], Iterator[Array]], width: int, term: int | None) -> Array:
     """Upper triangular R, its diagonal not negative, with R'R the Gram matrix of a tall matrix given as row chunks.
 
     By Cholesky of the Gram matrix where that is accurate, by a chunked QR (R of [R; next chunk]) where it is not.
+    ``term`` is the random term that the columns belong to, its last one first: -1 unknown; None for X.
     """
     gram = np.zeros((width, width))
-    for chunk in chunks():
-        gram += chunk.T @ chunk
-    norms = np.sqrt(gram.diagonal())
+    with np.errstate(over="ignore", invalid="ignore"):  # `check_units` says it
+        for chunk in chunks():
+            gram += chunk.T @ chunk
+    squares = gram.diagonal()
+    if width and not (squares.min() > SMALLEST**2 and squares.max() < LARGEST**2):
+        check_units(chunks, term)
+    norms = np.sqrt(squares)
     scale = np.where(norms > 0, norms, 1.0)
     try:
         r = np.linalg.cholesky(gram / np.outer(scale, scale)).T
@@ -102,6 +111,16 @@ def columns_factor(chunks: Callable[[], Iterator[Array]], width: int) -> Array:
         r = qr_triangle(np.vstack([r, chunk / scale]))
     r = np.vstack([r, np.zeros((max(0, width - len(r)), width))])
     return positive_diagonal(r) * scale
+
+
+def check_units(chunks: Callable[[], Iterator[Array]], term: int | None) -> None:
+    """UnitError for a column whose squares overflow or vanish; one of zeros is fine."""
+    largest = np.max([np.abs(chunk).max(axis=0) for chunk in chunks()], axis=0)
+    for j in np.flatnonzero((largest > LARGEST) | ((largest < SMALLEST) & (largest > 0.0))):
+        column = int(j) if term is None else len(largest) - 1 - int(j)
+        known = term is None or term >= 0
+        what = "X" if term is None else f"z of term {term}" if known else "z"
+        raise UnitError(f"column {column} of {what}", float(largest[j]), (term, column) if known else None)
 
 
 def qr_triangle(columns: Array) -> Array:
@@ -169,16 +188,24 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
         None where all columns are independent.
     """
     p = X.shape[1]
-    r = columns_factor(row_chunks(X, root), p)
+    r = columns_factor(row_chunks(X, root), p, None)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
     keep = independent_columns(r)
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 
 
-def condition_term(z: Array, cov: str, root: Array | None) -> Array:
-    """T (l, l) lower triangular such that the columns of z T have unit mean square, and are orthogonal under "us"."""
-    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1]) / np.sqrt(len(z))
+def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] = (), number: int = -1) -> Array:
+    """T (l, l) lower triangular such that the columns of z T have unit mean square, and are orthogonal under "us".
+
+    Columns ``held`` out of the model stay apart from the others, so that theirs are zeros in both coordinates.
+    """
+    if held:
+        kept = np.setdiff1d(np.arange(z.shape[1]), held)
+        t = condition_term(z, "diag", root, (), number)
+        t[np.ix_(kept, kept)] = condition_term(np.ascontiguousarray(z[:, kept]), cov, root, (), number)
+        return t
+    reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], number) / np.sqrt(len(z))
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (reversed_r.diagonal() > RANK_TOLERANCE * norms).all():
         return np.linalg.inv(reversed_r)[::-1, ::-1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,12 +11,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
-from fastlmm_core.core.conditioning import CHUNK, Conditioning, condition_columns, condition_term
+from fastlmm_core.core.conditioning import (
+    CHUNK,
+    LARGEST,
+    SMALLEST,
+    Conditioning,
+    condition_columns,
+    condition_term,
+)
+from fastlmm_core.core.identifiability import Unidentified, identify
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
+__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products", "identified_products"]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -116,6 +124,8 @@ class DesignProducts:
         Positive; the residual variance of row i is sigma^2 / weights[i].
     offset : (n,), optional
         Subtracted from every response.
+    held : mapping of term to columns, optional
+        Columns of terms that are to stay apart from the others; see `condition_term`.
 
     Raises
     ------
@@ -130,13 +140,18 @@ class DesignProducts:
         *,
         weights: ArrayLike | None = None,
         offset: ArrayLike | None = None,
+        held: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
+        self.unidentified: Unidentified | None = None
+        held = held or {}
         self.X, w, self.offset = check_design(X, terms, weights, offset)
         self.terms = tuple(terms)
         self.n = len(self.X)
         self.weight_scale, self.log_weights, root = 1.0, 0.0, None
         if w is not None:
             self.weight_scale = float(w.mean())
+            if not SMALLEST < self.weight_scale < LARGEST:
+                raise UnitError("weights", float(w.max()))
             w = w / self.weight_scale
             self.log_weights, root = float(np.log(w).sum()), np.sqrt(w)
         self.weights = w
@@ -150,7 +165,8 @@ class DesignProducts:
         self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
         self.groups = group_terms(terms)
         self.transforms = tuple(
-            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root) for term in terms
+            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root, held.get(k, ()), k)
+            for k, term in enumerate(terms)
         )
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
         self.columns = [group_columns(group, terms, self.transforms, self.n) for group in self.groups]
@@ -214,18 +230,22 @@ class DesignProducts:
         for codes, z, target in zip(self.codes, self.columns, self.dense, strict=True):
             level_sums(codes[part], None if z is None else z[part], weights, columns, target)
 
-    def responses(self, Y: Array) -> Responses:
+    def responses(self, Y: Array, tolerant: bool = False) -> Responses:
         """Residualise responses on X, scale the residuals to norm one and take their cross-products.
 
         Parameters
         ----------
         Y : (n, k)
             The offset already subtracted.
+        tolerant : bool
+            Responses that cannot be fitted have a norm of NaN and products of zero, instead of an error.
 
         Raises
         ------
         DataError
             A value is not finite.
+        UnitError
+            Squares overflow or vanish.
         ModelError
             Nothing is left of a response beside X.
         """
@@ -234,23 +254,30 @@ class DesignProducts:
         if not ordinary:
             shift = np.zeros(coefficients.shape)
             check_finite(Y[:, 0] if Y.shape[1] == 1 else Y, "y")
-            if not np.isfinite(sizes).all():
-                raise DataError(
-                    f"y has values up to {np.abs(Y).max():.3g}, whose squares overflow: choose another unit"
-                )
-            near = norms <= SPAN_TOLERANCE * sizes
+            largest = np.abs(Y).max(axis=0)
+            bad = (largest > LARGEST) | ((largest < SMALLEST) & (largest > 0.0))
+            if bad.any() and not tolerant:
+                raise UnitError("y", float(largest[bad][0]))
+            near = ~bad & (norms <= SPAN_TOLERANCE * sizes)
             nothing = 1e2 * np.finfo(float).eps * sizes
-            if (norms > nothing).all():
+            bad |= ~(norms > nothing)
+            near &= ~bad
+            if near.any() and (tolerant or not bad.any()):
                 shift[:, near] = self.inverse @ coefficients[:, near]
                 fit = self.X[:, self.keep].astype(np.longdouble) @ shift[:, near].astype(np.longdouble)
                 rest = np.ascontiguousarray((Y[:, near].astype(np.longdouble) - fit).astype(np.float64))
                 coefficients[:, near], _, norms[near], found, xty[:, near], _ = self.rows(rest)
                 for target, part in zip(dense, found, strict=True):
                     target[:, near] = part
-            if not (norms > nothing).all():
-                raise ModelError(
-                    "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
-                )
+            bad |= ~(norms > nothing)
+            if bad.any():
+                if not tolerant:
+                    raise ModelError(
+                        "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
+                    )
+                norms[bad] = np.nan
+                for target in (coefficients, xty, *dense):
+                    target[:, bad] = 0.0
         return Responses(coefficients, shift, norms, dense, xty)
 
     def complete(self, found: Responses, k: int = 0, *, pairs: bool = True) -> CrossProducts:
@@ -289,6 +316,21 @@ class DesignProducts:
         """A checked response less the offset."""
         response = as_response(y, self.n)
         return response if self.offset is None else response - self.offset
+
+
+def identified_products(
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
+) -> DesignProducts:
+    """A design's products, with what its criterion does not depend on held at zero."""
+    products = DesignProducts(X, terms, weights=weights, offset=offset)
+    found = identify(products, reml)
+    if found is None:
+        return products
+    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
+        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
+    products.unidentified = found
+    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
+    return products
 
 
 def cross_products(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from math import sqrt
 from typing import Any, TypeVar
@@ -15,8 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
+from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -136,6 +138,8 @@ class CoreFit:
     message : str
     cross : CrossProducts
     control : Control
+    unidentified : Unidentified or None
+        What the criterion does not depend on.
     """
 
     theta: Array
@@ -151,6 +155,8 @@ class CoreFit:
     control: Control = field(repr=False)
     _solution: Solution | None = field(repr=False)
     _workspaces: Workspaces | None = field(default=None, repr=False)
+    unidentified: Unidentified | None = field(default=None, repr=False)
+    _rows: SquareRoot | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -184,6 +190,11 @@ class CoreFit:
                     getattr(self, name)
 
     @property
+    def residual_ratio(self) -> float:
+        """Root of the penalised sum of squares, relative to the response's on X; of a fit that is not completed."""
+        return float(self.solution.ld[-1, -1])
+
+    @property
     def solution(self) -> Solution:
         """What is not made yet is made from this."""
         if self._solution is None:
@@ -204,7 +215,23 @@ class CoreFit:
 
     @later
     def cov_beta(self) -> Array:
-        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside or not determined."""
+        cov = self.cov_held
+        if self.unidentified is not None:
+            unknown = np.zeros(len(self.beta), dtype=bool)
+            kept = ~np.isnan(self.beta)
+            unknown[kept] = ~self.determined(np.eye(self.rank))
+            cov = np.where(unknown | unknown[:, None], np.nan, cov)
+        return cov
+
+    @property
+    def known_cov(self) -> Array:
+        """`cov_beta` as if variances that the criterion does not depend on were known, at the values held."""
+        return self.cov_beta if self.unidentified is None else self.cov_held
+
+    @later
+    def cov_held(self) -> Array:
+        """`known_cov`, where `cov_beta` is made of it."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
         half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)
@@ -216,8 +243,9 @@ class CoreFit:
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
         found, design = self.solution, self.solution.design
-        by_group = [found.b_lead]
-        for group, offset in zip(design.groups[1:], found.offsets, strict=True):
+        own = len(design.groups) - len(found.offsets)  # nothing leads where all groups are in the tail
+        by_group = [found.b_lead] * own
+        for group, offset in zip(design.groups[own:], found.offsets, strict=True):
             by_group.append(found.b_tail[offset[:, None] + np.arange(group.n_columns)])
         b: list[Array] = [np.empty(0)] * len(design.terms)
         for group, modes in zip(design.groups, by_group, strict=True):
@@ -272,15 +300,43 @@ class CoreFit:
         assert space is not None
         return space.estimable(rows)
 
+    def determined(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the variance of each linear function of the coefficients depends on identified parameters only.
+
+        Parameters
+        ----------
+        rows : (k, rank)
+            Over the coefficients that have estimates.
+
+        Returns
+        -------
+        (k,) bool
+        """
+        given = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+        if self.unidentified is None:
+            return np.ones(len(given), dtype=bool)
+        r = self.cross.conditioning.r[: self.rank, : self.rank]
+        return self.unidentified.determined(np.linalg.solve(r.T, given.T).T)
+
     def objective(self) -> Objective:
         """The model's criterion, in a workspace of its own: planned and factored from the cross-products."""
-        return Objective(self.cross, self.reml, self.control)
+        out = Objective(self.cross, self.reml, self.control)
+        if self._rows is not None:  # the cross-products have too few digits
+            out.evaluator = RowsEvaluator(self._rows, out.plan.offsets)  # type: ignore[assignment]
+        return out
+
+    def require_products(self) -> None:
+        """NumericalError where the cross-products have too few digits for what is asked next."""
+        if self._rows is not None:
+            raise NumericalError(TOO_SMALL)
 
     def workspace(self) -> AbstractContextManager[Objective]:
         """The model's criterion inside a `with` block: a workspace that is idle, or one that is planned.
 
         It is the block's alone. Fits of one model to other responses use the same workspaces.
         """
+        if self._rows is not None:
+            return nullcontext(self.objective())
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
         return pool.lent(self.cross)
 
@@ -300,11 +356,7 @@ class CoreFit:
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
     """Var(b | y) of each term in the user's units."""
     cross = model.cross
-    with one_blas_thread():
-        lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
-    by_group = [lead]
-    for offset, blocks in zip(model.plan.offsets, tail, strict=True):
-        by_group.append(blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")])
+    by_group = model.at(theta).cond_var()
     # conditioned effects relate to sigma by the scaled weights
     scale = sigma**2 / cross.conditioning.weight_scale
     out: list[Array] = [np.empty(0)] * len(cross.transforms)
@@ -374,7 +426,37 @@ def estimates(
     workspaces: Workspaces,
 ) -> CoreFit:
     """The fit at conditioned ``theta``, in the user's units."""
-    gamma, b_lead, b_tail, ld, value = model.evaluator.modes(theta)
+    return finished(model, theta, model.evaluator.modes(theta), evaluations, message, design, response, workspaces)
+
+
+def near_perfect(
+    model: Objective, y: Array, ratio: float, design: DesignProducts, response: Responses, workspaces: Workspaces
+) -> CoreFit | None:
+    """The fit from the rows themselves, where residuals are too small for cross-products; see `square_root`.
+
+    ``y`` (n,) has the offset subtracted; None where the cross-products do.
+    """
+    found = accurate_estimates(design, response, y, model.reml, model.control, ratio)
+    if found is None:
+        return None
+    rows, theta, evaluations, status = found
+    figures = RowsEvaluator(rows, model.plan.offsets).modes(theta)
+    fit = finished(model, theta, figures, evaluations, Newton.messages[status], design, response, workspaces)
+    return replace(fit, _rows=rows)
+
+
+def finished(
+    model: Objective,
+    theta: Array,
+    figures: tuple[Array, Array, Array, Array, float],
+    evaluations: Array,
+    message: str,
+    design: DesignProducts,
+    response: Responses,
+    workspaces: Workspaces,
+) -> CoreFit:
+    """A fit from the optimum's ``figures``, as `Evaluator.modes` has them."""
+    gamma, b_lead, b_tail, ld, value = figures
     norm = float(response.norms[0])
     gamma *= norm
     gamma += response.coefficients[:, 0]
@@ -396,6 +478,7 @@ def estimates(
         converged=message == Newton.messages[0],
         message=message,
         control=model.control,
+        unidentified=design.unidentified,
         _solution=Solution(design, response, model.plan.offsets, b_lead, b_tail, ld, evaluations),
         _workspaces=workspaces,
     )

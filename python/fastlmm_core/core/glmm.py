@@ -24,6 +24,7 @@ from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.core.quadrature import OneFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import (
     Beta,
@@ -169,7 +170,7 @@ class Model:
 
     Notes
     -----
-    A model owns one workspace: call it from one thread at a time.
+    A model owns one workspace: fits from several threads take turns, and one from a fit's own report is refused.
 
     Examples
     --------
@@ -202,6 +203,7 @@ class Model:
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
             raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")
+        self._turn = Turn()
         with one_blas_thread():
             self.design = GlmmDesign(
                 X,
@@ -243,7 +245,7 @@ class Model:
         NumericalError
             The deviance cannot be evaluated at the start.
         """
-        with one_blas_thread():
+        with one_blas_thread(), self._turn:
             response = self.design.response(y)
             return self._fit(response, self._start(response, start), start is not None, on_evaluation)
 
@@ -315,7 +317,7 @@ class Model:
             np.zeros(k, bool),
             np.zeros(k, np.int32),
         )
-        with one_blas_thread():
+        with one_blas_thread(), self._turn:
             for i, y in enumerate(responses):
                 try:
                     response = design.response(y)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
-from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise
-from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
+from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
+from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
+from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
-from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, ModelError, NumericalError, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,7 @@ class ManyFits:
     ----------
     theta : (k, n_theta)
     beta, se : (k, p)
-        Fixed effects and their standard errors; NaN in columns set aside.
+        Fixed effects and their standard errors; NaN in columns set aside, errors also where they are not determined.
     sigma, criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
@@ -76,6 +76,11 @@ class ManyFits:
         sigma, criterion = np.full((2, k), np.nan)
         converged, singular = np.zeros((2, k), bool)
         return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
+
+    def some(self, which: NDArray[np.int64]) -> ManyFits:
+        """Some of the fits."""
+        arrays = {f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "information"}
+        return ManyFits(**arrays, information=None if self.information is None else self.information.some(which))
 
     def __len__(self) -> int:
         return len(self.sigma)
@@ -132,7 +137,7 @@ class Model:
     ) -> None:
         self.control = checked_control(control)
         with one_blas_thread():
-            self.products = DesignProducts(X, terms, weights=weights, offset=offset)
+            self.products = identified_products(X, terms, weights, offset, checked_flag(reml))
         self.reml = checked_flag(reml)
         self._workspaces = Workspaces(self.reml, self.control)
 
@@ -178,10 +183,33 @@ class Model:
         found = self.products.response(y)
         model = self._workspaces.take(self.products, found)
         try:
-            minimum = minimise(model, start, on_evaluation)
-            return estimates(model, *minimum, self.products, found, self._workspaces)
+            return self._estimates(y, found, model, start, on_evaluation)
         finally:
             self._workspaces.give_back(model)
+
+    def _estimates(
+        self, y: ArrayLike, found: Responses, model: Objective, start: ArrayLike | None, on_evaluation: Report | None
+    ) -> CoreFit:
+        """The fit of a response; once more from the rows where little is left beside the random effects."""
+        fit, failure = None, None
+        try:
+            minimum = minimise(model, start, on_evaluation)
+            fit = estimates(model, *minimum, self.products, found, self._workspaces)
+            ratio = fit.residual_ratio
+        except NumericalError as error:
+            failure, ratio = error, 0.0
+        if ratio >= NEAR_PERFECT:
+            assert fit is not None
+            return fit
+        again = None
+        if failure is None or np.abs(np.asarray(found.dense[0])).max() > 0.0:
+            again = near_perfect(model, self.products.prepare(y), ratio, self.products, found, self._workspaces)
+        if again is not None:
+            return again
+        if fit is None:
+            assert failure is not None
+            raise failure
+        return fit
 
     def at(self, y: ArrayLike, theta: ArrayLike) -> CoreFit:
         """The estimates that belong to given ``theta`` (n_theta,), as `CoreFit.theta`: nothing is optimised.
@@ -259,7 +287,7 @@ class Model:
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
         first = self._first_response(responses)
         workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
-        stop = np.zeros(1, np.int32)
+        stop, small = np.zeros(1, np.int32), np.zeros(k, bool)
 
         def work(part: list[slice]) -> None:
             worker = single.take(products, first)
@@ -267,21 +295,23 @@ class Model:
                 for rows in part:
                     if stop[0]:
                         return
-                    fit_batch(products, worker, responses[rows], theta0, rows, out, stop)
+                    fit_batch(products, worker, responses[rows], theta0, rows, out, stop, small)
             finally:
                 single.give_back(worker)
 
         if k == 1:  # a thread takes longer to start than such a fit
             with one_blas_thread():
                 work(batches)
-            return out
-        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-            running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
-            try:
-                for future in running:
-                    future.result()
-            finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
-                stop[0] = 1
+        else:
+            with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+                running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
+                try:
+                    for future in running:
+                        future.result()
+                finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
+                    stop[0] = 1
+        for i in np.flatnonzero(small):
+            self._fit_again(responses[i], int(i), out)
         bad = np.flatnonzero(np.isnan(out.sigma))
         if len(bad):
             warn(
@@ -290,6 +320,19 @@ class Model:
                 ConvergenceWarning,
             )
         return out
+
+    def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
+        """Fit one response of many, less the offset, that the cross-products have too few digits for."""
+        try:
+            fit = self._fit(response if self.products.offset is None else response + self.products.offset, None, None)
+        except (ModelError, NumericalError):
+            for values in (out.theta, out.beta, out.se, out.sigma, out.criterion):
+                values[i] = np.nan
+            out.converged[i] = False
+            return
+        out.theta[i], out.beta[i], out.se[i] = fit.theta, fit.beta, np.sqrt(np.diagonal(fit.cov_beta))
+        out.sigma[i], out.criterion[i] = fit.sigma, fit.criterion
+        out.converged[i], out.n_evaluations[i] = fit.converged, len(fit.log)
 
     def _first_response(self, responses: Array) -> Responses:
         """The first of some responses (k, n), less the offset, that can be fitted; an error where none can."""
@@ -327,35 +370,32 @@ def fit_batch(
     rows: slice,
     out: ManyFits,
     stop: NDArray[np.int32],
+    small: NDArray[np.bool_],
+    later: list[tuple[int, Probes]] | None = None,
 ) -> None:
     """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it.
 
-    A response with nothing to fit leaves its row as it is.
+    ``small`` (all responses,) is set where the residuals are too small for cross-products. What information is made of
+    goes to ``later`` where that is given, with the row at which it begins.
     """
-    try:
-        found = products.responses(np.ascontiguousarray(Y.T))
-    except FastLMMError:
-        if len(Y) > 1:
-            for k in range(len(Y)):
-                one = slice(rows.start + k, rows.start + k + 1)
-                fit_batch(products, worker, Y[k : k + 1], start, one, out, stop)
-        return
+    found = products.responses(np.ascontiguousarray(Y.T), tolerant=True)
     k, p, nt = len(Y), products.rank, len(start)
     theta, value, gamma = np.empty((k, nt)), np.empty(k), np.empty((k, p))
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
-    tail = worker.plan.tail_columns(found.dense)
-    worker.newton.minimise_many(
-        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
-    )
+    lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
+    worker.newton.minimise_many(lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop)
     if stop[0]:
         return
-    ld[outcome[:, 0] == FAILED] = np.nan
+    unfit = np.isnan(found.norms)
+    small[rows] = ~unfit & ((outcome[:, 0] == FAILED) | (ld[:, p, p] < NEAR_PERFECT))
+    ld[small[rows] | unfit] = np.nan
+    theta[unfit], value[unfit], outcome[unfit, 0] = np.nan, np.nan, FAILED
     parameters = products.theta_map
     theta = parameters.canonical(theta)
     out.theta[rows] = theta @ parameters.to_user.T
-    out.is_singular[rows] = (theta[:, parameters.diagonal] < SINGULAR).any(axis=1)
+    out.is_singular[rows] = [parameters.is_singular(row) for row in theta]
     out.criterion[rows] = value
     sigma = ld[:, p, p] * found.norms / np.sqrt(nu) * np.sqrt(products.weight_scale)
     out.sigma[rows] = sigma
@@ -364,13 +404,20 @@ def fit_batch(
         beta += found.shift
     half = products.inverse @ np.linalg.inv(ld[:, :p, :p]).transpose(0, 2, 1)
     se = np.sqrt(np.square(half).sum(axis=2)) * (sigma / np.sqrt(products.weight_scale))[:, None]
+    if products.unidentified is not None:
+        se[:, ~products.unidentified.determined(products.inverse)] = np.nan
     out.beta[rows][:, products.keep] = beta.T
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
-    if out.information is not None:
-        half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
+    if out.information is None and later is None:
+        return
+    half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
+    probes = probe(worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
+    if later is not None:
+        later.append((rows.start, probes))
+    elif out.information is not None:
+        fill_information(out.information, rows, probes)
 
 
 def fit(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.terms import Group, Term
 
-__all__ = ["SINGULAR", "ThetaMap", "theta_map"]
+__all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
 
 Array = NDArray[np.float64]
 
@@ -29,10 +29,13 @@ class ThetaMap:
         Group, row and column of each parameter, in the order of the terms.
     to_conditioned : (n_theta, n_theta)
         Maps the user's theta to the conditioned one.
+    held : (k,) int64 or None
+        Parameters that stay at zero, since the criterion does not depend on them.
     """
 
     index: NDArray[np.int64]
     to_conditioned: Array
+    held: NDArray[np.int64] | None = None
 
     @cached_property
     def to_user(self) -> Array:
@@ -46,8 +49,11 @@ class ThetaMap:
 
     @cached_property
     def vector_diagonal(self) -> NDArray[np.bool_]:
-        """(n_theta,) diagonal elements of factors that have others."""
-        return self.diagonal & np.isin(self.index[:, 0], self.index[~self.diagonal, 0])
+        """(n_theta,) diagonal elements of factors that have others, those held left out."""
+        free = self.diagonal & np.isin(self.index[:, 0], self.index[~self.diagonal, 0])
+        if self.held is not None:
+            free[self.held] = False
+        return free
 
     @cached_property
     def columns(self) -> list[tuple[int, NDArray[np.int64]]]:
@@ -65,14 +71,52 @@ class ThetaMap:
         return out
 
     @cached_property
-    def diagonal_places(self) -> list[int]:
-        """Places of the diagonal elements."""
-        return [int(a) for a in np.flatnonzero(self.diagonal)]
+    def factors(self) -> list[list[list[int]]]:
+        """Places of each factor's rows, those that are held left out: a lower triangle a term, or one a column."""
+        held = set() if self.held is None else set(self.held.tolist())
+        out, a, index = [], 0, self.index.tolist()
+        while a < len(index):
+            g, r, _ = index[a]
+            l = 1
+            while a + l < len(index) and index[a + l][0] == g and index[a + l][2] == r:
+                l += 1
+            place = {(i, j): b for b, (_, i, j) in enumerate(index[a : a + l * (l + 1) // 2], a)}
+            kept = [i for i in range(r, r + l) if place[i, i] not in held]
+            out.append([[place[i, j] for j in kept if j <= i] for i in kept])
+            a += l * (l + 1) // 2
+        return [rows for rows in out if rows]
 
     def is_singular(self, theta: Array) -> bool:
-        """Whether some diagonal element of conditioned ``theta`` (n_theta,) is below the tolerance, or negative."""
+        """Whether the smallest singular value of some factor of conditioned ``theta`` (n_theta,) is below tolerance.
+
+        A term's columns are orthonormal in these coordinates, so singular values depend neither on the covariates'
+        units nor on their origins, as single elements do. True for a negative diagonal element too.
+        """
         values = theta.tolist()  # a few floats: quicker than through arrays
-        return min(values[a] for a in self.diagonal_places) < SINGULAR
+        for rows in self.factors:
+            det = 1.0
+            for row in rows:
+                if values[row[-1]] < SINGULAR:
+                    return True
+                det *= values[row[-1]]
+            l = len(rows)
+            if l > 1:
+                size = sum([values[a] * values[a] for row in rows for a in row])
+                # det is at most the smallest singular value times the mean square of the others (to the power needed)
+                if (
+                    det * ((l - 1) / size) ** (0.5 * (l - 1)) < SINGULAR
+                    and smallest_singular_value(rows, values) < SINGULAR
+                ):
+                    return True
+        return False
+
+
+def smallest_singular_value(rows: list[list[int]], values: list[float]) -> float:
+    """Smallest singular value of a lower triangle."""
+    factor = np.zeros((len(rows), len(rows)))
+    for i, row in enumerate(rows):
+        factor[i, : i + 1] = [values[a] for a in row]
+    return float(np.linalg.svd(factor, compute_uv=False)[-1])
 
 
 def theta_map(

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from threading import Lock, get_ident
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.errors import InUseError
 
-__all__ = ["Workspaces"]
+__all__ = ["Turn", "Workspaces"]
 
 KEPT_BYTES = 1 << 28
 """Idle workspaces of one design are kept up to this size in all; a larger one is planned anew when it is needed."""
@@ -78,3 +80,24 @@ class Workspaces:
             self.control = replace(self.control, engine=made.engine)
         self._n_bytes, self.calls_blas = made.total_bytes, objective.evaluator.calls_blas
         return objective
+
+
+class Turn:
+    """A `with` block that one thread at a time is in; others wait, and a call from within the block is refused."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._owner: int | None = None
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
+
+    def __enter__(self) -> None:
+        if self._owner == get_ident():
+            raise InUseError("this model is at work in the call that led here: a callback needs a model of its own")
+        self._lock.acquire()
+        self._owner = get_ident()
+
+    def __exit__(self, *error: object) -> None:
+        self._owner = None
+        self._lock.release()

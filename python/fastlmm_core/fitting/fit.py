@@ -10,9 +10,18 @@ import numpy as np
 
 from fastlmm_core.core import objective
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, DataError, RankWarning, warn
+from fastlmm_core.errors import (
+    ConvergenceWarning,
+    DataError,
+    IdentifiabilityWarning,
+    RankWarning,
+    RepeatedValuesError,
+    UnitError,
+    warn,
+)
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.models import core_terms, model_of
+from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.formula.checks import constant_response
 
 if TYPE_CHECKING:
@@ -68,11 +77,13 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions)
     -----
     ConvergenceWarning
         The optimiser stopped before its criterion was met.
+    IdentifiabilityWarning
+        The criterion does not depend on some variance; see `convergence_report`.
     RankWarning
         Fixed-effects columns depend linearly on others; they are named, and their coefficients are NaN.
     """
     with one_blas_thread():  # once for all that nests in it
-        core = core_fit(model_of(design, options), design.y, options.start, options)
+        core = core_fit(model_of(design, options), design, options.start, options)
         if len(design.y) > LATER_ROWS:
             core.complete()
     return wrap(kind, design, formula, options, core, {})
@@ -86,11 +97,14 @@ def kept_model(result: FittedModel) -> AnyModel:
     return model
 
 
-def core_fit(
-    model: AnyModel, y: NDArray[np.float64], start: NDArray[np.float64] | None, options: FitOptions
-) -> CoreFit:
-    """Fit one response, verbosely if the options say so."""
-    return model.fit(y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+def core_fit(model: AnyModel, design: Design, start: NDArray[np.float64] | None, options: FitOptions) -> CoreFit:
+    """Fit a design's response, verbosely if the options say so."""
+    try:
+        return model.fit(design.y, start=start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+    except RepeatedValuesError as error:
+        raise RepeatedValuesError(error.ratio, error.term, design.random[error.term].group) from None
+    except UnitError as error:
+        raise UnitError(f"the response {design.formula.response}", error.largest) from None
 
 
 def wrap(
@@ -109,6 +123,9 @@ def wrap(
             f"{'was' if len(dropped) == 1 else 'were'} dropped, with coefficient NaN",
             RankWarning,
         )
+    if core.unidentified is not None:
+        text = ". ".join(sentence[0].upper() + sentence[1:] for sentence in unidentified_words(design, core))
+        warn(text, IdentifiabilityWarning)
     if not core.converged:
         warn(
             f"the fit did not converge: {core.message}. See fit_log; try another start, or raise "
@@ -137,8 +154,9 @@ def refit(result: F, new_y: Any) -> F:
     start = options.start
     if start is None and not result.core.is_singular:
         start = result.core.parameters
-    core = core_fit(kept_model(result), y, start, options)
-    return wrap(type(result), result.design.with_response(y), result.formula, options, core, result.kept)
+    design = result.design.with_response(y)
+    core = core_fit(kept_model(result), design, start, options)
+    return wrap(type(result), design, result.formula, options, core, result.kept)
 
 
 def _response(new_y: Any, design: Design) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.structured import StructuredModel
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, UnitError
 from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual
 
 if TYPE_CHECKING:
@@ -67,6 +67,17 @@ def model_of(design: Design, options: FitOptions) -> AnyModel:
         "reml": options.reml,
         "control": options.control,
     }
+    try:
+        return _model(design, terms, asked)
+    except UnitError as error:
+        if error.place is None:
+            raise
+        term, column = error.place
+        names = design.x_names if term is None else design.random[term].columns
+        raise UnitError(names[column], error.largest, error.place) from None
+
+
+def _model(design: Design, terms: list[Term], asked: _Asked) -> AnyModel:
     if not is_structured(design):
         return Model(design.X, terms, **asked)
     structures = core_structures(design)

@@ -27,8 +27,9 @@ def coef_table(
     method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     kept = ~np.isnan(result.core.beta)
     columns = np.full((5, len(kept)), np.nan)
-    se = np.sqrt(np.diagonal(method.cov))
-    df = method.df(np.eye(len(method.beta)))
+    every = np.eye(len(method.beta))
+    se = np.sqrt(method.variances(every))
+    df = np.where(np.isnan(se), np.nan, method.df(every))
     t = method.beta / se
     columns[:, kept] = method.beta, se, df, t, t_pvalues(t, df)
     names = ("estimate", "std_error", "df", "t", "p")

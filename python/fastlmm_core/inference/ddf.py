@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -87,6 +88,8 @@ class Method:
         Their covariance as the method has it.
     sigma : float
     notes : tuple of str
+    determined : callable, optional
+        `CoreFit.determined`, where the criterion does not depend on some parameters that variances do depend on.
     """
 
     name: str
@@ -94,6 +97,14 @@ class Method:
     cov: Array
     sigma: float
     notes: tuple[str, ...] = ()
+    determined: Callable[[Array], NDArray[np.bool_]] | None = field(default=None, kw_only=True)
+
+    def variances(self, rows: Array) -> Array:
+        """Variances (k,) of rows (k, rank) times beta; NaN where they depend on what the criterion cannot see."""
+        out = np.einsum("kx,xy,ky->k", rows, self.cov, rows)
+        if self.determined is not None:
+            out[~self.determined(rows)] = np.nan
+        return np.asarray(out)
 
     def df(self, rows: Array) -> Array:
         """Degrees of freedom (k,) of each row (k, rank) on its own."""
@@ -112,6 +123,8 @@ class Method:
         Rows that are combinations of earlier ones are left out first: they test nothing of their own.
         """
         values = np.zeros(len(rows)) if values is None else values
+        if self.determined is not None and not self.determined(rows).all():
+            return FTest.impossible(int(np.linalg.matrix_rank(rows)), UNIDENTIFIED_NOTE)
         keep = independent_rows(rows, np.sqrt(np.diagonal(self.cov)))
         check_consistent(rows, values, keep)
         rows, n = rows[keep], len(keep)
@@ -248,16 +261,24 @@ def ddf_method(result: FittedModel, ddf: str) -> Method:
         result = reml_fit(result)
     core = result.core
     kept = ~np.isnan(core.beta)
-    beta, cov = core.beta[kept], core.cov_beta[np.ix_(kept, kept)]
+    beta, cov = core.beta[kept], core.known_cov[np.ix_(kept, kept)]
     notes = () if not core.is_singular else (SINGULAR_NOTES.get(name, ""),)
+    determined = None
+    if core.unidentified is not None and core.unidentified.basis.size:
+        determined = core.determined
+        notes = (*notes, UNIDENTIFIED_NOTE)
     if name == "satterthwaite":
-        return Satterthwaite(name, beta, cov, core.sigma, notes, information_of(core))
+        return Satterthwaite(name, beta, cov, core.sigma, notes, information_of(core), determined=determined)
     if name.startswith("kenward-roger"):
         # of an ordinary model V is linear in its parameters: both forms are one
         adjusted = adjustment_of(core, linear=name.endswith("linear"))
-        return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted)
-    return FixedDf(name, beta, cov, core.sigma, (), np.inf if name == "normal" else float(core.n - core.rank))
+        return KenwardRoger(name, beta, adjusted.cov, core.sigma, notes, adjusted, determined=determined)
+    notes = notes[1:] if core.is_singular else notes
+    value = np.inf if name == "normal" else float(core.n - core.rank)
+    return FixedDf(name, beta, cov, core.sigma, notes, value, determined=determined)
 
+
+UNIDENTIFIED_NOTE = "NaN: depends on a variance that the criterion cannot see"
 
 SINGULAR_NOTES = {
     "satterthwaite": "degrees of freedom: the fit is singular; parameters on the boundary count as known",

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.theta import smallest_singular_value
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.leverage import leverages
@@ -106,8 +108,9 @@ def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:
     ----------
     fit : FittedModel
     tol : float
-        A diagonal element of a relative covariance factor (theta in lme4's words) below it counts as zero. Unlike the
-        property `is_singular`, which looks at scale-free coordinates, this depends on the units of the slopes.
+        A singular value of a term's relative covariance factor below it counts as zero: a standard deviation, in
+        units of sigma, of some combination of the term's columns. The columns are made orthonormal first, so a
+        covariate's unit and origin make no difference (in lme4, which looks at elements of theta, they do).
 
     Examples
     --------
@@ -117,7 +120,9 @@ def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:
     >>> is_singular(lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff2")))
     True
     """
-    return any(bool((np.abs(np.diag(L)) < tol).any()) for L in fit.core.L)
+    parameters = fit.core.cross.theta_map
+    values = (parameters.to_conditioned @ fit.core.theta).tolist()
+    return any(smallest_singular_value(rows, values) < tol for rows in parameters.factors)
 
 
 def re_pca(design: Design, core: CoreFit) -> dict[str, pd.DataFrame]:
@@ -165,6 +170,8 @@ class ConvergenceReport:
         Of the criterion's observed Hessian in scale-free coordinates, ascending.
     boundary : tuple of str
         Parameters at zero: standard deviations (or what earlier effects of the term leave of them).
+    unidentified : tuple of str
+        What the criterion does not depend on, in words; such parameters take part in none of the above.
     negative : bool
         The criterion falls along some direction.
     """
@@ -176,6 +183,7 @@ class ConvergenceReport:
     promise: float
     eigenvalues: NDArray[np.float64]
     boundary: tuple[str, ...]
+    unidentified: tuple[str, ...]
     negative: bool
     advice: tuple[str, ...]
 
@@ -188,6 +196,8 @@ class ConvergenceReport:
     @property
     def ok(self) -> bool:
         """Whether nothing stands out but, perhaps, a variance of zero."""
+        if self.unidentified:
+            return False
         flat = self.condition > CONDITION_LIMIT and not self.boundary
         return self.converged and self.promise <= GRADIENT_TOLERANCE and not self.negative and not flat
 
@@ -205,6 +215,7 @@ class ConvergenceReport:
             lines.append(f"Hessian: positive, condition {self.condition:.2g} in scale-free coordinates.")
         if self.boundary:
             lines.append(f"Boundary: {', '.join(self.boundary)} at zero (a singular fit).")
+        lines += [f"Not identified: {text}." for text in self.unidentified]
         lines += [f"Try: {text}" for text in self.advice]
         return "\n".join(lines)
 
@@ -215,16 +226,23 @@ class ConvergenceReport:
 def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
     with core.workspace() as objective, one_blas_thread():
-        at = objective.to_conditioned(core.theta)
-        _, gradient, _ = objective.evaluator.derivatives(at)
-        values, vectors = np.linalg.eigh(observed_hessian(objective, at))
-    along = vectors.T @ gradient
+        evaluation = objective.at(core.theta)
+        at, (_, gradient, _) = evaluation.theta, evaluation.conditioned
+    free = np.ones(len(at), dtype=bool)
+    if objective.theta_map.held is not None:
+        free[objective.theta_map.held] = False
+    gradient = np.where(free, gradient, 0.0)
+    hessian = observed_hessian(objective, at)
+    if free.any():
+        hessian = hessian[np.ix_(free, free)]
+    values, vectors = np.linalg.eigh(hessian)
+    along = vectors.T @ (gradient[free] if free.any() else gradient)
     floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
     promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
     index = core.cross.theta_index
     labels = theta_labels(design)
     diagonal = index[:, 1] == index[:, 2]
-    boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & (np.abs(at) < 1e-4)))
+    boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & free & (np.abs(at) < 1e-4)))
     negative = bool(values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300))
     report = ConvergenceReport(
         converged=core.converged,
@@ -234,6 +252,7 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
         promise=promise,
         eigenvalues=values,
         boundary=boundary,
+        unidentified=tuple(unidentified_words(design, core)),
         negative=negative,
         advice=(),
     )
@@ -257,6 +276,6 @@ def _advice(report: ConvergenceReport, design: Design) -> list[str]:
             )
         else:
             out.append("the model without the term, or accept a variance of zero: the estimates are the same")
-    elif report.condition > CONDITION_LIMIT:
+    elif report.condition > CONDITION_LIMIT and not report.unidentified:
         out.append("a simpler random part: some combination of its parameters is all but undetermined by these data")
     return out

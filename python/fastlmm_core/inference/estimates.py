@@ -99,8 +99,7 @@ class Estimates:
     def std_error(self) -> Array:
         """(k,) on the scale of the linear predictor."""
         rows = self.functions.rows
-        variance = np.einsum("kx,kx->k", rows @ self.method.cov, rows)
-        return np.where(self.estimable, np.sqrt(np.maximum(0.0, variance)), np.nan)
+        return np.where(self.estimable, np.sqrt(np.maximum(0.0, self.method.variances(rows))), np.nan)
 
     @cached_property
     def df(self) -> Array:

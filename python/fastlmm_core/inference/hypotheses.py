@@ -211,8 +211,8 @@ def t_test(result: FittedModel, given: Any, *, ddf: str = "satterthwaite", **cov
     estimate, se, df = np.full((3, len(rows)), np.nan)
     used = rows[estimable]
     estimate[estimable] = used @ method.beta
-    se[estimable] = np.sqrt(np.einsum("kx,xy,ky->k", used, method.cov, used))
-    df[estimable] = method.df(used)
+    se[estimable] = np.sqrt(method.variances(used))
+    df[estimable] = np.where(np.isnan(se[estimable]), np.nan, method.df(used))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = (estimate - hypotheses.values) / se
     columns = {

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.unidentified import undetermined_coefficients, unidentified_elements
 from fastlmm_core.inference.bootstrap import bootstrap, jackknife
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
@@ -108,11 +109,15 @@ def _bootstrapped(
     at = [every.index(p) for p in chosen]
     left_out = jackknife(result)[:, at] if kind == "bca" else None
     limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, kind, left_out)
+    blind, unknown = unidentified_elements(core), undetermined_coefficients(result.design, core)
     for row, p in zip(limits, chosen, strict=True):  # basic and normal ones may leave the parameter's range
         if p.kind in ("sd", "sigma"):
             np.maximum(row, 0.0, out=row)
         elif p.kind == "cor":
             np.clip(row, -1.0, 1.0, out=row)
+        name = result.design.x_names[p.row] if p.kind == "beta" else ""
+        if name in unknown or (p.term, max(p.row, p.column), min(p.row, p.column)) in blind:
+            row[:] = np.nan
     return limits
 
 

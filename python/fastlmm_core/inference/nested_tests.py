@@ -19,7 +19,7 @@ from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
-from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without
+from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
@@ -306,9 +306,8 @@ def bootstrap_reduction(
 def check_nested(small: FittedModel, large: FittedModel) -> None:
     """DataError where two fits do not share their data, ModelError where one is not within the other."""
     one, other = small.design, large.design
-    for fit in (small, large):
-        if fit.design.residual is not None:
-            raise ModelError(f"{fit.formula!r} has a residual structure, for which there is no bootstrap")
+    for design in (one, other):
+        refuse_structures(design, "a bootstrap")
     same_data((small, large))
     check_nested_designs(one, other, small.formula, large.formula)
 

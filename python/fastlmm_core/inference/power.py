@@ -25,6 +25,7 @@ from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.nested_tests import check_nested_designs
+from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -205,8 +206,7 @@ def power(
         raise ModelError(f"n must be at least 1, not {n}")
     if not 0.0 < alpha < 1.0:
         raise DataError(f"alpha must lie between 0 and 1, not {alpha}")
-    if model.design.residual is not None:
-        raise ModelError("power of models with a residual structure is not available")
+    refuse_structures(model.design, "the power")
     method = "fixed" if str(ddf).lower() == "fixed" else method_name(ddf)
     if method.startswith("kenward-roger") and not model.reml:
         raise ModelError("Kenward and Roger's method needs REML: leave reml=True")

@@ -238,6 +238,7 @@ class PathMaker:
     """
 
     def __init__(self, core: CoreFit) -> None:
+        core.require_products()
         self.core = core
         self.theta = np.ascontiguousarray(core.cross.to_conditioned @ core.theta)
         self.criterion = SplitCriterion(core.cross, core.control)
@@ -254,7 +255,7 @@ class PathMaker:
             at = np.flatnonzero(core.cross.conditioning.keep == parameter.row)
             if not at.size:
                 return None
-            se = float(np.sqrt(core.cov_beta[parameter.row, parameter.row]))
+            se = float(np.sqrt(core.known_cov[parameter.row, parameter.row]))
             return BetaPath(self.criterion, self.theta, int(at[0]), se)
         if parameter.kind == "sd":
             return self._sd(parameter)

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
+from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import core_terms
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
-    from fastlmm_core.formula import RandomDesign
+    from fastlmm_core.formula import Design, RandomDesign
     from fastlmm_core.formula.fixed import MatrixSpec
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "linear_criteria",
     "model_without",
     "reductions",
+    "refuse_structures",
     "whole_term",
 ]
 
@@ -56,8 +58,19 @@ class Reduction:
     n_effects: int
 
 
+def refuse_structures(design: Design, what: str) -> None:
+    """ModelError for structured random effects, known relationships and residual structures."""
+    if design.residual is not None:
+        raise ModelError(f"{what} of a model with a residual structure or dispersion is not available")
+    for term in design.random:
+        if term.structure is not None or term.relationship is not None:
+            kind = "a known relationship" if term.structure is None else "a structured covariance"
+            raise ModelError(f"{what} of a model with {kind} between the effects of {term.group} is not available")
+
+
 def reductions(result: FittedModel, reduce_terms: bool) -> Iterator[Reduction]:
     """Each way to make the random part smaller by a step, as `ranova` tests them."""
+    refuse_structures(result.design, "a reduction of the random part")
     terms = core_terms(result.design)
     for k, random in enumerate(result.design.random):
         for label, z, l in _smaller_terms(random, reduce_terms):
@@ -69,6 +82,7 @@ def reductions(result: FittedModel, reduce_terms: bool) -> Iterator[Reduction]:
 
 def whole_term(result: FittedModel, k: int) -> Reduction:
     """The model without random term k."""
+    refuse_structures(result.design, "a reduction of the random part")
     terms = core_terms(result.design)
     left = tuple(t for h, t in enumerate(terms) if h != k)
     return Reduction(result.design.random[k].grp, k, left, terms[k].n_theta, terms[k].n_columns)

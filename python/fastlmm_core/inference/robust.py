@@ -184,6 +184,10 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
     design, core = result.design, result.core
+    if any(term.relationship is not None for term in design.random):
+        raise ModelError(
+            "levels with a known relationship are not independent clusters: no robust covariance is available"
+        )
     if isinstance(core, PatternFit):
         if cluster is not None:
             raise ModelError("the clusters of a model with a residual structure are its subjects: leave cluster out")
@@ -201,7 +205,7 @@ def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
             f"a robust covariance of {rank} coefficients with {n_clusters:,} clusters needs "
             f"{16 * n_clusters * rank**2 / 2**30:.0f} GiB: give a coarser cluster="
         )
-    root = np.linalg.cholesky(core.cov_beta[np.ix_(kept, kept)]) / sigma
+    root = np.linalg.cholesky(core.known_cov[np.ix_(kept, kept)]) / sigma
     scores, spread, shared = np.empty((n_clusters, rank)), *np.empty((2, n_clusters, rank, rank))
     X = design.X[:, kept] @ root
     batches = _pattern_batches(core, X) if isinstance(core, PatternFit) else _batches(result, codes, X)

@@ -122,6 +122,9 @@ def lmer(
     -----
     ConvergenceWarning
         The optimiser stopped before its criterion was met.
+    IdentifiabilityWarning
+        The criterion does not depend on some variance: its columns lie in the span of the fixed effects, or two terms
+        say the same. It is held at zero, and coefficients whose standard errors depend on it have NaN in their place.
     RankWarning
         Fixed-effects columns depend linearly on others and were dropped.
 
@@ -149,7 +152,8 @@ def lmer(
             env = ChainMap(dict(caller.f_locals), env)
     arguments = {
         **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
-        **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
+        **{"residual": residual, "dispersion": dispersion, "precision": precision, "relmat": relmat},
+        **{"na_action": None if na_action == "drop" else na_action},
     }
     given = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(verbose, (int, np.integer)):

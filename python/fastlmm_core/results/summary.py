@@ -12,6 +12,7 @@ import pandas as pd
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.text import abbreviate, format_pvalue, html_table, text_table
+from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import VarCorr
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def _notes(result: LmerResult) -> tuple[str, ...]:
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
+    notes += unidentified_words(result.design, result.core)
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")
     if not result.converged:

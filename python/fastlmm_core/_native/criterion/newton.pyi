@@ -7,7 +7,9 @@ from fastlmm_core._native.criterion.criterion import Criterion
 
 class Newton:
     messages: dict[int, str]
-    def __init__(self, criterion: Criterion, max_evaluations: int, tol: float) -> None: ...
+    def __init__(
+        self, criterion: Criterion, max_evaluations: int, tol: float, held: NDArray[np.int64] | None = None
+    ) -> None: ...
     @property
     def criterion(self) -> Criterion: ...
     @property

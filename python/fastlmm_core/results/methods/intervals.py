@@ -54,7 +54,7 @@ class IntervalMethods(FittedModel):
             "boot": from a parametric bootstrap of this fit.
         level : float
         parm : str or iterable of str, optional
-            Parameters by name; "beta_" is all coefficients, "theta_" all others. Every one by default.
+            Parameters by name; ``"beta_"`` is all coefficients, ``"theta_"`` all others. Every one by default.
         ddf : {"satterthwaite", "kenward-roger", "residual", "normal"}
             Of "wald": quantiles of t with the degrees of freedom of `coef_table`, so that an interval excludes zero
             where the summary's p-value is below 1 − level; "normal" for lme4's.

@@ -45,17 +45,19 @@ cdef class Evaluator(Solver):
         Solver.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
         self.ready = False
         cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
-        self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
+        self.n_chunks = max(1, min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK))
         self.lam_lifted = np.zeros(n_lam)
         self.ca, self.va = np.zeros((nt, m)), np.zeros((nt - self.n_lead_theta, m))
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
-        self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta)
+        self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta + 1)
         self.omega = np.zeros(2 * m * p + 1)
         self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
-        self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
+        # one spare entry each: an empty leading group still has an address
+        self.lead_row = np.append(arrays["theta_row"][leading], 0)
+        self.lead_col = np.append(arrays["theta_col"][leading], 0)
         self.ready = True
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:
@@ -108,7 +110,8 @@ cdef class Evaluator(Solver):
             self.leave()
         self.check(status, theta)
         ends, widths = np.asarray(self.group_lam), np.asarray(self.group_l)
-        return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
+        parts = [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
+        return parts if self.lead.q else parts[1:]
 
     def chain(self, const double[::1] theta not None, list blocks not None):
         """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
@@ -129,7 +132,7 @@ cdef class Evaluator(Solver):
         self.check_length(theta)
         cdef Py_ssize_t a, nt = self.n_theta
         gradient_, curvature_ = np.empty(nt), np.zeros((nt, nt))
-        cdef double[::1] gradient = gradient_, big_g = np.concatenate([np.ravel(g) for g in blocks])
+        cdef double[::1] gradient = gradient_, big_g = np.concatenate([np.zeros(0 if self.lead.q else 1), *map(np.ravel, blocks)])
         cdef double[::1] lam = np.zeros(self.lam.shape[0])
         cdef double[:, ::1] curvature = curvature_
         if big_g.shape[0] != lam.shape[0]:

@@ -6,6 +6,9 @@ ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s 
 where mu >= 0 is the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an
 ordinary stationary point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
 
+A direction in which neither curvature nor slope is left, as where the criterion does not depend on some combination of
+parameters, is left alone. Parameters that are held at zero take no part.
+
 Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
 promises have been shrinking. That last step is taken and kept unless the criterion rises.
 The log has one row an evaluation. Cost beside the evaluations: a factor of size n_theta each, or its eigenvectors.
@@ -15,7 +18,7 @@ import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport NAN, fabs, sqrt
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_lapack cimport dsyev
 
@@ -33,6 +36,7 @@ cdef enum:
     INTERRUPTED = 4
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
+cdef double FLAT = 1e-8  # eigenvalues of the Hessian this much smaller than the largest are no curvature
 cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
 
 
@@ -46,6 +50,8 @@ cdef class Newton:
     max_evaluations : int
     tol : float
         Stop when the criterion is expected to be this near its minimum.
+    held : (k,) int64 or None
+        Parameters that stay at zero.
     """
 
     cdef readonly Criterion criterion
@@ -55,6 +61,7 @@ cdef class Newton:
     cdef double[:, ::1] hessian, correction, vectors, rows
     cdef object log_rows
     cdef double[::1] before, lack, taken
+    cdef int64_t[::1] held
     cdef readonly double value
     cdef object on_evaluation, pending
     cdef bint ready        # the constructor came to its end
@@ -67,7 +74,7 @@ cdef class Newton:
         FAILED_AT_START: "the criterion could not be evaluated at the start",
     }
 
-    def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol):
+    def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol, held=None):
         cdef Py_ssize_t nt = criterion.n_free
         self.ready = False
         if not criterion.ready:
@@ -81,6 +88,9 @@ cdef class Newton:
         self.lack, self.taken = np.zeros(nt), np.zeros(nt)
         self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
         self.rows = self.log_rows
+        self.held = np.empty(0, np.int64) if held is None else np.array(held, np.int64)
+        if self.held.shape[0] and not 0 <= min(self.held) <= max(self.held) < nt:
+            raise ValueError(f"parameters {np.asarray(self.held)} are held, but there are {nt}")
         self.ready = True
 
     def __reduce__(self):
@@ -168,7 +178,8 @@ cdef class Newton:
             self.stop = &stop[0] if stop is not None else NULL
             with nogil:
                 for i in range(k):
-                    evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                    evaluator.c_set_response(&lead[0, i] if lead.shape[0] else NULL, k,
+                                             &tail[0, i] if tail.shape[0] else NULL, k,
                                              &xty[0, i] if p else NULL, k, constants[i])
                     memcpy(&self.theta[0], &start[0], nt * sizeof(double))
                     self.n_evaluations = self.n_derivatives = 0
@@ -234,6 +245,8 @@ cdef class Newton:
         cdef double before, rate, walked
         cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
+        for i in range(self.held.shape[0]):
+            self.theta[self.held[i]] = 0.0
         memcpy(&self.trial[0], &self.theta[0], nt * sizeof(double))
         memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
         predicted = 0.0
@@ -271,6 +284,8 @@ cdef class Newton:
                 if self.criterion.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
                 self.n_derivatives += 1
+                if self.held.shape[0]:
+                    self.hold()
                 norm = 0.0
                 for i in range(nt):
                     norm += self.gradient[i] * self.gradient[i]
@@ -315,6 +330,20 @@ cdef class Newton:
         cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.criterion.n_free
         memcpy(&self.rows[k, 0], theta, nt * sizeof(double))
         self.rows[k, nt], self.rows[k, nt + 1], self.rows[k, nt + 2] = value, NAN, radius
+
+    cdef void hold(self) noexcept nogil:
+        """Take the held parameters out of the gradient and, but for a diagonal, out of the Hessian."""
+        cdef Py_ssize_t nt = self.criterion.n_free, i, j, k
+        cdef double largest = 0.0
+        for k in range(self.held.shape[0]):
+            i = self.held[k]
+            self.gradient[i] = 0.0
+            for j in range(nt):
+                self.hessian[i, j] = self.hessian[j, i] = 0.0
+        for i in range(nt):
+            largest = max(largest, self.hessian[i, i])
+        for k in range(self.held.shape[0]):
+            self.hessian[self.held[k], self.held[k]] = largest if largest > 0.0 else 1.0
 
     cdef void accept(self, double value) noexcept nogil:
         memcpy(&self.theta[0], &self.trial[0], self.criterion.n_free * sizeof(double))
@@ -417,9 +446,17 @@ cdef class Newton:
     cdef double ball_step(self, double radius, double *length, bint *interior) noexcept nogil:
         """The minimiser on the ball through the eigendecomposition."""
         cdef Py_ssize_t nt = self.criterion.n_free, i, j, _it
-        cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest = self.eigen[0]
+        cdef Py_ssize_t least = 0
+        cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest
         largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
         gap = 1e-10 * largest + 1e-300
+        for i in range(nt):  # a direction without curvature or slope: nothing to gain, and no obstacle to convergence
+            if fabs(self.eigen[i]) <= FLAT * largest and fabs(self.rotated[i]) * radius <= self.tol:
+                self.eigen[i], self.rotated[i] = largest + 1e-300, 0.0
+        for i in range(nt):
+            if self.eigen[i] < self.eigen[least]:
+                least = i
+        smallest = self.eigen[least]
         interior[0] = smallest > gap and self.length(0.0) <= radius
         if not interior[0]:
             low = max(0.0, gap - smallest)
@@ -449,11 +486,11 @@ cdef class Newton:
         if not interior[0] and smallest < 0.0 and total < 0.98 * radius * radius:
             # the hard case: no gradient along the negative curvature, so fill the ball with that eigenvector
             s = sqrt(radius * radius - total)
-            if self.rotated[0] > 0.0:
+            if self.rotated[least] > 0.0:
                 s = -s
-            predicted -= s * (self.rotated[0] + 0.5 * smallest * s)
+            predicted -= s * (self.rotated[least] + 0.5 * smallest * s)
             for j in range(nt):
-                self.step[j] += s * self.vectors[0, j]
+                self.step[j] += s * self.vectors[least, j]
             total = radius * radius
         length[0] = sqrt(total)
         return predicted

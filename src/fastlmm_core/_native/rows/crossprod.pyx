@@ -5,6 +5,7 @@ For grouping factors g, h with codes c_g(i), c_h(i), row vectors z_g(i) (length 
     level_blocks:  A_g[j]      = sum over rows of level j of  w_i z_g(i) z_g(i)'          (q_g, l_g, l_g)
     level_sums:    (Z'WD)[j]   = sum over rows of level j of  w_i z_g(i) d(i)'            (q_g * l_g, d)
     pair_cells:    Z_g'WZ_h    as block compressed rows, one block per (level, level) pair that occurs
+    level_ranks:   levels that have rows, dependent columns within them
     nested_cells:  the same where each level of g has rows of one level of h only, with no sort and no random reads
 
 All loops are O(n l^2). Rows of equal (level, level) pairs collapse into one cell, so nothing after this file
@@ -13,9 +14,10 @@ depends on n. Codes are int32 and must lie in [0, q): the caller checks.
 
 import numpy as np
 
+from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["level_blocks", "level_sums", "nested_cells", "pair_cells", "sort_rows"]
+__all__ = ["level_blocks", "level_ranks", "level_sums", "nested_cells", "pair_cells", "sort_rows"]
 
 
 def sort_rows(const int32_t[::1] codes, Py_ssize_t q):
@@ -247,3 +249,46 @@ def nested_cells(const int32_t[::1] codes_g, Py_ssize_t qg, const double[:, ::1]
     seen = parent_ >= 0
     ptr = np.concatenate([[0], np.cumsum(seen)])
     return (ptr, parent_, val_) if ptr[qg] == qg else (ptr, parent_[seen], val_[seen])
+
+
+def level_ranks(const double[:, :, ::1] blocks, double tolerance):
+    """How many levels have rows, and how many dependent columns there are within these levels.
+
+    Parameters
+    ----------
+    blocks : (q, l, l) float64
+        Gram matrices.
+    tolerance : float
+        A column is dependent where earlier ones leave less than this of its square.
+
+    Returns
+    -------
+    levels, lacking : int
+    """
+    cdef Py_ssize_t q = blocks.shape[0], l = blocks.shape[1], j, r, c, x, levels = 0, lacking = 0, rank
+    cdef double s
+    cdef double[:, ::1] root = np.zeros((l, l))
+    with nogil:
+        for j in range(q):
+            rank = 0
+            for c in range(l):
+                s = blocks[j, c, c]
+                for x in range(c):
+                    s -= root[c, x] * root[c, x]
+                if s > tolerance * blocks[j, c, c]:
+                    rank += 1
+                    s = sqrt(s)
+                else:
+                    s = 0.0
+                root[c, c] = s
+                for r in range(c + 1, l):
+                    root[r, c] = 0.0
+                    if s > 0.0:
+                        root[r, c] = blocks[j, r, c]
+                        for x in range(c):
+                            root[r, c] -= root[r, x] * root[c, x]
+                        root[r, c] /= s
+            if rank:
+                levels += 1
+                lacking += l - rank
+    return levels, lacking

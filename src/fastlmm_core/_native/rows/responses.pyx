@@ -11,7 +11,7 @@ fraction of a call to BLAS; there a response's results do not depend on those be
 
 import numpy as np
 
-from libc.math cimport INFINITY, sqrt
+from libc.math cimport sqrt
 from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -24,6 +24,9 @@ __all__ = ["ResponseProducts"]
 cdef enum:
     FEW = 4       # columns of Q for which a single response takes one loop over the rows, however many
     LOOPS = 4096  # numbers in Q, or in Q for k responses, up to which loops beat BLAS otherwise
+
+
+cdef double LARGEST = 1e145, SMALLEST = 1e-145  # norms beyond these have lost digits to overflow or underflow
 
 
 cdef struct factor_t:
@@ -137,7 +140,7 @@ cdef class ResponseProducts:
             Z'WE / norms, one array a grouping factor.
         xty : (rank, k)
         ordinary : bool
-            Every norm is a number above ``span`` times its size.
+            Every norm is a number above ``span`` times its size, and neither huge nor tiny.
         """
         if Y.shape[0] != self.n:
             raise ValueError(f"{Y.shape[0]} rows, but the design has {self.n}")
@@ -173,7 +176,7 @@ cdef class ResponseProducts:
                     self.add_squares(e, &size[1, 0], k)
                     for g in range(k):
                         size[0, g], size[1, g] = sqrt(size[0, g]), sqrt(size[1, g])
-                        ordinary = ordinary and self.span * size[0, g] < size[1, g] < INFINITY
+                        ordinary = ordinary and self.span * size[0, g] < size[1, g] < LARGEST and size[1, g] > SMALLEST
                     scale(moments, &size[1, 0], rank, k)
                 for g in range(self.n_factors):
                     target = dense[g]

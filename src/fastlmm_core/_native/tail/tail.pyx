@@ -21,7 +21,7 @@ one row, so the diagonals do not collide. Cost: m^3/3 flops a factorisation, 2m^
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport log
+from libc.math cimport NAN, log
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
@@ -44,6 +44,11 @@ cdef class Tail:
 
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
+
+    @property
+    def entries(self):
+        """Which entries of the inverse there are: "all", or those on its "pattern"."""
+        return "pattern"
 
     cdef void set_rows(self, tuple rows, int threads):
         """Keep the pattern of the tail rows, from `_assemble.tail_rows`."""
@@ -75,8 +80,8 @@ cdef class Tail:
         self.backward(x, k)
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-        """Entry (j, k), j <= k, of the inverse; zero outside its pattern."""
-        return 0.0
+        """Entry (j, k), j <= k, of the inverse; NaN outside its pattern."""
+        return NAN
 
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
         pass
@@ -88,9 +93,10 @@ cdef class Tail:
 cdef class EmptyTail(Tail):
     """No random effect beside the leading factor's."""
 
+    entries = "all"
+
     def __init__(self):
-        self.m = 0
-        self.threads = 1
+        self.set_rows((np.zeros(1, np.int64), np.empty(0, np.int32)), 1)
         self.ready = True
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
@@ -114,6 +120,8 @@ cdef class DenseTail(Tail):
     threads : int
         OpenMP threads of the assembly and gather (BLAS has its own limit).
     """
+
+    entries = "all"
 
     def __init__(self, tuple rows not None, int threads):
         self.ready = False

@@ -1,0 +1,88 @@
+"""In words: what the criterion of a fit does not depend on, and which coefficients are without standard errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import CoreFit
+    from fastlmm_core.formula import Design
+
+__all__ = ["undetermined_coefficients", "unidentified_elements", "unidentified_words"]
+
+SHOWN = 8
+"""Coefficients listed by name, at most."""
+
+
+def undetermined_coefficients(design: Design, core: CoreFit) -> list[str]:
+    """Names of the coefficients whose standard errors depend on what is not identified."""
+    if core.unidentified is None or not core.unidentified.basis.size:
+        return []
+    kept = np.flatnonzero(~np.isnan(core.beta))
+    unknown = kept[~core.determined(np.eye(len(kept)))]
+    return [design.x_names[j] for j in unknown]
+
+
+def unidentified_elements(core: CoreFit) -> set[tuple[int, int, int]]:
+    """Elements (term, row, column) of covariance matrices that are not identified."""
+    found = core.unidentified
+    if found is None:
+        return set()
+    out = set(found.flat)
+    widths = [term.shape[0] for term in core.L]
+    for k, columns in found.spanned:
+        out |= {(k, max(i, c), min(i, c)) for c in columns for i in range(widths[k])}
+    for k, _ in found.aliased:
+        out |= {(k, i, j) for i in range(widths[k]) for j in range(i + 1)}
+    return out
+
+
+def unidentified_words(design: Design, core: CoreFit) -> list[str]:
+    """A sentence for each thing that is not identified, and one for its consequences; empty where all is well."""
+    found = core.unidentified
+    if found is None:
+        return []
+    criterion = "the REML criterion" if found.reml else "the likelihood"
+    out = []
+    for k, columns in found.spanned:
+        every = len(columns) == len(design.random[k].columns)
+        names = ", ".join(design.random[k].columns[c] for c in columns)
+        what = _term(design, k) if every else f"{names} in {_term(design, k)}"
+        out.append(
+            f"{criterion} does not depend on the variance of {what}, since "
+            + (
+                "the fixed effects, or the term's other columns, span its columns"
+                if found.reml
+                else "its columns are zero or depend on the term's others"
+            )
+            + "; it is held at zero"
+        )
+    for k, other in found.aliased:
+        whose = "the residual variance" if other is None else f"that of {_term(design, other)}"
+        out.append(
+            f"{criterion} cannot tell the variance of {_term(design, k)} from {whose}; the former is held at zero"
+        )
+    if found.flat:
+        names = ", ".join(_element(design, *element) for element in found.flat)
+        names += " and the residual variance" if found.residual else ""
+        out.append(f"{criterion} depends on fewer combinations of these than there are: {names}; they are not unique")
+    unknown = undetermined_coefficients(design, core)
+    if unknown:
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        out.append(
+            f"the standard errors of {', '.join(unknown[:SHOWN])}{more} depend on this and are NaN: leave out the "
+            "random term, or the fixed effects that span it"
+        )
+    return out
+
+
+def _term(design: Design, k: int) -> str:
+    term = design.random[k]
+    return f"({' + '.join('1' if c == 'Intercept' else c for c in term.columns)} | {term.group})"
+
+
+def _element(design: Design, k: int, i: int, j: int) -> str:
+    columns, group = design.random[k].columns, design.random[k].grp
+    return f"var({columns[i]} | {group})" if i == j else f"cov({columns[j]}, {columns[i]} | {group})"

@@ -1,0 +1,31 @@
+"""Independent columns, found a block at a time: the earliest ones, whatever lies where."""
+
+import numpy as np
+import pytest
+
+from fastlmm_core.core.conditioning import independent_columns
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_earliest_independent_columns_are_kept(seed):
+    """Dependent, repeated and empty columns within a block, across blocks, and more columns than rank."""
+    random = np.random.default_rng(seed)
+    p = int(random.integers(1, 300))
+    rank = int(random.integers(1, p + 1))
+    X = np.zeros((p + 40, p))
+    basis = random.normal(size=(p + 40, rank)) * 10.0 ** random.uniform(-6, 6, rank)
+    fresh = np.sort(random.choice(p, rank, replace=False))
+    for j in range(p):
+        earlier = np.searchsorted(fresh, j, side="right")
+        if j in fresh:
+            X[:, j] = basis[:, earlier - 1]
+        elif earlier and random.random() < 0.8:
+            chosen = random.choice(earlier, min(earlier, 3), replace=False)
+            X[:, j] = (basis[:, chosen] / np.linalg.norm(basis[:, chosen], axis=0)) @ random.normal(size=len(chosen))
+    r = np.linalg.qr(X, mode="r")
+    np.testing.assert_array_equal(independent_columns(r), fresh)
+
+
+def test_no_columns_and_empty_ones():
+    assert len(independent_columns(np.zeros((0, 0)))) == 0
+    assert len(independent_columns(np.zeros((3, 3)))) == 0

@@ -217,6 +217,9 @@ def test_what_it_cannot_do_is_refused():
     z = np.random.default_rng(0).normal(size=(len(y), 17))
     with pytest.raises(ModelError, match="at most 16 random effects a level, not 17"):
         iterative.fit(y, X, [Term(terms[0].codes, z, "diag"), terms[1]])
+    dummies = np.eye(80)[terms[1].codes]
+    with pytest.raises(ModelError, match=r"does not determine every variance \(terms 1\)"):
+        iterative.fit(y, dummies, terms)
     for bad in (0, 129, 2.5, True):
         with pytest.raises(ModelError, match="probes must be"):
             iterative.fit(y, X, terms, probes=bad)

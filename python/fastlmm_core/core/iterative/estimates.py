@@ -13,7 +13,7 @@ from fastlmm_core.core.control import Control, checked_count, is_real
 from fastlmm_core.core.crossprod import DesignProducts, Responses
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import MAX_PROBES, Found, Search
-from fastlmm_core.core.iterative.problem import crossed_problem
+from fastlmm_core.core.iterative.problem import crossed_problem, refuse_unidentified
 from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
@@ -168,6 +168,7 @@ def fit(
         design = DesignProducts(fixed, terms, weights=weights, offset=offset)
         found = design.response(response)
         problem = crossed_problem(design, found, control.n_threads)
+        refuse_unidentified(design, reml)
         nu = float(design.n - design.rank if reml else design.n)
         search = Search(problem, nu, reml, int(seed), design.theta_map.diagonal)
         end = search.run(checked_start(start, design, problem.start), count, float(mc_error))

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, RowForm
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.identifiability import identify
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import ModelError
 
-__all__ = ["Problem", "TailTerm", "crossed_problem"]
+__all__ = ["Problem", "TailTerm", "crossed_problem", "refuse_unidentified"]
 
 Array = NDArray[np.float64]
 
@@ -90,6 +91,17 @@ def tail_terms(design: DesignProducts) -> tuple[TailTerm, ...]:
             out.append(TailTerm(place[g, c], g, c, slice(start, start + group.n_levels)))
             start += group.n_levels
     return tuple(out)
+
+
+def refuse_unidentified(design: DesignProducts, reml: bool) -> None:
+    """ModelError where the criterion does not depend on some variance: the search would have nowhere to go."""
+    found = identify(design, reml)
+    if found is not None:
+        names = ", ".join(map(str, found.terms))
+        raise ModelError(
+            f"the criterion does not determine every variance (terms {names}): leave those terms out, or let the exact "
+            "engines say what can be estimated"
+        )
 
 
 def crossed_problem(design: DesignProducts, found: Responses, threads: int) -> Problem:

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 __all__ = [
+    "BoundaryWarning",
     "ConvergenceWarning",
     "DataError",
     "DependencyError",
@@ -16,12 +17,14 @@ __all__ = [
     "FormulaWarning",
     "IdentifiabilityWarning",
     "InUseError",
+    "LaplaceWarning",
     "MemoryLimitError",
     "ModelError",
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
     "SavedFormatError",
+    "SeparationWarning",
     "SpellingError",
     "UnitError",
     "warn",
@@ -130,6 +133,18 @@ class IdentifiabilityWarning(FastLMMWarning):
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class BoundaryWarning(FastLMMWarning):
+    """A family's own parameter was estimated at its limit, where a simpler family is enough."""
+
+
+class SeparationWarning(FastLMMWarning):
+    """Fixed effects separate successes from failures, so that some coefficients have no finite estimate."""
+
+
+class LaplaceWarning(FastLMMWarning):
+    """Laplace's approximation may be rough, as there are few binary rows a level."""
 
 
 class EmptyLevelWarning(FastLMMWarning):

@@ -1,0 +1,26 @@
+"""Starts from moments are close to the optimum, and exist where visits hardly overlap."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastlmm_core.core.residuals import PatternModel, Residual
+from fastlmm_core.core.residuals.start import nearest_factor, pattern_start
+
+
+def test_complete_data_start_at_the_optimum():
+    rng = np.random.default_rng(0)
+    subject, visit = np.repeat(np.arange(50), 4), np.tile(np.arange(4), 50)
+    y = np.cumsum(rng.normal(size=(50, 4)), axis=1).ravel()
+    X = np.eye(4)[visit]  # a mean a visit: the covariance of the residuals is the maximum-likelihood estimate
+    model = PatternModel(X, Residual(subject, "us", visit, 4, False), reml=False)
+    rest = y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
+    np.testing.assert_allclose(pattern_start(model.model, model.residual, rest), model.fit(y).theta, atol=1e-6)
+    assert len(model.fit(y).evaluations) <= 2
+
+
+def test_products_that_do_not_fit_together_are_shrunk():
+    bad = np.array([[1.0, 0.9, -0.9], [0.9, 1.0, 0.9], [-0.9, 0.9, 1.0]])
+    L = nearest_factor(bad)
+    np.testing.assert_allclose(np.diag(L @ L.T), 1.0)
+    assert np.linalg.eigvalsh(L @ L.T)[0] > 0

@@ -29,8 +29,8 @@ from scipy.special import ndtri, stdtrit
 from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
-from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
+from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
@@ -187,9 +187,7 @@ def uncertain_theta(
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
-def depends_on_unidentified(
-    target: Targets, objective: Objective, core: CoreFit
-) -> NDArray[np.bool_]:
+def depends_on_unidentified(target: Targets, objective: Objective, core: CoreFit) -> NDArray[np.bool_]:
     """Rows (n,) whose prediction, or its variance, is another where variances that the criterion does not see are.
 
     The criterion is the same along each of `Unidentified.moves`, and so is what the data determine.
@@ -275,5 +273,7 @@ def predict_interval(
     error, df = (np.where(np.isnan(estimate) | blind, np.nan, values) for values in (error, df))
     figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
     found = pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)
-    found.attrs["notes"] = undetermined(design, core, rows) + unidentified_rows(design, core, int(blind.sum()), len(blind))
+    found.attrs["notes"] = undetermined(design, core, rows) + unidentified_rows(
+        design, core, int(blind.sum()), len(blind)
+    )
     return found

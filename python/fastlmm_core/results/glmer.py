@@ -16,6 +16,7 @@ from fastlmm_core.core import glmm
 from fastlmm_core.families import Family, Link, as_family
 from fastlmm_core.fitting import coefficients, ranef, var_corr
 from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.formula import build_design
 from fastlmm_core.results.methods.means import MeansMethods
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["GlmerResult", "glmer"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class GlmerResult(MeansMethods):
     """A fitted generalised linear mixed model.

@@ -382,6 +382,9 @@ class Laplace:
             hessian[-1, :-1] = -2.0 * rows
             hessian[:-1, -1] = -2.0 * rows
             hessian[-1, -1] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])[0, 0]
+            low, high = design.family.rho_range
+            if not low < self.psi_now[-1] < high:  # nothing depends on rho any more
+                gradient[-1], hessian[-1], hessian[:, -1], hessian[-1, -1] = 0.0, 0.0, 0.0, 1.0
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now

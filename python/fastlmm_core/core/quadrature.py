@@ -76,6 +76,7 @@ class OneFactor:
             np.log(weights),
             control.weights == "expected",
             control.n_threads,
+            family.rho_range,
         )
 
     def set_response(self, y: Array) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIT_ARGUMENTS",
+    "GLMER_ARGUMENTS",
     "METHOD_ARGUMENTS",
     "RESULT_NAMES",
     "Count",
@@ -77,6 +78,24 @@ METHOD_ARGUMENTS: Mapping[str, str] = {
     "groups": "by=",
 }
 """Arguments of others' methods, each by the one that a method has instead; where it has not, it does not apply."""
+
+GLMER_ARGUMENTS: Mapping[str, str] = {
+    **{name: text for name, text in FIT_ARGUMENTS.items() if name not in ("REML", "method", "family")},
+    "nAGQ": "n_agq=",
+    "nagq": "n_agq=",
+    "nAGQ0initStep": "not needed here",
+    "REML": "not there: generalised models are fitted by maximum likelihood",
+    "reml": "not there: generalised models are fitted by maximum likelihood",
+    "method": "n_agq=1 for Laplace's approximation, more for quadrature",
+    "glmerControl": "control=Control(...)",
+    "size": "trials=",
+    "n": "trials=",
+    "frequency_weights": "freq_weights=",
+    "var_weights": "weights=",
+    "ziformula": "not there yet",
+    "dispformula": "not there yet",
+}
+"""The same for generalised models."""
 
 RESULT_NAMES: Mapping[str, str] = {
     "VarCorr": "var_corr()",
@@ -182,7 +201,7 @@ def _explain(
         if name in known:
             continue
         theirs = other_names.get(name)
-        if theirs is not None and (other_names is FIT_ARGUMENTS or theirs.partition("=")[0] in known):
+        if theirs is not None and (other_names is not METHOD_ARGUMENTS or theirs.partition("=")[0] in known):
             raise SpellingError(f"{function}() has no argument {name}=: it is {theirs}")
         raise SpellingError(f"{function}() has no argument {name}=: {_nearest(name, sorted(known))}")
     if len(args) > len(positional) and not any_number:

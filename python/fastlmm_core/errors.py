@@ -123,6 +123,10 @@ class ConvergenceWarning(FastLMMWarning):
     """The optimiser stopped before its criterion was met."""
 
 
+class MonteCarloWarning(FastLMMWarning):
+    """The random probes of the iterative engine leave more error in the variance parameters than was asked for."""
+
+
 class IdentifiabilityWarning(FastLMMWarning):
     """The criterion does not depend on some variances: there is no estimate of them, or of what depends on them."""
 

@@ -5,6 +5,7 @@
 `Model` keeps all that does not depend on the response; `fit_many` fits thousands of responses with one design.
 """
 
+from fastlmm_core.core import iterative
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
@@ -36,6 +37,7 @@ __all__ = [
     "fit_many",
     "fit_responses",
     "fit_responses_by_blocks",
+    "iterative",
     "objective",
     "plan",
     "scan",

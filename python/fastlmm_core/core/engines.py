@@ -134,7 +134,8 @@ class TailProblem:
             raise MemoryLimitError(
                 f"{what} of {self.m} random effects would take {(cost.bytes + self.work) / 2**30:.1f} GiB, but "
                 f"{self.available / 2**30:.1f} GiB can be used: "
-                "simplify the random effects, or raise Control(memory_limit=...) if the machine has more"
+                "simplify the random effects, raise Control(memory_limit=...) if the machine has more, or fit "
+                "crossed factors without a factor by core.iterative.fit"
             )
 
 

@@ -3,7 +3,8 @@
 With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative is
     G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
     leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
-    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular
+    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular;
+              with a precision P between levels the sum over j is L_k^-T (q I - sum_jk P_jk [S^-1]_jk) L_k^-1
 where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and
 what the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
 Hessian is the average information (Gilmour, Thompson and Cullis 1995) plus the exact curvature of Sigma = L L':
@@ -73,6 +74,8 @@ cdef class Evaluator(Solver):
         cdef int status
         if self.fixed_scale:
             raise ValueError("with a fixed scale the derivatives are made of `traces`")
+        if self.tail.known:
+            raise ValueError("the profiled criterion's derivatives are for independent levels")
         self.enter()
         try:
             self.check_length(theta)
@@ -132,7 +135,8 @@ cdef class Evaluator(Solver):
         self.check_length(theta)
         cdef Py_ssize_t a, nt = self.n_theta
         gradient_, curvature_ = np.empty(nt), np.zeros((nt, nt))
-        cdef double[::1] gradient = gradient_, big_g = np.concatenate([np.zeros(0 if self.lead.q else 1), *map(np.ravel, blocks)])
+        none = np.zeros(0 if self.lead.q else 1)  # the place of a leading group that is not there
+        cdef double[::1] gradient = gradient_, big_g = np.concatenate([none, *map(np.ravel, blocks)])
         cdef double[::1] lam = np.zeros(self.lam.shape[0])
         cdef double[:, ::1] curvature = curvature_
         if big_g.shape[0] != lam.shape[0]:
@@ -384,6 +388,9 @@ cdef class Evaluator(Solver):
             g = self.block_group[b]
             l, o = self.group_l[g], self.block_ptr[b]
             block = trace + self.group_lam[g]
+            if self.tail.known:
+                self.subtract_precision(b, block)
+                continue
             for r in range(l):
                 for c in range(r, l):
                     s = self.tail.inverse_entry(o + r, o + c)
@@ -405,6 +412,22 @@ cdef class Evaluator(Solver):
         for x in range(self.parts.shape[0]):
             self.sums[x] += weight * trace[x]
         return 0
+
+    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil:
+        """I - sum over k <= b of P_bk ([S^-1]_bk + its transpose), the diagonal block once, added to ``block``."""
+        cdef Py_ssize_t l = self.group_l[self.block_group[b]], o = self.block_ptr[b], r, c, k
+        cdef int64_t t
+        cdef double s
+        for r in range(l):
+            block[r * l + r] += 1.0
+        for t in range(self.tail.p_ptr[b], self.tail.p_ptr[b + 1]):
+            k = self.block_ptr[self.tail.p_idx[t]]
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.tail.inverse_entry(k + r, o + c)
+                    if k != o:
+                        s += self.tail.inverse_entry(k + c, o + r)
+                    block[r * l + c] -= self.tail.p_val[t] * s
 
     cdef void gather_into(self, double *big_g) noexcept nogil:
         cdef Py_ssize_t x, size = self.lead.l * self.lead.l

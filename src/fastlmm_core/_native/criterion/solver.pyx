@@ -284,7 +284,8 @@ cdef class Solver(Criterion):
                             self.ld[r, c] = 0.0
             self.check(status, theta)
             beta, b_lead, b_tail, ld = self.solution
-            return beta[:self.p].copy(), b_lead[:self.lead.q].copy(), b_tail[:self.tail.m].copy(), ld.copy(), self.criterion
+            b_lead, b_tail = b_lead[:self.lead.q].copy(), b_tail[:self.tail.m].copy()
+            return beta[:self.p].copy(), b_lead, b_tail, ld.copy(), self.criterion
         finally:
             self.leave()
 

@@ -8,6 +8,7 @@ a place found once. A value that is not finite fails a pivot's test, or makes lo
 import numpy as np
 
 from cython.parallel cimport prange, threadid
+from libc.math cimport NAN
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -56,9 +57,9 @@ cdef class PatternTail(Tail):
 
     cdef void scale(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
                     double *s, const int64_t *place) noexcept nogil:
-        """S = Lambda'C Lambda + I into ``s``."""
-        cdef Py_ssize_t m = self.m, j, b
-        cdef int64_t t
+        """S = Lambda'C Lambda + P x I into ``s``."""
+        cdef Py_ssize_t m = self.m, j, b, r
+        cdef int64_t t, low, high, mid
         if n_blocks == m:
             for j in prange(m, schedule="static", num_threads=self.threads):
                 for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
@@ -66,8 +67,25 @@ cdef class PatternTail(Tail):
         else:
             for b in prange(n_blocks, schedule="static", num_threads=self.threads):
                 self.scale_block_row(lam, block_ptr, lam_ptr, b, s, place)
-        for j in range(m):
-            s[place[self.c_ptr[j + 1] - 1]] += 1.0
+        if not self.known:
+            for j in range(m):
+                s[place[self.c_ptr[j + 1] - 1]] += 1.0
+            return
+        for b in range(n_blocks):
+            for t in range(self.p_ptr[b], self.p_ptr[b + 1]):
+                for r in range(block_ptr[b + 1] - block_ptr[b]):
+                    low, high = self.c_ptr[block_ptr[b] + r], self.c_ptr[block_ptr[b] + r + 1]
+                    j = block_ptr[self.p_idx[t]] + r
+                    while low < high:
+                        mid = (low + high) // 2
+                        if self.c_idx[mid] < j:
+                            low = mid + 1
+                        else:
+                            high = mid
+                    if low < self.c_ptr[block_ptr[b] + r + 1] and self.c_idx[low] == j:
+                        s[place[low]] += self.p_val[t]
+                    else:  # off the pattern: the factor fails, rather than being another matrix's
+                        s[place[self.c_ptr[block_ptr[b] + r + 1] - 1]] = NAN
 
     cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr,
                               Py_ssize_t b, double *s, const int64_t *place) noexcept nogil:

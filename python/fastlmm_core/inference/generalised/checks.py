@@ -157,7 +157,7 @@ def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:
     with one_blas_thread():
         for rows, columns, block in _covariances(engine):
             square += float(c[rows] @ block @ c[columns])
-            cube += float(kappa[rows] @ block**3 @ kappa[columns])
+            cube += float(kappa[rows] @ (block * block * block) @ kappa[columns])
     return float(-np.sum(fourth * g**2) / 8.0), float(square / 8.0), float(cube / 12.0)
 
 

@@ -166,7 +166,7 @@ class Profiler:
         self.unit = vectors * np.sqrt(2.0 / np.maximum(values, 1e-10 * values.max()))
 
     def function(self, p: Parameter) -> Callable[[Array], tuple[float, Array]]:
-        """A parameter's coordinate as in `ProfileCurve` (rho with its own sign), and its gradient in (theta, beta, rho)."""
+        """A parameter's coordinate as in `ProfileCurve` (rho with its own sign), and its gradient."""
         n, nt = len(self.best), self.nt
         if p.kind == "beta":
             return linear(n, nt + int(np.flatnonzero(self.kept == p.row)[0]))

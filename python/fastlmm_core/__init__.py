@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         InUseError,
         MemoryLimitError,
         ModelError,
+        NotSavedError,
         NumericalError,
         RankWarning,
         RepeatedValuesError,
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.lmer_many import lmer_many
+    from fastlmm_core.results.model_table import model_table
     from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.results.saved import load
 
 __version__ = "0.1.0"
 
@@ -63,6 +66,7 @@ __all__ = [
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
+    "NotSavedError",
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
@@ -82,7 +86,9 @@ __all__ = [
     "is_singular",
     "lmer",
     "lmer_many",
+    "load",
     "load_dataset",
+    "model_table",
     "parse_formula",
     "pedigree",
     "power",
@@ -105,6 +111,7 @@ _LAZY = {
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
+    "NotSavedError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
     "RepeatedValuesError": "errors",
@@ -123,7 +130,9 @@ _LAZY = {
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "lmer_many": "results.lmer_many",
+    "load": "results.saved",
     "load_dataset": "datasets",
+    "model_table": "results.model_table",
     "parse_formula": "formula",
     "pedigree": "fitting.relationships",
     "power": "inference.power",
@@ -131,7 +140,9 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset(
+    {"adapters", "core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
+)
 
 
 def __getattr__(name: str) -> Any:

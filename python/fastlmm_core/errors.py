@@ -18,6 +18,7 @@ __all__ = [
     "InUseError",
     "MemoryLimitError",
     "ModelError",
+    "NotSavedError",
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
@@ -105,7 +106,11 @@ class MemoryLimitError(FastLMMError, MemoryError):
 
 
 class SavedFormatError(FastLMMError, ValueError):
-    """A pickled result was saved by a version of this package that writes another format."""
+    """A result was saved, pickled or in a file, by a version of this package that writes another format."""
+
+
+class NotSavedError(ModelError, AttributeError):
+    """A result that was saved without its data is asked for what needs its rows."""
 
 
 class SpellingError(FastLMMError, AttributeError, TypeError):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks import generators, growth, report
+from benchmarks import bits, generators, growth, report
 from benchmarks.__main__ import main, sensible, wanted
 from benchmarks.adapters import ADAPTERS, TASKS, Outcome, adapter, other_response
 from benchmarks.compare import Comparison
@@ -202,3 +202,13 @@ def test_growth_writes_its_report(tmp_path, monkeypatch):
     assert growth.main(["--largest", "10000", "--rounds", "1", "--threads", "1", "--output", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"growth.md", "growth.svg", "growth.json"}
     assert "| 10,000 |" in (tmp_path / "growth.md").read_text()
+
+
+def test_bits_are_compared_one_by_one():
+    first = {"a": np.array([1.0, 2.0]), "b": np.zeros(2), "c": np.ones(1)}
+    second = {"a": np.array([1.0, np.nextafter(2.0, 3.0)]), "b": np.zeros(3), "c": np.ones(1), "d": np.ones(1)}
+    assert bits.compare(first, first) == []
+    lines = bits.compare(first, second)
+    assert [line.split(":")[0] for line in lines] == ["a", "b"]
+    assert "differs by up to 4.44e-16" in lines[0]
+    assert bits.compare({"z": np.zeros(1)}, {"z": -np.zeros(1)})  # the sign of a zero is a bit

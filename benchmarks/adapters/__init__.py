@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 __all__ = ["ADAPTERS", "TASKS", "Absent", "Call", "Outcome", "adapter", "other_response"]
 
-ADAPTERS = ("fastlmm_core", "lme4", "mixedlm", "gpboost", "statsmodels", "cholmod", "pandas")
+ADAPTERS = ("fastlmm_core", "textbook", "lme4", "mixedlm", "gpboost", "statsmodels", "cholmod", "pandas")
 """Names in the order of the table; this package is the first, and ratios are to it."""
 
 TASKS = {

@@ -32,11 +32,16 @@ def unfit(problem: Problem, task: str) -> str:
 
 
 def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
+    return prepared(problem, table, task)
+
+
+def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -> Call:
+    """A task with `lmer`, ``options`` passed on."""
     from fastlmm_core import lmer
 
     if task == "fit":
-        return Call(lambda: lmer(problem.formula, table, reml=problem.reml), outcome)
-    fitted = lmer(problem.formula, table, reml=problem.reml)
+        return Call(lambda: lmer(problem.formula, table, reml=problem.reml, **options), outcome)
+    fitted = lmer(problem.formula, table, reml=problem.reml, **options)
     if task == "refit":
         new_y = other_response(fitted.design.y)
         return Call(lambda: fitted.refit(new_y), outcome)
@@ -44,7 +49,7 @@ def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
         return Call(
             lambda: fitted.bootstrap(DRAWS, kind="parametric", seed=1, progress=False), lambda _: Outcome(per=DRAWS)
         )
-    objective = lmer(problem.formula, table, reml=problem.reml, objective_only=True)
+    objective = lmer(problem.formula, table, reml=problem.reml, objective_only=True, **options)
     theta = fitted.core.theta
     if task == "evaluate":
         return Call(lambda: objective(theta), lambda value: Outcome(value, 1))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import Control
     from fastlmm_core.datasets import dataset_names, load_dataset
     from fastlmm_core.errors import (
+        BoundaryWarning,
         ConvergenceWarning,
         DataError,
         DependencyError,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         FormulaWarning,
         IdentifiabilityWarning,
         InUseError,
+        LaplaceWarning,
         MemoryLimitError,
         ModelError,
         NotSavedError,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
         RankWarning,
         RepeatedValuesError,
         SavedFormatError,
+        SeparationWarning,
         SpellingError,
         UnitError,
     )
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.nested_tests import bootstrap_test
     from fastlmm_core.inference.power import power
     from fastlmm_core.results.glmer import glmer
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.lmer_many import lmer_many
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoundaryWarning",
     "Control",
     "ConvergenceWarning",
     "DataError",
@@ -61,8 +66,10 @@ __all__ = [
     "FastLMMWarning",
     "FormulaError",
     "FormulaWarning",
+    "GlmerResult",
     "IdentifiabilityWarning",
     "InUseError",
+    "LaplaceWarning",
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
@@ -71,6 +78,7 @@ __all__ = [
     "RankWarning",
     "RepeatedValuesError",
     "SavedFormatError",
+    "SeparationWarning",
     "SpellingError",
     "UnitError",
     "__version__",
@@ -98,6 +106,7 @@ __all__ = [
 # public name -> the module that defines it
 _LAZY = {
     "Control": "core",
+    "BoundaryWarning": "errors",
     "ConvergenceWarning": "errors",
     "DataError": "errors",
     "DependencyError": "errors",
@@ -108,6 +117,8 @@ _LAZY = {
     "FormulaWarning": "errors",
     "IdentifiabilityWarning": "errors",
     "InUseError": "errors",
+    "GlmerResult": "results.glmer_result",
+    "LaplaceWarning": "errors",
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
@@ -116,6 +127,7 @@ _LAZY = {
     "RankWarning": "errors",
     "RepeatedValuesError": "errors",
     "SavedFormatError": "errors",
+    "SeparationWarning": "errors",
     "SpellingError": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",

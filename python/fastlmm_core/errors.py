@@ -6,6 +6,7 @@ import sys
 import warnings
 
 __all__ = [
+    "BoundaryWarning",
     "ConvergenceWarning",
     "DataError",
     "DependencyError",
@@ -16,6 +17,7 @@ __all__ = [
     "FormulaWarning",
     "IdentifiabilityWarning",
     "InUseError",
+    "LaplaceWarning",
     "MemoryLimitError",
     "ModelError",
     "NotSavedError",
@@ -23,6 +25,7 @@ __all__ = [
     "RankWarning",
     "RepeatedValuesError",
     "SavedFormatError",
+    "SeparationWarning",
     "SpellingError",
     "UnitError",
     "warn",
@@ -125,12 +128,28 @@ class ConvergenceWarning(FastLMMWarning):
     """The optimiser stopped before its criterion was met."""
 
 
+class MonteCarloWarning(FastLMMWarning):
+    """The random probes of the iterative engine leave more error in the variance parameters than was asked for."""
+
+
 class IdentifiabilityWarning(FastLMMWarning):
     """The criterion does not depend on some variances: there is no estimate of them, or of what depends on them."""
 
 
 class RankWarning(FastLMMWarning):
     """Fixed-effects columns were dropped because they depend linearly on earlier ones."""
+
+
+class BoundaryWarning(FastLMMWarning):
+    """A family's own parameter was estimated at its limit, where a simpler family is enough."""
+
+
+class SeparationWarning(FastLMMWarning):
+    """Fixed effects separate successes from failures, so that some coefficients have no finite estimate."""
+
+
+class LaplaceWarning(FastLMMWarning):
+    """Laplace's approximation may be rough, as there are few binary rows a level."""
 
 
 class EmptyLevelWarning(FastLMMWarning):

@@ -116,7 +116,7 @@ def test_crossed_factors_against_dense_matrices(name, reml):
     slope = np.column_stack([np.ones(len(y)), X[:, 1]])
     terms, structures = [Term(g, z), Term(h, slope)], [STRUCTURES[name], Structure("diag", hom=True)]
     model = StructuredModel(X, terms, structures, reml=reml)
-    objective = model.model.objective(y)
+    objective = model.objective(y)
     phi = model.start() + 0.1 * np.random.default_rng(5).normal(size=model.n_parameters)
     found = model.at(objective, phi)
     V = np.eye(len(y))

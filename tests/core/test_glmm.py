@@ -337,3 +337,34 @@ def test_refusals():
         Model(X, [one], "poisson").fit(np.arange(12.0), start=[1.0, 2.0, 3.0])
     with pytest.raises(NumericalError, match="give start="):
         Model(X, [one], "poisson", link="identity").fit(np.arange(12.0), start=[1.0, -40.0])
+
+
+@pytest.mark.parametrize("name", ["negativebinomial", "negativebinomial1"])
+@pytest.mark.parametrize("several", [False, True])
+def test_counts_without_overdispersion_end_at_poisson(name, several):
+    rng = np.random.default_rng(2)
+    g, h, x = np.arange(300) % 30, np.arange(300) // 25, rng.normal(size=300)
+    y = rng.binomial(10, 1 / (1 + np.exp(-0.3 * x))).astype(float)
+    X, terms = np.column_stack([np.ones(300), x]), [Term(g), Term(h)][: 1 + several]
+    fit, poisson = Model(X, terms, name).fit(y), Model(X, terms, "poisson").fit(y)
+    assert fit.converged
+    assert fit.at_limit
+    assert len(fit.log) < 60
+    assert_allclose(fit.criterion, poisson.criterion, atol=1e-5)
+    assert_allclose(fit.beta, poisson.beta, atol=1e-5)
+    assert_allclose(fit.se, poisson.se, rtol=1e-4)
+
+
+def test_gaussian_identity_is_the_linear_mixed_model():
+    from fastlmm_core.core import fit as linear
+
+    rng = np.random.default_rng(8)
+    g, h, x = rng.integers(0, 30, 300), rng.integers(0, 12, 300), rng.normal(size=300)
+    y = x + rng.normal(size=30)[g] + 0.5 * rng.normal(size=12)[h] + rng.normal(size=300)
+    X = np.column_stack([np.ones(300), x])
+    terms = [Term(g, X), Term(h)]
+    expected, fit = linear(y, X, terms, reml=False), Model(X, terms, "gaussian").fit(y)
+    assert_allclose(fit.criterion, expected.criterion, atol=1e-7)
+    assert_allclose(fit.theta, expected.theta * expected.sigma, atol=1e-4)
+    assert_allclose(fit.family_params["phi"], expected.sigma**2, rtol=1e-4)
+    assert_allclose(fit.beta, expected.beta, rtol=1e-5)

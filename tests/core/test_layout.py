@@ -11,8 +11,10 @@ from fastlmm_core._native.symbolic.ordering import fill_ordering
 from fastlmm_core._native.symbolic.supernodes import dense_seconds
 from fastlmm_core._native.tail.sparse import SparseTail
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
-from fastlmm_core.core import Control, Objective, Term, cross_products, layout, plan
-from fastlmm_core.core.layout import DENSE_BELOW, PARALLEL_ABOVE, elimination_flops, pattern, structures
+from fastlmm_core.core import Control, Objective, Term, cross_products, engines, plan
+from fastlmm_core.core.engines import DENSE_BELOW, pattern
+from fastlmm_core.core.incidence import structures
+from fastlmm_core.core.layout import PARALLEL_ABOVE, elimination_flops, engine_report
 from fastlmm_core.datasets import load_dataset
 from fastlmm_core.errors import MemoryLimitError
 
@@ -77,7 +79,7 @@ def test_insteval_is_sparse(insteval):
 
 def test_full_tails_are_dense(monkeypatch):
     """Nobody looks at the pattern of one that a few rows show to be full."""
-    monkeypatch.setattr(layout, "pattern", None)
+    monkeypatch.setattr(engines, "pattern", None)
     found = plan(crossed(n=40_000))
     assert found.tail.m > DENSE_BELOW
     assert isinstance(found.tail, DenseTail)
@@ -122,8 +124,8 @@ def test_the_order_does_not_change_the_criterion(monkeypatch):
         def only(ptr, idx, method, methods=methods):
             return ordering(ptr, idx, method) if method in methods else None
 
-        monkeypatch.setattr(layout, "fill_ordering", only)
-        monkeypatch.setattr(layout, "METIS_SECONDS", 0.0)
+        monkeypatch.setattr(engines, "fill_ordering", only)
+        monkeypatch.setattr(engines, "METIS_SECONDS", 0.0)
         objective = Objective(cross, True, Control("sparse"))
         answers.append(objective.derivatives(np.array([0.7, 0.9])))
         orders.append(objective.plan)
@@ -142,7 +144,7 @@ def test_metis_is_tried_only_where_it_can_pay(monkeypatch):
         asked.append(method)
         return fill_ordering(ptr, idx, method)
 
-    monkeypatch.setattr(layout, "fill_ordering", counted)
+    monkeypatch.setattr(engines, "fill_ordering", counted)
     plan(nested())
     assert asked == ["amd"]
 
@@ -255,3 +257,16 @@ def test_a_plan_of_a_plan_is_the_same():
         np.testing.assert_array_equal(a, b)
     for key, value in one.arrays.items():
         np.testing.assert_array_equal(value, two.arrays[key])
+
+
+def test_the_report_says_what_each_engine_would_cost():
+    small, sparse, full = plan(crossed(90, 50, 300)), plan(nested()), plan(crossed(n=40_000))
+    assert "too few" in str(engine_report(small))
+    for made, other in ((sparse, "dense"), (full, "sparse")):
+        found = engine_report(made)
+        assert found.engine == made.engine
+        assert found.costs[made.engine].seconds <= found.costs[other].seconds
+        assert f"Engine: {made.engine} ({made.tail.m} random effects in its tail)" in str(found)
+        assert set(found.costs) == {"dense", "sparse", "cholmod"}
+    assert "it was asked for" in str(engine_report(plan(crossed(90, 50, 300), Control("sparse"))))
+    assert "nothing is left" in str(engine_report(problems.build("slope").objective().plan))

@@ -116,3 +116,16 @@ def test_scan_is_a_fit_with_the_column_added(weighted: bool) -> None:
         scan(model, Y[0], np.where(np.arange(9)[:, None] == 1, np.nan, candidates))
     with pytest.raises(DataError, match="each needs 120"):
         scan(model, Y[0], candidates[:, 1:])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_responses_that_the_model_all_but_reproduces(seed: int) -> None:
+    """Fitted with more digits, or NaN; in either case with a message, and without harm to the others."""
+    rng = np.random.default_rng(seed)
+    weights, near = rng.uniform(0.5, 2.0, (K, N)), Y.copy()
+    near[2] = X @ [1.0, 2.0, 3.0] + rng.normal(size=Q)[CODES] + 1e-9 * rng.normal(size=N)
+    for w in (weights, weights[0]):
+        found = fit_responses(near, X, TERMS, weights=w)
+        assert np.isnan(found.beta[2, 1]) or found.beta[2, 1] == pytest.approx(2.0, abs=1e-6)
+        assert found.message[2]
+        assert (found.message[3:] == "").all()

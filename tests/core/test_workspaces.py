@@ -138,10 +138,10 @@ def test_what_cond_var_left_is_not_read_once_it_is_gone():
     q = len(h)
     rows = np.zeros(1, np.int64), np.ones((1, 1)), np.zeros((1, 1), np.int64), np.ones((1, 1))
     ptr = np.concatenate([[0], np.ones(q + 1, np.int64)])
-    assert np.isfinite(row_forms(evaluator, h, ptr, *rows, True)).all()
+    assert np.isfinite(row_forms(evaluator, h, ptr, *rows)).all()
     evaluator.value(np.ones(2))
     with pytest.raises(ValueError, match="call cond_var first"):
-        row_forms(evaluator, h, ptr, *rows, True)
+        row_forms(evaluator, h, ptr, *rows)
 
 
 def test_models_objectives_plans_and_terms_pickle_and_copy():

@@ -1,6 +1,6 @@
 """A fitted model for maketables, by the attributes of its plug-in format.
 
-`ETable([fit])` takes a result for one of statsmodels', whose names it has, and shows coefficients, rows and an empty R²;
+`ETable([fit])` takes a result for one of statsmodels', whose names it has, and shows coefficients, rows, an empty R²;
 wrapped, it has its groups, residual standard deviation, criteria, degrees of freedom and intervals.
 """
 

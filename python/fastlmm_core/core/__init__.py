@@ -5,8 +5,10 @@
 `Model` keeps all that does not depend on the response; `fit_many` fits thousands of responses with one design.
 """
 
+from fastlmm_core.core import iterative
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
@@ -19,11 +21,14 @@ __all__ = [
     "Control",
     "CoreFit",
     "CrossProducts",
+    "Evaluation",
+    "ExplicitInverse",
     "FitLog",
     "Layout",
     "ManyFits",
     "ManyResponses",
     "Model",
+    "Modes",
     "Objective",
     "Scan",
     "Term",
@@ -32,6 +37,7 @@ __all__ = [
     "fit_many",
     "fit_responses",
     "fit_responses_by_blocks",
+    "iterative",
     "objective",
     "plan",
     "scan",

@@ -11,7 +11,7 @@ from fastlmm_core.errors import ModelError
 
 __all__ = ["ENGINES", "Control", "checked_control", "checked_count"]
 
-ENGINES = ("auto", "dense", "sparse")
+ENGINES = ("auto", "dense", "sparse", "cholmod")
 
 MAX_EVALUATIONS = 100_000
 """The log has room for all of them from the start."""
@@ -26,9 +26,10 @@ class Control:
 
     Parameters
     ----------
-    engine : {"auto", "dense", "sparse"}
+    engine : {"auto", "dense", "sparse", "cholmod"}
         How the random effects that remain after the leading factor is eliminated are factored: as one matrix, or by
-        supernodes of a sparse one. "auto" compares the predicted times.
+        supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and
+        gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with.
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up.
     tol : float

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,12 +19,12 @@ from fastlmm_core.core.conditioning import (
     condition_columns,
     condition_term,
 )
-from fastlmm_core.core.identifiability import Unidentified
+from fastlmm_core.core.identifiability import Unidentified, identify
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products"]
+__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products", "identified_products"]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -177,17 +178,6 @@ class DesignProducts:
         self.blocks = tuple(
             level_blocks(c, g.n_levels, z, w) for c, g, z in zip(self.codes, self.groups, self.columns, strict=True)
         )
-        self.pairs: dict[tuple[int, int], Cells] = {}
-        for g, group in enumerate(self.groups[:-1]):
-            order = None
-            for h in range(g + 1, len(self.groups)):
-                cells = nested_cells(self.codes[g], group.n_levels, self.columns[g], self.codes[h], self.columns[h], w)
-                if cells is None:
-                    order = sort_rows(self.codes[g], group.n_levels) if order is None else order
-                    cells = pair_cells(
-                        *order, self.columns[g], self.codes[h], self.groups[h].n_levels, self.columns[h], w
-                    )
-                self.pairs[g, h] = cells
         self.dense = tuple(np.zeros((group.size, self.rank)) for group in self.groups)
         self.xtx = np.zeros((self.rank, self.rank))
         for part in self.parts():
@@ -201,6 +191,23 @@ class DesignProducts:
         self.rows = ResponseProducts(
             self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK, SPAN_TOLERANCE
         )
+
+    @cached_property
+    def pairs(self) -> dict[tuple[int, int], Cells]:
+        """Cells of Z_g'WZ_h, g < h, as in `CrossProducts`: made when first asked for, since some engines need none."""
+        out: dict[tuple[int, int], Cells] = {}
+        w = self.weights
+        for g, group in enumerate(self.groups[:-1]):
+            order = None
+            for h in range(g + 1, len(self.groups)):
+                cells = nested_cells(self.codes[g], group.n_levels, self.columns[g], self.codes[h], self.columns[h], w)
+                if cells is None:
+                    order = sort_rows(self.codes[g], group.n_levels) if order is None else order
+                    cells = pair_cells(
+                        *order, self.columns[g], self.codes[h], self.groups[h].n_levels, self.columns[h], w
+                    )
+                out[g, h] = cells
+        return out
 
     def parts(self) -> list[slice]:
         """Chunks of rows."""
@@ -273,8 +280,8 @@ class DesignProducts:
                     target[:, bad] = 0.0
         return Responses(coefficients, shift, norms, dense, xty)
 
-    def complete(self, found: Responses, k: int = 0) -> CrossProducts:
-        """Cross-products of the design with the k-th of some responses."""
+    def complete(self, found: Responses, k: int = 0, *, pairs: bool = True) -> CrossProducts:
+        """Cross-products of the design with the k-th of some responses, on demand without the cells of `pairs`."""
         p = self.rank
         shift = np.zeros(p) if found.shift is None else found.shift[:, k].copy()
         r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
@@ -284,7 +291,7 @@ class DesignProducts:
             self.n,
             self.groups,
             self.blocks,
-            self.pairs,
+            self.pairs if pairs else {},
             tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
             dtd,
             Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift, self.null_space),
@@ -309,6 +316,21 @@ class DesignProducts:
         """A checked response less the offset."""
         response = as_response(y, self.n)
         return response if self.offset is None else response - self.offset
+
+
+def identified_products(
+    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
+) -> DesignProducts:
+    """A design's products, with what its criterion does not depend on held at zero."""
+    products = DesignProducts(X, terms, weights=weights, offset=offset)
+    found = identify(products, reml)
+    if found is None:
+        return products
+    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
+        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
+    products.unidentified = found
+    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
+    return products
 
 
 def cross_products(

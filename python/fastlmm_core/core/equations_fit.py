@@ -281,6 +281,11 @@ class EquationsFit(CoreFit):
     constant: float = field(repr=False)
     evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
 
+    @property
+    def n_parameters(self) -> int:
+        """Covariance parameters, sigma apart, and the coefficients of sparse fixed effects."""
+        return len(self.theta) + sum(int(t.n_levels or 0) for t in self.model.sparse)
+
     def __getstate__(self) -> dict[str, Any]:
         return saved_state({**self.__dict__, "_cache": {}})
 

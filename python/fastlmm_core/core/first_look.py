@@ -47,6 +47,12 @@ class FirstLook(Laplace):
         self.psi_now[self.gamma] = self.found
         return out
 
+    def follow_modes(
+        self, t: Effects, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
+    ) -> tuple[bool, float, Effects, Effects, Array]:
+        """Nowhere: gamma has to move as well."""
+        return False, h, u, b, zb
+
     def find_modes(
         self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
     ) -> tuple[float, Effects, bool]:

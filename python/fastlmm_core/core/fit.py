@@ -243,8 +243,9 @@ class CoreFit:
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
         found, design = self.solution, self.solution.design
-        by_group = [found.b_lead]
-        for group, offset in zip(design.groups[1:], found.offsets, strict=True):
+        own = len(design.groups) - len(found.offsets)  # nothing leads where all groups are in the tail
+        by_group = [found.b_lead] * own
+        for group, offset in zip(design.groups[own:], found.offsets, strict=True):
             by_group.append(found.b_tail[offset[:, None] + np.arange(group.n_columns)])
         b: list[Array] = [np.empty(0)] * len(design.terms)
         for group, modes in zip(design.groups, by_group, strict=True):
@@ -355,11 +356,7 @@ class CoreFit:
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
     """Var(b | y) of each term in the user's units."""
     cross = model.cross
-    with one_blas_thread():
-        lead, tail = model.evaluator.cond_var(model.to_conditioned(theta))
-    by_group = [lead]
-    for offset, blocks in zip(model.plan.offsets, tail, strict=True):
-        by_group.append(blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")])
+    by_group = model.at(theta).cond_var()
     # conditioned effects relate to sigma by the scaled weights
     scale = sigma**2 / cross.conditioning.weight_scale
     out: list[Array] = [np.empty(0)] * len(cross.transforms)

@@ -135,7 +135,8 @@ class GlmmDesign:
     def rho(self, psi: Array) -> float:
         """The extra parameter's logarithm: the last of psi, or the one given; 0 where there is none."""
         if self.family.n_extra:
-            return float(psi[-1])
+            low, high = self.family.rho_range
+            return min(max(float(psi[-1]), low), high)
         return 0.0 if self.family.fixed_rho is None else self.family.fixed_rho
 
     def fixed_part(self, psi: Array) -> Array:

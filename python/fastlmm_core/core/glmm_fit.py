@@ -14,6 +14,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.fit import FAILED, FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.theta import SINGULAR
@@ -162,6 +163,11 @@ class GlmmFit:
         return {} if name is None else {name: self.family.natural(self.rho)}
 
     @property
+    def at_limit(self) -> bool:
+        """Whether the extra parameter was estimated at a limit, such as no overdispersion of a negative binomial."""
+        return bool(self.family.n_extra) and self.family.at_limit(self.rho)
+
+    @property
     def family_params_se(self) -> dict[str, float]:
         """Its standard error, by the delta method; NaN where it was given."""
         name = self.family.parameter
@@ -245,6 +251,31 @@ class GlmmFit:
         )
         to_user = self.design.theta_map.to_user
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
+
+    @property
+    def unidentified(self) -> None:
+        """None: covariance parameters that the design leaves free are not looked for here.
+
+        What the likelihood leaves free shows as NaN in `cov`.
+        """
+        return
+
+    @property
+    def sigma(self) -> float:
+        """One: theta is on the scale of the linear predictor, and no residual variance multiplies it."""
+        return 1.0
+
+    @cached_property
+    def _null_space(self) -> NullSpace | None:
+        X = self.design.X
+        return null_space(np.asarray(np.linalg.qr(X, mode="r")), self.design.keep, len(X))
+
+    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the data determine each linear function (k, p) of the coefficients, see `NullSpace.estimable`."""
+        if self.rank == len(self.beta):
+            return np.ones(len(np.atleast_2d(rows)), dtype=bool)
+        assert self._null_space is not None
+        return self._null_space.estimable(rows)
 
     @property
     def fitted(self) -> Array:

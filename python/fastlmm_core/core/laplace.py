@@ -36,14 +36,14 @@ Array = NDArray[np.float64]
 
 MAX_STEPS = 100
 
-CHORD = 1e-2
-"""Squared Newton decrement an effect below which the factor in hand serves for further steps."""
-
 SMALL = 1e-20
 """Squared Newton decrement expected of the next step at which the modes are found."""
 
-SLOW = 0.1
-"""A step with an old factor that shrinks the decrement by less calls for a new one."""
+SLOW = ((2.0, 1e-3), (20.0, 0.03), (np.inf, 0.1))
+"""A step with an old factor that shrinks the decrement by less calls for a new one: by what a factor costs in steps."""
+
+SURE = 1e-4
+"""Squared Newton decrement below which even a factor that costs little is used again."""
 
 
 class Effects:
@@ -84,9 +84,9 @@ class Laplace:
     control : Control
     """
 
-    patience = 100.0  # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
-
     def __init__(self, design: GlmmDesign, control: Control) -> None:
+        # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
+        self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.expected = design, control.weights == "expected"
         products = design.products
         self.layout = plan(products, control)
@@ -105,6 +105,10 @@ class Laplace:
             for group, offset in zip(design.groups[1:], self.layout.offsets, strict=True)
         ]
         self.y = np.zeros(n)
+        m = max(1, self.size[1])
+        step = 60.0 * n + 4.0 * m * m  # flops, by time
+        factor = (self.layout.factor_bytes / 8.0) ** 2 / (3.0 * m)
+        self.slow = next(slow for ratio, slow in SLOW if factor < ratio * step)
         self.n_factors = 0
         self._reset()
 
@@ -114,6 +118,7 @@ class Laplace:
         self.t_at = Effects(np.zeros((1, q)), np.zeros((1, m)))
         self.slopes: Effects | None = None
         self.psi_at = np.zeros(self.design.n_free)
+        self.theta_at, self.in_hand = self.psi_at[: self.design.n_theta], False
         self.psi_now: Array | None = None
         self.constants: tuple[float, tuple[float, float, float]] | None = None
 
@@ -205,7 +210,12 @@ class Laplace:
                 break
         if not np.isfinite(h):
             raise NumericalError("the likelihood is zero at the modes' start")
-        h, self.b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        fresh = False
+        there, h, u, b, zb = self.follow_modes(t, base, rho, h, u, b, zb)
+        if not there:
+            h, b, fresh = self.find_modes(base, rho, h, u, b, zb)
+        self.b = b
+        self.in_hand = False
         if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
             raise NumericalError("the rows' weights are not those of a minimum")
         value = h + self.logdet - 2.0 * self.constant(rho)[0]
@@ -238,7 +248,7 @@ class Laplace:
             decrement = float((slope - u).dot(step)[0, 0])
             if not np.isfinite(decrement):
                 raise NumericalError("the modes' search broke down")
-            if have and decrement > SLOW * last:
+            if have and decrement > self.slow * last:
                 have = False
                 continue
             first = not have
@@ -262,9 +272,39 @@ class Laplace:
             rate = decrement if first and observed else decrement / last if not first else 1.0
             if decrement * rate < SMALL or scale == 0.0:
                 return h, b, first and decrement < SMALL
-            have = scale == 1.0 and decrement < CHORD * sum(self.size)
+            have = scale == 1.0 and (self.slow > SLOW[0][1] or decrement < SURE)
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
+
+    def follow_modes(
+        self, t: Effects, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
+    ) -> tuple[bool, float, Effects, Effects, Array]:
+        """Towards the modes by the inverse that the last derivatives left: whether they are reached, and h, u, b, Z b.
+
+        The modes are the root of r(t) = Z's - t with b = Lambda Lambda't, and (I + Z'WZ Lambda Lambda')^-1 r is what
+        `Evaluator.solve` leaves of r: taken at the last theta and weights it is a chord for the new ones.
+        """
+        last, size = np.inf, float(sum(self.size))
+        for _ in range(MAX_STEPS if self.in_hand else 0):
+            lead, tail = self.rows.sums(np.ascontiguousarray(self.out[0:1]))
+            rest = Effects(lead, tail) - t
+            _, _, d_lead, d_tail = self.evaluator.solve(self.theta_at, rest.lead, rest.tail)
+            move = Effects(d_lead, d_tail)
+            decrement = abs(float(self.spherical(self.lam, rest)[0].dot(self.spherical(self.lam, move)[0])[0, 0]))
+            if not decrement <= min(self.slow * last, size):  # nor where it is not a number
+                break
+            t = t + move
+            u_new, b_new = self.spherical(self.lam, t)
+            zb_new = self.linear(b_new)[0]
+            value = float(u_new.dot(u_new)[0, 0]) - 2.0 * self.row_pass(base + zb_new, rho)
+            if not value <= h + 1e-12 * (abs(h) + 1.0):
+                self.row_pass(base + zb, rho)
+                break
+            h, u, b, zb = value, u_new, b_new, zb_new
+            if decrement * (decrement / last if last < np.inf else self.slow) < SMALL:
+                return True, h, u, b, zb
+            last = decrement
+        return False, h, u, b, zb
 
     def factored(self, w: Array) -> bool:
         """Factor M with other weights; whether it is positive definite."""
@@ -342,9 +382,13 @@ class Laplace:
             hessian[-1, :-1] = -2.0 * rows
             hessian[:-1, -1] = -2.0 * rows
             hessian[-1, -1] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])[0, 0]
+            low, high = design.family.rho_range
+            if not low < self.psi_now[-1] < high:  # nothing depends on rho any more
+                gradient[-1], hessian[-1], hessian[:, -1], hessian[-1, -1] = 0.0, 0.0, 0.0, 1.0
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
+        self.theta_at, self.in_hand = theta, True
         return self.reduced(gradient, hessian)
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:

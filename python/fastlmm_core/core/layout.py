@@ -3,105 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.values import Values
 from fastlmm_core._native.rows.refill import RowPlaces
-from fastlmm_core._native.symbolic.index import (
-    leading_rows,
-    leading_values,
-    permuted_pattern,
-    schur_fill,
-    schur_pattern,
-    tail_rows,
-    tail_values,
-)
-from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_ordering
-from fastlmm_core._native.symbolic.supernodes import Supernodes, dense_seconds
-from fastlmm_core._native.tail.sparse import SparseTail
-from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
+from fastlmm_core._native.symbolic.index import leading_values, tail_values
+from fastlmm_core._native.tail.tail import Tail
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
+from fastlmm_core.core.engines import ENGINES, Cost, EngineReport, TailProblem, choose
+from fastlmm_core.core.incidence import (
+    Floats,
+    Incidence,
+    LeadingRows,
+    Longs,
+    Offsets,
+    Products,
+    TailRows,
+    natural_offsets,
+    pair_lists,
+    structures,
+    tail_groups,
+)
 from fastlmm_core.core.terms import Group
-from fastlmm_core.core.theta import ThetaMap
-from fastlmm_core.errors import MemoryLimitError, ModelError
+from fastlmm_core.errors import ModelError
 
-__all__ = ["Layout", "plan"]
-
-DENSE_BELOW = 100
-"""Tails no larger than this are dense without a look at their pattern, which would cost more than it saves."""
-
-DENSE_FILL = 0.4
-"""Schur complements fuller than this are dense without a look at their pattern. Elimination fills them further: at 0.46
-(ten million ratings) a sparse factor was predicted to take 0.7 of the time and twice the memory."""
-
-PATTERN_BYTES = 24
-"""Bytes an entry of the Schur complement's pattern takes in the sparse engine, its factor left out: an index, a value,
-and a place in the factor."""
-
-METIS_SECONDS = 2.5e-7
-"""Predicted seconds of a factor and inverse, an entry of the pattern of blocks, from which on METIS is tried. It takes
-6e-7 an entry, and where it beats AMD it does so by about a quarter, in each of some ten evaluations."""
-
-SAMPLED_ROWS = 64
-"""Rows of the Schur complement whose fill decides whether its whole pattern is worth forming."""
+__all__ = ["Layout", "engine_report", "plan"]
 
 SHORT = 1 << 16
 """Tail columns that 16-bit numbers tell apart."""
 
 PARALLEL_ABOVE = 5e6
 """Flops of an evaluation below which waking a second thread costs more than it saves."""
-
-Longs = NDArray[np.int64]
-Ints = NDArray[np.int32]
-Floats = NDArray[np.float64]
-Offsets = list[Longs]
-LeadingRows = tuple[Longs, Ints, Longs, Ints, Longs]
-TailRows = tuple[Longs, Ints]
-Pattern = tuple[Longs, Longs]
-Cells = tuple[Longs, Ints, Floats]
-
-
-class Products(Protocol):
-    """What a layout is made from: which levels occur together. `CrossProducts` and `DesignProducts` have it."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def rank(self) -> int: ...
-    @property
-    def groups(self) -> tuple[Group, ...]: ...
-    @property
-    def blocks(self) -> tuple[Floats, ...]: ...
-    @property
-    def pairs(self) -> dict[tuple[int, int], Cells]: ...
-    @property
-    def theta_map(self) -> ThetaMap: ...
-
-
-@dataclass(frozen=True)
-class Incidence:
-    """`Products` without their numbers: blocks and cells have their columns, but no rows."""
-
-    n: int
-    rank: int
-    groups: tuple[Group, ...]
-    blocks: tuple[Floats, ...]
-    pairs: dict[tuple[int, int], Cells]
-    theta_map: ThetaMap
-
-    @classmethod
-    def of(cls, products: Products) -> Incidence:
-        """That of some products; the arrays that say which levels meet are shared."""
-        blocks = tuple(np.empty((0, *block.shape[1:])) for block in products.blocks)
-        pairs = {key: (ptr, idx, np.empty((0, *val.shape[1:]))) for key, (ptr, idx, val) in products.pairs.items()}
-        return cls(products.n, products.rank, products.groups, blocks, pairs, products.theta_map)
 
 
 @dataclass(frozen=True)
@@ -112,10 +51,12 @@ class Layout:
     ----------
     incidence : Incidence
         What it was made from.
-    engine : {"none", "dense", "sparse"}
+    engine : {"none", "dense", "sparse", "cholmod"}
         How the tail is factored; "none" where the leading factor is the only one.
+    reason : str
+        Why it was taken.
     offsets : list of (q,) int64
-        For each group but the leading one, the tail column at which each level begins.
+        For each group of the tail, the column at which each level begins: all groups but the leading one, or all.
     arrays : dict
         Index arrays of the evaluator.
     factor_bytes : int
@@ -130,6 +71,7 @@ class Layout:
     incidence: Incidence
     control: Control
     engine: str
+    reason: str
     offsets: Offsets
     arrays: dict[str, NDArray[np.generic]]
     factor_bytes: int
@@ -141,6 +83,30 @@ class Layout:
     def groups(self) -> tuple[Group, ...]:
         """Grouping factors, the leading one first."""
         return self.incidence.groups
+
+    @property
+    def leads(self) -> bool:
+        """Whether the first group is eliminated level by level; else all are in the tail."""
+        return len(self.offsets) < len(self.groups)
+
+    @cached_property
+    def columns(self) -> list[Longs]:
+        """For each group of the tail, the column of each of its effects (q * l,), by level."""
+        groups = self.groups[len(self.groups) - len(self.offsets) :]
+        return [(o[:, None] + np.arange(g.n_columns)).ravel() for o, g in zip(self.offsets, groups, strict=True)]
+
+    def split(self, lead: Floats, tail: Floats) -> tuple[Floats, ...]:
+        """Vectors (k, q * l) of the leading group and (k, m) of the tail as (q * l, k), one a group, by level."""
+        rest = [tail.T[columns] for columns in self.columns]
+        return (lead.T, *rest) if self.leads else tuple(rest)
+
+    def join(self, parts: Sequence[Floats]) -> tuple[Floats, Floats]:
+        """The way back: (q * l, k) by group and level to (k, q * l) and (k, m)."""
+        k = parts[0].shape[1]
+        tail = np.empty((k, self.tail.m))
+        for columns, part in zip(self.columns, parts[int(self.leads) :], strict=True):
+            tail[:, columns] = part.T
+        return np.array(parts[0].T, order="C") if self.leads else np.empty((k, 0)), tail
 
     def evaluator(self, reml: bool, *, n: int | None = None, rank: int | None = None) -> Evaluator:
         """The compiled workspace for one criterion, to be loaded with values.
@@ -185,129 +151,42 @@ class Layout:
             if not (idx is own_idx or (np.array_equal(ptr, own_ptr) and np.array_equal(idx, own_idx))):
                 raise ModelError("other levels occur together than in the data that this model was laid out for")
         lead, m = self.groups[0], self.tail.m
+        if m == 0:
+            none = np.empty(0)
+            empty = np.empty((cross.rank + 1, 0))
+            return Values(cross.blocks[0], none, none, cross.dense[0], empty, cross.dtd, cross.n)
         leading, tail, pairs = pair_lists(cross, self.offsets)
+        blocks, dense = cross.blocks[0], cross.dense[0]
+        if not self.leads:
+            blocks, dense = np.zeros((1, 1, 1)), np.zeros((1, cross.rank + 1))
         a: dict[str, Any] = self.arrays
         val = leading_values(lead.n_columns, a["ptr"], a["t_ptr"], a["t_pos"], leading)
-        even = not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
-        zd_tail = np.empty((cross.dtd.shape[0], m))
-        for group, offset, dense in zip(self.groups[1:], self.offsets, cross.dense[1:], strict=True):
-            zd_tail[:, (offset[:, None] + np.arange(group.n_columns)).ravel()] = dense.T
+        even = self.leads and not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
+        _, zd_tail = self.join(cross.dense)
         rows = tail_values(a["a_ptr"], tail, pairs)
         # the weights' mean is one
-        return Values(cross.blocks[0], val, rows, cross.dense[0], zd_tail, cross.dtd, cross.n, even)
+        return Values(blocks, val, rows, dense, zd_tail, cross.dtd, cross.n, even)
 
     def rows(self, design: DesignProducts) -> RowPlaces:
-        """Places of a design's rows, to refill the values with other weights."""
+        """Places of a design's rows, to refill the values with other weights; where a group leads."""
+        if not self.leads:
+            raise ModelError(f"the {self.engine} engine does not refill: use another one")
         levels = [group.n_levels for group in self.groups]
         return RowPlaces(design.codes, design.columns, levels, list(self.offsets), self.arrays, self.threads)
 
     def __reduce__(self) -> tuple[Callable[..., Layout], tuple[Incidence, Control]]:
         return plan, (self.incidence, self.control)  # made anew: a tail is a workspace
 
+    def lead_rows(self, dense: Sequence[Floats]) -> Floats:
+        """Rows (q l, ...) of the leading group, of a list of all; none where no group leads."""
+        return dense[0] if self.leads else dense[0][:0]
+
     def tail_columns(self, dense: Sequence[Floats]) -> Floats:
-        """Rows (q l, ...) of every group but the leading one, brought into the tail's order (m, ...)."""
-        out = np.empty((sum(len(rows) for rows in dense[1:]), *dense[0].shape[1:]))
-        for group, offset, rows in zip(self.groups[1:], self.offsets, dense[1:], strict=True):
-            out[(offset[:, None] + np.arange(group.n_columns)).ravel()] = rows
+        """Rows (q l, ...) of every group of the tail, of a list of all, in the tail's order (m, ...)."""
+        out = np.empty((self.tail.m, *dense[0].shape[1:]))
+        for columns, rows in zip(self.columns, dense[int(self.leads) :], strict=True):
+            out[columns] = rows
         return out
-
-
-def natural_offsets(cross: Products) -> Offsets:
-    """Tail columns in the order of the groups and their levels."""
-    offsets, start = [], 0
-    for group in cross.groups[1:]:
-        offsets.append(start + group.n_columns * np.arange(group.n_levels, dtype=np.int64))
-        start += group.size
-    return offsets
-
-
-LeadingPair = tuple[Longs, Ints, Floats, Longs]
-TailBlock = tuple[Floats, Longs]
-TailPair = tuple[Longs, Ints, Floats, Longs, Longs]
-
-
-def pair_lists(cross: Products, offsets: Offsets) -> tuple[list[LeadingPair], list[TailBlock], list[TailPair]]:
-    """Cells of the leading factor with each other one, blocks of the tail, and cells within it, with their places."""
-    leading = [(*cross.pairs[0, h + 1], offset) for h, offset in enumerate(offsets)]
-    tail = list(zip(cross.blocks[1:], offsets, strict=True))
-    pairs = [(*cells, offsets[g - 1], offsets[h - 1]) for (g, h), cells in cross.pairs.items() if g > 0]
-    return leading, tail, pairs
-
-
-def structures(cross: Products, offsets: Offsets) -> tuple[LeadingRows, TailRows]:
-    """Patterns of the leading rows and of the tail rows for one order of the tail."""
-    m = sum(group.size for group in cross.groups[1:])
-    leading, tail, pairs = pair_lists(cross, offsets)
-    return leading_rows(cross.groups[0].n_levels, m, leading), tail_rows(m, tail, pairs)
-
-
-def pattern(leading: LeadingRows, tail: TailRows, limit: int) -> Pattern | None:
-    """Lower pattern of the Schur complement with sorted rows, or None where it has more entries than ``limit``."""
-    ptr, idx, t_ptr, t_lead, t_pos = leading
-    found = schur_pattern(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, limit)
-    return None if found is None else permuted_pattern(*found, np.arange(len(tail[0]) - 1))
-
-
-def sampled_fill(leading: LeadingRows, tail: TailRows) -> float:
-    """Fraction of the Schur complement's lower triangle that is nonzero, from evenly spaced rows."""
-    ptr, idx, t_ptr, t_lead, t_pos = leading
-    m = len(tail[0]) - 1
-    sample = np.unique(np.linspace(0, m - 1, SAMPLED_ROWS).astype(np.int64))
-    return float(schur_fill(tail[0], tail[1], ptr, idx, t_ptr, t_lead, t_pos, sample))
-
-
-def block_pattern(lower: Pattern, widths: Longs) -> Pattern:
-    """Pattern of blocks of columns from that of the columns."""
-    if widths.max() == 1:
-        return lower
-    ptr, idx = lower
-    last = np.cumsum(widths) - 1  # a block's last row lists all of its diagonal block
-    block_of = np.repeat(np.arange(len(widths)), widths)
-    rows = csr_array((np.ones(len(idx), np.int8), idx, ptr), shape=(len(block_of),) * 2)[last]
-    blocks = csr_array((rows.data, block_of[rows.indices], rows.indptr), shape=(len(widths),) * 2)
-    blocks.sum_duplicates()
-    return blocks.indptr.astype(np.int64), blocks.indices.astype(np.int64)
-
-
-def order_blocks(cross: Products, lower: Pattern) -> tuple[Offsets, Longs, Supernodes]:
-    """The cheaper of AMD's and METIS's orders of the tail's blocks (levels), and what a factor looks like in it.
-
-    Columns of one level share a pattern and stay together.
-
-    Parameters
-    ----------
-    cross : Products
-    lower : Pattern
-        In the natural order.
-
-    Returns
-    -------
-    offsets
-        As `Layout` has them.
-    position : (m,) int64
-        New place of each column.
-    tree : Supernodes
-    """
-    groups = cross.groups[1:]
-    widths = np.concatenate([np.full(g.n_levels, g.n_columns, np.int64) for g in groups])
-    starts = np.cumsum(widths) - widths
-    blocks = block_pattern(lower, widths)
-    best: tuple[Longs, Supernodes] | None = None
-    for method in ("amd", "metis"):
-        if best is not None and best[1].seconds < METIS_SECONDS * len(blocks[1]):
-            break
-        perm = fill_ordering(*blocks, method)
-        if perm is None:
-            continue
-        place = np.cumsum(widths[perm]) - widths[perm]
-        columns = np.repeat(starts[perm] - place, widths[perm]) + np.arange(widths.sum())
-        tree = Supernodes(*elimination_tree(*lower, columns))
-        if best is None or tree.seconds < best[1].seconds:
-            best = columns, tree
-    assert best is not None
-    position = np.empty_like(best[0])
-    position[best[0]] = np.arange(len(position))
-    return np.split(position[starts], np.cumsum([g.n_levels for g in groups])[:-1]), position, best[1]
 
 
 def elimination_flops(cross: Products, ptr: NDArray[np.generic], m: int) -> float:
@@ -317,30 +196,16 @@ def elimination_flops(cross: Products, ptr: NDArray[np.generic], m: int) -> floa
     return float(lead.n_columns * (widths @ widths) + lead.size * d * (d + lead.n_columns) + m**3 / 3)
 
 
-def dense_bytes(m: int) -> int:
-    """Memory of the dense engine: both triangles, and a panel for the inverse."""
-    return 8 * m * (m + 1 + DenseTail.tile_size(m))
-
-
 def workspace_bytes(cross: Products, leading: LeadingRows, rows: TailRows) -> int:
     """Memory of the index structures and of the evaluator's workspace, the tail's matrices left out."""
     lead, d, parameters = cross.groups[0], cross.rank + 1, cross.theta_map.index
-    q, l, m, n_theta = lead.n_levels, lead.n_columns, len(rows[0]) - 1, len(parameters)
+    q, l, m, n_theta = len(leading[0]) - 1, lead.n_columns, len(rows[0]) - 1, len(parameters)
     own = int((parameters[:, 0] == 0).sum())
     structure = sum(a.nbytes for a in (*leading, *rows)) + 8 * (2 * l * len(leading[1]) + len(rows[1]))  # B, U, A_tt
     structure += 2 * len(leading[1]) if m <= SHORT else 0  # the columns once more, as 16-bit numbers
     levels = 8 * q * (l * l + 1 + l * (2 * d + 2 + own))
     columns = 8 * m * (4 * d + 2 + 2 * n_theta - own + l * l + 2 * (d - 1))
     return int(structure + levels + columns)
-
-
-def refuse(needed: float, available: int, what: str) -> None:
-    """Refuse a factor that the machine cannot hold."""
-    if needed > available:
-        raise MemoryLimitError(
-            f"{what} would take {needed / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB can be used: "
-            "simplify the random effects, or raise Control(memory_limit=...) if the machine has more"
-        )
 
 
 def plan(cross: Products, control: Control | None = None) -> Layout:
@@ -362,71 +227,60 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         The predicted factor exceeds the memory at hand; the message has both figures.
     """
     control = checked_control(control)
-    m = sum(group.size for group in cross.groups[1:])
-    if m > np.iinfo(np.int32).max:
-        raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
-    available = control.n_bytes if m else 0  # before the structures, which `work` counts
-    offsets = natural_offsets(cross)
-    leading, rows = structures(cross, offsets)
-    threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
-    tail: Tail | None = None
-    work = workspace_bytes(cross, leading, rows)
-    engine, factor_bytes = "dense", dense_bytes(m)
-    if m == 0:
-        tail, engine, factor_bytes = EmptyTail(), "none", 0
-    elif control.engine == "sparse" or (control.engine == "auto" and m > DENSE_BELOW):
-        forced = control.engine == "sparse"
-        limit = available // PATTERN_BYTES
-        dense_fits = factor_bytes + work <= available
-        full = not forced and dense_fits and sampled_fill(leading, rows) > DENSE_FILL
-        lower = None if full else pattern(leading, rows, limit)
-        if lower is not None:
-            new_offsets, position, tree = order_blocks(cross, lower)
-            sparse_bytes = SparseTail.bytes(tree, len(lower[1]), threads)
-            fits = sparse_bytes + work <= available
-            # memory is worth as much as time: a sparse factor that takes more of it has to be faster by as much; judged
-            # on one thread, so that their number does not change the engine and with it the last digits
-            memory = SparseTail.bytes(tree, len(lower[1]), 1) / dense_bytes(m)
-            better = tree.seconds * max(1.0, memory) < dense_seconds(m)
-            if forced or not dense_fits or (fits and better):
-                refuse(sparse_bytes + work, available, f"the sparse factor of {m} random effects")
-                offsets = new_offsets
-                del leading, rows  # before the others are made
-                leading, rows = structures(cross, offsets)
-                tail = SparseTail(rows, *permuted_pattern(*lower, position), threads, tree)
-                engine, factor_bytes = "sparse", sparse_bytes
-        elif forced:
-            raise MemoryLimitError(
-                f"the sparse engine's pattern of {m} random effects has more than {limit:.3g} entries, which is what "
-                f"{available / 2**30:.1f} GiB can hold"
-            )
-    if tail is None:
-        refuse(factor_bytes + work, available, f"the dense factor of {m} random effects")
-        tail = DenseTail(rows, threads)
+    problem = tail_problem(cross, control)
+    choice = choose(problem, control.engine)
     return Layout(
         Incidence.of(cross),
         control,
-        engine,
-        offsets,
-        evaluator_arrays(cross, offsets, leading, rows),
-        factor_bytes,
-        factor_bytes + work,
-        threads,
-        tail,
+        choice.name,
+        choice.reason,
+        problem.offsets,
+        evaluator_arrays(cross, problem.offsets, problem.leading, problem.rows),
+        choice.bytes,
+        choice.bytes + problem.work,
+        problem.threads,
+        choice.tail,
     )
+
+
+def tail_problem(cross: Products, control: Control) -> TailProblem:
+    """What an engine has to factor, in the natural order; all random effects where nothing is eliminated beforehand."""
+    leads = control.engine != "cholmod"
+    m = sum(group.size for group in tail_groups(cross, leads))
+    if m > np.iinfo(np.int32).max:
+        raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
+    available = control.n_bytes if m else 0  # before the structures, which `work` counts
+    offsets = natural_offsets(cross, leads)
+    leading, rows = structures(cross, offsets)
+    threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
+    return TailProblem(cross, offsets, leading, rows, workspace_bytes(cross, leading, rows), available, threads)
+
+
+def engine_report(layout: Layout) -> EngineReport:
+    """Which engine a layout has, why, and what each would cost."""
+    costs = {}
+    for name, engine in ENGINES.items():
+        problem = tail_problem(layout.incidence, replace(layout.control, engine=name))
+        costs[name] = engine.cost(problem) if problem.m else Cost(0.0, 0)
+    return EngineReport(layout.engine, layout.reason, layout.tail.m, costs)
 
 
 def evaluator_arrays(
     cross: Products, offsets: Offsets, leading: LeadingRows, rows: TailRows
 ) -> dict[str, NDArray[np.generic]]:
     """Index arrays of the evaluator, tail quantities in the tail's order."""
-    groups, index = cross.groups, cross.theta_map.index
-    m = sum(group.size for group in groups[1:])
+    leads = len(offsets) < len(cross.groups)
+    index, tail = cross.theta_map.index, tail_groups(cross, leads)
+    m = len(rows[0]) - 1
     ptr, idx, t_ptr, t_lead, t_pos = leading
-    group_l = np.array([g.n_columns for g in groups], np.int64)
+    # the kernels' first group leads: one of no levels where none does
+    columns, levels = ([g.n_columns for g in cross.groups], [g.n_levels for g in cross.groups])
+    if not leads:
+        columns, levels = [1, *columns], [0, *levels]
+    group_l = np.array(columns, np.int64)
     group_lam = np.concatenate([[0], np.cumsum(group_l**2)])
     starts = np.concatenate([*offsets, np.empty(0, np.int64)])
-    owner = np.repeat(np.arange(1, len(groups)), [g.n_levels for g in groups[1:]])
+    owner = np.repeat(np.arange(1, len(tail) + 1), [g.n_levels for g in tail])
     order = np.argsort(starts, kind="stable")
     block_group = owner[order].astype(np.int64)
     widths = group_l[block_group] if len(block_group) else np.empty(0, np.int64)
@@ -446,8 +300,8 @@ def evaluator_arrays(
         "column_block": np.append(np.repeat(np.arange(len(order)), widths), 0).astype(np.int64),
         "group_l": group_l,
         "group_lam": group_lam.astype(np.int64),
-        "group_levels": np.array([g.n_levels for g in groups], np.int64),
-        "theta_group": np.ascontiguousarray(index[:, 0]),
+        "group_levels": np.array(levels, np.int64),
+        "theta_group": np.ascontiguousarray(index[:, 0] + (not leads)),
         "theta_row": np.ascontiguousarray(index[:, 1]),
         "theta_col": np.ascontiguousarray(index[:, 2]),
     }

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fastlmm_core._native.criterion.evaluator import Evaluator
     from fastlmm_core.core.crossprod import DesignProducts, Responses
 
-__all__ = ["ManyInformation", "fill_information"]
+__all__ = ["ManyInformation", "Probes", "empty_information", "fill_information", "probe"]
 
 Array = NDArray[np.float64]
 
@@ -57,6 +57,10 @@ class ManyInformation:
     slopes: Array
     cov: Array
 
+    def some(self, which: NDArray[np.int64]) -> ManyInformation:
+        """That of some of the fits."""
+        return ManyInformation(self.half[which], self.slopes[which], self.cov[which])
+
     def df(self, rows: Array) -> tuple[Array, Array]:
         """Variances and Satterthwaite's degrees of freedom (k, c) of rows (c, rank), or (k, c, rank) of each fit's own.
 
@@ -79,19 +83,62 @@ def empty_information(k: int, n_theta: int, rank: int) -> ManyInformation:
     )
 
 
-def fill_information(
-    out: ManyInformation,
-    rows: slice,
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Evaluations about the estimates of k fits, before they are made into differences.
+
+    Attributes
+    ----------
+    steps : (k, n_theta)
+        Step of each parameter.
+    gradient, factors : (k, m, n_theta), (k, m, p + 1, p + 1)
+        At the points of the differences, see `_moves`.
+    ok : (k,) bool
+    ld : (k, p + 1, p + 1)
+        Factor at the estimates.
+    half : (k, p, p)
+        H in the user's units.
+    nu : float
+    wide : bool
+    """
+
+    steps: Array
+    gradient: Array
+    factors: Array
+    ok: NDArray[np.bool_]
+    ld: Array
+    half: Array
+    nu: float
+    wide: bool
+
+    @classmethod
+    def joined(cls, parts: list[Probes]) -> Probes:
+        """Several batches of one layout as one."""
+        steps, gradient, factors, ok, ld, half = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("steps", "gradient", "factors", "ok", "ld", "half")
+        )
+        return cls(steps, gradient, factors, ok, ld, half, parts[0].nu, parts[0].wide)
+
+
+def _moves(n_theta: int, wide: bool) -> list[tuple[int, float, float]]:
+    """Parameter, multiple of its step, and weight of each point of the differences."""
+    steps = [(sign * multiple, sign * w) for multiple, w in (WIDE_WEIGHTS if wide else WEIGHTS) for sign in (1.0, -1.0)]
+    return [(a, *move) for a in range(n_theta) for move in steps]
+
+
+def probe(
     evaluator: Evaluator,
     products: DesignProducts,
     found: Responses,
+    lead: Array,
     tail: Array,
     constants: Array,
     theta: Array,
     ld: Array,
     half: Array,
-) -> None:
-    """Information of a batch of fits, written into rows of ``out``.
+) -> Probes:
+    """Evaluate a batch of fits at the points of their differences.
 
     Parameters
     ----------
@@ -105,42 +152,45 @@ def fill_information(
     k, nt = theta.shape
     p = ld.shape[1] - 1
     wide = sum(group.size for group in products.groups[1:]) > WIDE_TAIL
-    step, weights = (WIDE_STEP, WIDE_WEIGHTS) if wide else (STEP, WEIGHTS)
-    h = step * _scales(products, theta)
+    step = WIDE_STEP if wide else STEP
     ok = np.isfinite(theta).all(axis=1) & np.isfinite(ld[:, -1, -1])
-    moves = [
-        (a, sign * multiple, sign * weight) for a in range(nt) for multiple, weight in weights for sign in (1.0, -1.0)
-    ]
+    steps = np.where(ok[:, None], step * _scales(products, theta), step)
+    moves = _moves(nt, wide)
     points = np.repeat(np.where(ok[:, None], theta, 1.0)[:, None], len(moves), axis=1)
     for s, (a, multiple, _) in enumerate(moves):
-        points[:, s, a] += multiple * np.where(ok, h[:, a], step)
+        points[:, s, a] += multiple * steps[:, a]
     gradient, factors = np.zeros((k, len(moves), nt)), np.zeros((k, len(moves), p + 1, p + 1))
     outcome = np.zeros(k, np.int32)
-    probe_many(evaluator, found.dense[0], tail, found.xty, constants, points, gradient, factors, outcome)
-    ok &= outcome == 0
-    factors[~ok] = np.eye(p + 1)
-    at = np.where(ok[:, None, None], np.tril(ld), np.eye(p + 1))
+    probe_many(evaluator, lead, tail, found.xty, constants, points, gradient, factors, outcome)
+    return Probes(steps, gradient, factors, np.asarray(ok & (outcome == 0)), ld, half, evaluator.nu, wide)
+
+
+def fill_information(out: ManyInformation, rows: slice | NDArray[np.int64], probes: Probes) -> None:
+    """Information from the evaluations about a batch of fits, written into rows of ``out``."""
+    ok, h, nu = probes.ok, probes.steps, probes.nu
+    k, nt = h.shape
+    p = probes.ld.shape[1] - 1
+    factors = np.where(ok[:, None, None, None], probes.factors, np.eye(p + 1))
+    at = np.where(ok[:, None, None], np.tril(probes.ld), np.eye(p + 1))
     lower = at[:, :p, :p]
     relative = np.linalg.solve(np.tril(factors[:, :, :p, :p]), lower[:, None])
     relative = relative.transpose(0, 1, 3, 2) @ relative  # L0'(L L')^-1 L0
     r2 = at[:, p, p] ** 2
     slopes, hessian, of_r2 = np.zeros((k, nt + 1, p, p)), np.zeros((k, nt + 1, nt + 1)), np.zeros((k, nt))
-    for s, (a, _, weight) in enumerate(moves):
-        scaled = weight / np.where(ok, h[:, a], 1.0)
+    for s, (a, _, weight) in enumerate(_moves(nt, probes.wide)):
+        scaled = weight / h[:, a]
         slopes[:, a] += scaled[:, None, None] * relative[:, s]
-        hessian[:, a, :nt] += scaled[:, None] * gradient[:, s]
+        hessian[:, a, :nt] += scaled[:, None] * probes.gradient[:, s]
         of_r2[:, a] += scaled * factors[:, s, p, p] ** 2
     slopes[:, nt] = 2.0 * np.eye(p)
-    nu = evaluator.nu
     profiled = hessian[:, :nt, :nt]
     outer = of_r2[:, :, None] * of_r2[:, None, :]
     hessian[:, :nt, :nt] = 0.5 * (profiled + profiled.transpose(0, 2, 1)) + (nu / r2**2)[:, None, None] * outer
     hessian[:, nt, :nt] = hessian[:, :nt, nt] = -2.0 * (nu / r2)[:, None] * of_r2
     hessian[:, nt, nt] = 4.0 * nu
     cov = 2.0 * _pseudo_inverse(hessian)
-    for target, value in ((out.half, half), (out.slopes, slopes), (out.cov, cov)):
-        value[~ok] = np.nan
-        target[rows] = value
+    for target, value in ((out.half, probes.half), (out.slopes, slopes), (out.cov, cov)):
+        target[rows] = np.where(ok.reshape(-1, *([1] * (value.ndim - 1))), value, np.nan)
 
 
 def _scales(products: DesignProducts, theta: Array) -> Array:

@@ -15,10 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr
 
-from fastlmm_core.core.control import Control
-from fastlmm_core.core.model import Model
+from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.crossprod import DesignProducts
+from fastlmm_core.core.many_information import Probes, empty_information, fill_information
+from fastlmm_core.core.model import ManyFits, Model, fit_batch
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
 
 if TYPE_CHECKING:
@@ -151,12 +154,14 @@ def fit_responses(
             out.n[members] = len(here)
             shared = None if own_weights is None or own_weights.ndim == 2 else own_weights[here]
             X_here, terms_here = fixed[here], [_rows_of(term, here) for term in terms]
-            each = own_weights if own_weights is not None and own_weights.ndim == 2 else None
-            for part in [members] if each is None else [members[i : i + 1] for i in range(len(members))]:
-                w = shared if each is None else each[part[0]][here]
-                _fit_part(out, part, responses[np.ix_(part, here)], X_here, terms_here, w, rows, reml, control)
-                if progress is not None:
-                    progress(len(part))
+            task = _Task(X_here, terms_here, rows, reml, checked_control(control))
+            Y_here = responses[np.ix_(members, here)]
+            if own_weights is None or own_weights.ndim == 1:
+                _fit_shared(out, members, Y_here, task, shared)
+            else:
+                _fit_weighted(out, members, Y_here, task, own_weights[np.ix_(members, here)])
+            if progress is not None:
+                progress(len(members))
     with np.errstate(divide="ignore", invalid="ignore"):
         out.t[:] = out.estimate / out.std_error
         out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
@@ -223,44 +228,76 @@ def _rows_of(term: Term, rows: Index) -> Term:
     return Term(codes, None if term.z is None else term.z[rows], term.cov)
 
 
-def _fit_part(
-    out: ManyResponses,
-    part: Index,
-    Y: Array,
-    X: Array,
-    terms: list[Term],
-    weights: Array | None,
-    rows: Array,
-    reml: bool,
-    control: Control | None,
-) -> None:
-    """Fit responses (k, n) that share their rows and weights, and write their figures."""
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What responses that miss the same rows share."""
+
+    X: Array
+    terms: list[Term]
+    rows: Array
+    reml: bool
+    control: Control
+
+
+def _fit_shared(out: ManyResponses, part: Index, Y: Array, task: _Task, weights: Array | None) -> None:
+    """Fit responses (k, n) that share their weights, too, and write their figures."""
     try:
-        model = Model(X, terms, weights=weights, reml=reml, control=control)
-    except FastLMMError as error:
-        out.message[part] = str(error)
-        return
-    varies = np.ptp(Y, axis=1) > 0.0
-    out.message[part[~varies]] = "the response is constant"
-    part, Y = part[varies], Y[varies]
-    if not len(part):
-        return
-    try:
+        model = Model(task.X, task.terms, weights=weights, reml=task.reml, control=task.control)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # each response has a message of its own
             fits = model.fit_many(Y, information=True)
     except FastLMMError as error:  # not one of them can be fitted
         out.message[part] = str(error)
         return
+    _write(out, part, fits, model.products, task.rows)
+    out.message[part[np.ptp(Y, axis=1) == 0.0]] = CONSTANT
+
+
+def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weights: Array) -> None:
+    """Fit responses with weights (k, n) of their own: new numbers in one plan, each starting where the first does."""
+    workspaces, start, fits, products = Workspaces(task.reml, task.control), None, None, None
+    stop, small, probes = np.zeros(1, np.int32), np.zeros(len(Y), bool), list[tuple[int, Probes]]()
+    for i, (y, w) in enumerate(zip(Y, weights, strict=True)):
+        if np.ptp(y) == 0.0:
+            out.message[part[i]] = CONSTANT
+            continue
+        try:
+            own = DesignProducts(task.X, task.terms, weights=w)
+            with workspaces.lent(own.complete(own.responses(y[:, None]))) as objective:
+                if start is None:
+                    start = objective.start
+                if fits is None:
+                    products, n_theta = own, len(own.theta_map.index)
+                    information = empty_information(len(Y), n_theta, own.rank)
+                    fits = ManyFits.unfitted(len(Y), n_theta, task.X.shape[1], information)
+                at = objective.to_conditioned(start)
+                fit_batch(own, objective, y[None], at, slice(i, i + 1), fits, stop, small, probes)
+        except FastLMMError as error:
+            out.message[part[i]] = str(error)
+    if fits is not None and products is not None and probes and fits.information is not None:
+        fill_information(fits.information, np.array([at for at, _ in probes]), Probes.joined([p for _, p in probes]))
+        known = np.flatnonzero((out.message[part] == "") & ~small)
+        _write(out, part[known], fits.some(known), products, task.rows)
+    for i in np.flatnonzero(small).tolist():
+        _fit_shared(out, part[i : i + 1], Y[i : i + 1], task, weights[i])
+
+
+CONSTANT = "the response is constant"
+
+
+def _write(out: ManyResponses, part: Index, fits: ManyFits, products: DesignProducts, rows: Array) -> None:
+    """The figures of some responses, and their contrasts."""
     for name in ("theta", "beta", "se", "sigma", "criterion", "converged", "is_singular"):
         getattr(out, name)[part] = getattr(fits, name)
     out.message[part[~fits.converged]] = "not converged"
+    if fits.information is not None:
+        unknown = np.isnan(fits.information.half).any(axis=(1, 2))
+        out.message[part[unknown]] = "the residuals are too small beside the response for standard errors of contrasts"
     out.message[part[np.isnan(fits.sigma)]] = "nothing is left to fit beside the fixed effects"
-    keep, space = model.products.keep, model.products.null_space
-    estimable = np.ones(len(rows), bool) if space is None else space.estimable(rows)
+    estimable = np.ones(len(rows), bool) if products.null_space is None else products.null_space.estimable(rows)
     if fits.information is not None and estimable.any():
-        use = rows[estimable][:, keep]
+        use = rows[estimable][:, products.keep]
         variance, df = fits.information.df(use)
         at = np.ix_(part, np.flatnonzero(estimable))
-        out.estimate[at] = fits.beta[:, keep] @ use.T
+        out.estimate[at] = fits.beta[:, products.keep] @ use.T
         out.std_error[at], out.df[at] = np.sqrt(variance), df

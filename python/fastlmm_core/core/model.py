@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
-from fastlmm_core.core.identifiability import identify
-from fastlmm_core.core.many_information import ManyInformation, empty_information, fill_information
+from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
@@ -78,6 +77,11 @@ class ManyFits:
         converged, singular = np.zeros((2, k), bool)
         return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
 
+    def some(self, which: NDArray[np.int64]) -> ManyFits:
+        """Some of the fits."""
+        arrays = {f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "information"}
+        return ManyFits(**arrays, information=None if self.information is None else self.information.some(which))
+
     def __len__(self) -> int:
         return len(self.sigma)
 
@@ -92,21 +96,6 @@ class ManyFits:
         for name in ("sigma", "criterion", "converged", "n_evaluations"):
             columns[name] = getattr(self, name)
         return pd.DataFrame(columns)
-
-
-def identified_products(
-    X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
-) -> DesignProducts:
-    """A design's products, with what its criterion does not depend on held at zero."""
-    products = DesignProducts(X, terms, weights=weights, offset=offset)
-    found = identify(products, reml)
-    if found is None:
-        return products
-    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
-        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
-    products.unidentified = found
-    products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
-    return products
 
 
 class Model:
@@ -313,14 +302,14 @@ class Model:
         if k == 1:  # a thread takes longer to start than such a fit
             with one_blas_thread():
                 work(batches)
-            return out
-        with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-            running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
-            try:
-                for future in running:
-                    future.result()
-            finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
-                stop[0] = 1
+        else:
+            with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+                running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
+                try:
+                    for future in running:
+                        future.result()
+                finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
+                    stop[0] = 1
         for i in np.flatnonzero(small):
             self._fit_again(responses[i], int(i), out)
         bad = np.flatnonzero(np.isnan(out.sigma))
@@ -382,10 +371,12 @@ def fit_batch(
     out: ManyFits,
     stop: NDArray[np.int32],
     small: NDArray[np.bool_],
+    later: list[tuple[int, Probes]] | None = None,
 ) -> None:
     """Fit some responses (k, n) and write their estimates into rows of ``out``; nonzero in ``stop`` (1,) ends it.
 
-    ``small`` (all responses,) is set where the residuals are too small for cross-products.
+    ``small`` (all responses,) is set where the residuals are too small for cross-products. What information is made of
+    goes to ``later`` where that is given, with the row at which it begins.
     """
     found = products.responses(np.ascontiguousarray(Y.T), tolerant=True)
     k, p, nt = len(Y), products.rank, len(start)
@@ -393,10 +384,8 @@ def fit_batch(
     ld, outcome = np.zeros((k, p + 1, p + 1)), np.empty((k, 2), np.int32)
     nu = worker.evaluator.nu
     constants = np.asarray(products.constant(nu, worker.reml, found.norms))
-    tail = worker.plan.tail_columns(found.dense)
-    worker.newton.minimise_many(
-        found.dense[0], tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop
-    )
+    lead, tail = worker.plan.lead_rows(found.dense), worker.plan.tail_columns(found.dense)
+    worker.newton.minimise_many(lead, tail, found.xty, constants, start, theta, value, gamma, ld, outcome, stop)
     if stop[0]:
         return
     unfit = np.isnan(found.norms)
@@ -421,9 +410,14 @@ def fit_batch(
     out.se[rows][:, products.keep] = se
     out.converged[rows] = outcome[:, 0] == 0
     out.n_evaluations[rows] = outcome[:, 1]
-    if out.information is not None:
-        half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
-        fill_information(out.information, rows, worker.evaluator, products, found, tail, constants, theta, ld, half)
+    if out.information is None and later is None:
+        return
+    half = half * (sigma / np.sqrt(products.weight_scale))[:, None, None]
+    probes = probe(worker.evaluator, products, found, lead, tail, constants, theta, ld, half)
+    if later is not None:
+        later.append((rows.start, probes))
+    elif out.information is not None:
+        fill_information(out.information, rows, probes)
 
 
 def fit(

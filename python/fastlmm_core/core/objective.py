@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
+from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.layout import plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term, checked_flag
@@ -50,6 +51,7 @@ class Objective:
         self.plan = plan(cross, self.control)
         self.evaluator = self.plan.evaluator(reml)
         self.plan.load(self.evaluator, cross)
+        self._blocks = cross.blocks[0]
         self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
@@ -80,14 +82,18 @@ class Objective:
 
     def load(self, cross: CrossProducts) -> None:
         """Replace all numbers, weights included; levels have to occur together as before. No plan is made."""
-        if cross.blocks[0] is self.evaluator.values.blocks:  # of the same design: another response
+        if cross.blocks[0] is self._blocks:  # of the same design: another response
             p = cross.rank
             constant = cross.conditioning.constant(self.evaluator.nu, self.reml)
             tail = self.plan.tail_columns([dense[:, p] for dense in cross.dense])
-            lead, xty = np.ascontiguousarray(cross.dense[0][:, p]), np.ascontiguousarray(cross.dtd[:p, p])
+            lead, xty = (
+                np.ascontiguousarray(self.plan.lead_rows(cross.dense)[:, p]),
+                np.ascontiguousarray(cross.dtd[:p, p]),
+            )
             self.evaluator.set_response(lead, tail, xty, constant)
         else:
             self.plan.load(self.evaluator, cross)
+            self._blocks = cross.blocks[0]
         self.theta_map = cross.theta_map
         self._cross, self._later = cross, None
 
@@ -95,7 +101,8 @@ class Objective:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
         constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
-        self.evaluator.set_response(found.dense[0][:, 0], tail, found.xty[:, 0], constant)
+        lead = np.ascontiguousarray(self.plan.lead_rows(found.dense)[:, 0])
+        self.evaluator.set_response(lead, tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
 
     def to_user(self, conditioned: Array) -> Array:
@@ -121,6 +128,19 @@ class Objective:
         if not all(map(isfinite, given.tolist())):
             raise DataError(f"theta must be finite, not {given}")
         return np.asarray(self.theta_map.to_conditioned.dot(given))
+
+    @property
+    def nu(self) -> float:
+        """Observations, less the columns of X under REML."""
+        return self.evaluator.nu
+
+    def at(self, theta: ArrayLike) -> Evaluation:
+        """The model at ``theta`` (n_theta,): value, derivatives, modes, solves, variances."""
+        return Evaluation(self, self.to_conditioned(theta))
+
+    def at_conditioned(self, theta: Array) -> Evaluation:
+        """The same at conditioned ``theta``."""
+        return Evaluation(self, theta)
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""

@@ -53,9 +53,9 @@ class OneFactor:
 
     def __init__(self, design: GlmmDesign, n_agq: int, control: Control) -> None:
         family, group, z = design.family, design.groups[0], design.z[0]
-        nodes, weights = gauss_hermite(n_agq, group.n_columns)
-        if n_agq == 1:
-            nodes, weights = np.zeros((1, group.n_columns)), np.ones(1)
+        nodes, weights = np.zeros((1, group.n_columns)), np.ones(1)
+        if n_agq > 1:
+            nodes, weights = gauss_hermite(n_agq, group.n_columns)
         ptr, self.order = sort_rows(design.codes[0], group.n_levels)
         columns = np.ones((design.n, 1)) if z is None else z
         self.design = design
@@ -76,6 +76,7 @@ class OneFactor:
             np.log(weights),
             control.weights == "expected",
             control.n_threads,
+            family.rho_range,
         )
 
     def set_response(self, y: Array) -> None:

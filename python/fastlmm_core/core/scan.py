@@ -126,8 +126,7 @@ def _tester(model: Model, objective: Objective, y: Array, theta: Array, df: floa
     null = products.responses(np.ascontiguousarray(y[:, None]))
 
     def solved(dense: tuple[Array, ...]) -> tuple[Array, Array, Array, Array]:
-        lead = np.ascontiguousarray(dense[0].T)
-        tail = np.ascontiguousarray(layout.tail_columns(dense).T)
+        lead, tail = layout.join(dense)
         b_lead, b_tail, _, _ = evaluator.solve(at, lead, tail)
         return lead, tail, b_lead, b_tail
 

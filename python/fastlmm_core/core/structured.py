@@ -20,15 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_term
-from fastlmm_core.core.control import Control
+from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.covariances import Covariance, Entries, Structure
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.fit import CoreFit, estimates
-from fastlmm_core.core.model import Model
 from fastlmm_core.core.objective import Objective
-from fastlmm_core.core.terms import Term
+from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
+from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError, NumericalError
 
 __all__ = ["StructuredFit", "StructuredModel", "factor_derivatives", "structure_transform"]
@@ -115,12 +116,19 @@ class StructuredModel:
         self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
         simple = ["diag" if isinstance(c, Entries) and c.keeps == "diagonal" else "us" for c in self.covariances]
         self.terms = [Term(t.codes, t.z, cov, t.n_levels) for t, cov in zip(terms, simple, strict=True)]
-        self.model = Model(X, self.terms, weights=weights, offset=offset, reml=reml, control=control)
-        self.control = self.model.control
+        self.control, self.reml = checked_control(control), checked_flag(reml)
+        # what an unstructured covariance would leave undetermined, a structure may determine: nothing is held
+        with one_blas_thread():
+            self.products = DesignProducts(X, self.terms, weights=weights, offset=offset)
+        self._workspaces = Workspaces(self.reml, self.control)
         self.transforms = [structure_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
         ends = np.cumsum([0, *(c.n for c in self.covariances)])
         self.slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
         self.n_parameters = int(ends[-1])
+
+    def objective(self, y: ArrayLike) -> Objective:
+        """The criterion of entries of the factors with response ``y`` (n,), in a workspace of its own."""
+        return Objective(self.products.cross(y), self.reml, self.control)
 
     def start(self) -> Array:
         """Parameters (n,) in working coordinates."""
@@ -174,10 +182,10 @@ class StructuredModel:
         self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None
     ) -> StructuredFit:
         """Fit a response (n,); `start` and what `on_evaluation` gets are `StructuredFit.phi`'s."""
-        spaces = self.model._workspaces
+        spaces = self._workspaces
         with one_blas_thread():
-            found = self.model.products.response(y)
-            objective = spaces.take(self.model.products, found)
+            found = self.products.response(y)
+            objective = spaces.take(self.products, found)
             try:
                 first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
                 search = minimise(
@@ -195,7 +203,7 @@ class StructuredModel:
                 evaluations = np.array(rows)
                 evaluations[:, :-3] = evaluations[:, :-3] @ objective.theta_map.to_conditioned.T
                 at = objective.to_conditioned(theta)
-                core = estimates(objective, at, evaluations, search.message, self.model.products, found, spaces)
+                core = estimates(objective, at, evaluations, search.message, self.products, found, spaces)
             finally:
                 spaces.give_back(objective)
         out = object.__new__(StructuredFit)

@@ -65,6 +65,8 @@ class Family(ABC):
         The kernels' number; -1 where `row` is Python.
     parameter : str or None
         What the extra parameter is called.
+    rho_range : (low, high)
+        Where the extra parameter does something; searches treat the deviance as constant beyond.
     fixed_rho : float or None
         Its logarithm, where it is given and not estimated.
     """
@@ -76,6 +78,7 @@ class Family(ABC):
     links: ClassVar[tuple[str, ...]]
     code: ClassVar[int] = -1
     parameter: ClassVar[str | None] = None
+    rho_range: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
 
     def __init__(self, link: str | Link | None = None) -> None:
         object.__setattr__(self, "link", as_link(link, self.links, self.name))
@@ -180,6 +183,10 @@ class Family(ABC):
     def natural(self, rho: float) -> float:
         """The extra parameter as users know it."""
         return float(np.exp(rho))
+
+    def at_limit(self, rho: float) -> bool:
+        """Whether rho has all but reached a limit of the family where the extra parameter does nothing any more."""
+        return False
 
     def natural_slope(self, rho: float) -> float:
         """D natural / d rho."""

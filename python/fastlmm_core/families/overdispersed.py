@@ -15,6 +15,12 @@ __all__ = ["Beta", "NegativeBinomial", "NegativeBinomial1"]
 
 Array = NDArray[np.float64]
 
+NO_ALPHA = 1e-5
+"""Overdispersion that counts as none."""
+
+LIMIT = 18.0
+"""-log alpha beyond which the Poisson family differs by nothing that a deviance shows."""
+
 LEAST_ALPHA = 1e-3
 """Overdispersion that a search starts from where the moments show none."""
 
@@ -49,6 +55,10 @@ class NegativeBinomialBase(Family):
         """Rho for a given alpha."""
         return float(np.log(alpha))
 
+    def at_limit(self, rho: float) -> bool:
+        """Whether there is no overdispersion left: the Poisson family is enough."""
+        return self.natural(rho) < NO_ALPHA
+
     def check(self, y: Array, m: Array) -> None:
         """Refuse responses outside the support (DataError)."""
         self.refuse(~((y >= 0) & (y == np.rint(y))), "negative binomial responses must be whole numbers, not negative")
@@ -64,6 +74,7 @@ class NegativeBinomial(NegativeBinomialBase):
 
     name = "negativebinomial"
     code = 2
+    rho_range = (-np.inf, LIMIT)
 
     def rho_of(self, alpha: float) -> float:
         """Rho for a given alpha."""
@@ -98,6 +109,7 @@ class NegativeBinomial1(NegativeBinomialBase):
 
     name = "negativebinomial1"
     code = 3
+    rho_range = (-LIMIT, np.inf)
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
         """Variance of a response, see `Family.variance`."""

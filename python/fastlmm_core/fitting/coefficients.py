@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.glmm_fit import GlmmFit
     from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["bse", "cov_params", "dropped_columns", "labelled", "undetermined", "why_undetermined"]
@@ -50,7 +51,7 @@ def why_undetermined(design: Design, core: CoreFit) -> str:
     return f"as {listed(dropped)} {'depends' if len(dropped) == 1 else 'depend'} linearly on other columns"
 
 
-def dropped_columns(design: Design, core: CoreFit) -> list[str]:
+def dropped_columns(design: Design, core: CoreFit | GlmmFit) -> list[str]:
     """Names of the fixed-effects columns that depend linearly on the others and have no coefficient of their own."""
     if core.rank == len(design.x_names):
         return []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
 
-__all__ = ["core_terms", "fit_design", "model_of", "objective_of", "refit", "refit_ml"]
+__all__ = ["core_terms", "fit_design", "model_of", "new_response", "objective_of", "refit", "refit_ml", "wrap"]
 
 F = TypeVar("F", bound="FittedModel")
 
@@ -149,7 +149,7 @@ def refit(result: F, new_y: Any) -> F:
     The first refit keeps the core's model, and later ones start from the estimates in hand: they cost little more than
     the evaluations. A singular fit is no place to start from, as every zero is a stationary point.
     """
-    y = _response(new_y, result.design)
+    y = new_response(new_y, result.design)
     options = result.options
     start = options.start
     if start is None and not result.core.is_singular:
@@ -159,7 +159,8 @@ def refit(result: F, new_y: Any) -> F:
     return wrap(type(result), design, result.formula, options, core, result.kept)
 
 
-def _response(new_y: Any, design: Design) -> NDArray[np.float64]:
+def new_response(new_y: Any, design: Design) -> NDArray[np.float64]:
+    """Another response for the rows of a fit, (n,): finite and not constant."""
     n = len(design.y)
     try:
         y = np.array(design.of_rows(new_y, "new_y"), dtype=float)

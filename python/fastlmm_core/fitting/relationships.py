@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
 
-__all__ = ["pedigree", "relationship_values", "relationships"]
+__all__ = ["pedigree", "relationship_values", "relationships", "sparse_coefficients"]
 
 
 def pedigree(table: Any, id: str, sire: str, dam: str) -> Relationship:
@@ -142,3 +142,19 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
             frames.append(frame.assign(reliability=reliability[:, j]))
     out = pd.concat(frames)
     return out if out["effect"].nunique() > 1 else out.drop(columns="effect")
+
+
+def sparse_coefficients(design: Design, core: CoreFit, name: str | None, se: bool) -> pd.DataFrame:
+    """See `StructuredResult.sparse_coef`."""
+    names = [s.name for s in design.sparse]
+    if not isinstance(core, EquationsFit) or not names:
+        raise ModelError("the model has no sparse() effects")
+    if name is not None and name not in names:
+        raise ModelError(f"{name!r} is no sparse() effect of the model; they are {', '.join(names)}")
+    k = 0 if name is None else names.index(name)
+    sparse = design.sparse[k]
+    place = sparse.column_of
+    columns = {"estimate": np.where(place >= 0, core.absorbed[k][place], 0.0)}
+    if se:
+        columns["std_error"] = np.where(place >= 0, np.sqrt(core.absorbed_var()[k])[place], np.nan)
+    return pd.DataFrame(columns, index=pd.Index(sparse.level_set.labels, name=sparse.name))

@@ -13,7 +13,7 @@ from fastlmm_core.errors import SpellingError
 if TYPE_CHECKING:
     from fastlmm_core.core import Objective
 
-__all__ = ["FIT_ARGUMENTS", "RESULT_NAMES", "Count", "Figure", "Fitter", "answered", "no_attribute"]
+__all__ = ["FIT_ARGUMENTS", "GLMER_ARGUMENTS", "RESULT_NAMES", "Count", "Figure", "Fitter", "answered", "no_attribute"]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -37,6 +37,24 @@ FIT_ARGUMENTS: Mapping[str, str] = {
     "priors": "not there: estimates are by maximum likelihood or REML",
 }
 """Arguments of lme4, statsmodels, nlme, pymer4, brms and bambi."""
+
+GLMER_ARGUMENTS: Mapping[str, str] = {
+    **{name: text for name, text in FIT_ARGUMENTS.items() if name not in ("REML", "method", "family")},
+    "nAGQ": "n_agq=",
+    "nagq": "n_agq=",
+    "nAGQ0initStep": "not needed here",
+    "REML": "not there: generalised models are fitted by maximum likelihood",
+    "reml": "not there: generalised models are fitted by maximum likelihood",
+    "method": "n_agq=1 for Laplace's approximation, more for quadrature",
+    "glmerControl": "control=Control(...)",
+    "size": "trials=",
+    "n": "trials=",
+    "frequency_weights": "freq_weights=",
+    "var_weights": "weights=",
+    "ziformula": "not there yet",
+    "dispformula": "not there yet",
+}
+"""The same for generalised models."""
 
 RESULT_NAMES: Mapping[str, str] = {
     "VarCorr": "var_corr()",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.glmm_fit import GlmmFit
 from fastlmm_core.fitting.text import format_numbers, html_table, text_table
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class VarCorr:
     terms : tuple of TermCov
         In the model's order.
     sigma : float
-        Residual standard deviation.
+        Residual standard deviation; NaN for a generalised model, whose tables have no residual row.
 
     Examples
     --------
@@ -121,7 +122,8 @@ class VarCorr:
                 for j in range(len(t.columns))
                 for i in range(j + 1, len(t.columns))
             ]
-        rows.append(("Residual", None, None, self.sigma**2, self.sigma))
+        if not np.isnan(self.sigma):
+            rows.append(("Residual", None, None, self.sigma**2, self.sigma))
         frame = pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
         # object columns keep None as None, so that a missing name can be told from the text "nan"
         names = [[r[k] for r in rows] for k in (1, 2)]
@@ -129,8 +131,9 @@ class VarCorr:
 
     def cells(self, *, variance: bool, digits: int) -> tuple[list[str], list[list[str]]]:
         """Heading and rows of lme4's table as text: the variance column only where `variance`."""
-        sd = format_numbers([s for t in self.terms for s in t.sd] + [self.sigma], digits)
-        var = format_numbers([v for t in self.terms for v in np.diagonal(t.cov)] + [self.sigma**2], digits)
+        last = [] if np.isnan(self.sigma) else [self.sigma]
+        sd = format_numbers([s for t in self.terms for s in t.sd] + last, digits)
+        var = format_numbers([v for t in self.terms for v in np.diagonal(t.cov)] + [s**2 for s in last], digits)
         widest = max((len(t.columns) for t in self.terms), default=1) - 1
         rows: list[list[str]] = []
         for t in self.terms:
@@ -140,7 +143,8 @@ class VarCorr:
                 numbers = [var[k], sd[k]] if variance else [sd[k]]
                 r = [f"{corr[i, j]:.{2 if variance else 3}f}".replace("nan", "NaN") for j in range(i)]
                 rows.append([t.grp if i == 0 else "", column, *numbers, *r, *[""] * (widest - i)])
-        rows.append(["Residual", "", *([var[-1], sd[-1]] if variance else [sd[-1]]), *[""] * widest])
+        if last:
+            rows.append(["Residual", "", *([var[-1], sd[-1]] if variance else [sd[-1]]), *[""] * widest])
         header = ["Groups", "Name", *(["Variance"] if variance else []), "Std.Dev."]
         return header + (["Corr"] + [""] * (widest - 1) if widest else []), rows
 
@@ -156,15 +160,15 @@ class VarCorr:
         return html_table(header, rows, left=2)
 
 
-def var_corr(design: Design, core: CoreFit) -> VarCorr:
-    """σ² L Lᵀ of every term of a fit."""
+def var_corr(design: Design, core: CoreFit | GlmmFit) -> VarCorr:
+    """σ² L Lᵀ of every term of a fit; a generalised model has no σ."""
     sigma2 = core.sigma**2
     return VarCorr(
         tuple(
             TermCov(term.grp, term.group, tuple(term.columns), sigma2 * (L @ L.T))
             for term, L in zip(design.random, core.L, strict=True)
         ),
-        float(core.sigma),
+        float("nan") if isinstance(core, GlmmFit) else float(core.sigma),
     )
 
 

@@ -34,7 +34,7 @@ from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
-from fastlmm_core.formula.sparse import SparseDesign
+from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import TermStructure, check_identifiable, positions
 from fastlmm_core.formula.terms import Terms, parse_terms
 
@@ -320,6 +320,7 @@ def build_design(
     fixed_terms = parse_terms(parsed.fixed, table.names)
     random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
     needed += columns_of([fixed_terms, *random_terms.values()], evaluate)
+    needed += parsed.sparse
     needed += request.needed if request is not None else []
     table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
 
@@ -331,6 +332,8 @@ def build_design(
     for of_term in random_variables.values():
         variables.update(of_term)
     variables.update(factors)
+    of_sparse: dict[str, Variable] = {name: table[name] for name in parsed.sparse}
+    variables.update(of_sparse)
     of_residual = request.variables() if request is not None else {}
     variables.update(of_residual)
     total = offset_values(parsed.offsets, offset, evaluate)
@@ -365,6 +368,7 @@ def build_design(
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
     check_sizes(ordinary, n, final_weights, check=check_levels, residual=not observation_level)
+    sparse = sparse_designs(take(of_sparse), fixed_terms.intercept)
     within = None if request is None else request.design(take(of_residual), n)
     grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
     context.forget()
@@ -387,6 +391,7 @@ def build_design(
         state=state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
         residual=within,
+        sparse=sparse,
         grid_source=grid_source,
         notes=reading_notes(answer, parsed.response, n_zero),
         na_action=na_action,

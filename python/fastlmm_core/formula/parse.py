@@ -83,15 +83,19 @@ class ParsedFormula:
         In the order written, after the expansion of `||` and `/`.
     offsets : tuple of str
         The arguments of `offset(...)` terms.
+    sparse : tuple of str
+        The columns of `sparse(...)` terms: fixed factors of many levels.
     """
 
     response: str
     fixed: str
     random: tuple[RandomTerm, ...]
     offsets: tuple[str, ...] = ()
+    sparse: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        parts = [self.fixed, *(f"offset({text})" for text in self.offsets), *map(str, self.random)]
+        calls = [f"offset({text})" for text in self.offsets] + [f"sparse({quote_name(name)})" for name in self.sparse]
+        parts = [self.fixed, *calls, *map(str, self.random)]
         return f"{self.response} ~ {' + '.join(parts)}"
 
 
@@ -160,17 +164,27 @@ def _parse(text: str) -> ParsedFormula:
     fixed: list[str] = []
     random: list[RandomTerm] = []
     offsets: list[str] = []
+    sparse: list[str] = []
     for sign, summand in _flat_summands(rhs):
         if (terms := _bar_terms(summand)) is not None:
             random = [*random, *terms] if sign == "+" else _without(random, terms, summand)
-        elif (argument := _offset_argument(summand)) is not None:
+        elif (argument := _argument(summand, "offset")) is not None:
             if sign == "-":
                 raise FormulaError(f"{summand} cannot be subtracted")
             offsets.append(python_power(argument, everywhere=True))
+        elif (argument := _argument(summand, "sparse")) is not None:
+            name = unquote_name(argument)
+            if name is None or sign == "-":
+                raise FormulaError(f"{summand}: sparse() takes the name of a column, and is only added")
+            sparse.append(name)
         else:
             fixed.append(f"{sign} {summand}" if fixed or sign == "-" else summand)
     return ParsedFormula(
-        python_power(response, everywhere=True), python_power(" ".join(fixed)) or "1", tuple(random), tuple(offsets)
+        python_power(response, everywhere=True),
+        python_power(" ".join(fixed)) or "1",
+        tuple(random),
+        tuple(offsets),
+        tuple(dict.fromkeys(sparse)),
     )
 
 
@@ -303,8 +317,9 @@ def _without(random: list[RandomTerm], terms: list[RandomTerm], summand: str) ->
     return rest
 
 
-def _offset_argument(summand: str) -> str | None:
-    match = re.match(r"offset\s*(?=\()", summand)
+def _argument(summand: str, name: str) -> str | None:
+    """What stands in the brackets of `offset(...)`; None where the summand is no call of that name."""
+    match = re.match(rf"{name}\s*(?=\()", summand)
     return unwrap(summand[match.end() :]) if match else None
 
 

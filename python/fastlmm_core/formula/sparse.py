@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.formula.frame import Variable, as_factor
 from fastlmm_core.formula.levels import Levels
 
@@ -69,6 +69,11 @@ def sparse_designs(factors: Mapping[str, Variable], intercept: bool) -> tuple[Sp
         else:
             assert first is not None
             references = part_representatives(np.asarray(first.codes, np.int64), len(first.levels), codes, q)
+            if len(references) > 1:
+                warn(
+                    f"sparse({name}): {len(references)} disconnected parts; one level of each is the reference",
+                    FastLMMWarning,
+                )
         kept = np.ones(q, bool)
         kept[references] = False
         column_of = np.where(kept, np.cumsum(kept) - 1, -1)

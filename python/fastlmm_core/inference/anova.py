@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
-__all__ = ["anova_table", "drop1"]
+__all__ = ["anova_table", "anova_type", "drop1", "drop1_columns", "f_table", "likelihood_ratios"]
 
 
 def anova_table(result: FittedModel, *, type: int | str = 3, ddf: str = "satterthwaite", **covariance: Any) -> Table:
@@ -106,9 +107,14 @@ def occupied_cells(design: Design, factors: tuple[str, ...]) -> tuple[int, int]:
     return len(np.unique(coded, axis=0)), prod(len(design.spec.factors[name].levels) for name in factors)
 
 
-def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> Table:
-    """Tests of each term that no other contains; see `LmerResult.drop1`."""
-    design = result.design
+def drop1_columns(design: Design) -> dict[str, slice]:
+    """The columns of each term that no other contains.
+
+    Raises
+    ------
+    ModelError
+        Columns change meaning when a term goes.
+    """
     above = containing_terms(design.spec)
     # R's rule of marginality looks at names alone: x stays while a:x is there
     named = {":".join(term): set(term) for term in design.spec.terms.terms}
@@ -118,23 +124,22 @@ def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -
             "drop1 compares nested columns, and without an intercept or a main effect they change meaning when a term "
             "is left out: fit the smaller models and compare them with anova(m0, m1)"
         )
+    columns = dict(design.x_terms)
+    return {name: columns[name] for name in scope}
+
+
+def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> Table:
+    """Tests of each term that no other contains; see `LmerResult.drop1`."""
+    design = result.design
+    columns = drop1_columns(design)
     if test.lower() == "f":
         rows = term_hypotheses(design, ~np.isnan(result.core.beta), 2)
-        return f_table(result, {name: rows[name] for name in scope}, ddf)
+        return f_table(result, {name: rows[name] for name in columns}, ddf)
     if test.lower() not in ("chisq", "lrt"):
         raise ModelError(f"test {test!r} does not exist: use 'F' or 'chisq'")
-    columns = dict(design.x_terms)
-    return _likelihood_ratios(result, {name: columns[name] for name in scope})
-
-
-def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> Table:
-    """Maximum-likelihood fits without each set of columns."""
-    full = ml_fit(result)
-    design = result.design
     terms = core_terms(design)
-    rows = [(full.df_model, full.aic, full.criterion, np.nan, np.nan, np.nan)]
-    for where in columns.values():
-        X = np.delete(design.X, np.arange(design.X.shape[1])[where], axis=1)
+
+    def without(X: NDArray[np.float64]) -> tuple[int, float]:
         core = fit(
             design.y,
             X,
@@ -144,10 +149,30 @@ def _likelihood_ratios(result: FittedModel, columns: dict[str, slice]) -> Table:
             reml=False,
             control=result.options.control,
         )
-        npar = core.rank + len(core.theta) + 1
-        chisq, df = max(0.0, core.criterion - full.criterion), full.df_model - npar
+        return core.rank + len(core.theta) + 1, core.criterion
+
+    return likelihood_ratios(ml_fit(result), columns, without)
+
+
+def likelihood_ratios(
+    full: FittedModel, columns: dict[str, slice], without: Callable[[NDArray[np.float64]], tuple[int, float]]
+) -> Table:
+    """A maximum-likelihood fit against those without each set of columns.
+
+    Parameters
+    ----------
+    full : FittedModel
+    columns : dict
+    without : callable
+        Number of parameters and deviance of the model with these fixed-effects columns (n, k).
+    """
+    design = full.design
+    rows = [(full.df_model, full.aic, full.criterion, np.nan, np.nan, np.nan)]
+    for where in columns.values():
+        npar, deviance = without(np.delete(design.X, np.arange(design.X.shape[1])[where], axis=1))
+        chisq, df = max(0.0, deviance - full.criterion), full.df_model - npar
         p = float(chdtrc(df, chisq)) if df else np.nan
-        rows.append((npar, core.criterion + 2.0 * npar, core.criterion, chisq, df, p))
+        rows.append((npar, deviance + 2.0 * npar, deviance, chisq, df, p))
     names = ("npar", "aic", "deviance", "chisq", "df", "p")
     left = dict(zip(columns, (int(row[4]) for row in rows[1:]), strict=True))
     return table(

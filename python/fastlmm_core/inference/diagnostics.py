@@ -226,8 +226,8 @@ class ConvergenceReport:
 def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
     with core.workspace() as objective, one_blas_thread():
-        at = objective.to_conditioned(core.theta)
-        _, gradient, _ = objective.evaluator.derivatives(at)
+        evaluation = objective.at(core.theta)
+        at, (_, gradient, _) = evaluation.theta, evaluation.conditioned
     free = np.ones(len(at), dtype=bool)
     if objective.theta_map.held is not None:
         free[objective.theta_map.held] = False

@@ -215,7 +215,7 @@ def _user_half(core: CoreFit, parts: FittedRows) -> Array:
 def _observations(design: Design, core: CoreFit, out: Deleted) -> None:
     """Every single row at fixed theta."""
     parts = fitted_rows(design, core, core.objective())
-    keep, nu, scale = core.cross.conditioning.keep, parts.inverse.objective.evaluator.nu, parts.inverse.scale
+    keep, nu, scale = core.cross.conditioning.keep, parts.inverse.objective.nu, parts.inverse.scale
     e = design.y - core.fitted
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = parts.weights / (1.0 - parts.leverage)
@@ -239,10 +239,10 @@ def _random_covariances(
         for a, b in pairwise(starts):
             yield inverse.random_covariance(parts.rows.take(rows[a:b]))
         return
-    lead, tail = inverse.functionals(parts.rows.take(rows))  # one factorisation for all
-    b_lead, b_tail = inverse.solve(lead, tail)
+    vectors = inverse.functionals(parts.rows.take(rows))
+    solved = inverse.solve(vectors)  # one factorisation for all
     for a, b in pairwise(starts):
-        yield b_lead[a:b] @ lead[a:b].T + b_tail[a:b] @ tail[a:b].T
+        yield np.sum([x[:, a:b].T @ v[:, a:b] for v, x in zip(vectors, solved, strict=True)], axis=0)
 
 
 def _groups(
@@ -259,7 +259,7 @@ def _groups(
     blocks = _random_covariances(inverse, parts, rows, [len(members[case]) for case in batch])
     t = _user_half(core, parts)
     e = design.y - core.fitted
-    nu = inverse.objective.evaluator.nu
+    nu = inverse.objective.nu
     failed = []
     for case, block in zip(batch, blocks, strict=True):
         u = members[case]
@@ -315,12 +315,12 @@ def _one_step(objective: Objective, theta: Array) -> Array:
     """A Newton step of the criterion from ``theta``, halved until the criterion does not rise."""
     at = objective.to_conditioned(theta)
     with one_blas_thread():
-        value, gradient, hessian = objective.evaluator.derivatives(at)
+        value, gradient, hessian = objective.at_conditioned(at).conditioned
         values, vectors = np.linalg.eigh(hessian)
         floor = 1e-8 * max(float(np.abs(values).max()), 1e-300)
         step = vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), floor))
         for _ in range(8):
-            if objective.evaluator.value(at - step) <= value:
+            if objective.at_conditioned(at - step).value <= value:
                 return objective.to_user(at - step)
             step = 0.5 * step
     return theta
@@ -329,12 +329,12 @@ def _one_step(objective: Objective, theta: Array) -> Array:
 def _estimates(objective: Objective, theta: Array) -> tuple[Array, Array, float]:
     """Estimates (p,), their covariance (p, p) and sigma at ``theta``."""
     c = objective.cross.conditioning
-    with one_blas_thread():
-        gamma, _, _, ld, _ = objective.evaluator.modes(objective.to_conditioned(theta))
+    modes = objective.at(theta).modes
+    gamma, ld = modes.gamma, modes.ld
     rank = c.rank
     beta, cov = np.full(c.n_columns, np.nan), np.full((c.n_columns, c.n_columns), np.nan)
     beta[c.keep] = c.shift + np.linalg.solve(c.r[:rank, :rank], c.r[:rank, -1] + c.y_scale * gamma)
-    unit = (ld[-1, -1] * c.y_scale) ** 2 / objective.evaluator.nu
+    unit = (ld[-1, -1] * c.y_scale) ** 2 / objective.nu
     t = np.linalg.inv(ld[:rank, :rank].T @ c.r[:rank, :rank])
     cov[np.ix_(c.keep, c.keep)] = unit * (t @ t.T)
     return beta, cov, float(np.sqrt(unit * c.weight_scale))

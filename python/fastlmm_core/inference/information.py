@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.objective import Objective
-from fastlmm_core.core.square_root import RowsEvaluator
+from fastlmm_core.core import Evaluation, Objective
 from fastlmm_core.core.threads import bounded, one_blas_thread
 
 if TYPE_CHECKING:
@@ -91,12 +90,11 @@ def variance_information(core: CoreFit) -> VarianceInformation:
 
 
 def _variance_information(core: CoreFit, model: Objective) -> VarianceInformation:
-    cross, evaluator = model.cross, model.evaluator
+    cross = model.cross
     rank, k = cross.conditioning.rank, model.n_theta
-    theta = model.to_conditioned(core.theta)
-    with one_blas_thread():
-        gamma, _, _, ld, _ = evaluator.modes(theta)
-        cells = dense_products(model, theta)
+    at = model.at(core.theta)
+    theta, gamma, ld = at.theta, at.modes.gamma, at.modes.ld
+    cells = dense_products(at)
     fixed_factor = ld[:rank, :rank]
     half = covariance_root(core, fixed_factor)
     factors = group_factors(cross.theta_index, theta, [g.n_columns for g in cross.groups])
@@ -117,7 +115,7 @@ def _variance_information(core: CoreFit, model: Objective) -> VarianceInformatio
             slopes[a] = part + part.T
             of_r2[a] = -2.0 * tt[i] @ column
 
-    nu = evaluator.nu
+    nu = model.nu
     r2 = ld[-1, -1] ** 2
     hessian = np.empty((k + 1, k + 1))
     hessian[:k, :k] = observed_hessian(model, theta) + nu / r2**2 * np.outer(of_r2, of_r2)
@@ -134,20 +132,9 @@ def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
     return np.asarray(core.sigma / np.sqrt(c.weight_scale) * root)
 
 
-def dense_products(model: Objective, theta: Array) -> list[Array]:
+def dense_products(at: Evaluation) -> tuple[Array, ...]:
     """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
-    if isinstance(model.evaluator, RowsEvaluator):
-        return model.evaluator.dense_products(theta)
-    cross, offsets = model.cross, model.plan.offsets
-    m = sum(group.size for group in cross.groups[1:])
-    tail = np.empty((cross.dtd.shape[0], m))
-    columns = [
-        (offset[:, None] + np.arange(g.n_columns)).ravel() for g, offset in zip(cross.groups[1:], offsets, strict=True)
-    ]
-    for where, dense in zip(columns, cross.dense[1:], strict=True):
-        tail[:, where] = dense.T
-    _, _, t_lead, t_tail = model.evaluator.solve(theta, np.ascontiguousarray(cross.dense[0].T), tail)
-    return [t_lead.T, *(t_tail[:, where].T for where in columns)]
+    return at.dense_products()
 
 
 def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
@@ -178,7 +165,7 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
                 for sign in (1.0, -1.0):
                     at = theta.copy()
                     at[a] += sign * multiple * h
-                    hessian[a] += sign * weight / h * model.evaluator.derivatives(at)[1]
+                    hessian[a] += sign * weight / h * model.at_conditioned(at).conditioned[1]
     hessian = 0.5 * (hessian + hessian.T)
     held = model.theta_map.held
     if held is not None:  # no information, rather than its rounding errors

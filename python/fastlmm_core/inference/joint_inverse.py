@@ -21,13 +21,9 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.sparse import csr_array
 
-from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
-from fastlmm_core._native.rows.crossprod import sort_rows
-from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
-from fastlmm_core.core import CrossProducts, Objective
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core import CrossProducts, ExplicitInverse, Objective
 
-__all__ = ["Explicit", "JointInverse", "RowSet", "row_set"]
+__all__ = ["JointInverse", "RowSet", "row_set"]
 
 Array = NDArray[np.float64]
 Part = tuple[NDArray[np.integer], Array | None] | None
@@ -100,53 +96,30 @@ def row_set(cross: CrossProducts, X: Array | None, parts: Sequence[Part], n: int
     return RowSet(x, tuple(all_codes), tuple(all_z))
 
 
-@dataclass(frozen=True)
-class Explicit:
-    """The random effects' block of the inverse in parts: Z H Z' = V S^-1 V' + Z_1 K Z_1', V = Z_t Lambda - Z_1 U.
-
-    Attributes
-    ----------
-    inverse : (m, m)
-        S^-1.
-    k_lead : (q, l, l)
-    u : (q l, m) sparse
-        K_i B_i Lambda_t.
-    factors : list of (l, l)
-        Conditioned relative factors by grouping factor.
-    offsets : list of (q,)
-        Tail column at which each level of each further factor begins.
-    """
-
-    inverse: Array
-    k_lead: Array
-    u: csr_array
-    factors: list[Array]
-    offsets: list[NDArray[np.int64]]
-
-    def random_covariance(self, rows: RowSet) -> Array:
-        """Z H Z' of the rows, (n, n)."""
-        n, l = rows.z[0].shape
-        codes = rows.codes[0]
-        there = codes >= 0
-        same = there[:, None] & (codes[:, None] == codes[None, :])
-        z = rows.z[0]
-        out: Array = np.where(same, np.einsum("ij,ijk->ik", z, self.k_lead[codes]) @ z.T, 0.0)
-        if not len(self.inverse):
-            return out
-        at = np.flatnonzero(there)
-        columns = codes[at, None] * l + np.arange(l)
-        z_lead = csr_array((-z[at].ravel(), (np.repeat(at, l), columns.ravel())), shape=(n, self.u.shape[0]))
-        v = csr_array(z_lead @ self.u)
-        for factor, offset, level, z in zip(self.factors[1:], self.offsets, rows.codes[1:], rows.z[1:], strict=True):
-            at = np.flatnonzero(level >= 0)
-            columns = offset[level[at], None] + np.arange(len(factor))
-            data = ((z[at] @ factor).ravel(), (np.repeat(at, len(factor)), columns.ravel()))
-            v = v + csr_array(data, shape=v.shape)
-        used = np.unique(v.indices)
-        if 2 * len(used) < len(self.inverse):
-            v = v[:, used]
-            return out + v @ (v @ self.inverse[np.ix_(used, used)]).T
-        return out + v @ (v @ self.inverse).T
+def explicit_covariance(explicit: ExplicitInverse, rows: RowSet) -> Array:
+    """Z H Z' of the rows, (n, n), from the inverse itself."""
+    n, l = rows.z[0].shape
+    codes = rows.codes[0]
+    there = codes >= 0
+    same = there[:, None] & (codes[:, None] == codes[None, :])
+    z = rows.z[0]
+    out: Array = np.where(same, np.einsum("ij,ijk->ik", z, explicit.k_lead[codes]) @ z.T, 0.0)
+    if not len(explicit.inverse):
+        return out
+    at = np.flatnonzero(there)
+    columns = codes[at, None] * l + np.arange(l)
+    z_lead = csr_array((-z[at].ravel(), (np.repeat(at, l), columns.ravel())), shape=(n, explicit.u.shape[0]))
+    v = csr_array(z_lead @ explicit.u)
+    for factor, offset, level, z in zip(explicit.factors[1:], explicit.starts, rows.codes[1:], rows.z[1:], strict=True):
+        at = np.flatnonzero(level >= 0)
+        columns = offset[level[at], None] + np.arange(len(factor))
+        data = ((z[at] @ factor).ravel(), (np.repeat(at, len(factor)), columns.ravel()))
+        v = v + csr_array(data, shape=v.shape)
+    used = np.unique(v.indices)
+    if 2 * len(used) < len(explicit.inverse):
+        v = v[:, used]
+        return out + v @ (v @ explicit.inverse[np.ix_(used, used)]).T
+    return out + v @ (v @ explicit.inverse).T
 
 
 class JointInverse:
@@ -177,28 +150,21 @@ class JointInverse:
 
     def __init__(self, objective: Objective, theta: Array) -> None:
         self.objective = objective
-        self.theta: Array = objective.to_conditioned(theta)
-        cross, plan = objective.cross, objective.plan
+        self.at = objective.at(theta)
+        cross = objective.cross
         rank = cross.conditioning.rank
-        lead = cross.groups[0]
-        with one_blas_thread():
-            gamma, mode_lead, mode_tail, ld, _ = objective.evaluator.modes(self.theta)
-            right = np.ascontiguousarray(cross.dense[0][:, :rank].T)
-            tail = np.ascontiguousarray(objective.evaluator.values.dense_tail[:rank], dtype=np.float64)
-            b_lead, b_tail, _, _ = objective.evaluator.solve(self.theta, right, tail)
-        self.l_x: Array = ld[:rank, :rank]
-        residual_ss = (ld[-1, -1] * cross.conditioning.y_scale) ** 2
-        self.scale = float(residual_ss / objective.evaluator.nu)
+        modes = self.at.modes
+        blocks, _ = self.at.solve([dense[:, :rank] for dense in cross.dense])
+        self.l_x: Array = modes.ld[:rank, :rank]
+        residual_ss = (modes.ld[-1, -1] * cross.conditioning.y_scale) ** 2
+        self.scale = float(residual_ss / objective.nu)
         self.sigma2 = self.scale * cross.conditioning.weight_scale
-        blocks = [b_lead.T.reshape(lead.n_levels, lead.n_columns, rank)]
-        for group, offset in zip(cross.groups[1:], plan.offsets, strict=True):
-            blocks.append(b_tail.T[offset[:, None] + np.arange(group.n_columns)])
-        self.n_blocks: tuple[Array, ...] = tuple(blocks)
-        self.gamma: Array = gamma
-        modes = [
-            offset[:, None] + np.arange(g.n_columns) for g, offset in zip(cross.groups[1:], plan.offsets, strict=True)
-        ]
-        self.modes: tuple[Array, ...] = (mode_lead, *(mode_tail[where] for where in modes))
+        self.n_blocks: tuple[Array, ...] = tuple(
+            block.reshape(group.n_levels, group.n_columns, rank)
+            for block, group in zip(blocks, cross.groups, strict=True)
+        )
+        self.gamma: Array = modes.gamma
+        self.modes: tuple[Array, ...] = modes.b
 
     def predictions(self, rows: RowSet) -> Array:
         """Predictions x'beta-hat + z'b-hat (n,), user's units, up to a constant of the row that is free of theta."""
@@ -223,21 +189,7 @@ class JointInverse:
 
     def random_forms(self, rows: RowSet) -> Array:
         """Forms z'Hz of the rows, (n,): the variance of z'b at known beta, over sigma^2."""
-        n, plan, evaluator = len(rows), self.objective.plan, self.objective.evaluator
-        groups = self.objective.cross.groups
-        with one_blas_thread():
-            h_lead, _ = evaluator.cond_var(self.theta)
-            lead = np.where(rows.codes[0] < 0, groups[0].n_levels, rows.codes[0]).astype(np.int32)
-            ptr, order = sort_rows(lead, groups[0].n_levels + 1)
-            starts = np.empty((n, len(groups) - 1), np.int64)
-            for h, offset in enumerate(plan.offsets):
-                codes = rows.codes[h + 1]
-                starts[:, h] = np.where(codes < 0, -1, offset[codes])
-            z_tail = np.hstack(rows.z[1:]) if len(groups) > 1 else np.empty((n, 0))
-            z_tail = np.ascontiguousarray(z_tail)
-            complete = isinstance(plan.tail, DenseTail)
-            z_lead = np.ascontiguousarray(rows.z[0])
-            out: Array = row_forms(evaluator, h_lead, ptr, order, z_lead, starts, z_tail, complete)
+        out = self.at.random_forms(rows.codes, rows.z)
         off = np.flatnonzero(np.isnan(out))
         if len(off):  # levels that no row joins: the inverse's entry has to be solved for
             out[off] = self.solved_forms(rows.take(off))
@@ -255,29 +207,26 @@ class JointInverse:
         values = np.empty(len(first))
         for s in range(0, len(first), SOLVES):
             part = rows.take(first[s : s + SOLVES])
-            lead, tail = self.functionals(part)
-            b_lead, b_tail = self.solve(lead, tail)
-            values[s : s + SOLVES] = np.einsum("ij,ij->i", lead, b_lead) + np.einsum("ij,ij->i", tail, b_tail)
+            vectors = self.functionals(part)
+            values[s : s + SOLVES] = sum(
+                np.einsum("ij,ij->j", v, b) for v, b in zip(vectors, self.solve(vectors), strict=True)
+            )
         return values[inverse.ravel()]
 
-    def functionals(self, rows: RowSet) -> tuple[Array, Array]:
-        """Vectors z of the rows, as dense vectors over the leading factor (n, q l) and the tail (n, m)."""
-        plan, groups = self.objective.plan, self.objective.cross.groups
-        at = np.arange(len(rows))
-        lead = np.zeros((len(rows), groups[0].size))
-        tail = np.zeros((len(rows), sum(group.size for group in groups[1:])))
-        for h, (group, codes, z) in enumerate(zip(groups, rows.codes, rows.z, strict=True)):
+    def functionals(self, rows: RowSet) -> tuple[Array, ...]:
+        """Vectors z of the rows, as dense vectors (q l, n) over the effects of each group."""
+        out = []
+        for group, codes, z in zip(self.objective.cross.groups, rows.codes, rows.z, strict=True):
+            vectors = np.zeros((group.size, len(rows)))
             there = np.flatnonzero(codes >= 0)
-            start = codes[there] * group.n_columns if h == 0 else plan.offsets[h - 1][codes[there]]
-            columns = start[:, None] + np.arange(group.n_columns)
-            (lead if h == 0 else tail)[at[there][:, None], columns] = z[there]
-        return lead, tail
+            columns = codes[there, None] * group.n_columns + np.arange(group.n_columns)
+            vectors[columns, there[:, None]] = z[there]
+            out.append(vectors)
+        return tuple(out)
 
-    def solve(self, lead: Array, tail: Array) -> tuple[Array, Array]:
-        """H times the vectors given, by leading factor and tail."""
-        with one_blas_thread():
-            b_lead, b_tail, _, _ = self.objective.evaluator.solve(self.theta, lead, tail)
-        return b_lead, b_tail
+    def solve(self, vectors: Sequence[Array]) -> tuple[Array, ...]:
+        """H times the vectors given, (q l, n) by group."""
+        return self.at.solve(vectors)[0]
 
     def covariance(self, rows: RowSet) -> Array:
         """Joint covariance (n, n) of the combinations, over `scale`."""
@@ -288,35 +237,16 @@ class JointInverse:
     def random_covariance(self, rows: RowSet) -> Array:
         """Z H Z' of the rows, (n, n): from the inverse itself where it can be held, by a solve a row otherwise."""
         if self.explicit is not None:
-            return self.explicit.random_covariance(rows)
+            return explicit_covariance(self.explicit, rows)
         n = len(rows)
         out = np.zeros((n, n))
-        all_lead, all_tail = self.functionals(rows)
+        vectors = self.functionals(rows)
         for s in range(0, n, SOLVES):
-            b_lead, b_tail = self.solve(all_lead[s : s + SOLVES], all_tail[s : s + SOLVES])
-            out[s : s + SOLVES] = b_lead @ all_lead.T + b_tail @ all_tail.T
+            for part, b in zip(vectors, self.solve([v[:, s : s + SOLVES] for v in vectors]), strict=True):
+                out[s : s + SOLVES] += b.T @ part
         return out
 
     @cached_property
-    def explicit(self) -> Explicit | None:
-        """The inverse as arrays, where the tail's is dense and a copy of it fits."""
-        plan, evaluator = self.objective.plan, self.objective.evaluator
-        if not isinstance(plan.tail, (DenseTail, EmptyTail)) or 16 * plan.tail.m**2 > self.objective.control.n_bytes:
-            return None
-        groups = self.objective.cross.groups
-        with one_blas_thread():
-            evaluator.cond_var(self.theta)
-            inverse, k_lead, lam = explicit_parts(evaluator)
-        q, l, m = groups[0].n_levels, groups[0].n_columns, plan.tail.m
-        u = csr_array((q * l, m))
-        if m:
-            # level i's strips are l rows of one pattern, one after another
-            ptr, idx = np.asarray(plan.arrays["ptr"]), np.asarray(plan.arrays["idx"])
-            widths = np.repeat(np.diff(ptr), l)
-            ends = np.cumsum(widths)
-            first = np.repeat(ptr[:-1], l)
-            columns = idx[np.arange(ends[-1]) + np.repeat(first - (ends - widths), widths)]
-            u = csr_array((evaluator.arrays["u"].copy(), columns, np.append(0, ends)), shape=(q * l, m))
-        ends = np.cumsum([0, *(g.n_columns**2 for g in groups)])
-        factors = [lam[a:b].reshape(g.n_columns, -1) for a, b, g in zip(ends[:-1], ends[1:], groups, strict=True)]
-        return Explicit(inverse, k_lead, u, factors, plan.offsets)
+    def explicit(self) -> ExplicitInverse | None:
+        """The inverse as arrays, where the engine has all of it and a copy fits."""
+        return self.at.explicit(self.objective.control.n_bytes)

@@ -81,11 +81,11 @@ def _adjustment(core: CoreFit) -> Adjustment:
         return Adjustment(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros((k + 1, 0, 0)), np.zeros((k + 1, k + 1)))
     with one_blas_thread():
         with core.workspace() as model:
-            theta = model.to_conditioned(core.theta)
-            _, _, _, ld, _ = model.evaluator.modes(theta)
-            cells = dense_products(model, theta)
+            at = model.at(core.theta)
+            theta, ld = at.theta, at.modes.ld
+            cells = dense_products(at)
         memory = core.control.n_bytes
-        del model  # its tail, where it is not kept, is as large as one of the matrices to come
+        del model, at  # its tail, where it is not kept, is as large as one of the matrices to come
         products = MarginalProducts(cross, theta, memory)
         fixed_factor = ld[:rank, :rank]
         whiten = np.linalg.inv(fixed_factor).T

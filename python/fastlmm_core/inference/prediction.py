@@ -159,7 +159,7 @@ def uncertain_theta(
         down = target.at(objective, objective.to_user(at - step))
         slopes[a], drift[a] = ((u - d) / (2.0 * step[a]) for u, d in zip(up, down, strict=True))
     cov = theta_covariance(objective, theta)
-    noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / objective.evaluator.nu
+    noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / objective.nu
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(noise > 0, 2.0 * variance**2 / noise, np.inf)
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design, NewDesign
 
-__all__ = ["EFFECTS", "augment", "glance", "tidy"]
+__all__ = ["EFFECTS", "augment", "glance", "tidy", "with_answers"]
 
 EFFECTS = ("fixed", "ran_pars", "ran_vals")
 
@@ -149,6 +149,11 @@ def augment(fit: FittedModel, data: Any = None) -> Table:
         "cooksd": cooks_distance(design, core),
         "std_resid": residuals(design, core, "studentized"),
     }
+    return with_answers(design, rows, out, data)
+
+
+def with_answers(design: Design, rows: NewDesign, out: dict[str, Any], data: Any) -> Table:
+    """Columns named with a dot, beside the model's own or those of the table of the fit."""
     if design.offset is not None:
         out["offset"] = rows.full(design.offset)
     if design.weights is not None:

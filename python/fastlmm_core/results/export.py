@@ -8,16 +8,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
 
-__all__ = ["to_dict"]
+__all__ = ["glmer_to_dict", "to_dict"]
 
 
 def to_dict(result: LmerResult, *, ranef: bool = False) -> dict[str, Any]:
     """The estimates and figures of a fit; NaN becomes None."""
+    return _exported(result, {"reml": result.reml, "sigma": result.sigma}, ranef)
+
+
+def glmer_to_dict(result: GlmerResult, *, ranef: bool = False) -> dict[str, Any]:
+    """The estimates and figures of a generalised fit; NaN becomes None."""
+    family = result.core.family
+    own = {
+        "family": family.name,
+        "link": family.link.name,
+        "n_agq": result.options.n_agq,
+        "family_params": result.core.family_params,
+        "deviance": result.deviance,
+        "notes": list(result.notes),
+    }
+    return _exported(result, own, ranef)
+
+
+def _exported(result: LmerResult | GlmerResult, own: dict[str, Any], ranef: bool) -> dict[str, Any]:
     out = {
         "formula": result.formula,
-        "reml": result.reml,
         "criterion": result.criterion,
         "llf": result.llf,
         "aic": result.aic,
@@ -30,13 +48,13 @@ def to_dict(result: LmerResult, *, ranef: bool = False) -> dict[str, Any]:
         "bse": result.bse.to_dict(),
         "cov_params": result.cov_params().to_numpy().tolist(),
         "theta": result.theta.to_dict(),
-        "sigma": result.sigma,
         "var_corr": result.var_corr().to_frame().to_dict("records"),
         "n_groups": result.n_groups,
         "is_singular": result.is_singular,
         "converged": result.converged,
         "message": result.message,
         "n_evaluations": len(result.fit_log),
+        **own,
     }
     if ranef:
         out["ranef"] = result.ranef().astype({"grpvar": object, "term": object, "grp": object}).to_dict("records")

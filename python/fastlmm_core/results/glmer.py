@@ -2,115 +2,38 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import pandas as pd
 
-from fastlmm_core.core import glmm
+from fastlmm_core.core.control import checked_control
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.families import Family, Link, as_family
-from fastlmm_core.fitting import coefficients, ranef, var_corr
-from fastlmm_core.fitting.fit import core_terms
-from fastlmm_core.formula import build_design
-from fastlmm_core.results.methods.means import MeansMethods
+from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of
+from fastlmm_core.fitting.models import is_structured
+from fastlmm_core.fitting.spelling import GLMER_ARGUMENTS, answered
+from fastlmm_core.formula import build_design, parse_formula
+from fastlmm_core.formula.evaluate import Context
+from fastlmm_core.formula.frame import Table
+from fastlmm_core.formula.left_side import Outcome, successes, without_pair
+from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
+from fastlmm_core.results.glmer_result import GlmerResult
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from fastlmm_core.core import Control
     from fastlmm_core.formula import Design
+    from fastlmm_core.formula.design import NaAction
 
-__all__ = ["GlmerResult", "glmer"]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class GlmerResult(MeansMethods):
-    """A fitted generalised linear mixed model.
-
-    Attributes
-    ----------
-    design : Design
-    core : GlmmFit
-    formula : str
-    """
-
-    design: Design
-    core: glmm.GlmmFit
-    formula: str
-
-    @property
-    def params(self) -> pd.Series:
-        """Fixed-effects estimates (p,)."""
-        return coefficients.labelled(self.design, self.core.beta)
-
-    @property
-    def bse(self) -> pd.Series:
-        """Standard errors of `params`."""
-        return coefficients.labelled(self.design, self.core.se)
-
-    @property
-    def criterion(self) -> float:
-        """Minus twice the log-likelihood."""
-        return float(self.core.criterion)
-
-    @property
-    def llf(self) -> float:
-        """Log-likelihood."""
-        return -0.5 * self.criterion
-
-    @property
-    def df_model(self) -> int:
-        """Estimated parameters: coefficients, theta, and the family's own."""
-        return int(self.core.rank) + len(self.core.theta) + self.core.family.n_extra
-
-    @property
-    def aic(self) -> float:
-        """Criterion + 2 df_model."""
-        return self.criterion + 2.0 * self.df_model
-
-    @property
-    def bic(self) -> float:
-        """Criterion + log(nobs) df_model."""
-        return self.criterion + float(np.log(self.core.n)) * self.df_model
-
-    @property
-    def converged(self) -> bool:
-        """Whether the optimiser met its criterion."""
-        return bool(self.core.converged)
-
-    @property
-    def is_singular(self) -> bool:
-        """Whether the fit lies on the boundary."""
-        return bool(self.core.is_singular)
-
-    @property
-    def theta(self) -> pd.Series:
-        """Covariance parameters."""
-        return pd.Series(self.core.theta, index=var_corr.theta_labels(self.design), dtype=float)
-
-    @property
-    def fittedvalues(self) -> pd.Series:
-        """Means of the rows used."""
-        return pd.Series(self.core.mu)
-
-    def var_corr(self) -> var_corr.VarCorr:
-        """Variances and correlations of the random effects, on the scale of the linear predictor."""
-        return var_corr.VarCorr(
-            tuple(
-                var_corr.TermCov(term.grp, term.group, tuple(term.columns), L @ L.T)
-                for term, L in zip(self.design.random, self.core.L, strict=True)
-            ),
-            float("nan"),
-        )
-
-    def ranef(self, *, condsd: bool = True) -> pd.DataFrame:
-        """Conditional modes, a row an effect of a level."""
-        return ranef.ranef(self.design, self.core, condsd=condsd)  # type: ignore[arg-type]
+__all__ = ["glmer"]
 
 
+@answered(GLMER_ARGUMENTS)
 def glmer(
     formula: str,
     data: Any,
@@ -118,13 +41,18 @@ def glmer(
     *,
     link: str | Link | None = None,
     n_agq: int = 1,
-    weights: Any = None,
-    trials: Any = None,
-    freq_weights: Any = None,
-    offset: Any = None,
+    weights: str | ArrayLike | None = None,
+    trials: str | ArrayLike | None = None,
+    freq_weights: str | ArrayLike | None = None,
+    offset: str | ArrayLike | None = None,
+    exposure: str | ArrayLike | None = None,
     control: Control | None = None,
-    start: Any = None,
-    subset: Any = None,
+    start: ArrayLike | None = None,
+    verbose: int = 0,
+    subset: str | ArrayLike | None = None,
+    na_action: NaAction = "drop",
+    contrasts: Mapping[str, Any] | None = None,
+    objective_only: bool = False,
     env: Mapping[str, Any] | None = None,
 ) -> GlmerResult:
     """Fit a generalised linear mixed model.
@@ -132,45 +60,207 @@ def glmer(
     Parameters
     ----------
     formula : str
-        As in `lmer`; a binomial response is 0/1, a column with two values, the second one a success, or
-        ``cbind(successes, failures)``.
+        As in `lmer`. The left side of a binomial model is a column of 0 and 1 (or true and false); a column with two
+        levels, the second of which is success; ``cbind(successes, failures)``; counts of successes with ``trials=``;
+        or proportions with ``weights=``.
     data : table
+        As in `lmer`.
     family : str or Family
+        "binomial", "poisson", "negativebinomial" (NB2), "negativebinomial1", "gamma", "inverse_gaussian", "gaussian",
+        "beta", or an object of `fastlmm_core.families`.
     link : str or Link, optional
+        The family's first link when left out.
     n_agq : int
-        Quadrature points; 1 is Laplace's approximation.
-    weights, trials, freq_weights, offset : str or array_like, optional
-    control : Control, optional
+        Quadrature points for each random effect of a level; 1 is Laplace's approximation. More need one grouping
+        factor and at most three effects a level. 0 is a fast first look.
+    weights : str or array_like, optional
+        lme4's meaning: trials of binomial proportions; otherwise the dispersion is divided by them. Rows of weight zero
+        are left out.
+    trials : str or array_like, optional
+        Trials of binomial rows, whose response counts successes.
+    freq_weights : str or array_like, optional
+        How often each row counts (glmmTMB's `weights`).
+    offset : str or array_like, optional
+        Added to the linear predictor.
+    exposure : str or array_like, optional
+        Time or size that counts are proportional to: its logarithm is an offset. For the log link only.
+    control, verbose, subset, na_action, contrasts, env
+        As in `lmer`.
     start : array_like, optional
-    subset : optional
-    env : mapping, optional
+        theta, or (theta, beta, rho), at which to start.
+    objective_only : bool
+        Return the deviance as a function of (theta, beta, rho) instead of a fit.
 
     Returns
     -------
     GlmerResult
+        Where the family is gaussian with the identity link, `lmer(..., reml=False)`'s result.
+
+    Raises
+    ------
+    FormulaError, DataError, ModelError
+        As in `lmer`; responses outside the family's support; a random term as fine as rows that have no trials or
+        counts to tell it by; quadrature with several grouping factors.
+
+    Warns
+    -----
+    SeparationWarning
+        Some coefficients have no finite estimate.
+    LaplaceWarning
+        Binary responses with few rows a level.
+    BoundaryWarning
+        A negative binomial without overdispersion.
+    ConvergenceWarning, RankWarning
+        As in `lmer`.
+
+    Examples
+    --------
+    >>> from fastlmm_core import glmer, load_dataset
+    >>> fit = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", load_dataset("cbpp"), "binomial")
+    >>> round(fit.criterion, 4)
+    184.0526
     """
     if env is None:
-        caller = sys._getframe(1)
-        env = ChainMap(dict(caller.f_locals), caller.f_globals)
+        caller = sys._getframe(2)
+        env = caller.f_globals
+        if caller.f_locals is not env:
+            env = ChainMap(dict(caller.f_locals), env)
     chosen = as_family(family, link)
-    left, _, right = formula.partition("~")
-    pair = re.fullmatch(r"\s*cbind\((.*?),(.*)\)\s*", left)
-    text = formula
-    if pair:
-        text, trials = f"{pair[1]} ~ {right}", f"({pair[1]}) + ({pair[2]})"
-    elif isinstance(data, pd.DataFrame) and not pd.api.types.is_numeric_dtype(data.get(left.strip(), 0.0)):
-        data = data.assign(**{left.strip(): pd.Categorical(data[left.strip()]).codes.astype(float)})
-    given = trials if trials is not None else weights
-    design = build_design(text, data, subset=subset, weights=given, offset=offset, env=env, observation_level=True)
-    known: dict[str, Any] = {"trials" if trials is not None else "weights": design.weights}
-    model = glmm.Model(
-        design.X,
-        core_terms(design),
-        chosen,
-        freq_weights=freq_weights,
-        offset=design.offset,
-        n_agq=n_agq,
-        control=control,
-        **known,
+    if not isinstance(verbose, (int, np.integer)):
+        raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    if chosen.name == "gaussian" and chosen.link.name == "identity" and freq_weights is None and exposure is None:
+        from fastlmm_core.results.lmer import lmer
+
+        warn("a gaussian model with the identity link is lmer(..., reml=False), which fits it exactly", FastLMMWarning)
+        common: dict[str, Any] = {"control": control, "start": start, "verbose": verbose, "subset": subset}
+        common |= {"weights": weights, "na_action": na_action, "offset": offset, "contrasts": contrasts}
+        linear = lmer(formula, data, reml=False, objective_only=objective_only, env=env, **common)
+        return cast("GlmerResult", linear)
+    parsed, pair = without_pair(parse_formula(formula))
+    binomial = chosen.name == "binomial"
+    if pair is not None and not binomial:
+        raise ModelError(f"cbind(successes, failures) belongs to the binomial family, not to {chosen.name}")
+    if (pair is not None) + (trials is not None) + (binomial and weights is not None) > 1:
+        raise ModelError("give one of cbind(successes, failures), trials= and weights=: each says how many trials")
+    if trials is not None and not binomial:
+        raise ModelError(f"trials belong to the binomial family, not to {chosen.name}")
+    known: str | ArrayLike | None = pair if pair is not None else trials if trials is not None else weights
+    if exposure is not None:
+        offset = _with_exposure(exposure, offset, chosen, data, subset, env)
+    counted = None
+    if freq_weights is not None:
+        counted, subset = _frequencies(freq_weights, data, subset, env)
+    outcome = Outcome(binary=binomial)
+    design = build_design(
+        parsed,
+        data,
+        subset=subset,
+        weights=known,
+        offset=offset,
+        na_action=na_action,
+        contrasts=contrasts,
+        env=env,
+        response=outcome,
+        observation_level=True,
+        check_levels=checked_control(control).check_levels,
     )
-    return GlmerResult(design, model.fit(design.y, start=start), formula)
+    if is_structured(design):
+        raise ModelError("generalised models have unstructured random effects only: (x | g) or (x || g)")
+    proportions = binomial and weights is not None
+    if binomial:
+        name = parsed.response
+        y = successes(design.y, design.weights, name, design.row_index, proportions=proportions)
+        design = design.with_response(y)
+    else:
+        _check_varying(design, chosen)
+    if outcome.note:
+        design = replace(design, notes=(outcome.note, *design.notes))
+    check_identified(design, chosen)
+    arguments = {
+        **{"link": link, "weights": weights, "trials": trials, "freq_weights": freq_weights, "exposure": exposure},
+        **{"subset": subset, "offset": offset, "contrasts": contrasts},
+    }
+    options = GlmerOptions(
+        chosen,
+        n_agq=n_agq,
+        proportions=proportions,
+        trials=known if binomial and isinstance(known, str) else None,
+        freq_weights=None if counted is None else counted[design.row_index],
+        control=control,
+        start=start,
+        verbose=int(verbose),
+        given={name: value for name, value in arguments.items() if value is not None},
+    )
+    if objective_only:
+        return cast("GlmerResult", glmm_of(design, options).objective(design.y))
+    result = fit_generalised(GlmerResult, design, formula, options)
+    result.keep_data(data)
+    return result
+
+
+def _check_varying(design: Design, family: Family) -> None:
+    """ModelError for a constant response of a family in which that leaves nothing to model."""
+    y, name = design.y, design.formula.response
+    if y.max() == y.min() and (family.name in ("gaussian", "gamma", "inverse_gaussian", "beta") or y[0] == 0.0):
+        raise ModelError(f"the response {name} is constant ({y[0]:g} in all {len(y)} rows)")
+
+
+def _with_exposure(
+    exposure: str | ArrayLike,
+    offset: str | ArrayLike | None,
+    family: Family,
+    data: Any,
+    subset: str | ArrayLike | None,
+    env: Mapping[str, Any],
+) -> str | ArrayLike:
+    """The offset with the logarithm of the exposure in it.
+
+    Raises
+    ------
+    ModelError
+        Another link than the log.
+    DataError
+        Exposures that are not positive; an offset given in another way.
+    """
+    if family.link.name != "log":
+        raise ModelError(f"exposure= multiplies means, which needs the log link, not {family.link.name}: use offset=")
+    table, context = Table(data), Context(env)
+    values = numeric_argument(exposure, "exposure", table, context)
+    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
+    bad = (values <= 0.0) & used
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"exposure must be positive, which it is not in {int(bad.sum())} of {len(values)} rows, first in row {row} "
+            f"({values[row]:g})"
+        )
+    if isinstance(exposure, str) and (offset is None or isinstance(offset, str)):
+        return f"log({exposure})" if offset is None else f"({offset}) + log({exposure})"
+    with np.errstate(invalid="ignore", divide="ignore"):
+        logs = np.where(values > 0.0, np.log(values), np.nan)
+    if offset is None:
+        return logs
+    return np.asarray(logs + numeric_argument(offset, "offset", table, context))
+
+
+def _frequencies(
+    freq_weights: str | ArrayLike, data: Any, subset: str | ArrayLike | None, env: Mapping[str, Any]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """How often each row of the table counts, and the rows that count at all.
+
+    Raises
+    ------
+    DataError
+        Missing, negative or infinite numbers.
+    """
+    table, context = Table(data), Context(env)
+    values = numeric_argument(freq_weights, "freq_weights", table, context)
+    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
+    bad = ~(np.isfinite(values) & (values >= 0.0)) & used
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"freq_weights must be finite and not negative, which {int(bad.sum())} of {len(values)} are not, first in "
+            f"row {row} ({values[row]:g})"
+        )
+    return values, used & (values > 0.0)

@@ -152,7 +152,8 @@ def lmer(
             env = ChainMap(dict(caller.f_locals), env)
     arguments = {
         **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
-        **{"residual": residual, "dispersion": dispersion, "na_action": None if na_action == "drop" else na_action},
+        **{"residual": residual, "dispersion": dispersion, "precision": precision, "relmat": relmat},
+        **{"na_action": None if na_action == "drop" else na_action},
     }
     given = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(verbose, (int, np.integer)):

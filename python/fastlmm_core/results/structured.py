@@ -15,7 +15,7 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.models import structure_labels
-from fastlmm_core.fitting.relationships import relationship_values
+from fastlmm_core.fitting.relationships import relationship_values, sparse_coefficients
 from fastlmm_core.fitting.residual import describe, parameter_labels
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.formula.residual import ParsedResidual
@@ -162,6 +162,35 @@ class StructuredResult(LmerResult):
             value).
         """
         return relationship_values(self.design, self.core, group)
+
+    def sparse_coef(self, name: str | None = None, *, se: bool = False) -> pd.DataFrame:
+        """Coefficients of the levels of a `sparse()` fixed factor; zero for reference levels.
+
+        Parameters
+        ----------
+        name : str, optional
+            The factor; the first one by default.
+        se : bool
+            Add standard errors, which need entries of an inverse.
+
+        Returns
+        -------
+        DataFrame
+            Indexed by level: estimate, and std_error.
+        """
+        return sparse_coefficients(self.design, self.core, name, se)
+
+    def emmeans(self, *args: Any, **options: Any) -> Any:
+        """As `LmerResult.emmeans`; refused beside `sparse()` effects, over which it cannot average."""
+        if self.design.sparse:
+            self._refuse("emmeans beside sparse() effects")
+        return super().emmeans(*args, **options)
+
+    def predict(self, newdata: Any = None, *args: Any, **options: Any) -> Any:
+        """As `LmerResult.predict`; of new rows it is refused beside `sparse()` effects."""
+        if self.design.sparse and newdata is not None:
+            self._refuse("predict of new data beside sparse() effects")
+        return super().predict(newdata, *args, **options)
 
     def residuals(self, kind: Any = "response") -> pd.Series:
         """Residuals of the rows used.

@@ -25,9 +25,10 @@ from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import VarCorr
 
 if TYPE_CHECKING:
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
 
-__all__ = ["Summary", "summary"]
+__all__ = ["Summary", "correlations", "fit_notes", "summary"]
 
 MAX_CORRELATION = 12
 """Correlations of the fixed effects are shown for at most this many coefficients, as in lme4."""
@@ -51,7 +52,7 @@ class Summary:
     title, formula : str
         Methods of estimation and of the tests, and the model.
     criteria : dict
-        "REML criterion" alone, or AIC, BIC, logLik, deviance and df.resid of an ML fit.
+        "REML criterion" alone; or AIC, BIC, logLik, deviance and df.resid of an ML fit.
     residuals : Series
         Quantiles of the scaled residuals: Min, 1Q, Median, 3Q, Max.
     var_corr : VarCorr
@@ -208,9 +209,6 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
     table, method = coef_table(result, ddf=ddf), method_name(ddf)
     coefficients = table.drop(columns="df").rename(columns={"t": "z"}) if method == "normal" else table
     estimated = ~np.isnan(core.beta)
-    cov = core.cov_beta[np.ix_(estimated, estimated)]
-    sd = np.sqrt(np.diagonal(cov))
-    names = [name for name, keep in zip(design.x_names, estimated, strict=True) if keep]
     if result.reml:
         criteria = {"REML criterion": result.criterion}
     else:
@@ -231,8 +229,8 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
         n_missing=result.n_missing,
         n_groups=result.n_groups,
         coefficients=coefficients[estimated],
-        correlation=pd.DataFrame(cov / sd[:, None] / sd[None, :], index=names, columns=names),
-        notes=(*result.notes, *_notes(result), *table.attrs["notes"]),
+        correlation=correlations(core.cov_beta, design.x_names, estimated),
+        notes=(*result.notes, *fit_notes(result), *table.attrs["notes"]),
         residual=residual,
     )
 
@@ -249,12 +247,21 @@ def _residual_quantiles(result: LmerResult) -> pd.Series:
     return pd.Series(quantiles, index=["Min", "1Q", "Median", "3Q", "Max"])
 
 
-def _notes(result: LmerResult) -> tuple[str, ...]:
+def correlations(cov: np.ndarray, names: tuple[str, ...], estimated: np.ndarray) -> pd.DataFrame:
+    """Correlations of the estimated coefficients, labelled."""
+    cov = cov[np.ix_(estimated, estimated)]
+    sd = np.sqrt(np.diagonal(cov))
+    kept = [name for name, keep in zip(names, estimated, strict=True) if keep]
+    return pd.DataFrame(cov / sd[:, None] / sd[None, :], index=kept, columns=kept)
+
+
+def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
+    """Sentences on dropped columns, a fit on the boundary, one that did not converge."""
     notes = []
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
-    notes += unidentified_words(result.design, result.core)
+    notes += unidentified_words(result.design, result.core)  # type: ignore[arg-type]
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")
     if not result.converged:

@@ -51,5 +51,5 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
     return cast("LmerResult", lmer(text, data, **call))
 
 
-ARGUMENTS = ("subset", "weights", "offset", "na_action", "contrasts", "residual", "dispersion")
+ARGUMENTS = ("subset", "weights", "offset", "na_action", "contrasts", "residual", "dispersion", "precision", "relmat")
 """Arguments of `lmer` that a fit remembers as they were given."""

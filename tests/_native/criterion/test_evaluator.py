@@ -7,7 +7,9 @@ import pytest
 
 from fastlmm_core._native.tail.sparse import SparseTail
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail
-from fastlmm_core.core.layout import evaluator_arrays, pattern, structures
+from fastlmm_core.core.engines import pattern
+from fastlmm_core.core.incidence import structures
+from fastlmm_core.core.layout import evaluator_arrays
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import NumericalError
 from kernel_models import criteria, models, with_tail

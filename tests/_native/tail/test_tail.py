@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
-from fastlmm_core.core.layout import structures
+from fastlmm_core.core.incidence import structures
 from kernel_oracle import both, diagonal_blocks, problem
 
 

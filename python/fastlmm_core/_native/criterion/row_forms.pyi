@@ -14,5 +14,4 @@ def row_forms(
     z_lead: NDArray[np.float64],
     starts: NDArray[np.int64],
     z_tail: NDArray[np.float64],
-    complete: bool,
 ) -> NDArray[np.float64]: ...

@@ -5,7 +5,9 @@ from fastlmm_core._native.symbolic.supernodes import Supernodes
 from fastlmm_core._native.tail.supernodal import SupernodalCholesky
 from fastlmm_core._native.tail.tail import Tail, TailRows
 
-class SparseTail(Tail):
+class PatternTail(Tail): ...
+
+class SparseTail(PatternTail):
     def __init__(
         self,
         rows: TailRows,

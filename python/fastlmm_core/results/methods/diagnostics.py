@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
+    from fastlmm_core.core.engines import EngineReport
     from fastlmm_core.inference.diagnostics import ConvergenceReport, ResidualKind
     from fastlmm_core.inference.influence import Influence, Method
     from fastlmm_core.inference.random_cov import Levels
@@ -362,6 +363,21 @@ class DiagnosticMethods(FittedModel):
         from fastlmm_core.inference.diagnostics import convergence_report
 
         return convergence_report(self.design, self.core)
+
+    def engine_report(self) -> EngineReport:
+        """Which engine factored the random effects, why, and what the others would have cost; printable.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> report = lmer("diameter ~ 1 + (1|plate) + (1|sample)", load_dataset("Penicillin")).engine_report()
+        >>> print(str(report).splitlines()[0])
+        Engine: dense (6 random effects in its tail), since they are too few for a look at their pattern to pay.
+        """
+        from fastlmm_core.core.layout import engine_report
+
+        with self.core.workspace() as objective:
+            return engine_report(objective.plan)
 
     # ------------------------------------------------------------------ figures to compare models by
 

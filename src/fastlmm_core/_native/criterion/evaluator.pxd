@@ -18,6 +18,7 @@ cdef class Evaluator(Solver):
     cdef int group_gradients(self) noexcept nogil
     cdef int all_traces(self) noexcept nogil
     cdef int add_traces(self, const double *lam, double weight) noexcept nogil
+    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
     cdef int lift_tail(self, double multiple) noexcept nogil
     cdef void make_omega(self) noexcept nogil

@@ -3,7 +3,8 @@
 With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative is
     G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
     leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
-    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular
+    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular;
+              with a precision P between levels the sum over j is L_k^-T (q I - sum_jk P_jk [S^-1]_jk) L_k^-1
 where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and
 what the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
 Hessian is the average information (Gilmour, Thompson and Cullis 1995) plus the exact curvature of Sigma = L L':
@@ -45,17 +46,19 @@ cdef class Evaluator(Solver):
         Solver.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
         self.ready = False
         cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
-        self.n_chunks = min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK)
+        self.n_chunks = max(1, min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK))
         self.lam_lifted = np.zeros(n_lam)
         self.ca, self.va = np.zeros((nt, m)), np.zeros((nt - self.n_lead_theta, m))
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
-        self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta)
+        self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta + 1)
         self.omega = np.zeros(2 * m * p + 1)
         self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
         self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
-        self.lead_row, self.lead_col = arrays["theta_row"][leading], arrays["theta_col"][leading]
+        # one spare entry each: an empty leading group still has an address
+        self.lead_row = np.append(arrays["theta_row"][leading], 0)
+        self.lead_col = np.append(arrays["theta_col"][leading], 0)
         self.ready = True
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:
@@ -71,6 +74,8 @@ cdef class Evaluator(Solver):
         cdef int status
         if self.fixed_scale:
             raise ValueError("with a fixed scale the derivatives are made of `traces`")
+        if self.tail.known:
+            raise ValueError("the profiled criterion's derivatives are for independent levels")
         self.enter()
         try:
             self.check_length(theta)
@@ -108,7 +113,8 @@ cdef class Evaluator(Solver):
             self.leave()
         self.check(status, theta)
         ends, widths = np.asarray(self.group_lam), np.asarray(self.group_l)
-        return [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
+        parts = [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
+        return parts if self.lead.q else parts[1:]
 
     def chain(self, const double[::1] theta not None, list blocks not None):
         """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
@@ -129,7 +135,8 @@ cdef class Evaluator(Solver):
         self.check_length(theta)
         cdef Py_ssize_t a, nt = self.n_theta
         gradient_, curvature_ = np.empty(nt), np.zeros((nt, nt))
-        cdef double[::1] gradient = gradient_, big_g = np.concatenate([np.ravel(g) for g in blocks])
+        none = np.zeros(0 if self.lead.q else 1)  # the place of a leading group that is not there
+        cdef double[::1] gradient = gradient_, big_g = np.concatenate([none, *map(np.ravel, blocks)])
         cdef double[::1] lam = np.zeros(self.lam.shape[0])
         cdef double[:, ::1] curvature = curvature_
         if big_g.shape[0] != lam.shape[0]:
@@ -381,6 +388,9 @@ cdef class Evaluator(Solver):
             g = self.block_group[b]
             l, o = self.group_l[g], self.block_ptr[b]
             block = trace + self.group_lam[g]
+            if self.tail.known:
+                self.subtract_precision(b, block)
+                continue
             for r in range(l):
                 for c in range(r, l):
                     s = self.tail.inverse_entry(o + r, o + c)
@@ -402,6 +412,22 @@ cdef class Evaluator(Solver):
         for x in range(self.parts.shape[0]):
             self.sums[x] += weight * trace[x]
         return 0
+
+    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil:
+        """I - sum over k <= b of P_bk ([S^-1]_bk + its transpose), the diagonal block once, added to ``block``."""
+        cdef Py_ssize_t l = self.group_l[self.block_group[b]], o = self.block_ptr[b], r, c, k
+        cdef int64_t t
+        cdef double s
+        for r in range(l):
+            block[r * l + r] += 1.0
+        for t in range(self.tail.p_ptr[b], self.tail.p_ptr[b + 1]):
+            k = self.block_ptr[self.tail.p_idx[t]]
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.tail.inverse_entry(k + r, o + c)
+                    if k != o:
+                        s += self.tail.inverse_entry(k + c, o + r)
+                    block[r * l + c] -= self.tail.p_val[t] * s
 
     cdef void gather_into(self, double *big_g) noexcept nogil:
         cdef Py_ssize_t x, size = self.lead.l * self.lead.l

@@ -178,7 +178,8 @@ cdef class Newton:
             self.stop = &stop[0] if stop is not None else NULL
             with nogil:
                 for i in range(k):
-                    evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                    evaluator.c_set_response(&lead[0, i] if lead.shape[0] else NULL, k,
+                                             &tail[0, i] if tail.shape[0] else NULL, k,
                                              &xty[0, i] if p else NULL, k, constants[i])
                     memcpy(&self.theta[0], &start[0], nt * sizeof(double))
                     self.n_evaluations = self.n_derivatives = 0

@@ -1,8 +1,9 @@
 """Gradient and dense factor at many points of many responses, for derivatives of what follows a fit by differences.
 
 In: the conditioned cross-products of k responses as in `Evaluator.set_response`, and m points theta each. Out: the
-gradient of the criterion and the lower factor of the dense columns, whose first p rows are L of X'V^-1X = L L' and whose
-last diagonal element is the root of r^2. Workspace: the evaluator's. Cost: an evaluation with its derivatives a point.
+gradient of the criterion and the lower factor of the dense columns, whose first p rows are L of X'V^-1X = L L' and
+whose last diagonal element is the root of r^2. Workspace: the evaluator's. Cost: an evaluation with its derivatives a
+point.
 """
 
 import numpy as np
@@ -46,7 +47,8 @@ def probe_many(Evaluator evaluator not None, const double[:, ::1] lead not None,
         hessian = np.empty(max(1, nt * nt))
         with nogil:
             for i in range(k):
-                evaluator.c_set_response(&lead[0, i], k, &tail[0, i] if tail.shape[0] else NULL, k,
+                evaluator.c_set_response(&lead[0, i] if lead.shape[0] else NULL, k,
+                                         &tail[0, i] if tail.shape[0] else NULL, k,
                                          &xty[0, i] if p else NULL, k, constants[i])
                 outcome[i] = 0
                 for s in range(m):

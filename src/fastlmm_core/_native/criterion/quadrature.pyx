@@ -79,12 +79,14 @@ cdef class Quadrature(Criterion):
     expected : bool
         Expected instead of observed weights in log|M| and for the nodes.
     threads : int
+    rho_range : (low, high)
+        Where the family's extra parameter does something; the deviance is constant beyond.
     """
 
     cdef readonly Py_ssize_t n, q, l, p, n_theta, n_nodes, n_chunks, n_steps
     cdef int family, link, threads
     cdef readonly bint estimated, expected
-    cdef double rho, constant, constant_r, constant_rr, constant_at
+    cdef double rho, rho_low, rho_high, constant, constant_r, constant_rr, constant_at
     cdef bint constant_known
     cdef const int64_t[::1] ptr, row, col
     cdef const double[:, ::1] x_rows, z_rows, nodes
@@ -101,9 +103,10 @@ cdef class Quadrature(Criterion):
     cdef bint predicting, busy
 
     def __init__(self, int family, int link, ptr, X, z, offset, m, freq, row, col, bint estimated, double rho, nodes,
-                 log_weights, bint expected, int threads):
+                 log_weights, bint expected, int threads, tuple rho_range):
         cdef Py_ssize_t n, q, l, p, nt, nf
         self.family, self.link, self.estimated, self.rho, self.expected = family, link, estimated, rho, expected
+        self.rho_low, self.rho_high = rho_range
         self.ptr, self.row, self.col = ptr, row, col
         self.x_rows, self.z_rows, self.offset, self.m, self.freq = X, z, offset, m, freq
         self.nodes, self.log_weights = nodes, log_weights
@@ -222,7 +225,7 @@ cdef class Quadrature(Criterion):
         for i in range(nt):
             self.factor[self.row[i] * l + self.col[i]] = x[i]
         if self.estimated:
-            rho = x[nt + p]
+            rho = min(max(x[nt + p], self.rho_low), self.rho_high)
         self.find_constant(rho)
         if self.threads == 1:
             for i in range(self.n_chunks):
@@ -547,6 +550,12 @@ cdef class Quadrature(Criterion):
                 hessian[(nt + a) * nf + nf - 1] = -2.0 * rx[a]
                 hessian[(nf - 1) * nf + nt + a] = -2.0 * rx[a]
             hessian[nf * nf - 1] = -2.0 * (self.constant_rr + rr[0])
+            if not self.rho_low < self.x_now[nf - 1] < self.rho_high:  # nothing depends on rho any more
+                gradient[nf - 1] = 0.0
+                for a in range(nf):
+                    hessian[a * nf + nf - 1] = 0.0
+                    hessian[(nf - 1) * nf + a] = 0.0
+                hessian[nf * nf - 1] = 1.0
         memcpy(&self.u_at[0, 0], &self.u[0, 0], self.q * l * sizeof(double))
         memcpy(&self.x_at[0], &self.x_now[0], nf * sizeof(double))
         self.predicting = True

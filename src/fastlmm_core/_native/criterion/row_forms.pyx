@@ -15,7 +15,6 @@ Workspace: l * (widest level) doubles a thread. Cost: sum_i l m_i^2 / 2 over the
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
@@ -29,7 +28,7 @@ __all__ = ["explicit_parts", "leverages", "row_forms"]
 
 def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not None, const int64_t[::1] ptr not None,
               const int64_t[::1] rows not None, const double[:, ::1] z_lead not None,
-              const int64_t[:, ::1] starts not None, const double[:, ::1] z_tail not None, bint complete):
+              const int64_t[:, ::1] starts not None, const double[:, ::1] z_tail not None):
     """z'Hz of each row; call straight after ``evaluator.cond_var``, whose state it reads.
 
     Parameters
@@ -44,8 +43,6 @@ def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not N
     starts : (n, h) int64
         Tail column at which the row's level of each further group begins; -1 for none.
     z_tail : (n, sum of the groups' columns)
-    complete : bool
-        Every entry of S^-1 is there, on its pattern or not.
 
     Returns
     -------
@@ -59,7 +56,7 @@ def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not N
     out_ = np.zeros(n)
     if n == 0:
         return out_
-    if ptr.shape[0] != q + 2 or z_lead.shape[1] != l or h_lead.shape[0] != q:
+    if ptr.shape[0] != q + 2 or z_lead.shape[1] != l or h_lead.shape[0] < q:
         raise ValueError("rows and evaluator disagree")
     for i in range(q):
         widest = max(widest, evaluator.lead.ptr[i + 1] - evaluator.lead.ptr[i])
@@ -76,8 +73,8 @@ def row_forms(Evaluator evaluator not None, const double[:, :, ::1] h_lead not N
         with nogil:
             for i in prange(q + 1, schedule="dynamic", chunksize=64, num_threads=threads):
                 level_forms(&evaluator.lead, tail, i, &h_lead[0, 0, 0], &ptr[0], &rows[0], &z_lead[0, 0], st, zt, h,
-                            n_tail, &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], complete,
-                            &out[0], &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
+                            n_tail, &evaluator.group_l[0], &evaluator.group_lam[0], &evaluator.lam[0], &out[0],
+                            &work[0] + threadid() * size, &places[0] + threadid() * (h + 1))
     finally:
         evaluator.leave()
     return out_
@@ -188,7 +185,7 @@ def explicit_parts(Evaluator evaluator not None):
         read_inverse(tail, inverse_)
     finally:
         evaluator.leave()
-    root = np.asarray(evaluator.lead_m).reshape(q, l, l)
+    root = np.asarray(evaluator.lead_m)[:q * l * l].reshape(q, l, l)
     return inverse_, np.matmul(root.transpose(0, 2, 1), root), np.array(evaluator.lam)
 
 
@@ -206,9 +203,9 @@ cdef void read_inverse(Tail tail, double[:, ::1] out) noexcept nogil:
 cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double *h_lead, const int64_t *ptr,
                       const int64_t *rows, const double *z_lead, const int64_t *starts, const double *z_tail,
                       Py_ssize_t h, Py_ssize_t n_tail, const int64_t *group_l, const int64_t *group_lam,
-                      const double *lam, bint complete, double *out, double *work, int64_t *places) noexcept nogil:
+                      const double *lam, double *out, double *work, int64_t *places) noexcept nogil:
     """Rows of one leading level (none for i = q)."""
-    cdef Py_ssize_t l = s.l, r, c, x, g, k, o, o2, present
+    cdef Py_ssize_t l = s.l, r, c, x, g, k, o, o2
     cdef int64_t first = 0, width = 0, t, row, b, j, j2
     cdef double *p = work
     cdef double *a
@@ -217,7 +214,6 @@ cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double 
     cdef const double *factor
     cdef const int32_t *idx = NULL
     cdef double total, entry
-    cdef bint on_pattern
     if ptr[i] == ptr[i + 1]:
         return
     if i < s.q:
@@ -235,13 +231,10 @@ cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double 
                 for c in range(l):
                     total += z[r] * h_lead[(i * l + r) * l + c] * z[c]
         o = 0
-        present = 0
-        on_pattern = True
         for g in range(h):
             k = group_l[g + 1]
             places[g] = -1
             if starts[row * h + g] >= 0:
-                present += 1
                 factor = lam + group_lam[g + 1]
                 for c in range(k):  # L'z
                     a[o + c] = 0.0
@@ -249,11 +242,7 @@ cdef void level_forms(const leading_t *s, Tail tail, Py_ssize_t i, const double 
                         a[o + c] += factor[x * k + c] * z_tail[row * n_tail + o + x]
                 if i < s.q:
                     places[g] = find(idx, width, starts[row * h + g])
-                    on_pattern = on_pattern and places[g] >= 0
             o += k
-        if not complete and (not on_pattern or (i == s.q and present > 1)):
-            out[row] = NAN
-            continue
         o = 0
         for g in range(h):
             k = group_l[g + 1]

@@ -100,7 +100,8 @@ cdef class Solver(Criterion):
         self.group_l, self.group_lam, self.group_levels = arrays["group_l"], arrays["group_lam"], arrays["group_levels"]
         self.theta_group, self.theta_row = arrays["theta_group"], arrays["theta_row"]
         self.theta_col = arrays["theta_col"]
-        self.dtd, self.zd_tail, self.zd = np.eye(d), np.zeros((d, m)), np.zeros((q * l, d))
+        # an empty leading group still has an address
+        self.dtd, self.zd_tail, self.zd = np.zeros((d, d)), np.zeros((d, m)), np.zeros((max(1, q * l), d))
         self.n_theta = self.n_free = self.theta_group.shape[0]
         self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
         self.n_groups = self.group_l.shape[0]
@@ -126,18 +127,18 @@ cdef class Solver(Criterion):
             scratch = np.empty(l * arrays["idx"].shape[0])
             self.arrays["u"] = scratch
             self.lead.u = &scratch[0]
-        scratch2 = np.empty((self.lead.q * l, d))
+        scratch2 = np.empty((max(1, q * l), d))
         self.arrays["ud"] = scratch2
         self.lead.ud = &scratch2[0, 0]
 
         cdef Py_ssize_t n_lam = arrays["group_lam"][self.n_groups]
         self.lam = np.zeros(n_lam)
-        self.lead_m, self.shrink = np.empty(self.lead.q * l * l), np.empty(q * l * l if reml and p else 1)
-        self.logd = np.empty(self.lead.q)
+        self.lead_m, self.shrink = np.empty(q * l * l + 1), np.empty(q * l * l + 1 if reml and p else 1)
+        self.logd = np.empty(q + 1)
         self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
         self.c_dense, self.y_dense = np.empty((d, m)), np.empty((d, m))
-        self.t_lead, self.t_tail = np.zeros(self.lead.q * l), np.zeros(m + 1)
-        beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((self.lead.q, l)), np.zeros(m + 1), np.empty((d, d))
+        self.t_lead, self.t_tail = np.zeros(q * l + 1), np.zeros(m + 1)
+        beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((max(1, q), l)), np.zeros(m + 1), np.empty((d, d))
         self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
         self.solution = (beta, b_lead, b_tail, ld)
         self.ready = True
@@ -195,10 +196,10 @@ cdef class Solver(Criterion):
         """`load` of a workspace that has been entered."""
         cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, m = self.tail.m
         cdef tuple got = (values.a.shape[0], values.a.shape[1], values.val.shape[0], values.tail_val.shape[0])
-        if got != (q, l, l * self.arrays["idx"].shape[0], self.tail.a_idx.shape[0]):
+        if got != (max(q, 1), l, l * self.arrays["idx"].shape[0], self.tail.a_idx.shape[0]):
             raise ValueError("the values do not belong to this layout")
         if not self.fixed_scale:
-            if values.zd.shape[0] != q * l or values.zd.shape[1] != d or values.zd_tail.shape[1] != m:
+            if values.zd.shape[0] != max(1, q * l) or values.zd.shape[1] != d or values.zd_tail.shape[1] != m:
                 raise ValueError("the dense columns do not belong to this layout")
             self.zd[:, :], self.zd_tail[:, :], self.dtd[:, :] = values.zd, values.zd_tail, values.dtd
         self.values, self.constant, self.current = values, constant, False
@@ -227,8 +228,8 @@ cdef class Solver(Criterion):
             if lead.shape[0] != self.lead.q * self.lead.l or tail.shape[0] != self.tail.m or xty.shape[0] != self.p:
                 raise ValueError("the response's cross-products do not belong to this model")
             with nogil:
-                self.c_set_response(&lead[0], 1, &tail[0] if self.tail.m else NULL, 1, &xty[0] if self.p else NULL, 1,
-                                    constant)
+                self.c_set_response(&lead[0] if lead.shape[0] else NULL, 1, &tail[0] if self.tail.m else NULL, 1,
+                                    &xty[0] if self.p else NULL, 1, constant)
         finally:
             self.leave()
 
@@ -283,7 +284,8 @@ cdef class Solver(Criterion):
                             self.ld[r, c] = 0.0
             self.check(status, theta)
             beta, b_lead, b_tail, ld = self.solution
-            return beta[:self.p].copy(), b_lead.copy(), b_tail[:self.tail.m].copy(), ld.copy(), self.criterion
+            b_lead, b_tail = b_lead[:self.lead.q].copy(), b_tail[:self.tail.m].copy()
+            return beta[:self.p].copy(), b_lead, b_tail, ld.copy(), self.criterion
         finally:
             self.leave()
 
@@ -320,7 +322,7 @@ cdef class Solver(Criterion):
         """`cond_var` of a workspace that has been entered."""
         cdef Py_ssize_t l = self.lead.l, lb, g
         cdef int status
-        lead_ = np.zeros((self.lead.q, l, l))
+        lead_ = np.zeros((max(1, self.lead.q), l, l))
         cdef double[:, :, ::1] lead = lead_
         with nogil:
             status = self.invert_at(&theta[0], False)
@@ -329,7 +331,8 @@ cdef class Solver(Criterion):
                 self.tail.gather(&self.lead, &lead[0, 0, 0], True, &self.work[0])
         self.check(status, theta)
         self.projected = True
-        m = np.asarray(self.lead_m).reshape(self.lead.q, l, l)
+        m = np.asarray(self.lead_m)[:self.lead.q * l * l].reshape(self.lead.q, l, l)
+        lead_ = lead_[:self.lead.q]
         lead_ += np.matmul(m.transpose(0, 2, 1), m)
         groups = np.asarray(self.block_group)
         tail = []

@@ -96,7 +96,9 @@ cdef class RowPlaces:
             if ints.shape[0] != self.n or (z is not None and z.shape[0] != self.n) or not self.n:
                 raise ValueError("codes and columns differ in their rows")
             f.q, f.l, f.codes = levels[g], 1 if z is None else z.shape[1], &ints[0]
-            f.z = NULL if z is None else &z[0, 0]
+            f.z = NULL
+            if z is not None:
+                f.z = &z[0, 0]
             f.offset = f.place = NULL
             ptr, order = grouped(codes[g], f.q)
             self.keep_part(&f.part, ptr, order)

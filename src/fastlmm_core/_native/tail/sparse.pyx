@@ -1,4 +1,4 @@
-"""The sparse engine of the tail: a supernodal factor and selected inverse on one fixed pattern.
+"""Engines on a fixed pattern: what they share, and the supernodal factor and selected inverse of our own.
 
 Protocol as in `_tail`. The plan has already ordered the tail: C and S share the sorted rows of one lower pattern, made
 from which levels occur together and never from values. S goes straight from C into the factor's panels, each entry to
@@ -8,6 +8,7 @@ a place found once. A value that is not finite fails a pivot's test, or makes lo
 import numpy as np
 
 from cython.parallel cimport prange, threadid
+from libc.math cimport NAN
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -16,40 +17,23 @@ from fastlmm_core._native.tail.supernodal cimport SupernodalCholesky
 from fastlmm_core._native.symbolic.supernodes cimport Supernodes
 from fastlmm_core._native.tail.tail cimport Tail
 
-__all__ = ["SparseTail"]
+__all__ = ["PatternTail", "SparseTail"]
 
 
-cdef class SparseTail(Tail):
-    """A supernodal factor on a fixed pattern; see the module's note.
+cdef class PatternTail(Tail):
+    """C on a fixed pattern, for engines that factor S on the same one.
 
-    Parameters
-    ----------
-    rows : tuple
-        Pattern of the tail rows, from `_assemble.tail_rows`.
-    c_ptr, c_idx : int64
-        Lower pattern of C by rows, sorted, from `_assemble.schur_pattern`.
-    threads : int
-    tree : Supernodes, optional
-        Those of the pattern, if already made.
-
-    Attributes
-    ----------
-    cholesky : SupernodalCholesky
+    ``place`` says where each entry of S goes among the engine's numbers.
     """
 
-    def __init__(self, tuple rows not None, c_ptr, c_idx, int threads, Supernodes tree=None):
-        self.ready = False
-        self.set_rows(rows, threads)
+    cdef void set_pattern(self, const int64_t[::1] c_ptr, const int64_t[::1] c_idx):
         self.c_ptr, self.c_idx = c_ptr, c_idx
-        self.cholesky = SupernodalCholesky(c_ptr, c_idx, threads, tree)
         self.c_val = np.zeros(self.c_idx.shape[0])
-        self.rows_work = np.zeros(threads * self.m)
-        self.ready = True
+        self.rows_work = np.zeros(self.threads * self.m)
 
-    @staticmethod
-    def bytes(Supernodes tree not None, Py_ssize_t nnz, int threads):
-        """Memory of the engine for a pattern of ``nnz`` entries: its indices, C, and the factor."""
-        return 16 * nnz + 8 * (1 + threads) * tree.m + SupernodalCholesky.bytes(tree, nnz, threads)
+    cdef void inverse_column(self, Py_ssize_t j, double *out) noexcept nogil:
+        """Entries (j, k), k >= j, of the inverse that are on its pattern, each into ``out[k]``."""
+        pass
 
     cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil:
         cdef Py_ssize_t j, x, m = self.m, d = lead.d
@@ -71,28 +55,40 @@ cdef class SparseTail(Tail):
             for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
                 self.c_val[t] = row[self.c_idx[t]]
 
-    cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
-                    double *logdet) noexcept nogil:
-        cdef Py_ssize_t m = self.m, j, b
-        cdef int64_t t
-        cdef double *s = &self.cholesky.panels[0]
-        cdef const int64_t *place = &self.cholesky.place[0]
-        self.stamp += 1
-        self.inverted, self.solvable = False, True
-        self.cholesky.clear()
+    cdef void scale(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    double *s, const int64_t *place) noexcept nogil:
+        """S = Lambda'C Lambda + P x I into ``s``."""
+        cdef Py_ssize_t m = self.m, j, b, r
+        cdef int64_t t, low, high, mid
         if n_blocks == m:
             for j in prange(m, schedule="static", num_threads=self.threads):
                 for t in range(self.c_ptr[j], self.c_ptr[j + 1]):
                     s[place[t]] = lam[lam_ptr[j]] * self.c_val[t] * lam[lam_ptr[self.c_idx[t]]]
         else:
             for b in prange(n_blocks, schedule="static", num_threads=self.threads):
-                self.scale_block_row(lam, block_ptr, lam_ptr, b)
-        for j in range(m):
-            s[place[self.c_ptr[j + 1] - 1]] += 1.0
-        return self.cholesky.factor(logdet)
+                self.scale_block_row(lam, block_ptr, lam_ptr, b, s, place)
+        if not self.known:
+            for j in range(m):
+                s[place[self.c_ptr[j + 1] - 1]] += 1.0
+            return
+        for b in range(n_blocks):
+            for t in range(self.p_ptr[b], self.p_ptr[b + 1]):
+                for r in range(block_ptr[b + 1] - block_ptr[b]):
+                    low, high = self.c_ptr[block_ptr[b] + r], self.c_ptr[block_ptr[b] + r + 1]
+                    j = block_ptr[self.p_idx[t]] + r
+                    while low < high:
+                        mid = (low + high) // 2
+                        if self.c_idx[mid] < j:
+                            low = mid + 1
+                        else:
+                            high = mid
+                    if low < self.c_ptr[block_ptr[b] + r + 1] and self.c_idx[low] == j:
+                        s[place[low]] += self.p_val[t]
+                    else:  # off the pattern: the factor fails, rather than being another matrix's
+                        s[place[self.c_ptr[block_ptr[b] + r + 1] - 1]] = NAN
 
     cdef void scale_block_row(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr,
-                              Py_ssize_t b) noexcept nogil:
+                              Py_ssize_t b, double *s, const int64_t *place) noexcept nogil:
         """Block row b of S from C. Its rows list the same columns; row r stops r places into the diagonal block.
 
         Columns of one block are consecutive, so an entry's column begins a block, found by bisection.
@@ -103,8 +99,6 @@ cdef class SparseTail(Tail):
         cdef double total, inner, value
         cdef const double *fb = lam + lam_ptr[b]
         cdef const double *fc
-        cdef double *s = &self.cholesky.panels[0]
-        cdef const int64_t *place = &self.cholesky.place[0]
         t = 0
         while t < full:
             low, high = 0, b  # the block that begins at this column
@@ -141,22 +135,6 @@ cdef class SparseTail(Tail):
                     total += fb[x * lb + r] * inner
                 s[place[self.c_ptr[o + r] + full + c]] = total
 
-    cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
-        self.cholesky.forward(x, k)
-
-    cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
-        self.cholesky.backward(x, k)
-
-    cdef int inverse(self, bint keep) noexcept nogil:
-        self.inverted, self.solvable = True, keep
-        if keep and self.cholesky.keep_factor() != 0:
-            return 1
-        self.cholesky.inverse()
-        return 0
-
-    cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-        return self.cholesky.inverse_entry(j, k)
-
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
         """``work`` as in `DenseTail.gather`."""
         cdef Py_ssize_t j, x, m = self.m, l = lead.l, size = l * l
@@ -165,13 +143,13 @@ cdef class SparseTail(Tail):
         if per_level:  # rows share levels: one thread
             row = &self.rows_work[0]
             for j in range(m):
-                self.cholesky.inverse_column(j, row)
+                self.inverse_column(j, row)
                 gather_row(lead, j, row, out, True, work)
             return
         memset(parts, 0, m * size * sizeof(double))
         for j in prange(m, schedule="dynamic", chunksize=32, num_threads=self.threads):
             row = &self.rows_work[0] + threadid() * m
-            self.cholesky.inverse_column(j, row)
+            self.inverse_column(j, row)
             gather_row(lead, j, row, parts + j * size, False, work + threadid() * l)
         for j in range(m):
             for x in range(size):
@@ -190,3 +168,61 @@ cdef class SparseTail(Tail):
                     total += self.c_val[t] * x[i * m + self.c_idx[t]]
                     y[i * m + self.c_idx[t]] += self.c_val[t] * xj
                 y[i * m + j] += total + self.c_val[self.c_ptr[j + 1] - 1] * xj
+
+
+cdef class SparseTail(PatternTail):
+    """A supernodal factor on a fixed pattern; see the module's note.
+
+    Parameters
+    ----------
+    rows : tuple
+        Pattern of the tail rows, from `_assemble.tail_rows`.
+    c_ptr, c_idx : int64
+        Lower pattern of C by rows, sorted, from `_assemble.schur_pattern`.
+    threads : int
+    tree : Supernodes, optional
+        Those of the pattern, if already made.
+
+    Attributes
+    ----------
+    cholesky : SupernodalCholesky
+    """
+
+    def __init__(self, tuple rows not None, c_ptr, c_idx, int threads, Supernodes tree=None):
+        self.ready = False
+        self.set_rows(rows, threads)
+        self.set_pattern(c_ptr, c_idx)
+        self.cholesky = SupernodalCholesky(c_ptr, c_idx, threads, tree)
+        self.ready = True
+
+    @staticmethod
+    def bytes(Supernodes tree not None, Py_ssize_t nnz, int threads):
+        """Memory of the engine for a pattern of ``nnz`` entries: its indices, C, and the factor."""
+        return 16 * nnz + 8 * (1 + threads) * tree.m + SupernodalCholesky.bytes(tree, nnz, threads)
+
+    cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    double *logdet) noexcept nogil:
+        self.stamp += 1
+        self.inverted, self.solvable = False, True
+        self.cholesky.clear()
+        self.scale(lam, block_ptr, lam_ptr, n_blocks, &self.cholesky.panels[0], &self.cholesky.place[0])
+        return self.cholesky.factor(logdet)
+
+    cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
+        self.cholesky.forward(x, k)
+
+    cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
+        self.cholesky.backward(x, k)
+
+    cdef int inverse(self, bint keep) noexcept nogil:
+        self.inverted, self.solvable = True, keep
+        if keep and self.cholesky.keep_factor() != 0:
+            return 1
+        self.cholesky.inverse()
+        return 0
+
+    cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
+        return self.cholesky.inverse_entry(j, k)
+
+    cdef void inverse_column(self, Py_ssize_t j, double *out) noexcept nogil:
+        self.cholesky.inverse_column(j, out)

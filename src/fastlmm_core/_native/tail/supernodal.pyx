@@ -18,7 +18,7 @@ sum of w^3/3 + w^2 r + w r^2, about three times as much for the inverse, and r^2
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport isfinite, log
+from libc.math cimport NAN, isfinite, log
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, dtrsm
@@ -341,7 +341,7 @@ cdef class SupernodalCholesky:
                 finish_panel(x, &self.work[0], self.threads)
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-        """Entry (j, k), j <= k, of the inverse; zero outside the pattern."""
+        """Entry (j, k), j <= k, of the inverse; NaN outside the pattern."""
         cdef const node_t *x = self.nodes + self.owner[j]
         cdef Py_ssize_t low = 0, high = x.r, mid
         cdef const double *column = x.panel + (j - x.first) * x.height
@@ -353,7 +353,7 @@ cdef class SupernodalCholesky:
                 low = mid + 1
             else:
                 high = mid
-        return column[x.w + low] if low < x.r and x.rows[low] == k else 0.0
+        return column[x.w + low] if low < x.r and x.rows[low] == k else NAN
 
     cdef void inverse_column(self, Py_ssize_t j, double *out) noexcept nogil:
         """Entries (j, k), k >= j, of the inverse that are on the pattern, each into ``out[k]``."""

@@ -12,6 +12,9 @@ cdef class Tail:
     cdef readonly object _keep
     cdef readonly long long stamp    # of the last factor
     cdef bint inverted, solvable     # an inverse has taken the factor's place; `solve` can be called
+    cdef bint known                  # a precision between levels has been given; it is the identity otherwise
+    cdef const int64_t[::1] p_ptr, p_idx
+    cdef const double[::1] p_val
     cdef void set_rows(self, tuple rows, int threads)
     cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
@@ -29,6 +32,7 @@ cdef class DenseTail(Tail):
     cdef double[::1] buffer
     cdef double[::1] panel
     cdef Py_ssize_t tile
+    cdef void add_precision(self, const int64_t *block_ptr, Py_ssize_t n_blocks) noexcept nogil
 
 
 cdef class EmptyTail(Tail):

@@ -1,6 +1,8 @@
 """The tail after the leading factor is eliminated: the protocol, and the dense engine.
 
-C = A_tt - sum_i B_i'K_i B_i (m x m, unscaled) is kept beside S = Lambda'C Lambda + I, its Cholesky factor, its inverse:
+C = A_tt - sum_i B_i'K_i B_i (m x m, unscaled) is kept beside S = Lambda'C Lambda + P x I, its Cholesky factor and its
+inverse. P, between the levels of a group, is the identity unless `set_precision` gives another sparse one: the inverse
+of a relationship matrix, or zeros for effects that are fixed.
 
     assemble   C from the tail rows and the leading rows; the dense columns' part goes to ``dense``   (d, m)
     factor     S = L L' for the given block factors of Lambda; log|S|
@@ -21,7 +23,7 @@ one row, so the diagonals do not collide. Cost: m^3/3 flops a factorisation, 2m^
 import numpy as np
 
 from cython.parallel cimport prange, threadid
-from libc.math cimport log
+from libc.math cimport NAN, log
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
@@ -44,6 +46,26 @@ cdef class Tail:
 
     def __reduce__(self):
         raise TypeError(f"a {type(self).__name__} is a workspace: pickle or copy the model or the result it serves")
+
+    @property
+    def entries(self):
+        """Which entries of the inverse there are: "all", or those on its "pattern"."""
+        return "pattern"
+
+    def set_precision(self, const int64_t[::1] ptr not None, const int64_t[::1] idx not None,
+                      const double[::1] val not None):
+        """A known precision between levels in place of the identity; from the next factor on.
+
+        Parameters
+        ----------
+        ptr, idx, val : (blocks + 1,), (nnz,), (nnz,)
+            Lower triangle by rows of the tail's blocks (levels), in the tail's order. Entries join levels of one group,
+            and lie on the pattern of S.
+        """
+        if ptr.shape[0] < 1 or idx.shape[0] != val.shape[0] or idx.shape[0] != ptr[ptr.shape[0] - 1]:
+            raise ValueError("the precision's arrays do not match")
+        self.p_ptr, self.p_idx, self.p_val, self.known = ptr, idx, val, True
+        self.stamp += 1  # no factor in hand is of this matrix
 
     cdef void set_rows(self, tuple rows, int threads):
         """Keep the pattern of the tail rows, from `_assemble.tail_rows`."""
@@ -75,8 +97,8 @@ cdef class Tail:
         self.backward(x, k)
 
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
-        """Entry (j, k), j <= k, of the inverse; zero outside its pattern."""
-        return 0.0
+        """Entry (j, k), j <= k, of the inverse; NaN outside its pattern."""
+        return NAN
 
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
         pass
@@ -88,9 +110,10 @@ cdef class Tail:
 cdef class EmptyTail(Tail):
     """No random effect beside the leading factor's."""
 
+    entries = "all"
+
     def __init__(self):
-        self.m = 0
-        self.threads = 1
+        self.set_rows((np.zeros(1, np.int64), np.empty(0, np.int32)), 1)
         self.ready = True
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
@@ -114,6 +137,8 @@ cdef class DenseTail(Tail):
     threads : int
         OpenMP threads of the assembly and gather (BLAS has its own limit).
     """
+
+    entries = "all"
 
     def __init__(self, tuple rows not None, int threads):
         self.ready = False
@@ -155,12 +180,28 @@ cdef class DenseTail(Tail):
                 scale_tile(s, m, lam, lam_ptr, tile)
             else:
                 scale_tile_blocks(s, m, lam, block_ptr, lam_ptr, n_blocks, tile)
+        self.add_precision(block_ptr, n_blocks)
         if tiled_cholesky(s, m, m, self.tile, self.threads) != 0:
             return 1
         logdet[0] = 0.0
         for j in range(m):
             logdet[0] += 2.0 * log(s[j * m + j])
         return 0
+
+    cdef void add_precision(self, const int64_t *block_ptr, Py_ssize_t n_blocks) noexcept nogil:
+        """S <- S + P x I."""
+        cdef Py_ssize_t m = self.m, b, k, r
+        cdef int64_t t
+        cdef double *s = &self.buffer[0]
+        if not self.known:
+            for r in range(m):
+                s[r * m + r] += 1.0
+            return
+        for b in range(n_blocks):
+            for t in range(self.p_ptr[b], self.p_ptr[b + 1]):
+                k = self.p_idx[t]
+                for r in range(block_ptr[b + 1] - block_ptr[b]):
+                    s[(block_ptr[k] + r) * m + block_ptr[b] + r] += self.p_val[t]
 
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
         triangular(&self.buffer[0], x, self.m, k, b"N")
@@ -259,8 +300,6 @@ cdef inline void scale_tile(double *s, Py_ssize_t m, const double *lam, const in
             for k in range(max(k0, j), k1):
                 s[j * m + k] = lam_j * lam[lam_ptr[k]] * c[k * m + j]
         k0 = k1
-    for j in range(j0, j1):
-        s[j * m + j] += 1.0
 
 
 cdef inline void scale_tile_blocks(double *s, Py_ssize_t m, const double *lam, const int64_t *block_ptr,
@@ -292,9 +331,6 @@ cdef inline void scale_tile_blocks(double *s, Py_ssize_t m, const double *lam, c
                             total += fj[x * lj + r] * inner
                         s[(oj + r) * m + ok + c] = total
         k0 = k1
-    for bj in range(j0, j1):
-        for x in range(block_ptr[bj], block_ptr[bj + 1]):
-            s[x * m + x] += 1.0
 
 
 cdef inline void triangular(double *factor, double *x, Py_ssize_t size, Py_ssize_t k, char trans) noexcept nogil:

@@ -1,0 +1,213 @@
+"""One theta of one model: whatever is asked about it, in the order of groups and levels, whichever engine answers.
+
+This is the door to a model's workspace. BLAS runs on one thread behind it, and factors are made when they are needed
+and used while they last: a handle stays right when another theta has been looked at since, it only works again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
+from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core.core.square_root import RowsEvaluator
+from fastlmm_core.core.threads import one_blas_thread
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.objective import Objective
+
+__all__ = ["Evaluation", "ExplicitInverse", "Modes"]
+
+Array = NDArray[np.float64]
+Longs = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Estimates at one theta, in conditioned coordinates.
+
+    Attributes
+    ----------
+    gamma : (rank,)
+        Fixed effects of the response's residual on X, over its norm.
+    b : tuple of (q, l)
+        Conditional modes of each group, likewise.
+    ld : (rank + 1, rank + 1)
+        Lower factor of [X y]'V^-1[X y].
+    value : float
+        The criterion.
+    """
+
+    gamma: Array
+    b: tuple[Array, ...]
+    ld: Array
+    value: float
+
+
+@dataclass(frozen=True)
+class ExplicitInverse:
+    """The random effects' block of the inverse in parts: Z H Z' = V S^-1 V' + Z_1 K Z_1', V = Z_t Lambda - Z_1 U.
+
+    Attributes
+    ----------
+    inverse : (m, m)
+        S^-1.
+    k_lead : (q, l, l)
+    u : (q l, m) sparse
+        K_i B_i Lambda_t.
+    factors : list of (l, l)
+        Conditioned relative factors by grouping factor.
+    starts : list of (q,)
+        Tail column at which each level of each further group begins.
+    """
+
+    inverse: Array
+    k_lead: Array
+    u: csr_array
+    factors: list[Array]
+    starts: list[Longs]
+
+
+class Evaluation:
+    """A model at one theta; from `Objective.at`.
+
+    Parameters
+    ----------
+    objective : Objective
+        Whose workspace is used.
+    theta : (n_theta,)
+        Conditioned coordinates.
+    """
+
+    def __init__(self, objective: Objective, theta: Array) -> None:
+        self.objective, self.theta = objective, theta
+        self._evaluator, self._layout = objective.evaluator, objective.plan
+
+    @cached_property
+    def value(self) -> float:
+        """The criterion."""
+        with one_blas_thread():
+            return self._evaluator.value(self.theta)
+
+    @cached_property
+    def conditioned(self) -> tuple[float, Array, Array]:
+        """Criterion, gradient (n_theta,) and model Hessian (n_theta, n_theta) in conditioned coordinates."""
+        with one_blas_thread():
+            return self._evaluator.derivatives(self.theta)
+
+    @property
+    def gradient(self) -> Array:
+        """Exact gradient (n_theta,) in the user's coordinates."""
+        return np.asarray(self.objective.theta_map.to_conditioned.T @ self.conditioned[1])
+
+    @property
+    def hessian(self) -> Array:
+        """Average-information model of the Hessian (n_theta, n_theta) in the user's coordinates."""
+        m = self.objective.theta_map.to_conditioned
+        return np.asarray(m.T @ self.conditioned[2] @ m)
+
+    @cached_property
+    def modes(self) -> Modes:
+        """Fixed effects and conditional modes."""
+        with one_blas_thread():
+            gamma, b_lead, b_tail, ld, value = self._evaluator.modes(self.theta)
+        parts = self._layout.split(b_lead.reshape(1, -1), b_tail[None])
+        shapes = [(group.n_levels, group.n_columns) for group in self._layout.groups]
+        b = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+        return Modes(gamma, b, ld, value)
+
+    def solve(self, parts: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Solve the mixed-model equations without fixed effects.
+
+        Parameters
+        ----------
+        parts : sequence of (q * l, k), one a group
+            Z'Wf for k vectors f.
+
+        Returns
+        -------
+        b : tuple of (q * l, k)
+            H Z'Wf with H = Lambda M^-1 Lambda', the best linear predictor of b from f.
+        t : tuple of (q * l, k)
+            Z'V^-1 f.
+        """
+        with one_blas_thread():
+            b_lead, b_tail, t_lead, t_tail = self._evaluator.solve(self.theta, *self._layout.join(parts))
+        return self._layout.split(b_lead, b_tail), self._layout.split(t_lead, t_tail)
+
+    def dense_products(self) -> tuple[Array, ...]:
+        """Z'V^-1[X y] of each group, (q * l, rank + 1)."""
+        if isinstance(self._evaluator, RowsEvaluator):
+            return tuple(self._evaluator.dense_products(self.theta))
+        return self.solve(self.objective.cross.dense)[1]
+
+    def cond_var(self) -> tuple[Array, ...]:
+        """Conditional covariance (q, l, l) of the effects of each group, over sigma^2."""
+        with one_blas_thread():
+            lead, tail = self._evaluator.cond_var(self.theta)
+        by_group = [lead] if self._layout.leads else []
+        for offset, blocks in zip(self._layout.offsets, tail, strict=True):  # from the tail's order to the levels'
+            by_group.append(blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")])
+        return tuple(by_group)
+
+    def random_forms(self, codes: Sequence[NDArray[np.integer]], z: Sequence[Array]) -> Array:
+        """Forms z'Hz of rows, (n,): the variance of z'b at known beta, over sigma^2.
+
+        Parameters
+        ----------
+        codes : sequence of (n,), one a group
+            Level of each row; -1 where none is met.
+        z : sequence of (n, l)
+            Conditioned columns.
+
+        Returns
+        -------
+        (n,)
+            NaN where the engine's inverse does not hold what is needed: `solve` for those.
+        """
+        layout = self._layout
+        n, first = len(codes[0]), layout.groups[0]
+        q, l = (first.n_levels, first.n_columns) if layout.leads else (0, 1)
+        own = int(layout.leads)
+        starts = np.empty((n, len(layout.offsets)), np.int64)
+        for h, (offset, level) in enumerate(zip(layout.offsets, codes[own:], strict=True)):
+            starts[:, h] = np.where(level < 0, -1, offset[level])
+        lead = np.where(codes[0] < 0, q, codes[0]).astype(np.int32) if own else np.zeros(n, np.int32)
+        z_lead = np.ascontiguousarray(z[0]) if own else np.zeros((n, l))
+        z_tail = np.hstack(z[own:]) if len(z) > own else np.empty((n, 0))
+        with one_blas_thread():
+            h_lead, _ = self._evaluator.cond_var(self.theta)
+            h_lead = h_lead if q else np.zeros((1, l, l))
+            ptr, order = sort_rows(lead, q + 1)
+            return row_forms(self._evaluator, h_lead, ptr, order, z_lead, starts, np.ascontiguousarray(z_tail))
+
+    def explicit(self, available: int) -> ExplicitInverse | None:
+        """The inverse as arrays, where the engine has all of it and a copy fits into ``available`` bytes."""
+        layout = self._layout
+        m = layout.tail.m
+        if layout.tail.entries != "all" or 16 * m**2 > available:
+            return None
+        with one_blas_thread():
+            self._evaluator.cond_var(self.theta)
+            inverse, k_lead, lam = explicit_parts(self._evaluator)
+        groups = layout.groups
+        q, l = groups[0].n_levels, groups[0].n_columns
+        u = csr_array((q * l, m))
+        if m:
+            # level i's strips are l rows of one pattern, one after another
+            ptr, idx = np.asarray(layout.arrays["ptr"]), np.asarray(layout.arrays["idx"])
+            widths = np.repeat(np.diff(ptr), l)
+            ends = np.cumsum(widths)
+            first = np.repeat(ptr[:-1], l)
+            columns = idx[np.arange(ends[-1]) + np.repeat(first - (ends - widths), widths)]
+            u = csr_array((self._evaluator.arrays["u"].copy(), columns, np.append(0, ends)), shape=(q * l, m))
+        ends = np.cumsum([0, *(g.n_columns**2 for g in groups)])
+        factors = [lam[a:b].reshape(g.n_columns, -1) for a, b, g in zip(ends[:-1], ends[1:], groups, strict=True)]
+        return ExplicitInverse(inverse, k_lead, u, factors, layout.offsets)

@@ -1,0 +1,182 @@
+"""The search over theta: Newton's method on one sample of probes, and more probes until their error is small.
+
+The probes stay the same from step to step, so that the equations solved are smooth and Newton's method converges as
+usual; there is no criterion to compare, hence steps are bounded and an overshoot is seen by the slope along the step.
+With H the curvature and Cov(g) the covariance of the mean gradient over probes, Monte Carlo errors of the solution are
+H^-1 Cov(g) H^-1, to be compared with the sampling covariance 2 H^-1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core.core.iterative.derivatives import Derivatives, derivatives
+from fastlmm_core.core.iterative.problem import Problem
+from fastlmm_core.core.iterative.projection import project
+from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.iterative.traces import Probes
+
+__all__ = ["MAX_PROBES", "Found", "Search"]
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+MAX_EVALUATIONS = 60
+MAX_PROBES = 128
+STEP = 1e-3
+"""A step of fewer standard errors may be the last one, where it is also small beside the Monte Carlo error."""
+
+SHARE, LEAST = 0.3, 1e-6
+"""Of the Monte Carlo error that the last step may be, and the step in standard errors that is small beside any."""
+
+FLOOR = 1e-5
+"""Reliability of a level's mean at which a variance counts as zero: the sign of its gradient there decides."""
+
+REFRESH = 2
+"""Evaluation after which the deflated directions are chosen anew: those of the start are a little off."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Where a search ended, in conditioned coordinates.
+
+    Attributes
+    ----------
+    theta : (n_theta,)
+    monte_carlo : (n_theta, n_theta)
+        Covariance of theta over probes; zero where theta is at its bound of zero.
+    sampling : (n_theta, n_theta)
+        Covariance of theta over data; NaN where theta is at its bound.
+    ratio : float
+        Largest Monte Carlo error in sampling errors.
+    probes, evaluations, iterations : int
+    converged : bool
+    """
+
+    theta: Array
+    monte_carlo: Array
+    sampling: Array
+    ratio: float
+    probes: int
+    evaluations: int
+    iterations: int
+    converged: bool
+
+
+class Search:
+    """One search.
+
+    Parameters
+    ----------
+    problem : Problem
+    nu : float
+        n - p, or n for maximum likelihood.
+    reml : bool
+    seed : int
+    diagonal : (n_theta,) bool
+        Diagonal elements of the factors.
+    """
+
+    def __init__(self, problem: Problem, nu: float, reml: bool, seed: int, diagonal: Mask) -> None:
+        self.problem, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
+        self.probes = Probes(problem, seed)
+        self.evaluations = self.iterations = 0
+        self.floor = np.zeros(problem.n_theta)
+        for term in problem.tail:
+            rows = float(problem.tail_squares[term.columns].mean())
+            self.floor[term.parameter] = np.sqrt(FLOOR / rows)
+
+    def evaluate(self, theta: Array, blocks: int) -> Derivatives:
+        """Derivatives at theta."""
+        if self.evaluations == REFRESH:
+            self.probes.deflated = None
+        system = System(self.problem, theta)
+        traces = self.probes.traces(system, blocks)
+        out = derivatives(system, project(system), traces, self.nu, self.reml)
+        self.evaluations += 1
+        self.iterations += system.iterations
+        return out
+
+    def run(self, start: Array, probes: int, error: float) -> Found:
+        """Search from ``start`` (n_theta,) until step and Monte Carlo error are small."""
+        theta, blocks = np.maximum(start, np.where(self.floor > 0.0, self.floor, start)), -(-probes // WIDTH)
+        pinned, released = np.zeros(len(theta), bool), False
+        last: tuple[Array, Array, float] | None = None  # theta, step and slope of the last point
+        while True:
+            at = self.evaluate(theta, blocks)
+            g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
+            zero = ~pinned & (self.floor > 0.0) & (theta <= self.floor) & (g > 0.0)
+            if zero.any() and not spent:
+                pinned |= zero
+                theta, last = np.where(pinned, 0.0, theta), None
+                continue
+            free = ~pinned
+            if last is not None and not spent:
+                slope = float(g[free] @ last[1][free])
+                if slope > 0.5 * abs(last[2]):
+                    theta = self.moved(last[0], last[1] * max(0.1, last[2] / (last[2] - slope)), pinned)
+                    last = None
+                    continue
+            step, inverse = newton_step(g, at.hessian, free)
+            error_now = inverse @ np.where(np.outer(free, free), at.covariance, 0.0) @ inverse
+            sampling = 2.0 * inverse
+            sd = np.sqrt(np.diag(sampling)[free])
+            ratio = float((np.sqrt(np.diag(error_now)[free]) / sd).max(initial=0.0))
+            small = float((np.abs(step[free]) / sd).max(initial=0.0)) < max(LEAST, min(STEP, SHARE * ratio))
+            if small or spent:
+                theta = self.moved(theta, step, pinned)
+                if small and not spent and pinned.any() and not released:
+                    released, freed = True, self.release(theta, pinned, blocks)
+                    if freed.any():
+                        pinned, last = pinned & ~freed, None
+                        theta = np.where(freed, self.floor, theta)
+                        continue
+                if small and not spent and ratio > error and blocks * WIDTH < MAX_PROBES:
+                    wanted = int(np.ceil(1.2 * blocks * (ratio / error) ** 2))
+                    blocks, last = min(max(wanted, blocks + 1), MAX_PROBES // WIDTH), None
+                    continue
+                sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
+                sampling[:, ~free] = np.nan
+                return Found(
+                    theta, error_now, sampling, ratio, blocks * WIDTH, self.evaluations, self.iterations, small
+                )
+            step = step * self.bound(theta, step)
+            last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
+            theta = self.moved(theta, step, pinned)
+
+    def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
+        """Which of the parameters at zero the criterion falls away from, now that the others have moved."""
+        g = self.evaluate(np.where(pinned, self.floor, theta), blocks).gradient
+        return np.asarray(pinned & (g < 0.0))
+
+    def moved(self, theta: Array, step: Array, pinned: Mask) -> Array:
+        """The point a step leads to, tail parameters no lower than their floor."""
+        new = theta + np.where(pinned, 0.0, step)
+        tail = (self.floor > 0.0) & ~pinned
+        return np.where(tail, np.maximum(np.abs(new), self.floor), new)
+
+    def bound(self, theta: Array, step: Array) -> float:
+        """Factor that keeps a step within seven tenths of what it changes."""
+        size = np.maximum(np.abs(theta), 0.05)
+        lead = {(i, j): a for a, i, j in self.problem.lead}
+        for (i, j), a in lead.items():
+            if i != j:  # a covariance may pass through zero: the deviations are its measure
+                size[a] = max(size[a], abs(theta[lead[i, i]]), abs(theta[lead[j, j]]))
+        return float(min(1.0, 0.7 / np.max(np.abs(step) / size)))
+
+
+def newton_step(g: Array, hessian: Array, free: Mask) -> tuple[Array, Array]:
+    """Step and inverse of |H| in the free parameters, zero elsewhere: eigenvalues enter by their size."""
+    step, inverse = np.zeros(len(g)), np.zeros((len(g), len(g)))
+    if not free.any():
+        return step, inverse
+    both = np.ix_(free, free)
+    values, vectors = np.linalg.eigh(hessian[both])
+    values = np.maximum(np.abs(values), 1e-8 * np.abs(values).max())
+    inverse[both] = (vectors / values) @ vectors.T
+    step[free] = -inverse[both] @ g[free]
+    return step, inverse

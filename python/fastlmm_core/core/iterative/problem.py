@@ -1,0 +1,166 @@
+"""A crossed model as the iterative engine sees it: rows sorted by leading level, and sums over levels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.iterative.row_form import MAX_LEADING, RowForm
+from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.identifiability import identify
+from fastlmm_core.core.start import moment_start
+from fastlmm_core.errors import ModelError
+
+__all__ = ["Problem", "TailTerm", "crossed_problem", "refuse_unidentified"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TailTerm:
+    """One column of one tail factor: its effects have a standard deviation of their own.
+
+    Attributes
+    ----------
+    parameter : int
+        Place in theta.
+    group, column : int
+    columns : slice
+        Tail columns, one a level.
+    """
+
+    parameter: int
+    group: int
+    column: int
+    columns: slice
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Conditioned cross-products without cells, and the rows that stand in for them.
+
+    Attributes
+    ----------
+    rows : RowForm
+    blocks : (q, l, l)
+        A_i, the leading factor's blocks of Z'WZ.
+    lead_dense, tail_dense : (q, l, p + 1), (m, p + 1)
+        Z'W[X y].
+    dtd : (p + 1, p + 1)
+    tail_squares : (m,)
+        Diagonal of Z_t'WZ_t.
+    lead : tuple of (parameter, row, column)
+        Places of the leading factor's parameters in L.
+    tail : tuple of TailTerm
+    n, p, n_theta : int
+    start : (n_theta,)
+        Moment estimates.
+    """
+
+    rows: RowForm
+    blocks: Array
+    lead_dense: Array
+    tail_dense: Array
+    dtd: Array
+    tail_squares: Array
+    lead: tuple[tuple[int, int, int], ...]
+    tail: tuple[TailTerm, ...]
+    n: int
+    p: int
+    n_theta: int
+    start: Array
+
+
+def tail_terms(design: DesignProducts) -> tuple[TailTerm, ...]:
+    """Columns of the tail factors, in the order of groups; ModelError where two of one factor are correlated."""
+    place = {}
+    for a, (g, i, j) in enumerate(design.theta_map.index.tolist()):
+        if g > 0 and i != j:
+            raise ModelError(
+                "the iterative engine takes correlated random effects on the factor with the most random effects only: "
+                "make the slopes of the other factors independent of their intercepts, as (x || g) does"
+            )
+        if i == j:
+            place[g, i] = a
+    out, start = [], 0
+    for g, group in enumerate(design.groups[1:], 1):
+        for c in range(group.n_columns):
+            out.append(TailTerm(place[g, c], g, c, slice(start, start + group.n_levels)))
+            start += group.n_levels
+    return tuple(out)
+
+
+def refuse_unidentified(design: DesignProducts, reml: bool) -> None:
+    """ModelError where the criterion does not depend on some variance: the search would have nowhere to go."""
+    found = identify(design, reml)
+    if found is not None:
+        names = ", ".join(map(str, found.terms))
+        raise ModelError(
+            f"the criterion does not determine every variance (terms {names}): leave those terms out, or let the exact "
+            "engines say what can be estimated"
+        )
+
+
+def crossed_problem(design: DesignProducts, found: Responses, threads: int) -> Problem:
+    """The problem of one response.
+
+    Raises
+    ------
+    ModelError
+        One grouping factor only, correlated effects on a tail factor, or a leading factor of more than 16 columns.
+    """
+    if len(design.groups) < 2:
+        raise ModelError(
+            "the iterative engine is for two or more grouping factors: with one the exact engines are fast"
+        )
+    tail = tail_terms(design)
+    m, l, q = tail[-1].columns.stop, design.groups[0].n_columns, design.groups[0].n_levels
+    if l > MAX_LEADING:
+        raise ModelError(f"the iterative engine takes at most {MAX_LEADING} random effects a level, not {l}")
+    if m >= 2**31:
+        raise ModelError(
+            f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
+        )
+    ptr, order = sort_rows(design.codes[0], q)
+    codes = np.empty((design.n, len(tail)), np.int32)
+    t = None
+    if any(design.columns[term.group] is not None for term in tail):
+        t = np.ones((design.n, len(tail)))
+    for f, term in enumerate(tail):
+        codes[:, f] = design.codes[term.group][order]
+        codes[:, f] += term.columns.start
+        z = design.columns[term.group]
+        if t is not None and z is not None:
+            t[:, f] = z[order, term.column]
+    z = design.columns[0]
+    w = design.weights
+    rows = RowForm(
+        ptr,
+        codes,
+        m,
+        None if z is None else np.ascontiguousarray(z[order]),
+        t,
+        None if w is None else np.ascontiguousarray(w[order]),
+        threads,
+    )
+    dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]
+    cross = design.complete(found, pairs=False)
+    return Problem(
+        rows,
+        design.blocks[0],
+        np.ascontiguousarray(dense[0].reshape(q, l, -1)),
+        np.concatenate(
+            [dense[t.group].reshape(-1, design.groups[t.group].n_columns, design.rank + 1)[:, t.column] for t in tail]
+        ),
+        cross.dtd,
+        np.concatenate([design.blocks[t.group][:, t.column, t.column] for t in tail]),
+        tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0),
+        tail,
+        design.n,
+        design.rank,
+        len(design.theta_map.index),
+        moment_start(cross),
+    )

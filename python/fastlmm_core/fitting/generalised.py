@@ -1,0 +1,226 @@
+"""A design to a fitted generalised model, with its warnings: what `glmer` and `GlmerResult.refit` share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from fastlmm_core.core.glmm import GlmmFit, Model
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import BoundaryWarning, DataError, LaplaceWarning, ModelError, SeparationWarning, warn
+from fastlmm_core.fitting.fit import new_response, wrap, write_evaluation
+from fastlmm_core.fitting.models import core_terms
+from fastlmm_core.fitting.separation import separation
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastlmm_core.core import Control
+    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.families import Family
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+    from fastlmm_core.formula import Design
+
+__all__ = [
+    "GlmerOptions",
+    "check_identified",
+    "engine_at",
+    "fit_generalised",
+    "glmm_of",
+    "kept_glmm",
+    "refit",
+    "trials_of",
+]
+
+G = TypeVar("G", bound="GeneralisedModel")
+
+FEW_ROWS = 5
+"""Binary rows a level below which Laplace's approximation gets a warning."""
+
+NO_ALPHA = 1e-5
+"""Overdispersion below which a negative binomial is Poisson."""
+
+
+@dataclass(frozen=True, eq=False)
+class GlmerOptions:
+    """What a generalised fit was asked for beside its data; `refit` asks for the same again.
+
+    Attributes
+    ----------
+    family : Family
+    n_agq : int
+    proportions : bool
+        The response is successes over trials, on whose scale simulated ones are, too.
+    trials : str, optional
+        Expression of the trials, for other rows.
+    freq_weights : (n,), optional
+        Of the rows used.
+    control, start, verbose, given
+        As in `FitOptions`.
+    """
+
+    family: Family
+    n_agq: int = 1
+    proportions: bool = False
+    trials: str | None = None
+    freq_weights: NDArray[np.float64] | None = None
+    control: Control | None = None
+    start: ArrayLike | None = None
+    verbose: int = 0
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+def glmm_of(
+    design: Design, options: GlmerOptions, X: NDArray[np.float64] | None = None, n_agq: int | None = None
+) -> Model:
+    """The core's model of a design (with other fixed-effects columns X, if given), ready for any response."""
+    return Model(
+        design.X if X is None else X,
+        core_terms(design),
+        options.family,
+        weights=None if options.family.name == "binomial" else design.weights,
+        trials=design.weights if options.family.name == "binomial" else None,
+        freq_weights=options.freq_weights,
+        offset=design.offset,
+        n_agq=options.n_agq if n_agq is None else n_agq,
+        control=options.control,
+    )
+
+
+def check_identified(design: Design, family: Family) -> None:
+    """Refuse random terms that the rows cannot tell from their own distribution.
+
+    Raises
+    ------
+    ModelError
+        One level a row where responses are single successes or failures, or have a dispersion of their own.
+    """
+    n = len(design.y)
+    single = family.name == "binomial" and (design.weights is None or bool((design.weights == 1.0).all()))
+    if not single and family.name not in ("gaussian", "gamma", "inverse_gaussian", "beta"):
+        return
+    for term in design.random:
+        if len(term.level_set) < n:
+            continue
+        why = (
+            "a single success or failure says nothing about a variance of its own"
+            if single
+            else f"its effects cannot be told from the {family.name} distribution's own dispersion"
+        )
+        raise ModelError(f"the grouping factor {term.group} has {n} levels for {n} rows: {why}")
+
+
+def fit_generalised(kind: type[G], design: Design, formula: str, options: GlmerOptions) -> G:
+    """Fit a design and wrap the answer.
+
+    Warns
+    -----
+    ConvergenceWarning, RankWarning
+        As `fit_design`.
+    SeparationWarning, BoundaryWarning, LaplaceWarning
+        See their classes.
+    """
+    with one_blas_thread():
+        model = glmm_of(design, options)
+        core = model.fit(design.y, start=options.start, on_evaluation=write_evaluation if options.verbose > 0 else None)
+    result = wrap(kind, design, formula, options, settled(core), {"model": model})  # type: ignore[arg-type]
+    return _checked(result, model, few=True)
+
+
+def settled(core: GlmmFit) -> GlmmFit:
+    """A fit whose search for an overdispersion of zero ran towards its limit, where nothing changes, is no failure."""
+    if core.converged or not without_overdispersion(core):
+        return core
+    return replace(core, converged=True, message="the overdispersion is at its limit of zero")
+
+
+def without_overdispersion(core: GlmmFit) -> bool:
+    """Whether a negative binomial is Poisson."""
+    return bool(core.family.n_extra) and core.family_params.get("alpha", 1.0) < NO_ALPHA
+
+
+def _checked(result: G, model: Model, *, few: bool) -> G:
+    """The result with remarks on its estimates, which are warnings too; ``few`` rows a level are among them."""
+    core, design, options = result.core, result.design, result.options
+    notes = []
+    found = separation(core, model.design, design.x_names)
+    if found:
+        notes.append(found)
+        warn(found, SeparationWarning)
+    if without_overdispersion(core):
+        alpha = core.family_params["alpha"]
+        text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the poisson family is enough"
+        notes.append(text)
+        warn(text, BoundaryWarning)
+    if few and core.family.name == "binomial" and options.n_agq == 1 and design.weights is None:
+        sizes = {t.group: float(np.median(np.bincount(t.codes))) for t in design.random}
+        group, size = min(sizes.items(), key=lambda item: item[1])
+        if size < FEW_ROWS:
+            better = "n_agq=15 is better" if len(sizes) == 1 else "laplace_check() says how much it matters"
+            text = (
+                f"Laplace's approximation is rough for binary responses with few rows a level: half the levels of "
+                f"{group} have {size:g} or fewer; {better}"
+            )
+            notes.append(text)
+            warn(text, LaplaceWarning)
+    return replace(result, remarks=tuple(notes)) if notes else result
+
+
+def kept_glmm(result: GeneralisedModel) -> Model:
+    """The core's model of a result, which its refits share; made again where it was not kept."""
+    model: Model | None = result.kept.get("model")
+    if model is None:
+        model = result.kept.setdefault("model", glmm_of(result.design, result.options))
+    return model
+
+
+def engine_at(result: GeneralisedModel) -> Engine:
+    """An engine with the fit's response at its estimates; for a first look, Laplace's."""
+    model = kept_glmm(result)
+    if result.options.n_agq == 0:
+        model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
+    core: GlmmFit = result.core
+    with one_blas_thread():
+        model.engine.set_response(core._y)
+        model.engine.value(core.psi)
+    return model.engine
+
+
+def refit(result: G, new_y: Any) -> G:
+    """The same model and options with another response, on the scale of the first; see `GlmerResult.refit`."""
+    design, options, core = result.design, result.options, result.core
+    y = new_response(new_y, design)
+    if options.proportions:
+        assert design.weights is not None
+        y = np.rint(y * design.weights)
+    model = kept_glmm(result)
+    start = options.start
+    if start is None and not core.is_singular and np.isfinite(core.beta).all():
+        start = np.concatenate([core.theta, core.beta, [core.rho] * core.family.n_extra])
+    with one_blas_thread():
+        found = model.fit(y, start=start)
+    again = wrap(type(result), design.with_response(y), result.formula, options, settled(found), result.kept)  # type: ignore[arg-type]
+    return _checked(again, model, few=False)
+
+
+def trials_of(result: GeneralisedModel, data: Any) -> NDArray[np.float64] | None:
+    """Trials of other rows, from the expression that the fit had; None where each row is one trial.
+
+    Raises
+    ------
+    DataError
+        The fit's trials were an array.
+    """
+    if result.options.family.name != "binomial" or result.design.weights is None:
+        return None
+    if result.options.trials is None:
+        raise DataError("the model's trials were an array: for new rows they have to be a column or an expression")
+    from fastlmm_core.formula.frame import Table
+    from fastlmm_core.formula.rowwise import numeric_argument
+
+    table = Table(data)
+    table.require(table.mentioned_in([result.options.trials]))
+    return numeric_argument(result.options.trials, "trials", table, result.design.context)

@@ -1,0 +1,83 @@
+"""Fixed effects that separate successes from failures (Albert and Anderson 1984), found by a linear programme."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastlmm_core.fitting.text import listed
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.glmm import GlmmFit
+    from fastlmm_core.core.glmm_design import GlmmDesign
+
+__all__ = ["separated_direction", "separation"]
+
+CERTAIN = 1e-5
+"""Fitted probabilities (of the fixed part) this near to 0 or 1 are looked into."""
+
+LARGE = 20.0
+"""Standard error of a coefficient, times its column's root mean square, that no ordinary data have."""
+
+
+def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -> str:
+    """What the fixed effects separate, as a sentence; empty where they do not.
+
+    The linear programme is solved only where some fitted probabilities vanish and a Wald variance explodes.
+    """
+    if core.family.name != "binomial" or not core.rank:
+        return ""
+    p = core.family.mean(design.fixed_part(core.psi))
+    if float(np.min(p * (1.0 - p))) > CERTAIN:
+        return ""
+    X = design.X[:, design.keep]
+    size = np.sqrt(np.mean(X**2, axis=0))
+    with np.errstate(invalid="ignore"):
+        large = core.se[design.keep] * size > LARGE
+    if not large.any():
+        return ""
+    direction = separated_direction(X / size, core._y, design.m)
+    if direction is None:
+        return ""
+    labels = [names[j] if names else f"column {j}" for j in design.keep]
+    parts = [f"{label} ({'+' if d > 0 else '-'})" for label, d in zip(labels, direction, strict=True) if abs(d) > 1e-6]
+    return (
+        f"successes and failures are separated by the fixed effects along {listed(parts)}: the likelihood rises "
+        "without end in that direction, and these estimates and standard errors show only how far the search went"
+    )
+
+
+def separated_direction(X: np.ndarray, y: np.ndarray, m: np.ndarray) -> np.ndarray | None:
+    """A direction d with x'd >= 0 for rows of successes, <= 0 for failures, = 0 for mixed rows, not all zero.
+
+    Parameters
+    ----------
+    X : (n, p)
+        Columns of about unit size.
+    y, m : (n,)
+        Successes and trials.
+
+    Returns
+    -------
+    (p,) within [-1, 1], or None where there is none
+    """
+    from scipy.optimize import linprog
+
+    sign = np.where(y == m, 1.0, np.where(y == 0.0, -1.0, 0.0))
+    cells = np.unique(np.column_stack([sign, X]), axis=0)
+    sign, rows = cells[:, 0], cells[:, 1:]
+    pure = rows[sign != 0] * sign[sign != 0, None]
+    mixed = rows[sign == 0]
+    found = linprog(
+        -pure.sum(axis=0),
+        A_ub=-pure,
+        b_ub=np.zeros(len(pure)),
+        A_eq=mixed if len(mixed) else None,
+        b_eq=np.zeros(len(mixed)) if len(mixed) else None,
+        bounds=(-1.0, 1.0),
+    )
+    if not found.success or -found.fun <= 1e-6:
+        return None
+    direction: np.ndarray = found.x
+    return direction

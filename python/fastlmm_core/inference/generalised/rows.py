@@ -1,0 +1,160 @@
+"""The rows of a generalised fit: responses as means have them, residual kinds, densities and distributions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import xlogy
+
+from fastlmm_core.errors import ModelError
+from fastlmm_core.inference.simulate import generators
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.families import Family
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+
+__all__ = ["RESIDUALS", "ResidualKind", "deviance", "observed", "prior_weights", "residuals", "unit_deviance"]
+
+Array = NDArray[np.float64]
+ResidualKind = Literal["deviance", "pearson", "response", "working", "quantile", "simulated"]
+RESIDUALS = ("deviance", "pearson", "response", "working", "quantile", "simulated")
+
+N_SIMULATED = 250
+"""Responses among which a simulated residual is the rank."""
+
+MAX_NEWTON = 100
+
+
+def prior_weights(result: GeneralisedModel) -> Array:
+    """Trials or prior weights (n,) of the rows, ones where there are none."""
+    weights = result.design.weights
+    return np.ones(len(result.design.y)) if weights is None else weights
+
+
+def observed(result: GeneralisedModel) -> Array:
+    """The response on the scale of its mean (n,): proportions for successes among trials."""
+    return result.core.family.saturated(result.design.y, prior_weights(result))
+
+
+def residuals(
+    result: GeneralisedModel, kind: str = "deviance", *, seed: int | None = 0, n: int = N_SIMULATED
+) -> pd.Series:
+    """Residuals of the rows used; see `GlmerResult.residuals`."""
+    if kind not in RESIDUALS:
+        raise ModelError(f"kind must be one of {', '.join(map(repr, RESIDUALS))}, not {kind!r}")
+    core, y, m = result.core, result.design.y, prior_weights(result)
+    family, mu, rho = core.family, core.mu, core.rho
+    r = observed(result) - mu
+    if kind == "response":
+        values = r
+    elif kind == "pearson":
+        values = r / np.sqrt(family.variance(mu, m, rho) / family.scale(rho))
+    elif kind == "working":
+        values = r / family.link.derivatives(core.eta)[1]
+    elif kind == "deviance":
+        values = np.sign(r) * np.sqrt(np.maximum(unit_deviance(family, y, mu, m, rho), 0.0))
+    else:
+        stream = next(generators(seed, 1))
+        lower, upper = _ranks(result, n, seed) if kind == "simulated" else distribution(family, y, mu, m, rho)
+        values = lower + stream.random(len(y)) * (upper - lower)
+        if kind == "quantile":
+            values = stats.norm.ppf(np.clip(values, 1e-16, 1.0 - 1e-16))
+    return result.design.by_row(np.asarray(values, dtype=np.float64))
+
+
+def deviance(result: GeneralisedModel) -> float:
+    """Sum of the rows' deviances at the modes."""
+    core = result.core
+    rows = unit_deviance(core.family, result.design.y, core.mu, prior_weights(result), core.rho)
+    return float(rows @ (np.ones(len(rows)) if result.options.freq_weights is None else result.options.freq_weights))
+
+
+def _ranks(result: GeneralisedModel, n: int, seed: int | None) -> tuple[Array, Array]:
+    """Shares of n simulated responses that are below each observed one, and not above it."""
+    from fastlmm_core.inference.generalised.simulate import draws
+
+    below, ties = np.zeros(len(result.design.y)), np.zeros(len(result.design.y))
+    for drawn in draws(result, n, seed=seed):
+        below += drawn < result.design.y
+        ties += drawn == result.design.y
+    return below / n, (below + ties) / n
+
+
+def unit_deviance(family: Family, y: Array, mu: Array, m: Array, rho: float) -> Array:
+    """Twice what each row's log density falls short of the best for that row, times the dispersion, (n,)."""
+    match family.name:
+        case "binomial":
+            k = m - y
+            return np.asarray(2.0 * (xlogy(y, y / m / mu) + xlogy(k, k / m / (1.0 - mu))))
+        case "poisson":
+            return np.asarray(2.0 * m * (xlogy(y, y / mu) - (y - mu)))
+        case "negativebinomial":
+            size = np.exp(rho)
+            return np.asarray(2.0 * m * (xlogy(y, y / mu) - (y + size) * np.log((y + size) / (mu + size))))
+        case "gamma":
+            return np.asarray(2.0 * m * ((y - mu) / mu - np.log(y / mu)))
+        case "inverse_gaussian":
+            return np.asarray(m * (y - mu) ** 2 / (mu**2 * y))
+        case "gaussian":
+            return np.asarray(m * (y - mu) ** 2)
+    eta = family.link(mu)
+    return np.asarray(2.0 * (_best(family, y, m, rho) - family.row(y, eta, m, rho).l))
+
+
+def _best(family: Family, y: Array, m: Array, rho: float) -> Array:
+    """The largest log density of each row over its linear predictor, by Newton's method."""
+    eta = family.link(family.initial_mean(y, m))
+    rows = family.row(y, eta, m, rho)
+    for _ in range(MAX_NEWTON):
+        step = np.clip(rows.s / np.maximum(rows.w, rows.we), -1.0, 1.0)
+        trial = np.clip(eta + step, -30.0, 30.0)
+        again = family.row(y, trial, m, rho)
+        better = again.l > rows.l
+        if not better.any():
+            break
+        eta = np.where(better, trial, eta)
+        rows = family.row(y, eta, m, rho)
+    return np.asarray(rows.l)
+
+
+def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> tuple[Array, Array]:
+    """P(Y < y) and P(Y <= y) of each row.
+
+    Raises
+    ------
+    ModelError
+        A family of the user's own, or prior weights that no distribution goes with.
+    """
+    if family.name in ("poisson", "negativebinomial", "negativebinomial1", "beta") and (m != 1.0).any():
+        raise ModelError(f"quantile residuals need a distribution, and weighted {family.name} rows have none")
+    phi = family.scale(rho)
+    match family.name:
+        case "binomial":
+            law = stats.binom(m, mu)
+        case "poisson":
+            law = stats.poisson(mu)
+        case "negativebinomial":
+            size = np.exp(rho)
+            law = stats.nbinom(size, size / (size + mu))
+        case "negativebinomial1":
+            alpha = np.exp(rho)
+            law = stats.nbinom(mu / alpha, 1.0 / (1.0 + alpha))
+        case "gamma":
+            law = stats.gamma(m / phi, scale=mu * phi / m)
+        case "inverse_gaussian":
+            law = stats.invgauss(mu * phi / m, scale=m / phi)
+        case "gaussian":
+            law = stats.norm(mu, np.sqrt(phi / m))
+        case "beta":
+            precision = np.exp(rho)
+            law = stats.beta(mu * precision, (1.0 - mu) * precision)
+        case _:
+            raise ModelError(f'quantile residuals need the {family.name} distribution: use kind="simulated"')
+    upper = np.asarray(law.cdf(y))
+    discrete = family.name in ("binomial", "poisson", "negativebinomial", "negativebinomial1")
+    return (np.asarray(law.cdf(y - 1.0)) if discrete else upper), upper

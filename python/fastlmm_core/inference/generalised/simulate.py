@@ -1,0 +1,73 @@
+"""Responses drawn from a generalised fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.generalised import trials_of
+from fastlmm_core.inference.generalised.rows import prior_weights
+from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+
+__all__ = ["draws", "simulate"]
+
+Array = NDArray[np.float64]
+Seed = int | Sequence[int] | np.random.SeedSequence | None
+
+
+def predictor(source: Recipe, stream: np.random.Generator) -> Array:
+    """One linear predictor (n,), its random effects drawn anew."""
+    eta = source.mean.copy()
+    for term in source.terms:
+        q, l = term.n_levels, len(term.factor)
+        eta += spread(stream.standard_normal((1, q, l)) @ term.factor.T, term.codes, term.z)[0]
+    return eta
+
+
+def draws(result: GeneralisedModel, n: int, *, seed: Seed = None, source: Recipe | None = None) -> Iterator[Array]:
+    """N responses for the rows of the fit, (n,) each; successes where they are counted among trials."""
+    source = recipe(result)[0] if source is None else source
+    m, core = prior_weights(result), result.core
+    for stream in generators(seed, n):
+        yield core.family.simulate(stream, core.family.mean(predictor(source, stream)), m, core.rho)
+
+
+def simulate(
+    result: GeneralisedModel,
+    n: int = 1,
+    *,
+    seed: Seed = None,
+    re_form: str = "none",
+    newdata: Any = None,
+    params: Mapping[str, ArrayLike] | None = None,
+) -> pd.DataFrame:
+    """Draw responses; see `GlmerResult.simulate`."""
+    import pandas as pd
+
+    if n < 1:
+        raise ModelError(f"n must be at least 1, not {n}")
+    if params and "sigma" in params:
+        raise ModelError("params takes beta and theta: a generalised model has no sigma")
+    source, rows = recipe(result, re_form=re_form, newdata=newdata, params=params)
+    core, k = result.core, len(source.mean)
+    m = prior_weights(result)
+    if newdata is not None:
+        given = trials_of(result, newdata)
+        m = np.ones(k) if given is None else rows.taken(given, "trials")
+    known = ~np.isnan(source.mean)
+    out = np.full((k, n), np.nan)
+    for column, stream in enumerate(generators(seed, n)):
+        mu = core.family.mean(predictor(source, stream)[known])
+        out[known, column] = core.family.simulate(stream, mu, m[known], core.rho)
+    if result.options.proportions:
+        out /= m[:, None]
+    return pd.DataFrame(rows.full(out), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])

@@ -1,0 +1,120 @@
+"""Tables of a generalised fit: coefficients with z tests, Wald's chi-squared tests of terms, tidy, augment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtrc
+
+from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.predict import predict as linear_predictions
+from fastlmm_core.inference import tidy as plain
+from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
+from fastlmm_core.inference.coef_table import coef_table as plain_table
+from fastlmm_core.inference.comparison import aicc
+from fastlmm_core.inference.contrasts import term_hypotheses
+from fastlmm_core.inference.generalised.rows import deviance, residuals
+from fastlmm_core.inference.profile import quantile_of_level
+from fastlmm_core.inference.table import Table, table
+
+if TYPE_CHECKING:
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+
+__all__ = ["augment", "chisq_table", "coef_table", "drop1", "glance", "tidy"]
+
+
+def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.95) -> Table:
+    """Estimates, standard errors, z and p; see `GlmerResult.coef_table`."""
+    found = plain_table(result, ddf="normal")
+    frame = found.drop(columns="df").rename(columns={"t": "z"})
+    if exp:
+        half = quantile_of_level(level) * frame["std_error"]
+        lower, upper = np.exp(frame["estimate"] - half), np.exp(frame["estimate"] + half)
+        ratio = np.exp(frame["estimate"])
+        frame = frame.assign(estimate=ratio, std_error=ratio * frame["std_error"], lower=lower, upper=upper)
+    return table(dict(frame.items()), list(frame.index), found.notes)
+
+
+def chisq_table(result: GeneralisedModel, *, type: int | str = 3) -> Table:
+    """Wald's tests of each term; see `GlmerResult.anova`."""
+    kept = ~np.isnan(result.core.beta)
+    return _wald(result, term_hypotheses(result.design, kept, anova_type(type)))
+
+
+def _wald(result: GeneralisedModel, hypotheses: dict[str, Any]) -> Table:
+    found = f_table(result, hypotheses, "normal")
+    df = found["num_df"].to_numpy()
+    chisq = df * found["F"].to_numpy()
+    p = np.where(df > 0, chdtrc(np.maximum(df, 1), chisq), np.nan)
+    return table({"chisq": chisq, "df": df, "p": p}, found.index, found.notes)
+
+
+def drop1(result: GeneralisedModel, *, test: str = "chisq") -> Table:
+    """Each term left out that no other contains; see `GlmerResult.drop1`."""
+    from fastlmm_core.fitting.generalised import glmm_of
+
+    columns = drop1_columns(result.design)
+    if test.lower() == "wald":
+        rows = term_hypotheses(result.design, ~np.isnan(result.core.beta), 2)
+        return _wald(result, {name: rows[name] for name in columns})
+    if test.lower() not in ("chisq", "lrt"):
+        raise ModelError(f"test {test!r} does not exist: use 'chisq' or 'wald'")
+
+    def without(X: np.ndarray) -> tuple[int, float]:
+        core = glmm_of(result.design, result.options, X).fit(result.design.y)
+        return core.rank + len(core.theta) + core.family.n_extra, core.criterion
+
+    return likelihood_ratios(result, columns, without)
+
+
+def tidy(
+    result: GeneralisedModel,
+    effects: str | Sequence[str] = ("fixed", "ran_pars"),
+    *,
+    conf_int: bool = False,
+    level: float = 0.95,
+    exp: bool = False,
+) -> Table:
+    """One row a parameter; see `GlmerResult.tidy`."""
+    found = plain.tidy(result, effects, conf_int=conf_int, level=level, ddf="normal")
+    frame = pd.DataFrame(found).drop(columns="df", errors="ignore")
+    if exp:
+        fixed = frame["effect"] == "fixed"
+        ratio = np.exp(frame.loc[fixed, "estimate"].astype(float))
+        frame.loc[fixed, "std_error"] *= ratio
+        frame.loc[fixed, "estimate"] = ratio
+        for name in ("conf_low", "conf_high"):
+            if name in frame:
+                frame.loc[fixed, name] = np.exp(frame.loc[fixed, name].astype(float))
+    return table(frame, None, found.notes)
+
+
+def glance(result: GeneralisedModel) -> Table:
+    """One row for the model; see `GlmerResult.glance`."""
+    return table(
+        {
+            "nobs": [result.nobs],
+            "llf": [result.llf],
+            "aic": [result.aic],
+            "aicc": [aicc(result)],
+            "bic": [result.bic],
+            "deviance": [deviance(result)],
+            "df_resid": [result.df_resid],
+        }
+    )
+
+
+def augment(result: GeneralisedModel, data: Any = None) -> Table:
+    """One row an observation; see `GlmerResult.augment`."""
+    design, core = result.design, result.core
+    rows = design.own_rows()
+    out: dict[str, Any] = {
+        "fitted": rows.full(core.mu),
+        "resid": residuals(result),
+        "link": rows.full(core.eta),
+        "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]
+    }
+    return plain.with_answers(design, rows, out, data)

@@ -1,0 +1,59 @@
+"""The summary of a generalised fit: lme4's page, with what the approximation is and what its words mean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.results.summary import Summary, correlations, fit_notes
+
+if TYPE_CHECKING:
+    from fastlmm_core.results.glmer_result import GlmerResult
+
+__all__ = ["summary"]
+
+
+def method_words(n_agq: int) -> str:
+    """How the likelihood is approximated."""
+    if n_agq == 0:
+        return "a first look (fixed effects found with the modes)"
+    return "Laplace's approximation" if n_agq == 1 else f"adaptive Gauss-Hermite quadrature, {n_agq} points"
+
+
+def summary(result: GlmerResult) -> Summary:
+    """The summary of a fit; see `GlmerResult.summary`."""
+    core = result.core
+    family = core.family
+    scaled = result.residuals("pearson").to_numpy() / np.sqrt(result.scale)
+    quantiles = np.nanquantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0])
+    estimated = ~np.isnan(core.beta)
+    title = (
+        f"Generalized linear mixed model fit by maximum likelihood ({method_words(result.options.n_agq)})\n"
+        f"Family: {family.name} ({family.link.name}); z-tests use the normal distribution"
+    )
+    own = ""
+    for name, row in result.family_params.iterrows():
+        given = "given" if np.isnan(row["std_error"]) and not family.n_extra else f"std. error {row['std_error']:.4g}"
+        own = f"Family's parameter: {name} {row['estimate']:.4g} ({given})"
+    return Summary(
+        title=title,
+        formula=result.formula,
+        criteria={
+            "AIC": result.aic,
+            "BIC": result.bic,
+            "logLik": result.llf,
+            "-2 log-likelihood": result.criterion,
+            "df.resid": result.df_resid,
+        },
+        residuals=pd.Series(quantiles, index=["Min", "1Q", "Median", "3Q", "Max"]),
+        var_corr=result.var_corr(),
+        nobs=result.nobs,
+        n_missing=result.n_missing,
+        n_groups=result.n_groups,
+        coefficients=result.coef_table()[estimated],
+        correlation=correlations(core.cov_beta, result.design.x_names, estimated),
+        notes=(*result.notes, *fit_notes(result)),
+        residual=own,
+    )

@@ -1,0 +1,307 @@
+"""The reduced system's operator from the rows themselves, sorted by the leading factor's levels.
+
+With K_i = L (L'A_i L + I)^-1 L' of leading level i, A_i its block of Z'WZ and B_i its rows of Z_1'WZ_t,
+
+    C x = Z_t'W Z_t x - sum_i B_i'K_i B_i x
+
+is two sweeps over the rows of each level, the second one from cache; neither C nor the cells of pairs of tail factors
+are ever formed:
+
+    v_r = sum_f t_rf x[c_rf],   s = sum_r w_r z_r v_r,   u = K_i s,   y[c_rf] += w_r t_rf (v_r - z_r'u)
+
+c (n, f) are tail columns, t (n, f) their covariates, z (n, l) the leading factor's. Vectors come in blocks of
+WIDTH = 8, stored (m, 8), so that a row's gather is one cache line. Cost n (l + f) WIDTH a product; memory 4 f bytes a
+row, and 8 a covariate. Threads share fixed parts of the levels, whose sums are added in the order of the parts: results
+do not depend on the number of threads.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+__all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
+
+cdef enum:
+    KV = 8
+    MOST = 16
+
+WIDTH = KV
+MAX_LEADING = MOST
+
+
+cdef struct rows_t:
+    Py_ssize_t l, nf
+    const int64_t *ptr
+    const int32_t *codes
+    const double *z
+    const double *t
+    const double *w
+
+
+cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
+    """v (KV,) = sum over the row's tail columns of t x."""
+    cdef Py_ssize_t f, k
+    cdef const double *xx
+    cdef double t
+    for k in range(KV):
+        v[k] = 0.0
+    if rows.t is NULL:
+        for f in range(rows.nf):
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            for k in range(KV):
+                v[k] += xx[k]
+    else:
+        for f in range(rows.nf):
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            t = rows.t[r * rows.nf + f]
+            for k in range(KV):
+                v[k] += t * xx[k]
+
+
+cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, double *y) noexcept nogil:
+    """y[columns of the row] += w t v."""
+    cdef Py_ssize_t f, k
+    cdef double *yy
+    cdef double t, w = 1.0 if rows.w is NULL else rows.w[r]
+    if rows.t is NULL and rows.w is NULL:
+        for f in range(rows.nf):
+            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            for k in range(KV):
+                yy[k] += v[k]
+    else:
+        for f in range(rows.nf):
+            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            t = w if rows.t is NULL else w * rows.t[r * rows.nf + f]
+            for k in range(KV):
+                yy[k] += t * v[k]
+
+
+cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, double *s) noexcept nogil:
+    """s (l, KV) = B_i x."""
+    cdef Py_ssize_t r, c, k
+    cdef double v[KV]
+    cdef double a
+    for k in range(rows.l * KV):
+        s[k] = 0.0
+    for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        row_value(rows, r, x, v)
+        if rows.z is NULL and rows.w is NULL:
+            for k in range(KV):
+                s[k] += v[k]
+            continue
+        for c in range(rows.l):
+            a = 1.0 if rows.w is NULL else rows.w[r]
+            if rows.z is not NULL:
+                a *= rows.z[r * rows.l + c]
+            for k in range(KV):
+                s[c * KV + k] += a * v[k]
+
+
+cdef void level_product(const rows_t *rows, Py_ssize_t i, const double *K, const double *x, double *y) noexcept nogil:
+    """y += the part of C x that level i's rows make."""
+    cdef Py_ssize_t l = rows.l, r, c, d, k
+    cdef double s[MOST * KV]
+    cdef double u[MOST * KV]
+    cdef double v[KV]
+    cdef double a
+    level_sum(rows, i, x, s)
+    for c in range(l):
+        for k in range(KV):
+            a = 0.0
+            for d in range(l):
+                a += K[c * l + d] * s[d * KV + k]
+            u[c * KV + k] = a
+    for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        row_value(rows, r, x, v)
+        if rows.z is NULL:
+            for k in range(KV):
+                v[k] -= u[k]
+        else:
+            for c in range(l):
+                a = rows.z[r * l + c]
+                for k in range(KV):
+                    v[k] -= a * u[c * KV + k]
+        row_scatter(rows, r, v, y)
+
+
+cdef void level_spread(const rows_t *rows, Py_ssize_t i, const double *u, double *y) noexcept nogil:
+    """y += B_i'u, u (l, KV)."""
+    cdef Py_ssize_t l = rows.l, r, c, k
+    cdef double v[KV]
+    cdef double a
+    for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        for k in range(KV):
+            v[k] = 0.0
+        for c in range(l):
+            a = 1.0 if rows.z is NULL else rows.z[r * l + c]
+            for k in range(KV):
+                v[k] += a * u[c * KV + k]
+        row_scatter(rows, r, v, y)
+
+
+cdef class RowForm:
+    """Rows sorted by leading level, and the products with them.
+
+    Parameters
+    ----------
+    ptr : (q + 1,) int64
+        Rows of leading level i are ``ptr[i]:ptr[i + 1]``.
+    codes : (n, f) int32
+        Tail columns of each row, in [0, m).
+    m : int
+        Tail columns.
+    z : (n, l) float64 or None
+        Leading columns; None stands for one column of ones.
+    t : (n, f) float64 or None
+        Covariates of the tail columns; None stands for ones.
+    w : (n,) float64 or None
+    threads : int
+
+    Raises
+    ------
+    ValueError
+        Shapes or codes do not match, or the leading factor has more than 16 columns.
+    """
+
+    cdef readonly Py_ssize_t n, q, m, l, products
+    cdef Py_ssize_t parts, threads
+    cdef rows_t rows
+    cdef object kept
+    cdef int64_t[::1] part
+    cdef double[:, :, ::1] buffer
+
+    def __init__(self, const int64_t[::1] ptr, const int32_t[:, ::1] codes, Py_ssize_t m, const double[:, ::1] z,
+                 const double[:, ::1] t, const double[::1] w, Py_ssize_t threads):
+        self.q, self.n, self.m = ptr.shape[0] - 1, codes.shape[0], m
+        self.l = 1 if z is None else z.shape[1]
+        self.products, self.threads = 0, max(1, threads)
+        ends, columns = np.asarray(ptr), np.asarray(codes)
+        if self.n == 0 or m < 1 or columns.shape[1] < 1:
+            raise ValueError("a row form needs rows and tail columns")
+        if self.q < 1 or ends[0] != 0 or ends[self.q] != self.n or (np.diff(ends) < 0).any():
+            raise ValueError("ptr does not divide the rows")
+        if columns.min() < 0 or columns.max() >= m:
+            raise ValueError(f"codes lie outside 0 to {m - 1}")
+        if not 1 <= self.l <= MOST:
+            raise ValueError(f"a leading factor of {self.l} columns")
+        if (z is not None and z.shape[0] != self.n) or (w is not None and w.shape[0] != self.n):
+            raise ValueError("rows do not match")
+        if t is not None and (t.shape[0] != self.n or t.shape[1] != columns.shape[1]):
+            raise ValueError("covariates do not match the codes")
+        self.kept = (ptr, codes, z, t, w)
+        self.rows.l, self.rows.nf = self.l, columns.shape[1]
+        self.rows.ptr, self.rows.codes = &ptr[0], &codes[0, 0]
+        self.rows.z = NULL if z is None else &z[0, 0]
+        self.rows.t = NULL if t is None else &t[0, 0]
+        self.rows.w = NULL if w is None else &w[0]
+        # a matter of the data only, or the sums would depend on the machine
+        self.parts = 8 if m <= 1_000_000 else 4
+        share = np.searchsorted(ends, np.linspace(0, self.n, self.parts + 1)).astype(np.int64)
+        share[0], share[self.parts] = 0, self.q
+        self.part = share
+        self.buffer = np.empty((self.parts, m, KV))
+
+    cdef add_parts(self, double[:, ::1] y):
+        """y = the parts' sums, in their order."""
+        cdef Py_ssize_t j, k, p
+        for j in prange(self.m, schedule="static", num_threads=self.threads, nogil=True):
+            for k in range(KV):
+                y[j, k] = self.buffer[0, j, k]
+            for p in range(1, self.parts):
+                for k in range(KV):
+                    y[j, k] += self.buffer[p, j, k]
+
+    cdef check(self, shape, tuple expected):
+        if shape != expected:
+            raise ValueError(f"shape {shape} where {expected} was expected")
+
+    def product(self, const double[:, :, ::1] K, const double[:, ::1] x):
+        """C x (m, 8), for K (q, l, l) and x (m, 8)."""
+        cdef Py_ssize_t p, i, size = self.l * self.l
+        self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, self.l, self.l))
+        self.check((x.shape[0], x.shape[1]), (self.m, KV))
+        y_ = np.empty((self.m, KV))
+        cdef double[:, ::1] y = y_
+        cdef const double *k0 = &K[0, 0, 0]
+        cdef const double *x0 = &x[0, 0]
+        self.products += 1
+        for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
+            memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
+            for i in range(self.part[p], self.part[p + 1]):
+                level_product(&self.rows, i, k0 + i * size, x0, &self.buffer[p, 0, 0])
+        self.add_parts(y)
+        return y_
+
+    def lead_sums(self, const double[:, ::1] x):
+        """B x (q, l, 8), for x (m, 8)."""
+        cdef Py_ssize_t i
+        self.check((x.shape[0], x.shape[1]), (self.m, KV))
+        s_ = np.empty((self.q, self.l, KV))
+        cdef double[:, :, ::1] s = s_
+        for i in prange(self.q, schedule="static", num_threads=self.threads, nogil=True):
+            level_sum(&self.rows, i, &x[0, 0], &s[i, 0, 0])
+        return s_
+
+    def tail_sums(self, const double[:, :, ::1] u):
+        """B'u (m, 8), for u (q, l, 8)."""
+        cdef Py_ssize_t p, i
+        self.check((u.shape[0], u.shape[1], u.shape[2]), (self.q, self.l, KV))
+        y_ = np.empty((self.m, KV))
+        cdef double[:, ::1] y = y_
+        for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
+            memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
+            for i in range(self.part[p], self.part[p + 1]):
+                level_spread(&self.rows, i, &u[i, 0, 0], &self.buffer[p, 0, 0])
+        self.add_parts(y)
+        return y_
+
+    def diagonals(self, const double[:, :, ::1] K, const double[:, :, ::1] R):
+        """Diagonal of B'KB (m,), and N_j = sum_i (R_i b_ij)(R_i b_ij)' (m, l, l), b_ij the columns of B_i.
+
+        Rows of one level may repeat a tail column: b_ij is collected first, then used once.
+        """
+        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, count, a
+        cdef Py_ssize_t longest = int(np.diff(np.asarray(self.kept[0])).max()) * nf
+        self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, l, l))
+        self.check((R.shape[0], R.shape[1], R.shape[2]), (self.q, l, l))
+        diagonal_, outer_ = np.zeros(self.m), np.zeros((self.m, l, l))
+        cdef double[::1] diagonal = diagonal_
+        cdef double[:, :, ::1] outer = outer_
+        cdef double[:, ::1] b = np.zeros((self.m, l))
+        cdef int32_t[::1] seen = np.zeros(self.m, np.int32), columns = np.empty(longest, np.int32)
+        cdef double rb[MOST]
+        cdef double value, kb
+        cdef int32_t j
+        with nogil:
+            for i in range(self.q):
+                count = 0
+                for r in range(self.rows.ptr[i], self.rows.ptr[i + 1]):
+                    for f in range(nf):
+                        j = self.rows.codes[r * nf + f]
+                        if not seen[j]:
+                            seen[j] = 1
+                            columns[count] = j
+                            count += 1
+                        value = 1.0 if self.rows.w is NULL else self.rows.w[r]
+                        if self.rows.t is not NULL:
+                            value *= self.rows.t[r * nf + f]
+                        for c in range(l):
+                            b[j, c] += value if self.rows.z is NULL else value * self.rows.z[r * l + c]
+                for a in range(count):
+                    j = columns[a]
+                    for c in range(l):
+                        kb = 0.0
+                        rb[c] = 0.0
+                        for d in range(l):
+                            kb += K[i, c, d] * b[j, d]
+                            rb[c] += R[i, c, d] * b[j, d]
+                        diagonal[j] += b[j, c] * kb
+                    for c in range(l):
+                        for d in range(l):
+                            outer[j, c, d] += rb[c] * rb[d]
+                    for c in range(l):
+                        b[j, c] = 0.0
+                    seen[j] = 0
+        return diagonal_, outer_

@@ -60,9 +60,6 @@ class MixedModelRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc] 
         The levels of each.
     core_ : CoreFit or None
         The fit: `theta`, `sigma`, `cov_beta`, ...; None without groups.
-    n_features_in_ : int
-    feature_names_in_ : (n_features_in_,)
-        Of a table whose names are all texts.
 
     Examples
     --------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.results import export, summary
 from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["LmerResult"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class LmerResult(
     DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods, TableMethods

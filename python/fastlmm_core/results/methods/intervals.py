@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["IntervalMethods"]
 
 
+@answering
 class IntervalMethods(FittedModel):
     """Base of `LmerResult`: confidence intervals and what they are made of."""
 

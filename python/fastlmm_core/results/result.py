@@ -14,6 +14,7 @@ from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
 from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
 from fastlmm_core.results.methods.pictures import PictureMethods
+from fastlmm_core.results.methods.prediction import PredictionMethods
 from fastlmm_core.results.methods.tests import DdfMethods
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ __all__ = ["LmerResult"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods):
+class LmerResult(
+    DdfMethods, PredictionMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods
+):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,

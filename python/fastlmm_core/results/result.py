@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.results import export, summary
 from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
@@ -15,6 +16,7 @@ from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
 from fastlmm_core.results.methods.pictures import PictureMethods
 from fastlmm_core.results.methods.prediction import PredictionMethods
+from fastlmm_core.results.methods.tables import TableMethods
 from fastlmm_core.results.methods.tests import DdfMethods
 
 if TYPE_CHECKING:
@@ -28,9 +30,17 @@ if TYPE_CHECKING:
 __all__ = ["LmerResult"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class LmerResult(
-    DdfMethods, PredictionMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods
+    DdfMethods,
+    PredictionMethods,
+    DiagnosticMethods,
+    IntervalMethods,
+    MeansMethods,
+    PictureMethods,
+    ChangeMethods,
+    TableMethods,
 ):
     """A fitted linear mixed model, as `lmer` returns it.
 

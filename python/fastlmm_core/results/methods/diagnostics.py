@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["DiagnosticMethods"]
 
 
+@answering
 class DiagnosticMethods(FittedModel):
     """Base of `LmerResult`: diagnostics, comparison, tables."""
 

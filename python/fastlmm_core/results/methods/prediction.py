@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastlmm_core.fitting import coefficients, predict
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PredictionMethods"]
 
 
+@answering
 class PredictionMethods(FittedModel):
     """Base of `LmerResult`: predictions, covariances of what they are made of."""
 

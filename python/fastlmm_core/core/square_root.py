@@ -230,7 +230,7 @@ class SquareRoot:
         return [products[s : s + g.size] for s, g in zip(self.starts, self.groups, strict=True)]
 
     def conditional(self, theta: Array) -> list[Array]:
-        """Conditional covariances (q, l, l) of each group's effects at known coefficients, over sigma^2; no differences."""
+        """Conditional covariances (q, l, l) of each group's effects given the coefficients, over sigma^2."""
         m = self.m
         inverse = np.linalg.inv(self._reduce(theta, fixed=False)[:m, :m])
         out = []

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
 from fastlmm_core.inference.table import Table, table
@@ -66,6 +67,7 @@ def icc(design: Design, core: CoreFit) -> pd.Series:
     )
 
 
+@answered(METHOD_ARGUMENTS)
 def compare(*fits: FittedModel, refit: bool = True) -> Table:
     """Models of one response side by side.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from fastlmm_core.fitting import generalised, ranef, var_corr
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
-from fastlmm_core.fitting.spelling import Figure
+from fastlmm_core.fitting.spelling import Figure, answering
 from fastlmm_core.results import export, glmer_summary
 from fastlmm_core.results.methods.means import MeansMethods
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GlmerResult"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class GlmerResult(MeansMethods, GeneralisedModel):
     """A fitted generalised linear mixed model, as `glmer` returns it.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastlmm_core.core import Term
+from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.residuals.start import nearest_factor, pattern_start
 
@@ -24,3 +26,16 @@ def test_products_that_do_not_fit_together_are_shrunk():
     L = nearest_factor(bad)
     np.testing.assert_allclose(np.diag(L @ L.T), 1.0)
     assert np.linalg.eigvalsh(L @ L.T)[0] > 0
+
+
+def test_one_variance_for_columns_of_different_units_is_looked_for_at_several_sizes():
+    rng = np.random.default_rng(1)
+    group, time = np.repeat(np.arange(16), 11), np.tile(np.arange(0.0, 66.0, 6.0), 16)
+    z = np.column_stack([np.ones(176), time])
+    y = 400.0 + 40.0 * rng.normal(size=16)[group] + time + rng.normal(size=176)
+    structure = [Structure("diag", hom=True)]
+    model = PatternModel(z, Residual(np.arange(176)), [Term(group, z)], structures=structure)
+    best = model.fit(y)
+    small = model.fit(y, start=np.array([1e-2]))
+    assert best.criterion < small.criterion - 100.0 or np.isclose(best.criterion, small.criterion)
+    assert best.sigma < 5.0

@@ -25,7 +25,7 @@ from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
-from fastlmm_core.core.residuals.start import pattern_start
+from fastlmm_core.core.residuals.start import best_scale, pattern_start
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
@@ -216,11 +216,10 @@ class PatternModel:
             criterion, coefficients, norm, response = self.prepare(y)
             rest = response if self.root is None else response * self.root
             rest = rest - self.Q @ coefficients
-            first = (
-                pattern_start(self.model, self.residual, rest)
-                if start is None
-                else self.to_working(np.asarray(start, np.float64))
-            )
+            if start is None:
+                first = best_scale(criterion, pattern_start(self.model, self.residual, rest))
+            else:
+                first = self.to_working(np.asarray(start, np.float64))
             found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
             found = self.canonical(criterion, found)
             if on_evaluation is not None:

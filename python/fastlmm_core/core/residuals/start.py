@@ -5,15 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.residual import Residual
+from fastlmm_core.errors import NumericalError
 
-__all__ = ["pattern_start"]
+__all__ = ["best_scale", "pattern_start"]
 
 Array = NDArray[np.float64]
 
 SHRINKAGE = (1.0, 0.9, 0.7, 0.4, 0.0)
 """Of mean products of few pairs, which need not fit together in one covariance matrix."""
+
+SIZES = (1.0, 0.1, 10.0, 100.0, 1000.0)
+"""Relative standard deviations at which a term's start is tried."""
 
 
 def pattern_start(model: ResidualModel, residual: Residual, rest: Array) -> Array:
@@ -29,6 +34,39 @@ def pattern_start(model: ResidualModel, residual: Residual, rest: Array) -> Arra
         if found is not None:
             phi[model.of_shape] = found
     return phi
+
+
+def best_scale(criterion: PatternCriterion, phi: Array) -> Array:
+    """Start from the best of some sizes of the effects whose columns share one variance.
+
+    Columns of very different units give that criterion several minima: one fits the large column, one the small.
+    """
+    model = criterion.model
+    shared = [
+        where
+        for effects, where in zip(model.effects, model.of_effects, strict=True)
+        if effects.covariance.keeps == "scalar" and units_differ(effects.z)
+    ]
+    if not shared:
+        return phi
+    best, chosen = np.inf, phi
+    for size in SIZES:
+        trial = phi.copy()
+        for where in shared:
+            trial[where.start] *= size
+        try:
+            value = criterion(trial).value
+        except NumericalError:
+            continue
+        if value < best:
+            best, chosen = value, trial
+    return chosen
+
+
+def units_differ(z: Array) -> bool:
+    """Whether some column of z (n, l) is several times as large as another."""
+    size = np.sqrt(np.mean(np.square(z), axis=0))
+    return bool(size.max() > 3.0 * size.min())
 
 
 def unstructured_start(residual: Residual, rest: Array) -> Array | None:

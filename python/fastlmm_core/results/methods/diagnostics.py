@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from fastlmm_core.fitting import coefficients, predict
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["DiagnosticMethods"]
 
 
+@answering
 class DiagnosticMethods(FittedModel):
     """Base of `LmerResult`: prediction, diagnostics, comparison."""
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fastlmm_core import lmer, load_dataset
+from fastlmm_core import glmer, lmer, load, load_dataset
 from fastlmm_core.adapters.marginaleffects import with_ddf, wrap
 from fastlmm_core.errors import DataError, ModelError
 
@@ -89,3 +89,22 @@ def test_dropped_columns_missing_rows_and_offsets():
     np.testing.assert_allclose(answer["estimate"], fit.predict(re_form="none"), rtol=1e-10)
     assert np.isfinite(answer["std_error"].to_numpy()).all()
     assert np.isnan(me.predictions(wrap(fit, data), newdata=data[:1].assign(twice=5.0))["estimate"][0])
+
+
+def test_what_cannot_be_wrapped(tmp_path):
+    data = load_dataset("cbpp")
+    with pytest.raises(ModelError, match="not a GlmerResult"):
+        wrap(glmer("incidence / size ~ period + (1 | herd)", data, weights="size"), data)
+    lmer("incidence ~ period + (1 | herd)", data).save(tmp_path / "fit")
+    with pytest.raises(ModelError, match="not a SavedResult"):
+        wrap(load(tmp_path / "fit"), data)
+
+
+def test_residual_structures_have_their_own_covariance():
+    data = load_dataset("sleepstudy")
+    fit = lmer("Reaction ~ Days", data, residual="ar1(Days | Subject)")
+    model = wrap(fit, data)
+    answer = with_ddf(me.avg_slopes(model, variables="Days"), model)
+    table = fit.coef_table()
+    np.testing.assert_allclose(answer["std_error"], table.loc["Days", "std_error"], rtol=1e-3)
+    np.testing.assert_allclose(answer["df"], table.loc["Days", "df"], rtol=1e-3)

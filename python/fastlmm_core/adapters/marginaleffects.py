@@ -15,6 +15,7 @@ from fastlmm_core.errors import DataError, DependencyError, ModelError
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.inference.ddf import method_name
+from fastlmm_core.results.result import LmerResult
 
 try:
     import polars as pl
@@ -24,8 +25,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from fastlmm_core.results.result import LmerResult
 
 __all__ = ["WrappedModel", "with_ddf", "wrap"]
 
@@ -97,7 +96,7 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
     DataError
         The table is not that of the fit, or not kept.
     ModelError
-        No such degrees of freedom.
+        No such degrees of freedom; no result of `lmer` with its rows.
 
     Examples
     --------
@@ -110,6 +109,8 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
     >>> round(answer["estimate"][0], 3), round(answer["std_error"][0], 3)
     (10.467, 1.546)
     """
+    if not isinstance(result, LmerResult):
+        raise ModelError(f"wrap takes a result of lmer(), or one loaded with its data, not a {type(result).__name__}")
     if isinstance(ddf, str):
         if method_name(ddf) not in ("normal", "residual"):
             raise ModelError(

@@ -16,7 +16,6 @@ import numpy as np
 
 from cython.parallel cimport prange, threadid
 from libc.math cimport exp, fabs, isfinite, log
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 
 from fastlmm_core._native.criterion.criterion cimport Criterion

@@ -31,7 +31,8 @@ def stored_table(problem: Problem) -> Path:
 
     # data sets carry no arguments: their identity is the maker's source and their file
     source = Path(fastlmm_core.datasets.__file__).read_bytes() if not problem.size else b""
-    identity = json.dumps([problem.name, dict(problem.size), inspect.getsource(generators)], sort_keys=True)
+    makers = inspect.getsource(generators), inspect.getsource(problem.make)
+    identity = json.dumps([problem.name, dict(problem.size), *makers], sort_keys=True)
     key = hashlib.sha256(identity.encode() + source).hexdigest()[:12]
     folder = CACHE / f"{problem.name}-{key}"
     if not folder.exists():

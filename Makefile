@@ -173,7 +173,7 @@ $(STAMPS)/venv:
 
 $(STAMPS)/dependencies: pyproject.toml $(STAMPS)/venv
 	$(SAY) 'Installing the Python packages it needs (a minute or so the first time)'
-	$(RUN) -c '$(REQUIREMENTS)' test >$(STAMPS)/requirements.txt
+	$(RUN) -c '$(REQUIREMENTS)' test adapters >$(STAMPS)/requirements.txt
 	$(PIP) -r $(STAMPS)/requirements.txt
 	touch $@
 

@@ -252,8 +252,8 @@ def contraception(n_women: int, n_districts: int, *, seed: int = 10) -> pd.DataF
     Returns
     -------
     DataFrame
-        ``use``, ``urban`` (0 or 1), ``age`` (decades from the mean), ``age2`` (its square), ``children`` (factor of four levels),
-        ``district``.
+        ``use``, ``urban`` (0 or 1), ``age`` (decades from the mean), ``age2`` (its square), ``children`` (factor of
+        four levels), ``district``.
     """
     rng = np.random.default_rng(seed)
     share = heavy_tail(rng, n_districts, 1.0, 0.2)

@@ -279,7 +279,7 @@ _ALL = (
         generators.contraception,
         "binomial",
         size={"n_women": 1_934, "n_districts": 60},
-        small={"n_women": 500, "n_districts": 20},
+        small={"n_women": 1_934, "n_districts": 60},
         note="1,934 binary rows, 60 districts with correlated slopes, simulated",
     ),
     generalised(

@@ -51,7 +51,7 @@ def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
 
     weights = None
     if problem.pair is None:
-        design = build_design(problem.formula, table, check_levels=problem.linear)
+        design = build_design(problem.formula, table, observation_level=not problem.linear)
         y = design.y
     else:
         design = build_design(problem.pair[0] + " ~" + problem.formula.split("~", 1)[1], table)

@@ -178,6 +178,7 @@ def test_correlation_with_an_effect_that_does_not_vary_is_anything() -> None:
     assert ci.lower["sd_x|g"] == 0.0
 
 
+@pytest.mark.filterwarnings("ignore::fastlmm_core.errors.IdentifiabilityWarning")
 def test_confounded_terms_have_the_lower_of_two_optima() -> None:
     """Two intercepts on one factor: holding one leaves the other to take its place, until it is used up."""
     data = unbalanced(5).drop(columns="h")

@@ -134,7 +134,7 @@ def test_coef_adds_an_interaction_written_in_two_orders() -> None:
     ("call", "answer"),
     [
         (lambda fit: fit.conf_int(levle=0.9), r"conf_int\(\) has no argument levle=: did you mean level="),
-        (lambda fit: fit.conf_int(alpha=0.1), r"conf_int\(\) has no argument alpha=: it is level=, one minus that"),
+        (lambda fit: fit.tidy(conf_level=0.9), r"tidy\(\) has no argument conf_level=: it is level="),
         (lambda fit: fit.simulate(nsim=3), r"simulate\(\) has no argument nsim=: it is n="),
         (lambda fit: fit.predict(re_formula="none"), r"predict\(\) has no argument re_formula=: it is re_form="),
         (lambda fit: fit.predict(None, "none"), r"predict\(\) takes newdata by position, 2 were given"),

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.formula import Design, NewDesign
 
-__all__ = ["DDF", "INTERVALS", "Targets", "factors_of", "predict_interval", "targets", "theta_covariance"]
+__all__ = [
+    "DDF",
+    "INTERVALS",
+    "Targets",
+    "depends_on_unidentified",
+    "factors_of",
+    "predict_interval",
+    "targets",
+    "theta_covariance",
+]
 
 DDF = ("satterthwaite", "normal")
 INTERVALS = ("confidence", "prediction")

@@ -27,8 +27,9 @@ read_table <- function(folder) {
     what <- if (kind == "double") "double" else "integer"
     path <- file.path(folder, paste0(manifest[i, 4], ".bin"))
     values <- readBin(path, what, manifest[i, 3], endian = "little")
-    if (kind != "factor") return(values)
-    structure(values + 1L, levels = readLines(file.path(folder, paste0(manifest[i, 4], ".levels"))), class = "factor")
+    if (!kind %in% c("factor", "ordered")) return(values)
+    levels <- readLines(file.path(folder, paste0(manifest[i, 4], ".levels")))
+    structure(values + 1L, levels = levels, class = if (kind == "ordered") c("ordered", "factor") else "factor")
   })
   names(columns) <- manifest[, 1]
   structure(columns, class = "data.frame", row.names = c(NA, -manifest[1, 3]))

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug sanitize lint bench bench-busy bench-growth bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug sanitize lint bench bench-busy bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -79,6 +79,10 @@ bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/covera
 
 bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
 	$(RUN) -m benchmarks.inference $(BENCH)
+
+bench-glmm: build $(STAMPS)/bench  ## generalised models next to their peers, up to 100,000 rows: docs/benchmarks/glmm.md
+	$(RUN) -m benchmarks -p cbpp -p epilepsy -p bacteria -p grouseticks -p contraception -p verbagg -p logistic-10k -p logistic-100k \
+		--patience 300 --output docs/benchmarks/glmm $(BENCH)
 
 bench-busy: build  ## two threads next to one, beside busy processes: fit, and what follows it
 	$(RUN) -m benchmarks.busy $(BENCH)

@@ -70,10 +70,10 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     products_seconds, products = timed(lambda: DesignProducts(design.X, terms))
     response_seconds, found = timed(lambda: products.response(design.y))
     plan_seconds, model = timed(lambda: Objective(products.complete(found), problem.reml, control))
-    spare = Workspaces(problem.reml, model.control)
     with one_blas_thread():
         optimise_seconds, reached = timed(lambda: minimise(model))
-        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found, spare).complete())
+        pool = Workspaces(model.reml, model.control)
+        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found, pool).complete())
     cross_seconds = products_seconds + response_seconds
     return Phases(design_seconds, cross_seconds, plan_seconds, optimise_seconds, estimate_seconds), len(fit.log)
 

@@ -1,7 +1,7 @@
 """Tables on disk, one raw file a column, so that every peer (R among them) loads the same bits without parsing text.
 
 A folder holds `manifest.tsv` (name, kind, rows, file of each column) and the columns: "double" (float64), "integer"
-(int32), "factor" or "ordered" (int32 codes from 0, with the levels one a line beside them). Little-endian throughout.
+(int32), "factor" and "ordered" (int32 codes from 0, with the levels one a line beside them). Little-endian throughout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def stored_table(problem: Problem) -> Path:
 
     # data sets carry no arguments: their identity is the maker's source and their file
     source = Path(fastlmm_core.datasets.__file__).read_bytes() if not problem.size else b""
-    identity = json.dumps([problem.name, dict(problem.size), inspect.getsource(generators)], sort_keys=True)
+    makers = inspect.getsource(generators), inspect.getsource(problem.make), inspect.getsource(write_table)
+    identity = json.dumps([problem.name, dict(problem.size), *makers], sort_keys=True)
     key = hashlib.sha256(identity.encode() + source).hexdigest()[:12]
     folder = CACHE / f"{problem.name}-{key}"
     if not folder.exists():

@@ -24,7 +24,14 @@ SOURCES = Path("src/fastlmm_core")
 DEBUG = os.environ.get("FASTLMM_DEBUG", "0") not in ("", "0")
 SANITIZE = os.environ.get("FASTLMM_SANITIZE", "0") not in ("", "0")
 BUILD = Path("build/sanitize" if SANITIZE else "build/debug" if DEBUG else "build")
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+GENERATED = Path("build/debug" if DEBUG else "build") / "cython"  # the sanitizers look at the same C as is shipped
+# checks of each dereference for null, alignment and size take half of the compile: the first and the last end in the
+# address sanitizer too
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize=null,alignment,object-size",
+    "-fno-sanitize-recover=undefined",
+]
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": DEBUG,
@@ -123,7 +130,8 @@ class BuildKernels(build_ext):
         compile_args, link_args = openmp_flags()
         if sys.platform != "win32":
             # the checks inside parallel loops leave generated variables that gcc cannot see are set
-            compile_args += ["-O1", "-g", "-Wno-maybe-uninitialized"] if DEBUG or SANITIZE else ["-O3"]
+            careful = ["-O1", "-g1" if SANITIZE else "-g", "-Wno-maybe-uninitialized"]
+            compile_args += careful if DEBUG or SANITIZE else ["-O3"]
             # symbols for a debugger are three quarters of the size; whoever profiles asks for them
             symbols = DEBUG or SANITIZE or "-g" in shlex.split(os.environ.get("CFLAGS", ""))
             compile_args += [] if symbols else ["-g0"]
@@ -145,7 +153,7 @@ class BuildKernels(build_ext):
         try:
             made = cythonize(
                 self.extensions,
-                build_dir=str(BUILD / "cython"),
+                build_dir=str(GENERATED),
                 include_path=[str(SOURCES.parent)],
                 compiler_directives=DIRECTIVES,
                 nthreads=self.parallel if len(self.extensions) > 1 else 0,

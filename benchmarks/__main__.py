@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "--minutes", type=float, default=float("inf"), help="for everything: fewer rounds where it is short"
     )
     out.add_argument("--threads", type=int, default=available_cpus(), help="bound on every package's threads (all)")
-    out.add_argument("--criterion", choices=("reml", "ml"), help="instead of the problem's own")
+    out.add_argument("--criterion", choices=("reml", "ml"), help="instead of a linear problem's own")
     out.add_argument("--output", type=Path, default=CACHE / "latest", help="writes OUTPUT.md and OUTPUT.json")
     out.add_argument("--list", action="store_true", help="list problems, adapters and tasks")
     return out
@@ -53,8 +53,14 @@ def wanted(name: str, options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def sensible(peer: str, task: str) -> bool:
     """Whether a task belongs to an adapter at all: some exist for one only, and need no line that says so."""
-    owners = {"derivatives": ("fastlmm_core",), "evaluate": ("fastlmm_core", "cholmod"), "factorise": ("cholmod",)}
-    owners |= {"read": ("pandas",), "fit": tuple(name for name in ADAPTERS if name != "pandas")}
+    owners = {
+        "fit": tuple(name for name in ADAPTERS if name != "pandas"),
+        "satterthwaite": ("fastlmm_core", "lme4", "glmm"),
+        "derivatives": ("fastlmm_core",),
+        "evaluate": ("fastlmm_core", "cholmod"),
+        "factorise": ("cholmod",),
+        "read": ("pandas",),
+    }
     return peer in owners.get(task, ("fastlmm_core", "lme4", "mixedlm"))
 
 
@@ -85,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # what quick problems leave of their share of the time goes to those after them
         budget = (end - time.perf_counter()) / (len(names) - place)
         limits = Limits(options.rounds, options.batch, options.patience, budget)
-        problem = PROBLEMS[name]
-        problems[name] = problem if options.criterion is None else problem.but(reml=options.criterion == "reml")
+        chosen = options.criterion is not None and PROBLEMS[name].linear
+        problems[name] = PROBLEMS[name].but(reml=options.criterion == "reml") if chosen else PROBLEMS[name]
         pairs = wanted(name, options)
         series += measure(problems[name], pairs, options.threads, limits, CACHE / "logs", progress)
         # after each problem: what has been measured is kept whatever happens next

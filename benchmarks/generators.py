@@ -1,4 +1,4 @@
-"""Seeded tables for the larger problems: heavy-tailed ratings, nested students, field trials, slopes, wide designs.
+"""Seeded tables of the problems that no shipped data set gives: large linear ones, and generalised ones of all sizes.
 
 Every generator takes its sizes and a seed and returns a pandas frame. Identifiers are plain integers, as a file would
 hold them: coding them is part of what is timed.
@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-__all__ = ["crossed", "ratings", "schools", "slopes", "trials", "wide"]
+__all__ = [
+    "bacteria",
+    "contraception",
+    "crossed",
+    "crossed_logistic",
+    "epilepsy",
+    "ratings",
+    "schools",
+    "slopes",
+    "trials",
+    "wide",
+]
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int32]
@@ -177,3 +188,83 @@ def wide(n_rows: int, n_columns: int, n_groups: int, *, seed: int = 6) -> pd.Dat
     g = rng.permutation(np.arange(n_rows, dtype=np.int32) % n_groups)
     y = X @ rng.normal(0.0, 0.2, n_columns) + rng.normal(0.0, 0.7, n_groups)[g] + rng.normal(size=n_rows)
     return pd.DataFrame({"y": y, "g": g, **{f"x{j}": X[:, j] for j in range(n_columns)}})
+
+
+def logistic(eta: Array, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Draws of 0 and 1 with log-odds ``eta``."""
+    return (rng.random(len(eta)) < 1.0 / (1.0 + np.exp(-eta))).astype(np.int32)
+
+
+def crossed_logistic(n_rows: int, n_subjects: int, n_items: int, *, seed: int = 7) -> pd.DataFrame:
+    """Binary answers ``y`` of subjects to items drawn at random, all of which occur, with a covariate ``x``."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n_rows)
+    eta = -0.5 + 0.6 * x
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name, q, sd in (("subject", n_subjects, 1.0), ("item", n_items, 0.7)):
+        codes = rng.permutation(np.concatenate([np.arange(q), rng.integers(0, q, n_rows - q)])).astype(np.int32)
+        eta += rng.normal(0.0, sd, q)[codes]
+        columns[name] = codes
+    return pd.DataFrame({"y": logistic(eta, rng), "x": x, **columns})
+
+
+def epilepsy(n_patients: int, *, seed: int = 8) -> pd.DataFrame:
+    """Seizures in four periods of patients of a trial, the shape of Thall and Vail's (1990) data: counts.
+
+    Returns
+    -------
+    DataFrame
+        ``seizures`` (integer), ``treated``, ``last`` (0 or 1), ``base``, ``age`` (logarithms, centred), ``patient``.
+    """
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(n_patients, dtype=np.int32), 4)
+    treated = (np.arange(n_patients) % 2).astype(float)[patient]
+    base, age = (rng.normal(0.0, sd, n_patients)[patient] for sd in (0.75, 0.22))
+    last = np.tile([0.0, 0.0, 0.0, 1.0], n_patients)
+    eta = 1.8 + 0.9 * base - 0.3 * treated + 0.3 * base * treated + 0.5 * age - 0.15 * last
+    eta += rng.normal(0.0, 0.5, n_patients)[patient]
+    columns = {"treated": treated, "base": base, "age": age, "last": last, "patient": patient}
+    return pd.DataFrame({"seizures": rng.poisson(np.exp(eta)).astype(np.int32), **columns})
+
+
+def bacteria(n_children: int, *, seed: int = 9) -> pd.DataFrame:
+    """Presence of a germ in children seen up to five times under three treatments: few binary rows a level.
+
+    Returns
+    -------
+    DataFrame
+        ``present`` (0 or 1), ``treatment`` (factor of three levels), ``late`` (0 or 1), ``child``.
+    """
+    rng = np.random.default_rng(seed)
+    child = np.repeat(np.arange(n_children, dtype=np.int32), 5)
+    late = np.tile([0.0, 0.0, 1.0, 1.0, 1.0], n_children)
+    kept = (rng.random(len(child)) < 0.88) | (np.arange(len(child)) % 5 == 0)
+    child, late = child[kept], late[kept]
+    arm = rng.permutation(np.arange(n_children) % 3)[child]
+    eta = 3.0 + np.array([0.0, -1.2, -0.8])[arm] - 1.3 * late + rng.normal(0.0, 1.2, n_children)[child]
+    treatment = pd.Categorical.from_codes(arm, categories=["placebo", "drug", "drug+"])
+    return pd.DataFrame({"present": logistic(eta, rng), "treatment": treatment, "late": late, "child": child})
+
+
+def contraception(n_women: int, n_districts: int, *, seed: int = 10) -> pd.DataFrame:
+    """Use of contraception by women of districts of very unequal size, town and country differing by district.
+
+    Returns
+    -------
+    DataFrame
+        ``use``, ``urban`` (0 or 1), ``age`` (decades from the mean), ``age2`` (its square), ``children`` (factor of
+        four levels), ``district``.
+    """
+    rng = np.random.default_rng(seed)
+    share = heavy_tail(rng, n_districts, 1.0, 0.2)
+    drawn = rng.choice(n_districts, n_women - n_districts, p=share / share.sum())
+    district = np.concatenate([np.arange(n_districts), drawn]).astype(np.int32)
+    urban = (rng.random(n_women) < 0.3).astype(float)
+    age = rng.uniform(-1.4, 2.0, n_women)
+    children = np.clip(np.floor(1.4 + 0.9 * age + rng.normal(0.0, 1.0, n_women)), 0, 3).astype(int)
+    b = rng.normal(size=(n_districts, 2)) @ np.array([[0.6, 0.0], [-0.55, 0.45]]).T
+    eta = -1.0 + 0.8 * urban - 0.45 * age**2 + np.array([0.0, 0.8, 0.9, 0.9])[children]
+    eta += b[district, 0] + b[district, 1] * urban
+    levels = pd.Categorical.from_codes(children, categories=["0", "1", "2", "3+"])
+    columns = {"urban": urban, "age": age, "age2": age**2, "children": levels, "district": district}
+    return pd.DataFrame({"use": logistic(eta, rng), **columns})

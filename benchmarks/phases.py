@@ -62,6 +62,7 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     from fastlmm_core.core.fit import estimates, minimise
     from fastlmm_core.core.objective import Objective
     from fastlmm_core.core.threads import one_blas_thread
+    from fastlmm_core.core.workspaces import Workspaces
     from fastlmm_core.fitting.fit import core_terms
 
     design_seconds, design = timed(lambda: build_design(problem.formula, table))
@@ -71,7 +72,8 @@ def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Ph
     plan_seconds, model = timed(lambda: Objective(products.complete(found), problem.reml, control))
     with one_blas_thread():
         optimise_seconds, reached = timed(lambda: minimise(model))
-        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found).complete())
+        pool = Workspaces(model.reml, model.control)
+        estimate_seconds, fit = timed(lambda: estimates(model, *reached, products, found, pool).complete())
     cross_seconds = products_seconds + response_seconds
     return Phases(design_seconds, cross_seconds, plan_seconds, optimise_seconds, estimate_seconds), len(fit.log)
 

@@ -6,6 +6,7 @@ that give the same structure in milliseconds, for the tests.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,8 @@ class Problem:
         lme4's notation, which every adapter starts from.
     reml : bool
         REML criterion, or maximum likelihood.
+    family : str
+        "gaussian" for a linear model; "binomial" or "poisson", with the canonical link and Laplace's approximation.
     make : callable
         Arguments of `size` (or `small`) to a DataFrame.
     size, small : mapping
@@ -44,11 +47,28 @@ class Problem:
     formula: str
     make: Callable[..., pd.DataFrame]
     reml: bool = True
+    family: str = "gaussian"
     size: Mapping[str, Any] = field(default_factory=dict)
     small: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = ("fit",)
     peers: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a linear model; the others have no REML criterion."""
+        return self.family == "gaussian"
+
+    @property
+    def criterion(self) -> str:
+        """What is minimised, in a word."""
+        return ("REML" if self.reml else "ML") if self.linear else f"{self.family}, Laplace"
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """Columns of successes and failures, where the response is such a pair."""
+        found = re.match(r"cbind\((\w+), (\w+)\) ~", self.formula)
+        return None if found is None else (found[1], found[2])
 
     def table(self) -> pd.DataFrame:
         """The rows that are timed; the same every time."""
@@ -74,6 +94,26 @@ def data_set(name: str) -> Callable[[], pd.DataFrame]:
     return make
 
 
+def herds() -> pd.DataFrame:
+    """The shipped cbpp with healthy animals in a column of their own: some peers take two names in ``cbind`` only."""
+    table = data_set("cbpp")()
+    return table.assign(healthy=table["size"] - table["incidence"])
+
+
+def aggression() -> pd.DataFrame:
+    """The shipped VerbAgg with the answer as 0 or 1: peers without formulas take no factor."""
+    table = data_set("VerbAgg")()
+    return table.assign(aggressive=(table["r2"] == "Y").astype("int32")).drop(columns=["r2", "resp"])
+
+
+def generalised(name: str, formula: str, make: Callable[..., pd.DataFrame], family: str, **fields: Any) -> Problem:
+    """A generalised problem: by maximum likelihood, tried with the peers that have such models."""
+    return Problem(name, formula, make, reml=False, family=family, peers=GENERALISED, **fields)
+
+
+GENERALISED = ("fastlmm_core", "lme4", "glmmtmb", "glmm", "mixedlm", "gpboost")
+CROSSED_LOGISTIC = "y ~ x + (1|subject) + (1|item)"
+CROSSED_SMALL = {"n_rows": 400, "n_subjects": 20, "n_items": 8}
 RATINGS_866K = {"n_users": 6_040, "n_items": 3_706, "n_rows": 866_000}
 RATINGS_10M = {"n_users": 69_878, "n_items": 10_677, "n_rows": 10_000_000, "item_shape": 0.42}
 RATINGS_SMALL = {"n_users": 60, "n_items": 40, "n_rows": 600}
@@ -89,7 +129,7 @@ _ALL = (
         "sleepstudy",
         "Reaction ~ Days + (Days|Subject)",
         data_set("sleepstudy"),
-        tasks=("fit", "refit", "bootstrap"),
+        tasks=("fit", "satterthwaite", "refit", "bootstrap"),
         note="180 rows, correlated slopes",
     ),
     Problem(
@@ -97,6 +137,7 @@ _ALL = (
         "diameter ~ 1 + (1|plate) + (1|sample)",
         data_set("Penicillin"),
         reml=False,
+        tasks=("fit", "satterthwaite"),
         note="144 rows, two crossed factors",
     ),
     Problem(
@@ -195,6 +236,86 @@ _ALL = (
         small={"n_rows": 700, "n_columns": 500, "n_groups": 20},
         note="20,000 rows, 500 covariates",
     ),
+    Problem(
+        "slopes-1k",
+        "y ~ x + (x|g)",
+        generators.slopes,
+        size={"n_groups": 1_000, "per_group": 20},
+        small={"n_groups": 40, "per_group": 10},
+        tasks=("fit", "satterthwaite"),
+        note="20,000 rows, 1,000 groups with correlated slopes",
+    ),
+    generalised(
+        "cbpp", "cbind(incidence, healthy) ~ period + (1|herd)", herds, "binomial", note="56 rows of trials, 15 herds"
+    ),
+    generalised(
+        "epilepsy",
+        "seizures ~ base*treated + age + last + (1|patient)",
+        generators.epilepsy,
+        "poisson",
+        size={"n_patients": 59},
+        small={"n_patients": 59},
+        note="236 counts, 59 patients, simulated",
+    ),
+    generalised(
+        "bacteria",
+        "present ~ treatment + late + (1|child)",
+        generators.bacteria,
+        "binomial",
+        size={"n_children": 50},
+        small={"n_children": 50},
+        note="about 220 binary rows, 50 children, simulated",
+    ),
+    generalised(
+        "grouseticks",
+        "TICKS ~ YEAR + cHEIGHT + (1|BROOD) + (1|INDEX) + (1|LOCATION)",
+        data_set("grouseticks"),
+        "poisson",
+        note="403 counts, an effect of each row beside broods and locations",
+    ),
+    generalised(
+        "contraception",
+        "use ~ age + age2 + urban + children + (urban|district)",
+        generators.contraception,
+        "binomial",
+        size={"n_women": 1_934, "n_districts": 60},
+        small={"n_women": 1_934, "n_districts": 60},
+        note="1,934 binary rows, 60 districts with correlated slopes, simulated",
+    ),
+    generalised(
+        "verbagg",
+        "aggressive ~ Anger + Gender + btype + situ + (1|id) + (1|item)",
+        aggression,
+        "binomial",
+        note="7,584 binary rows, 316 persons x 24 items",
+    ),
+    generalised(
+        "logistic-10k",
+        CROSSED_LOGISTIC,
+        generators.crossed_logistic,
+        "binomial",
+        size={"n_rows": 10_000, "n_subjects": 500, "n_items": 50},
+        small=CROSSED_SMALL,
+        note="10,000 binary rows, 500 x 50 levels crossed",
+    ),
+    generalised(
+        "logistic-100k",
+        CROSSED_LOGISTIC,
+        generators.crossed_logistic,
+        "binomial",
+        size={"n_rows": 100_000, "n_subjects": 5_000, "n_items": 500},
+        small=CROSSED_SMALL,
+        note="100,000 binary rows, 5,000 x 500 levels crossed",
+    ),
+    generalised(
+        "logistic-1m",
+        CROSSED_LOGISTIC,
+        generators.crossed_logistic,
+        "binomial",
+        size={"n_rows": 1_000_000, "n_subjects": 50_000, "n_items": 5_000},
+        small=CROSSED_SMALL,
+        note="a million binary rows, 50,000 x 5,000 levels crossed",
+    ),
 )
 
 PROBLEMS: dict[str, Problem] = {p.name: p for p in _ALL}
@@ -209,6 +330,10 @@ SHORT: dict[str, tuple[str, ...]] = {
     "insteval-3": (),
     "eight-terms": ("fastlmm_core/fit", "lme4/fit"),
     "insteval-slope": ("fastlmm_core/fit", "lme4/fit"),
+    "cbpp": (),
+    "grouseticks": (),
+    "contraception": (),
+    "logistic-10k": ("fastlmm_core/fit", "lme4/fit", "glmmtmb/fit", "glmm/fit"),
 }
 """What `make bench` times: the problems, and which adapter/task of each where not all of them (peers take too long)."""
 

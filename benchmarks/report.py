@@ -14,6 +14,9 @@ from benchmarks.runner import Series
 
 __all__ = ["WORSE", "as_json", "goal_lines", "markdown", "ratio"]
 
+COMPLETE = ("fit", "satterthwaite", "refit")
+"""Tasks that end in a fit, whose criterion and evaluations are shown."""
+
 WORSE = 1e-3
 """A criterion above the best one by more than this is marked; likelihood-ratio tests begin to see it."""
 
@@ -59,7 +62,7 @@ def row(series: Series, everything: Sequence[Series]) -> list[str]:
     against = ratio(series, ours) if ours is not None and series is not ours else None
     seconds = median(series.seconds)
     per_evaluation = duration(seconds / series.evaluations) if series.evaluations and series.task == "fit" else ""
-    above = excess(series, everything) if series.task in ("fit", "refit") else None
+    above = excess(series, everything) if series.task in COMPLETE else None
     criterion = "" if above is None else f"{series.criterion:.4f}"
     if above is not None and above > WORSE:
         criterion += f" **worse by {above:.2g}**"
@@ -69,7 +72,7 @@ def row(series: Series, everything: Sequence[Series]) -> list[str]:
         duration(seconds),
         factor(against[0]) if against else "",
         str(len(series.seconds)),
-        str(series.evaluations) if series.evaluations and series.task in ("fit", "refit") else "",
+        str(series.evaluations) if series.evaluations and series.task in COMPLETE else "",
         per_evaluation,
         f"{series.peak_mb:,.0f}" if series.peak_mb is not None else "",
         criterion,
@@ -131,7 +134,7 @@ def markdown(series: Sequence[Series], machine: dict[str, Any], problems: dict[s
         here = [s for s in series if s.problem == name]
         p = problems[name]
         formula = p.formula if len(p.formula) < 200 else p.formula[:40] + " ... " + p.formula[-40:]
-        lines += ["", f"### {name}", "", f"`{formula}`, {'REML' if p.reml else 'ML'}; {p.note}", ""]
+        lines += ["", f"### {name}", "", f"`{formula}`, {p.criterion}; {p.note}", ""]
         rows = [row(s, series) for s in here if s.seconds]
         if rows:
             lines += aligned([HEAD, *rows])

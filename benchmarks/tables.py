@@ -1,7 +1,7 @@
 """Tables on disk, one raw file a column, so that every peer (R among them) loads the same bits without parsing text.
 
 A folder holds `manifest.tsv` (name, kind, rows, file of each column) and the columns: "double" (float64), "integer"
-(int32), "factor" (int32 codes from 0, with the levels one a line beside them). Little-endian throughout.
+(int32), "factor" and "ordered" (int32 codes from 0, with the levels one a line beside them). Little-endian throughout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def stored_table(problem: Problem) -> Path:
 
     # data sets carry no arguments: their identity is the maker's source and their file
     source = Path(fastlmm_core.datasets.__file__).read_bytes() if not problem.size else b""
-    identity = json.dumps([problem.name, dict(problem.size), inspect.getsource(generators)], sort_keys=True)
+    makers = inspect.getsource(generators), inspect.getsource(problem.make), inspect.getsource(write_table)
+    identity = json.dumps([problem.name, dict(problem.size), *makers], sort_keys=True)
     key = hashlib.sha256(identity.encode() + source).hexdigest()[:12]
     folder = CACHE / f"{problem.name}-{key}"
     if not folder.exists():
@@ -52,7 +53,7 @@ def write_table(table: pd.DataFrame, folder: Path) -> None:
     for k, name in enumerate(table.columns):
         column = table[name]
         if isinstance(column.dtype, pd.CategoricalDtype):
-            kind, values = "factor", column.cat.codes.to_numpy().astype("<i4")
+            kind, values = "ordered" if column.cat.ordered else "factor", column.cat.codes.to_numpy().astype("<i4")
             (folder / f"{k}.levels").write_text("".join(f"{level}\n" for level in column.cat.categories))
         elif column.dtype.kind in "iu":
             kind, values = "integer", column.to_numpy().astype("<i4")
@@ -73,9 +74,9 @@ def read_table(folder: Path) -> pd.DataFrame:
             raise OSError(f"{folder / k}.bin has {len(values)} rows, not {rows}: remove the folder to make it anew")
         if sys.byteorder == "big":
             values = values.astype(values.dtype.newbyteorder("="))
-        if kind == "factor":
+        if kind in ("factor", "ordered"):
             levels = (folder / f"{k}.levels").read_text().splitlines()
-            columns[name] = pd.Categorical.from_codes(values, categories=levels)
+            columns[name] = pd.Categorical.from_codes(values, categories=levels, ordered=kind == "ordered")
         else:
             columns[name] = values
     return pd.DataFrame(columns)

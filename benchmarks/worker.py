@@ -1,6 +1,6 @@
 """One fresh process that measures one task of one adapter on one problem: `python -m benchmarks.worker ...`.
 
-Protocol, a line of JSON each way (adapters that are not Python speak it too, see `adapters/lme4.R`):
+Protocol, a line of JSON each way (adapters that are not Python speak it too, see `adapters/worker.R`):
 
     out  {"ready": true, "versions": {...}}  or  {"absent": why}  or  {"unfit": why}
     in   a number: seconds for which to repeat the call, once at least

@@ -87,7 +87,8 @@ def main() -> None:
     place = Path("/opt/check") if bare else scratch
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     house = scratch / "wheelhouse"
-    needs = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    tools = [need for extra in ("test", "adapters") for need in project["optional-dependencies"][extra]]
+    needs = [*project["dependencies"], *tools]
     run(sys.executable, "-m", "pip", "-q", "download", "--only-binary=:all:", "-d", house, *needs)
     shutil.copy(given.wheel, house)
     for folder in ("tests", "benchmarks"):
@@ -96,7 +97,7 @@ def main() -> None:
         shutil.copy(HERE.parent / file, scratch)
     python = place / "venv/bin/python"
     run(*inside, "python3" if bare else sys.executable, "-m", "venv", place / "venv")
-    names = [re.split(r"[<>=!\\[ ]", need)[0] for need in project["optional-dependencies"]["test"]]
+    names = [re.split(r"[<>=!\\[ ]", need)[0] for need in tools]
     offline = ["--no-index", "--find-links", place / "wheelhouse"]
     run(*inside, python, "-m", "pip", "-q", "install", *offline, "fastlmm-core", *names)
     for kernel in run(*inside, python, "-c", LIBRARIES).split():

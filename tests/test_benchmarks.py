@@ -24,13 +24,41 @@ def series(adapter: str, *seconds: float, task: str = "fit", criterion: float | 
     return Series("sleepstudy", adapter, task, list(seconds), 100.0, criterion, 10)
 
 
-@pytest.mark.parametrize("name", [name for name in PROBLEMS if not name.startswith("insteval")])
+LINEAR = [name for name, p in PROBLEMS.items() if p.linear and not name.startswith("insteval")]
+
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_every_problem_can_be_fitted(name):
     p = problem(name)
     small = p.but(size=p.small)
     found, evaluations = phases(small, small.table(), rounds=1)
     assert 1 <= evaluations < 60
     assert found.total > 0
+
+
+@pytest.mark.parametrize("name", [name for name, p in PROBLEMS.items() if not p.linear])
+@pytest.mark.filterwarnings("ignore::fastlmm_core.errors.LaplaceWarning")
+def test_every_generalised_problem_can_be_fitted(name):
+    p = problem(name)
+    call = adapter("fastlmm_core").prepare(p, p.small_table(), "fit")
+    result = call.run()
+    found = call.outcome(result)
+    assert result.converged
+    assert not result.is_singular
+    assert found.criterion == pytest.approx(-2.0 * result.llf)
+    assert p.criterion == f"{p.family}, Laplace"
+    assert not p.reml
+
+
+def test_a_pair_is_read_off_the_formula():
+    assert problem("cbpp").pair == ("incidence", "healthy")
+    assert problem("verbagg").pair is None
+
+
+def test_degrees_of_freedom_are_part_of_their_task():
+    p = problem("penicillin")
+    call = adapter("fastlmm_core").prepare(p, p.small_table(), "satterthwaite")
+    assert call.outcome(call.run()).criterion == pytest.approx(332.1883, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -84,7 +112,8 @@ def test_every_adapter_says_what_it_cannot_do():
     for name in ADAPTERS:
         module = adapter(name)
         assert callable(module.versions)
-        assert all(isinstance(module.unfit(problem("insteval-slope"), task), str) for task in TASKS)
+        for model in ("insteval-slope", "verbagg"):
+            assert all(isinstance(module.unfit(problem(model), task), str) for task in TASKS)
         assert hasattr(module, "prepare") or hasattr(module, "command")
     with pytest.raises(KeyError, match="there are fastlmm_core"):
         adapter("lme5")

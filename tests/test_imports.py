@@ -51,7 +51,7 @@ def test_unknown_name():
         _ = fastlmm_core.lmre
 
 
-FLOORS = ("families", "core", "formula", "fitting", "inference", "results")
+FLOORS = ("families", "core", "formula", "fitting", "inference", "results", "adapters")
 """Folders of the package from the lowest up; `formula` stands beside `core`, of whose engine it knows nothing."""
 
 PACKAGE = Path(fastlmm_core.__file__).parent

@@ -24,11 +24,23 @@ from numpy.typing import NDArray
 
 __all__ = ["ADAPTERS", "TASKS", "Absent", "Call", "Outcome", "adapter", "other_response"]
 
-ADAPTERS = ("fastlmm_core", "textbook", "lme4", "mixedlm", "gpboost", "statsmodels", "cholmod", "pandas")
+ADAPTERS = (
+    "fastlmm_core",
+    "textbook",
+    "lme4",
+    "glmmtmb",
+    "glmm",
+    "mixedlm",
+    "gpboost",
+    "statsmodels",
+    "cholmod",
+    "pandas",
+)
 """Names in the order of the table; this package is the first, and ratios are to it."""
 
 TASKS = {
     "fit": "from a DataFrame to a fitted model",
+    "satterthwaite": "a fit and Satterthwaite's degrees of freedom of its coefficients",
     "refit": "the fitted model's refit to a new response",
     "bootstrap": "parametric bootstrap, one draw and its fit",
     "evaluate": "one value of the criterion, everything prepared",
@@ -55,7 +67,7 @@ class Outcome:
     Attributes
     ----------
     criterion : float or None
-        Minus twice the log-likelihood, or the REML criterion, in lme4's definition.
+        Minus twice the log-likelihood, all constants included, or the REML criterion, in lme4's definition.
     evaluations : int or None
         Of the criterion, as the peer counts them; where it counts only iterations, those.
     per : int

@@ -40,6 +40,8 @@ def versions() -> dict[str, str]:
 
 
 def unfit(problem: Problem, task: str) -> str:
+    if not problem.linear:
+        return "linear models only"
     return "" if task in ("fit", "evaluate", "factorise") else "not timed through plain CHOLMOD"
 
 

@@ -26,6 +26,8 @@ def unfit(problem: Problem, task: str) -> str:
 
     if task == "factorise":
         return "a task of the plain Cholesky adapter"
+    if not problem.linear and task != "fit":
+        return "timed for linear problems only"
     if task in ("refit", "bootstrap") and not hasattr(LmerResult, task):
         return f"this version has no {task}()"
     return ""
@@ -36,11 +38,16 @@ def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
 
 
 def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -> Call:
-    """A task with `lmer`, ``options`` passed on."""
-    from fastlmm_core import lmer
+    """A task with `lmer` or `glmer`, ``options`` passed on."""
+    from fastlmm_core import glmer, lmer
+
+    if not problem.linear:
+        return Call(lambda: glmer(problem.formula, table, problem.family, **options), outcome)
 
     if task == "fit":
         return Call(lambda: lmer(problem.formula, table, reml=problem.reml, **options), outcome)
+    if task == "satterthwaite":
+        return Call(lambda: with_freedom(lmer(problem.formula, table, reml=problem.reml, **options)), outcome)
     fitted = lmer(problem.formula, table, reml=problem.reml, **options)
     if task == "refit":
         new_y = other_response(fitted.design.y)
@@ -54,6 +61,12 @@ def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -
     if task == "evaluate":
         return Call(lambda: objective(theta), lambda value: Outcome(value, 1))
     return Call(lambda: objective.derivatives(theta), lambda parts: Outcome(parts[0], 1))
+
+
+def with_freedom(result: Any) -> Any:
+    """The result, its table of coefficients made."""
+    result.coef_table(ddf="satterthwaite")
+    return result
 
 
 def outcome(result: Any) -> Outcome:

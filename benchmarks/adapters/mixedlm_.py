@@ -1,4 +1,8 @@
-"""mixedlm (PyPI)."""
+"""mixedlm (PyPI).
+
+It has no ``cbind``: of pairs it gets proportions with trials as weights. Of a generalised model its
+`deviance` is the sum of deviance residuals: the criterion is made of its log-likelihood, which has all constants.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +24,16 @@ def versions() -> dict[str, str]:
 
 
 def unfit(problem: Problem, task: str) -> str:
+    if not problem.linear and task != "fit":
+        return "timed for linear problems only"
     return "" if task in ("fit", "refit", "bootstrap") else "not timed through mixedlm"
 
 
 def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
     import mixedlm
 
+    if not problem.linear:
+        return generalised(problem, table)
     if task == "fit":
         return Call(lambda: mixedlm.lmer(problem.formula, table, REML=problem.reml), outcome)
     fitted = mixedlm.lmer(problem.formula, table, REML=problem.reml)
@@ -33,6 +41,25 @@ def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
         new_y = other_response(table[fitted.formula.response].to_numpy())
         return Call(lambda: fitted.refit(new_y), outcome)
     return Call(lambda: mixedlm.bootMer(fitted, nsim=DRAWS, seed=1), lambda _: Outcome(per=DRAWS))
+
+
+def generalised(problem: Problem, table: pd.DataFrame) -> Call:
+    """A fit with `glmer`."""
+    import mixedlm
+
+    families = {"binomial": mixedlm.families.Binomial, "poisson": mixedlm.families.Poisson}
+    formula, weights, family = problem.formula, None, families[problem.family]()
+    if problem.pair is not None:
+        successes, failures = (table[name].to_numpy(float) for name in problem.pair)
+        weights = successes + failures
+        table = table.assign(proportion=successes / weights)
+        formula = "proportion ~" + formula.split("~", 1)[1]
+
+    def reached(result: Any) -> Outcome:
+        note = "counts iterations" if result.converged else result.message
+        return Outcome(-2.0 * float(result.logLik().value), int(result.n_iter), note=note)
+
+    return Call(lambda: mixedlm.glmer(formula, table, family=family, weights=weights), reached)
 
 
 def outcome(result: Any) -> Outcome:

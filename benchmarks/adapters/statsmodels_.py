@@ -22,6 +22,8 @@ def unfit(problem: Problem, task: str) -> str:
 
     if task != "fit":
         return "not timed through statsmodels"
+    if not problem.linear:
+        return "no generalised models by Laplace's approximation"
     if len(parse_formula(problem.formula).random) > 1:
         return "MixedLM has one grouping factor"
     return ""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         LaplaceWarning,
         MemoryLimitError,
         ModelError,
+        NotSavedError,
         NumericalError,
         RankWarning,
         RepeatedValuesError,
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
     from fastlmm_core.results.lmer_many import lmer_many
+    from fastlmm_core.results.model_table import model_table
     from fastlmm_core.results.result import LmerResult
+    from fastlmm_core.results.saved import load
 
 __version__ = "0.1.0"
 
@@ -70,6 +73,7 @@ __all__ = [
     "LmerResult",
     "MemoryLimitError",
     "ModelError",
+    "NotSavedError",
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
@@ -90,7 +94,9 @@ __all__ = [
     "is_singular",
     "lmer",
     "lmer_many",
+    "load",
     "load_dataset",
+    "model_table",
     "parse_formula",
     "pedigree",
     "power",
@@ -116,6 +122,7 @@ _LAZY = {
     "LmerResult": "results",
     "MemoryLimitError": "errors",
     "ModelError": "errors",
+    "NotSavedError": "errors",
     "NumericalError": "errors",
     "RankWarning": "errors",
     "RepeatedValuesError": "errors",
@@ -135,7 +142,9 @@ _LAZY = {
     "is_singular": "inference.diagnostics",
     "lmer": "results",
     "lmer_many": "results.lmer_many",
+    "load": "results.saved",
     "load_dataset": "datasets",
+    "model_table": "results.model_table",
     "parse_formula": "formula",
     "pedigree": "fitting.relationships",
     "power": "inference.power",
@@ -143,7 +152,9 @@ _LAZY = {
 }
 
 
-_SUBPACKAGES = frozenset({"core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"})
+_SUBPACKAGES = frozenset(
+    {"adapters", "core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
+)
 
 
 def __getattr__(name: str) -> Any:

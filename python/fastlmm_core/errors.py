@@ -20,6 +20,7 @@ __all__ = [
     "LaplaceWarning",
     "MemoryLimitError",
     "ModelError",
+    "NotSavedError",
     "NumericalError",
     "RankWarning",
     "RepeatedValuesError",
@@ -108,7 +109,11 @@ class MemoryLimitError(FastLMMError, MemoryError):
 
 
 class SavedFormatError(FastLMMError, ValueError):
-    """A pickled result was saved by a version of this package that writes another format."""
+    """A result was saved, pickled or in a file, by a version of this package that writes another format."""
+
+
+class NotSavedError(ModelError, AttributeError):
+    """A result that was saved without its data is asked for what needs its rows."""
 
 
 class SpellingError(FastLMMError, AttributeError, TypeError):

@@ -107,3 +107,14 @@ def test_what_the_rows_cannot_answer_says_so() -> None:
     with pytest.raises(NumericalError, match="double precision"):
         got.require_products()
     assert np.isfinite(got.cond_var()[0]).all()
+
+
+def test_conditional_variances_of_a_near_perfect_fit() -> None:
+    """At known coefficients: sigma^2 theta^2 / (1 + 10 theta^2) for ten rows a level, however large the effects are."""
+    rng = np.random.default_rng(3)
+    codes = np.repeat(np.arange(12), 10)
+    x, noise = rng.normal(size=(2, 120))
+    for size in (1e-3, 1e-6, 1e-8):
+        got = fit(codes + x + size * noise, np.column_stack([np.ones(120), x]), [Term(codes)])
+        exact = got.sigma**2 / (10.0 + got.theta[0] ** -2)
+        np.testing.assert_allclose(got.cond_var()[0].ravel(), exact, rtol=1e-8)

@@ -102,7 +102,12 @@ def test_unknown_name_with_nothing_near_lists_all():
         load_dataset("zzzz")
 
 
-def test_cakes_temperature_is_ordered_as_in_lme4() -> None:
-    frame = load_dataset("cake")
-    assert frame["temperature"].cat.ordered
-    assert not frame["recipe"].cat.ordered
+# str() of lme4's data frames; the others have no ordered factor
+ORDERED = {"cake": {"temperature"}, "InstEval": {"studage", "lectage"}, "VerbAgg": {"resp"}}
+
+
+@pytest.mark.parametrize("name", dataset_names())
+def test_ordered_factors_are_lme4s(name: str) -> None:
+    frame = load_dataset(name)
+    ordered = {c for c in frame if isinstance(frame[c].dtype, pd.CategoricalDtype) and frame[c].cat.ordered}
+    assert ordered == ORDERED.get(name, set())

@@ -128,3 +128,30 @@ def test_coef_adds_an_interaction_written_in_two_orders() -> None:
     assert list(table) == ["Intercept", "b", "a", "b:a"]
     X = np.column_stack([np.ones(128), data.b, data.a, data.a * data.b])
     np.testing.assert_allclose((X * table.to_numpy()[data.s]).sum(axis=1), fit.fittedvalues, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda fit: fit.conf_int(levle=0.9), r"conf_int\(\) has no argument levle=: did you mean level="),
+        (lambda fit: fit.tidy(conf_level=0.9), r"tidy\(\) has no argument conf_level=: it is level="),
+        (lambda fit: fit.simulate(nsim=3), r"simulate\(\) has no argument nsim=: it is n="),
+        (lambda fit: fit.predict(re_formula="none"), r"predict\(\) has no argument re_formula=: it is re_form="),
+        (lambda fit: fit.predict(None, "none"), r"predict\(\) takes newdata by position, 2 were given"),
+        (lambda fit: fit.var_corr(3), r"var_corr\(\) takes nothing by position, 1 were given$"),
+        (lambda fit: fit.hatvalues(infl=1), r"hatvalues\(\) has no argument infl=: it takes none"),
+        (lambda fit: fit.refit(), r"refit\(\) needs new_y as well"),
+        (lambda fit: fastlmm_core.compare(fit, fit, tol=1), r"compare\(\) has no argument tol=: there are refit"),
+    ],
+)
+def test_arguments_that_a_method_does_not_have(slopes: LmerResult, call: Callable[[Any], Any], answer: str) -> None:
+    with pytest.raises(SpellingError, match=answer):
+        call(slopes)
+
+
+def test_methods_that_answer_keep_their_signature_and_text() -> None:
+    import inspect
+
+    assert list(inspect.signature(LmerResult.hatvalues).parameters) == ["self"]
+    assert "level" in inspect.signature(LmerResult.conf_int).parameters
+    assert LmerResult.conf_int.__doc__

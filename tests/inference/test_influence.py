@@ -6,7 +6,7 @@ import pytest
 
 import oracle
 import problems
-from fastlmm_core import Control, DataError, LmerResult, ModelError, RankWarning, lmer, load_dataset
+from fastlmm_core import Control, DataError, LmerResult, ModelError, NumericalError, RankWarning, lmer, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +174,17 @@ def test_errors(slopes: LmerResult) -> None:
         slopes.influence(np.zeros(3))
     with pytest.raises(DataError, match="1 missing label"):
         slopes.influence(np.array([None] + ["a"] * 179, dtype=object))
+
+
+def test_near_perfect_fits_are_refused_by_the_methods_that_keep_theta() -> None:
+    rng = np.random.default_rng(4)
+    codes = np.repeat(np.arange(12), 10)
+    data = pd.DataFrame({"g": codes, "x": rng.normal(size=120)})
+    data["y"] = codes + data["x"] + 1e-7 * rng.normal(size=120)
+    fit = lmer("y ~ x + (1 | g)", data)
+    for method in ("fixed", "one-step"):
+        with pytest.raises(NumericalError, match="residuals are so small"):
+            fit.influence("g", method=method)
+    with pytest.raises(NumericalError, match="residuals are so small"):
+        fit.coef_table(cov_type="CR2")
+    assert fit.influence("g", method="refit").std_errors.notna().all(axis=None)

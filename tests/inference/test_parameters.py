@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import LmerResult, ModelError, lmer, load_dataset
+from fastlmm_core import IdentifiabilityWarning, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.inference.parameters import choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import column_order
 
@@ -47,7 +47,8 @@ def test_terms_on_one_group_keep_its_name_while_it_tells_them_apart() -> None:
     data = load_dataset("sleepstudy")
     apart = lmer("Reaction ~ Days + (Days || Subject)", data)
     assert [p.name for p in parameters(apart.design)][:2] == ["sd_Intercept|Subject", "sd_Days|Subject"]
-    shared = lmer("Reaction ~ Days + (1 | Subject) + (Days | Subject)", data)
+    with pytest.warns(IdentifiabilityWarning, match=r"cannot tell the variance of \(1 \| Subject\)"):
+        shared = lmer("Reaction ~ Days + (1 | Subject) + (Days | Subject)", data)
     names = [p.name for p in parameters(shared.design)]
     assert len(set(names)) == len(names)
     assert "sd_Intercept|Subject.1" in names

@@ -237,3 +237,52 @@ def test_factors_of_theta(fit: LmerResult) -> None:
 def test_errors(fit: LmerResult, arguments: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         fit.predict(NEW, **{"allow_new_levels": True, **arguments})
+
+
+# ---------------------------------------------------------------- what the criterion does not depend on
+
+
+def spanned(seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    data = pd.DataFrame({"tank": np.repeat(list("ABCDEF"), 8), "x": np.tile(np.arange(8.0), 6)})
+    data["trt"] = "t" + data["tank"]
+    return data.assign(y=rng.normal(size=6)[pd.factorize(data["tank"])[0]] + 0.1 * data["x"] + rng.normal(size=48))
+
+
+@pytest.mark.filterwarnings("ignore::fastlmm_core.errors.IdentifiabilityWarning")
+@pytest.mark.parametrize("formula", ["y ~ trt + x + (1 | tank)", "y ~ trt * x + (x | tank)"])
+def test_rows_whose_variance_is_not_identified_have_no_standard_error(formula: str) -> None:
+    fit = lmer(formula, spanned())
+    new = pd.DataFrame({"tank": list("ABA"), "trt": ["tA", "tB", "tB"], "x": 1.0})
+    apart = [False, False, True]  # the treatment of one tank and the effect of another were never together
+    for interval in ("confidence", "prediction"):
+        own = fit.predict(new, interval=interval)
+        assert own["std_error"].isna().tolist() == apart
+        assert own[["df", "lower", "upper"]].isna().all(axis=1).tolist() == apart
+        assert own["fit"].notna().all()
+        assert "1 of 3 rows has no standard error (NaN)" in own.attrs["notes"][0]
+        population = fit.predict(new, interval=interval, re_form="none")
+        assert population["std_error"].isna().all()
+        assert "3 of 3 rows" in population.attrs["notes"][0]
+        rows = fit.predict(interval=interval)
+        assert rows["std_error"].notna().all()
+        assert rows.attrs["notes"] == []
+    # a row of the fit is as without the term, which says nothing more
+    least_squares = np.linalg.lstsq(fit.design.X, fit.design.y, rcond=None)[0]
+    np.testing.assert_allclose(fit.predict(interval="confidence")["fit"], fit.design.X @ least_squares, rtol=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::fastlmm_core.errors.IdentifiabilityWarning")
+def test_two_terms_that_say_the_same_share_a_variance() -> None:
+    data = spanned().assign(again=lambda d: d["tank"])
+    fit = lmer("y ~ x + (1 | tank) + (1 | again)", data)
+    one = lmer("y ~ x + (1 | tank)", data)
+    assert fit.theta.iloc[0] > 0.1
+    new = pd.DataFrame({"tank": list("AB"), "again": list("AB"), "x": 1.0})
+    for options in ({}, {"re_form": "none"}):
+        both, alone = (m.predict(new, interval="prediction", **options) for m in (fit, one))
+        np.testing.assert_allclose(both["std_error"], alone["std_error"], rtol=1e-6)
+    half = fit.predict(new, interval="confidence", re_form="(1 | tank)")
+    assert half["std_error"].isna().all()
+    with pytest.raises(DataError, match="tank and again have the same level in each row of the fit, but different"):
+        fit.predict(new.assign(again=list("BA")), interval="confidence")

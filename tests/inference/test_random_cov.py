@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import oracle
@@ -89,3 +90,15 @@ def test_errors(crossed: LmerResult) -> None:
     fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"), control=Control(memory_limit=100))
     with pytest.raises(MemoryLimitError, match="7 effects"):
         fit.cov_params(full=True)
+
+
+@pytest.mark.filterwarnings("ignore::fastlmm_core.errors.IdentifiabilityWarning")
+def test_joint_covariance_of_what_is_not_identified_is_nan() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(list("abcdef"), 8), "x": rng.normal(size=48), "y": rng.normal(size=48)})
+    fit = lmer("y ~ g + x + (1 | g)", data)
+    joint = fit.cov_params(full=True)
+    known = joint.loc[("fixed", "", "x"), ("fixed", "", "x")]
+    np.testing.assert_allclose(known, fit.bse["x"] ** 2, rtol=1e-8)
+    assert joint.notna().to_numpy().sum() == 1  # the factor's coefficients and its effects trade with each other
+    assert fit.cov_params().notna().to_numpy().sum() == 1

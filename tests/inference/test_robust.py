@@ -167,3 +167,34 @@ def test_models_with_a_residual_structure() -> None:
         np.testing.assert_allclose(b, a, rtol=1e-4)
     with pytest.raises(ModelError, match="are its subjects"):
         other.coef_table(cov_type="CR2", cluster="Subject")
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-3])
+def test_cr2_where_groups_differ_by_far_more_than_rows(size: float) -> None:
+    """The limit is within groups: coefficients and CR2 of the least squares of what the groups' means leave."""
+    rng = np.random.default_rng(1)
+    codes = np.repeat(np.arange(12), 10)
+    x, noise = rng.normal(size=(2, 120))
+    f = np.tile(["a", "b", "c"], 40)
+    data = pd.DataFrame({"g": codes.astype(str), "x": x, "f": f, "y": codes + x + size * noise})
+    fit = lmer("y ~ x + f + (1 | g)", data)
+    assert fit.theta.iloc[0] > 2 / size
+    X = fit.design.X[:, 1:]
+
+    def within(values: np.ndarray) -> np.ndarray:
+        return values - np.stack([values[codes == g].mean(axis=0) for g in range(12)])[codes]
+
+    X, y = within(X), within(fit.design.y)
+    M = np.linalg.inv(X.T @ X)
+    e = y - X @ (M @ X.T @ y)
+    meat = np.zeros((3, 3))
+    for g in range(12):
+        rows = codes == g
+        values, axes = np.linalg.eigh(np.eye(10) - X[rows] @ M @ X[rows].T)
+        score = X[rows].T @ (axes @ (axes.T @ e[rows] / np.sqrt(values)))
+        meat += np.outer(score, score)
+    table = fit.coef_table(cov_type="CR2")
+    np.testing.assert_allclose(table.iloc[1:, 1], np.sqrt(np.diagonal(M @ meat @ M)), rtol=2 * size)
+    np.testing.assert_allclose(
+        fit.cov_params(cov_type="CR2").iloc[1:, 1:], M @ meat @ M, rtol=0.1 * size, atol=1e-2 * size**3
+    )

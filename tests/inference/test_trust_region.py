@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastlmm_core.core.trust_region import model_step
 from fastlmm_core.errors import NumericalError
-from fastlmm_core.inference.trust_region import minimise, model_step
+from fastlmm_core.inference.trust_region import minimise
 
 
 def rosenbrock(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:

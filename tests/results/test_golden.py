@@ -23,8 +23,6 @@ def table(name: str) -> pd.DataFrame:
 
 def arguments(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     out = dict(figures["arguments"])
-    if name == "insteval_fixed":  # R codes these ordered factors by orthogonal polynomials
-        out["contrasts"] = {"studage": "poly", "lectage": "poly"}
     if name == "cake_factors":  # fitted to temperature as an unordered factor
         out["contrasts"] = {"temperature": "treatment"}
     return out

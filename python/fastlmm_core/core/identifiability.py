@@ -69,6 +69,11 @@ class Unidentified:
         Orthonormal, in coordinates of the conditioned coefficients: variances of rows not orthogonal to it depend on
         what is not identified.
     reml : bool
+    residual : bool
+        Whether the residual variance takes part in `flat` directions.
+    moves : tuple of (1 + n_theta,)
+        Changes of the residual variance and of the (conditioned, symmetric) matrices D_k, the elements in the order of
+        theta, that leave the criterion as it is.
     """
 
     spanned: tuple[tuple[int, tuple[int, ...]], ...]
@@ -78,6 +83,7 @@ class Unidentified:
     basis: Array
     reml: bool
     residual: bool = field(default=False)
+    moves: tuple[Array, ...] = field(default=())
 
     @property
     def terms(self) -> tuple[int, ...]:
@@ -212,18 +218,23 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
         k: (g, o) for g, group in enumerate(products.groups) for k, o in zip(group.terms, group.offsets, strict=True)
     }
     spanned, touched, hold = [], [], set()
+    rows = [(int(g), int(i), int(j)) for g, i, j in theta.index]
+    moves: list[Array] = []
     for k, directions in spanned_columns(products, reml).items():
         user = products.transforms[k] @ directions
         columns = columns_to_hold(user / np.linalg.norm(user, axis=0))
         spanned.append((k, columns))
         g, o = place[k]
         hold |= {(g, o + c) for c in columns}
+        moves += [
+            np.array([0.0, *(v[i - o] * v[j - o] if h == g and o <= j <= i < o + len(v) else 0.0 for h, i, j in rows)])
+            for v in directions.T
+        ]
         if reml:
             group = products.groups[g]
             e = products.dense[g].reshape(group.n_levels, group.n_columns, products.rank)
             part = np.einsum("jrx,rd->xjd", e[:, o : o + len(user)], directions).reshape(products.rank, -1)
             touched.append(part / np.sqrt(products.n))  # the columns have mean square one
-    rows = [(int(g), int(i), int(j)) for g, i, j in theta.index]
     held = np.array([(g, i) in hold or (g, j) in hold for g, i, j in rows], dtype=np.bool_)
     aliased: list[tuple[int, int | None]] = []
     owner = {(g, o + c): k for k, (g, o) in place.items() for c in range(products.terms[k].n_columns)}
@@ -235,10 +246,12 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
         if not null.shape[1]:
             break
         members = [None, *(owner[g, i] for g, i, _ in index)]
-        pair = contained_term(products, index, members, null)
-        if pair is None:
+        found = contained_term(products, index, members, null)
+        if found is None:
             break
+        pair, ways = found
         aliased.append(pair)
+        moves += [spread(way, free, len(rows)) for way in ways.T]
         if reml:
             touched += touched_by(products, index, [v for v in null.T if involves(v, members, pair[0])])
         held |= np.array([owner[g, i] == pair[0] for g, i, _ in rows])
@@ -247,11 +260,20 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
     if null.shape[1]:
         members_of = {k: [a for a, m in enumerate(members) if m == k] for k in dict.fromkeys(members)}
         flat, residual = flat_parameters(products, index, members_of, place, null)
+        moves += [spread(way, free, len(rows)) for way in null.T]
         if reml:
             touched += touched_by(products, index, list(null.T))
     if not spanned and not aliased and not flat:
         return None
-    return Unidentified(tuple(spanned), tuple(aliased), flat, held, orthonormal(touched, products.rank), reml, residual)
+    basis = orthonormal(touched, products.rank)
+    return Unidentified(tuple(spanned), tuple(aliased), flat, held, basis, reml, residual, tuple(moves))
+
+
+def spread(way: Array, free: Sequence[int], n_theta: int) -> Array:
+    """A direction over the residual variance and the parameters that are free, over all of them; largest element 1."""
+    out = np.zeros(1 + n_theta)
+    out[[0, *(1 + a for a in free)]] = way / np.abs(way).max()
+    return out
 
 
 def flat_parameters(
@@ -297,10 +319,10 @@ def orthonormal(parts: Sequence[Array], rank: int) -> Array:
 
 def contained_term(
     products: DesignProducts, index: Sequence[Parameter], members: Sequence[int | None], null: Array
-) -> tuple[int, int | None] | None:
+) -> tuple[tuple[int, int | None], Array] | None:
     """A term all of whose contributions are positive semidefinite ones of another term, or of the residual.
 
-    Tried from the narrowest and latest term on.
+    Tried from the narrowest and latest term on. With it the directions that its variances stand for, a column each.
     """
     place = {k: o for group in products.groups for k, o in zip(group.terms, group.offsets, strict=True)}
     terms = sorted({k for k in members if k is not None}, key=lambda k: (products.terms[k].n_columns, -k))
@@ -323,7 +345,8 @@ def contained_term(
                 continue
             image = -(ways @ solve)[target]  # (target, own): D_k = E_a is the same as D_other = image[:, a]
             if preserves(products, index, own, target, other, image, place):
-                return k, other
+                variances = [n for n, a in enumerate(own) if index[a - 1][1] == index[a - 1][2]]
+                return (k, other), (ways @ solve)[:, variances]
     return None
 
 

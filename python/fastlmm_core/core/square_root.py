@@ -230,9 +230,9 @@ class SquareRoot:
         return [products[s : s + g.size] for s, g in zip(self.starts, self.groups, strict=True)]
 
     def conditional(self, theta: Array) -> list[Array]:
-        """Conditional covariances (q, l, l) of each group's effects in units of sigma^2, without differences."""
+        """Conditional covariances (q, l, l) of each group's effects given the coefficients, over sigma^2."""
         m = self.m
-        inverse = np.linalg.inv(self._reduce(theta)[: m + self.p, : m + self.p])[:m]
+        inverse = np.linalg.inv(self._reduce(theta, fixed=False)[:m, :m])
         out = []
         for start, group, factor in zip(self.starts, self.groups, self._factors(theta), strict=True):
             rows = factor @ inverse[start : start + group.size].reshape(group.n_levels, group.n_columns, -1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Point", "Search", "minimise"]
+__all__ = ["Point", "Search", "minimise", "model_step", "rank_one"]
 
 Array = NDArray[np.float64]
 
@@ -119,11 +119,12 @@ def rank_one(left: Array, step: Array) -> Array:
     return np.outer(left, left) / product
 
 
-def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float, bool]:
+def model_step(gradient: Array, hessian: Array, radius: float, *, bend: bool = True) -> tuple[Array, float, bool]:
     """Step of at most `radius`, its predicted decrease, and whether it is a Newton step inside the region.
 
     Negative curvatures count by their size, so the step leads away from a saddle; where the gradient has no part along
-    the most negative one, a part of the radius is gone along it.
+    the most negative one, a part of the radius is gone along it. A Newton step that is too long is bent towards the
+    gradient, or keeps its direction.
     """
     if len(gradient) == 0:
         return gradient, 0.0, True
@@ -139,13 +140,15 @@ def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, f
         move[0] = -np.copysign(0.3 * radius, rotated[0])
     length = float(np.sqrt(move @ move))
     if length > radius:
-        low, high = 0.0, float(np.sqrt(rotated @ rotated)) / radius
-        for _ in range(30):  # the multiplier whose step has the length of the radius
-            shift = 0.5 * (low + high)
-            inside = float(np.sum(np.square(rotated / (floor + shift)))) <= radius * radius
-            low, high = (low, shift) if inside else (shift, high)
-        bent = -rotated / (floor + high)
-        move = bent if settled else move * (radius / length)
+        if settled and bend:
+            low, high = 0.0, float(np.sqrt(rotated @ rotated)) / radius
+            for _ in range(30):  # the multiplier whose step has the length of the radius
+                shift = 0.5 * (low + high)
+                inside = float(np.sum(np.square(rotated / (floor + shift)))) <= radius * radius
+                low, high = (low, shift) if inside else (shift, high)
+            move = -rotated / (floor + high)
+        else:
+            move *= radius / length
         settled = False
     predicted = -float(move @ (rotated + 0.5 * eigen * move))
     return vectors @ move, predicted, settled

@@ -42,6 +42,7 @@ _CATALOGUE = {
         "InstEval.npz",
         ("s", "d", "studage", "lectage", "service", "dept"),
         {"dept": ("15", "5", "10", "12", "6", "7", "4", "8", "9", "14", "1", "3", "11", "2")},
+        ordered=("studage", "lectage"),
     ),
     "Orthodont": _Entry("Orthodont.csv", ("Subject", "Sex"), {"Sex": ("Male", "Female")}),
     "Pastes": _Entry("Pastes.csv", ("batch", "cask", "sample")),
@@ -59,6 +60,7 @@ _CATALOGUE = {
             ),
             "mode": ("want", "do"),
         },
+        ordered=("resp",),
     ),
     "cake": _Entry("cake.csv", ("replicate", "recipe", "temperature"), ordered=("temperature",)),
     "cbpp": _Entry("cbpp.csv", ("herd", "period")),
@@ -128,7 +130,7 @@ def load_dataset(name: str) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        A fresh frame. Factors are `Categorical` columns of text levels, the rest numbers.
+        A fresh frame. Factors are `Categorical` columns of text levels, ordered where lme4's are; the rest numbers.
 
     Raises
     ------

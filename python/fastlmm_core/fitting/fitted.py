@@ -212,4 +212,4 @@ class FittedModel:
     def __repr__(self) -> str:
         kind = "REML criterion" if self.reml else "deviance"
         groups = ", ".join(f"{name} {q}" for name, q in self.n_groups.items())
-        return f"<LmerResult: {self.formula}; {kind} {self.criterion:.2f}; {self.nobs} rows; {groups}>"
+        return f"<{type(self).__name__}: {self.formula}; {kind} {self.criterion:.2f}; {self.nobs} rows; {groups}>"

@@ -6,6 +6,8 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from inspect import CO_VARKEYWORDS as VARKEYWORDS
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from fastlmm_core.errors import SpellingError
@@ -13,11 +15,23 @@ from fastlmm_core.errors import SpellingError
 if TYPE_CHECKING:
     from fastlmm_core.core import Objective
 
-__all__ = ["FIT_ARGUMENTS", "GLMER_ARGUMENTS", "RESULT_NAMES", "Count", "Figure", "Fitter", "answered", "no_attribute"]
+__all__ = [
+    "FIT_ARGUMENTS",
+    "GLMER_ARGUMENTS",
+    "METHOD_ARGUMENTS",
+    "RESULT_NAMES",
+    "Count",
+    "Figure",
+    "Fitter",
+    "answered",
+    "answering",
+    "no_attribute",
+]
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
+T = TypeVar("T")
 
 FIT_ARGUMENTS: Mapping[str, str] = {
     "REML": "reml=, in lower case",
@@ -37,6 +51,33 @@ FIT_ARGUMENTS: Mapping[str, str] = {
     "priors": "not there: estimates are by maximum likelihood or REML",
 }
 """Arguments of lme4, statsmodels, nlme, pymer4, brms and bambi."""
+
+METHOD_ARGUMENTS: Mapping[str, str] = {
+    "alpha": "level=, one minus that",
+    "conf_level": "level=",
+    "prob": "level=",
+    "exog": "newdata=",
+    "new_data": "newdata=",
+    "data": "newdata=",
+    "re_formula": "re_form=",
+    "use_rfx": 're_form="all" or "none"',
+    "nsim": "n=",
+    "R": "n=",
+    "n_sim": "n=",
+    "random_state": "seed=",
+    "rng": "seed=",
+    "parm": "parameters=",
+    "parallel": "threads=",
+    "condVar": "condsd=",
+    "typ": "type=",
+    "test": "ddf=",
+    "use_t": "ddf=",
+    "vcov": "cov_type=",
+    "type": "kind=",
+    "group": "by=",
+    "groups": "by=",
+}
+"""Arguments of others' methods, each by the one that a method has instead; where it has not, it does not apply."""
 
 GLMER_ARGUMENTS: Mapping[str, str] = {
     **{name: text for name, text in FIT_ARGUMENTS.items() if name not in ("REML", "method", "family")},
@@ -108,39 +149,66 @@ def answered(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Calla
         parameters = inspect.signature(function).parameters
         positional = [name for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         required = [name for name in positional if parameters[name].default is inspect.Parameter.empty]
-        known = frozenset(parameters)
+        known = frozenset(name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+        bound = positional[:1] == ["self"]
+        any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
+        explain = functools.partial(_explain, function.__name__, positional[bound:], required[bound:], known - {"self"})
 
-        @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not (kwargs.keys() <= known and len(required) <= len(args) <= len(positional)):
-                _explain(function.__name__, args, kwargs, positional, required, known, other_names)
+            if not (kwargs.keys() <= known and len(required) <= len(args) and (any_number or len(args) <= most)):
+                explain(other_names, args[bound:], kwargs, any_number=any_number)
             return function(*args, **kwargs)
 
-        return checked
+        most = len(positional)
+        # with the function's own globals, by which doctest knows whose docstring it is
+        own = FunctionType(
+            checked.__code__,
+            function.__globals__,
+            function.__name__,
+            None,
+            checked.__closure__,
+        )
+        return functools.update_wrapper(own, function)
 
     return decorate
 
 
+def answering(cls: type[T]) -> type[T]:
+    """Answer calls of a class's own methods in the same way, those left out that take arguments of any name."""
+    for name, function in list(vars(cls).items()):
+        if (
+            isinstance(function, FunctionType)
+            and not name.startswith("_")
+            and not function.__code__.co_flags & VARKEYWORDS
+        ):
+            setattr(cls, name, answered(METHOD_ARGUMENTS)(function))
+    return cls
+
+
 def _explain(
     function: str,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
     positional: list[str],
     required: list[str],
     known: frozenset[str],
     other_names: Mapping[str, str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    any_number: bool,
 ) -> None:
     """Raise SpellingError for a call that does not fit the function's parameters; return where it fits after all."""
     for name in kwargs:
-        if name in other_names:
-            raise SpellingError(f"{function}() has no argument {name}=: it is {other_names[name]}")
-        if name not in known:
-            raise SpellingError(f"{function}() has no argument {name}=: {_nearest(name, sorted(known))}")
-    if len(args) > len(positional):
-        raise SpellingError(
-            f"{function}() takes {' and '.join(positional)} by position, {len(args)} were given: name the others, as "
-            "in reml=False"
-        )
+        if name in known:
+            continue
+        theirs = other_names.get(name)
+        if theirs is not None and (other_names is not METHOD_ARGUMENTS or theirs.partition("=")[0] in known):
+            raise SpellingError(f"{function}() has no argument {name}=: it is {theirs}")
+        raise SpellingError(f"{function}() has no argument {name}=: {_nearest(name, sorted(known))}")
+    if len(args) > len(positional) and not any_number:
+        named = [name for name in sorted(known) if name not in positional]
+        takes = f"{' and '.join(positional)} by position" if positional else "nothing by position"
+        hint = f": name the others, as in {'reml=False' if 'reml' in named else named[0] + '=...'}" if named else ""
+        raise SpellingError(f"{function}() takes {takes}, {len(args)} were given{hint}")
     absent = [name for name in required[len(args) :] if name not in kwargs]
     if absent:
         raise SpellingError(f"{function}() needs {' and '.join(absent)} as well: {function}({', '.join(required)})")
@@ -148,7 +216,9 @@ def _explain(
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}=?" if near else f"there are {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}=?"
+    return f"there are {', '.join(known)}" if known else "it takes none"
 
 
 def no_attribute(kind: str, name: str) -> AttributeError:

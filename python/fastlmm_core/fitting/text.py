@@ -7,7 +7,16 @@ from html import escape
 
 import numpy as np
 
-__all__ = ["abbreviate", "format_numbers", "format_pvalue", "html_table", "listed", "text_table"]
+__all__ = [
+    "abbreviate",
+    "format_numbers",
+    "format_pvalue",
+    "html_table",
+    "latex_table",
+    "listed",
+    "markdown_table",
+    "text_table",
+]
 
 
 def format_numbers(values: Iterable[float], digits: int) -> list[str]:
@@ -81,6 +90,49 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return f"<table>{head}<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """The same table in the pipes of GitHub's Markdown, padded so that the source reads as a table too."""
+    table = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *(len(row[j]) for row in table)) for j in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = (c.ljust(w) if j < left else c.rjust(w) for j, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return f"| {' | '.join(cells)} |"
+
+    rule = ("-" * w if j < left else "-" * (w - 1) + ":" for j, w in enumerate(widths))
+    return "\n".join([line(table[0]), f"| {' | '.join(rule)} |", *map(line, table[1:])])
+
+
+_LATEX = {
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "σ": r"$\sigma$", "−": "$-$"},
+}
+
+
+def latex_text(text: str) -> str:
+    """Text with LaTeX's own characters escaped; a number's minus is set as one."""
+    number = text.removeprefix("(")
+    if number[:1] == "-" and number[1:2].isdigit():
+        text = text.replace("-", "−", 1)
+    return "".join(_LATEX.get(c, c) for c in text)
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1, rules: Iterable[int] = ()) -> str:
+    """The same table as a `tabular` of booktabs, with a rule before each row that `rules` numbers."""
+
+    def line(row: Sequence[str]) -> str:
+        return " & ".join(map(latex_text, row)) + r" \\"
+
+    body: list[str] = []
+    before = set(rules)
+    for i, row in enumerate(rows):
+        body += [r"\midrule"] * (i in before) + [line(row)]
+    columns = "l" * left + "r" * (len(header) - left)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header), r"\midrule"]
+    return "\n".join([*lines, *body, r"\bottomrule", r"\end{tabular}"])
 
 
 def abbreviate(name: str, width: int) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
 
-__all__ = ["undetermined_coefficients", "unidentified_elements", "unidentified_words"]
+__all__ = ["undetermined_coefficients", "unidentified_elements", "unidentified_rows", "unidentified_words"]
 
 SHOWN = 8
 """Coefficients listed by name, at most."""
@@ -76,6 +76,15 @@ def unidentified_words(design: Design, core: CoreFit) -> list[str]:
             "random term, or the fixed effects that span it"
         )
     return out
+
+
+def unidentified_rows(design: Design, core: CoreFit, count: int, total: int) -> list[str]:
+    """A note on rows whose standard errors depend on what is not identified, if any."""
+    if not count:
+        return []
+    which = f"{count} of {total} rows {'has' if count == 1 else 'have'} no standard error (NaN)"
+    reasons = unidentified_words(design, core)[: -1 if undetermined_coefficients(design, core) else None]
+    return [f"{which}, since it depends on what is not identified: {'; '.join(reasons)}"]
 
 
 def _term(design: Design, k: int) -> str:

@@ -40,7 +40,8 @@ def anova_type(type: int | str) -> int:
     kinds = {"1": 1, "i": 1, "2": 2, "ii": 2, "3": 3, "iii": 3}
     kind = kinds.get(str(type).strip().lower())
     if kind is None or isinstance(type, bool):
-        raise ModelError(f"anova type {type!r} does not exist: use 1, 2 or 3")
+        other = "; the likelihood-ratio table of several models is anova(m0, m1)" if hasattr(type, "design") else ""
+        raise ModelError(f"anova type {type!r} does not exist: use 1, 2 or 3{other}")
     return kind
 
 

@@ -8,16 +8,18 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.glmm_fit import GlmmFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
-__all__ = ["aicc", "compare", "icc", "r2", "variance_shares"]
+__all__ = ["aicc", "compare", "icc", "r2", "shares_of", "variance_shares"]
 
 
 def aicc(fit: FittedModel) -> float:
@@ -26,7 +28,7 @@ def aicc(fit: FittedModel) -> float:
     return fit.aic + 2.0 * k * (k + 1) / (n - k - 1) if n > k + 1 else float("inf")
 
 
-def variance_shares(design: Design, core: CoreFit) -> tuple[float, pd.Series, float]:
+def variance_shares(design: Design, core: CoreFit | GlmmFit) -> tuple[float, pd.Series, float]:
     """Variances of the fixed part, of each random term, and of the residual, for an observation of these data.
 
     Returns
@@ -52,20 +54,24 @@ def variance_shares(design: Design, core: CoreFit) -> tuple[float, pd.Series, fl
 
 def r2(design: Design, core: CoreFit) -> pd.Series:
     """Marginal and conditional R2; see `LmerResult.r2`."""
-    fixed, random, residual = variance_shares(design, core)
-    total = fixed + random.sum() + residual
-    return pd.Series({"marginal": fixed / total, "conditional": (fixed + random.sum()) / total})
+    return shares_of(*variance_shares(design, core))[0]
 
 
 def icc(design: Design, core: CoreFit) -> pd.Series:
     """Intraclass correlations; see `LmerResult.icc`."""
-    fixed, random, residual = variance_shares(design, core)
+    return shares_of(*variance_shares(design, core))[1]
+
+
+def shares_of(fixed: float, random: pd.Series, residual: float) -> tuple[pd.Series, pd.Series]:
+    """R2 and intraclass correlations from the three kinds of variance."""
     within = random.sum() + residual
-    return pd.Series(
-        {"adjusted": random.sum() / within, "conditional": random.sum() / (fixed + within), **random / within}
-    )
+    total = fixed + within
+    explained = pd.Series({"marginal": fixed / total, "conditional": (fixed + random.sum()) / total})
+    shares = {"adjusted": random.sum() / within, "conditional": random.sum() / total, **random / within}
+    return explained, pd.Series(shares)
 
 
+@answered(METHOD_ARGUMENTS)
 def compare(*fits: FittedModel, refit: bool = True) -> Table:
     """Models of one response side by side.
 

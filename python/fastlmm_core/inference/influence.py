@@ -163,6 +163,8 @@ def influence(
     """Estimates without each observation or group; see `LmerResult.influence`."""
     if method not in METHODS:
         raise ModelError(f"influence has no method {method!r}: use one of {', '.join(map(repr, METHODS))}")
+    if method != "refit":
+        core.require_products()
     codes, cases, name = _cases(design, by)
     out = Deleted.empty(len(cases), core)
     order = np.argsort(codes, kind="stable")

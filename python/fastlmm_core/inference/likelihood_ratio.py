@@ -9,6 +9,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["anova"]
 
 
+@answered(METHOD_ARGUMENTS)
 def anova(
     *models: FittedModel,
     refit: bool = True,

@@ -30,21 +30,34 @@ from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
+from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.formula import Design, NewDesign
 
-__all__ = ["DDF", "INTERVALS", "Targets", "factors_of", "predict_interval", "targets", "theta_covariance"]
+__all__ = [
+    "DDF",
+    "INTERVALS",
+    "Targets",
+    "depends_on_unidentified",
+    "factors_of",
+    "predict_interval",
+    "targets",
+    "theta_covariance",
+]
 
 DDF = ("satterthwaite", "normal")
 INTERVALS = ("confidence", "prediction")
+
+SAME = 1e-6
+"""Change of a variance, and of a squared prediction over it, below which neither depends on what is not identified."""
 
 STEP = 1e-3
 """Of central differences, relative to the scale of conditioned theta: an error of about 1e-6."""
@@ -117,7 +130,25 @@ def targets(
         drawn = np.where(is_new, mask | observation, ~mask & observation)
         prior.append(full * drawn)
     residual = np.zeros(n) if weights is None else 1.0 / weights
+    _one_level_a_factor(design, core, known)
     return Targets(row_set(core.cross, rows.X, known), tuple(prior), residual)
+
+
+def _one_level_a_factor(
+    design: Design, core: CoreFit, parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]] | None]
+) -> None:
+    """Refuse rows at different levels of factors that the fit's rows do not tell apart, which the fit holds as one."""
+    for group in core.cross.groups:
+        given = [(k, part[0]) for k in group.terms if (part := parts[k]) is not None]
+        for k, codes in given[1:]:
+            first, others = given[0]
+            apart = int(np.count_nonzero((codes >= 0) & (others >= 0) & (codes != others)))
+            if apart:
+                raise DataError(
+                    f"{design.random[first].group} and {design.random[k].group} have the same level in each row of the "
+                    f"fit, but different ones in {apart} {'row' if apart == 1 else 'rows'} of newdata: no standard "
+                    "error of such a row is known here; predict() without interval= gives its value"
+                )
 
 
 def _weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool) -> NDArray[np.float64]:
@@ -165,6 +196,47 @@ def uncertain_theta(
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
+def depends_on_unidentified(target: Targets, objective: Objective, core: CoreFit) -> NDArray[np.bool_]:
+    """Rows (n,) whose prediction, or its variance, is another where variances that the criterion does not see are.
+
+    The criterion is the same along each of `Unidentified.moves`, and so is what the data determine.
+    """
+    variance, prediction = target.at(objective, core.theta)
+    out = np.zeros(len(variance), dtype=bool)
+    if core.unidentified is None:
+        return out
+    for theta in moved(objective, core):
+        other, at = target.at(objective, theta)
+        out |= np.abs(other - variance) > SAME * variance
+        out |= (at - prediction) ** 2 > SAME * variance
+    return out
+
+
+def moved(objective: Objective, core: CoreFit) -> Iterator[NDArray[np.float64]]:
+    """Other covariance parameters (user's) at which the criterion is what it is at the fit's."""
+    assert core.unidentified is not None
+    index, groups = objective.cross.theta_index, objective.cross.groups
+    at = objective.to_conditioned(core.theta)
+    g, i, j = index.T
+    for move in core.unidentified.moves:
+        for step in (0.5, -0.5, 0.05, -0.05, 0.005, -0.005):
+            residual = 1.0 + step * move[0]
+            theta = np.zeros(len(at))
+            for k, group in enumerate(groups):
+                mine = g == k
+                factor, change = np.zeros((2, group.n_columns, group.n_columns))
+                factor[i[mine], j[mine]] = at[mine]
+                change[i[mine], j[mine]] = change[j[mine], i[mine]] = move[1:][mine]
+                values, vectors = np.linalg.eigh((factor @ factor.T + step * change) / residual)
+                if values[0] < -1e-9:
+                    break
+                values = np.maximum(values, 1e-12 * max(1.0, values[-1]))
+                theta[mine] = np.linalg.cholesky((vectors * values) @ vectors.T)[i[mine], j[mine]]
+            else:
+                yield objective.to_user(theta)
+                break
+
+
 @bounded
 def predict_interval(
     design: Design,
@@ -197,6 +269,7 @@ def predict_interval(
     target = targets(design, core, rows, masks, observation=observation, weights=weights)
     with core.workspace() as objective:
         variance, _ = target.at(objective, core.theta)
+        blind = depends_on_unidentified(target, objective, core)
         if ddf == "satterthwaite" or not theta_known:
             df, moved = uncertain_theta(target, objective, core.theta, variance)
     if not theta_known:
@@ -206,8 +279,10 @@ def predict_interval(
     else:
         df, quantile = np.full(len(estimate), np.inf), np.full(len(estimate), ndtri(0.5 + 0.5 * level))
     error = np.sqrt(np.maximum(variance, 0.0))
-    error, df = (np.where(np.isnan(estimate), np.nan, values) for values in (error, df))
+    error, df = (np.where(np.isnan(estimate) | blind, np.nan, values) for values in (error, df))
     figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
     found = pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)
-    found.attrs["notes"] = undetermined(design, core, rows)
+    found.attrs["notes"] = undetermined(design, core, rows) + unidentified_rows(
+        design, core, int(blind.sum()), len(blind)
+    )
     return found

@@ -11,6 +11,7 @@ import pandas as pd
 from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, MemoryLimitError
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
+from fastlmm_core.inference.prediction import Targets, depends_on_unidentified
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +80,9 @@ def joint_cov(design: Design, core: CoreFit, levels: Levels | None) -> pd.DataFr
     with core.workspace() as objective:
         inverse = JointInverse(objective, core.theta)
         cov[np.ix_(there, there)] = inverse.scale * inverse.covariance(rows)
+        if core.unidentified is not None:
+            blind = there[depends_on_unidentified(Targets(rows, (), np.zeros(len(rows))), objective, core)]
+            cov[blind], cov[:, blind] = np.nan, np.nan
     index = pd.MultiIndex.from_tuples(labels, names=["group", "level", "effect"])
     return pd.DataFrame(cov, index=index, columns=index)
 

@@ -6,7 +6,7 @@ import warnings
 from dataclasses import replace
 from typing import TypeVar
 
-from fastlmm_core.errors import RankWarning
+from fastlmm_core.errors import IdentifiabilityWarning, RankWarning
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.fitted import FittedModel
 
@@ -32,6 +32,8 @@ def _by(result: F, reml: bool) -> F:
     if key not in cache:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RankWarning)  # the fit has said so
+            if result.core.unidentified is not None:  # and this
+                warnings.simplefilter("ignore", IdentifiabilityWarning)
             options = replace(result.options, reml=reml, start=None, verbose=0)
             cache[key] = fit_design(type(result), result.design, result.formula, options)
     found: F = cache[key]

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core import CoreFit
 from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
@@ -59,7 +60,7 @@ MOST_BYTES = 4 << 30
 """Memory of the clusters' T and H, at most."""
 
 ZERO = 1e-11
-"""Eigenvalues of (2) below this, relative to the largest, belong to what a single cluster determines."""
+"""Eigenvalues of I - V_g^(-1/2) X_g M X_g'V_g^(-1/2) below this belong to what a single cluster determines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +185,8 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
     design, core = result.design, result.core
+    if kind == "CR2" and isinstance(core, CoreFit):
+        core.require_products()
     if any(term.relationship is not None for term in design.random):
         raise ModelError(
             "levels with a known relationship are not independent clusters: no robust covariance is available"
@@ -362,13 +365,17 @@ def _contributions(V: Array, X: Array, e: Array, kind: str) -> tuple[Array, Arra
     XwT = Xw.transpose(0, 2, 1)
     J, s = XwT @ Xw, XwT @ ew
     if kind == "CR2":
-        # B = D V D' - (D X)(D X)' with D = L', V = L L'
+        # B = D V D' - (D X)(D X)' = S'S with D = L', V = L L', S = (I - Xw Xw')^(1/2) L'L: the singular values of S
+        # range as V does, B's eigenvalues as its square, in which large random effects drown the residuals
         upper = lower.transpose(0, 2, 1)
-        DX, DD = upper @ X, upper @ lower
-        size, axes = np.linalg.eigh(DD @ DD - DX @ DX.transpose(0, 2, 1))
-        inverse = np.where(size > ZERO * np.maximum(1.0, size[:, -1:]), 1.0, 0.0) / np.sqrt(np.maximum(size, 1e-300))
+        size, axes = np.linalg.eigh(np.eye(V.shape[1]) - Xw @ XwT)
+        left = size > ZERO  # the others are what a single cluster determines
+        S = np.sqrt(np.where(left, size, 0.0))[:, :, None] * (axes.transpose(0, 2, 1) @ (upper @ lower))
+        _, values, axes = np.linalg.svd(S)
+        known = np.arange(values.shape[1]) < left.sum(axis=1)[:, None]
+        inverse = np.where(known, 1.0, 0.0) / np.where(known, values, 1.0)
         # G = D'B^(+1/2)D V^-1 X = L B^(+1/2) L^-1 X
-        turned = axes @ (inverse[:, :, None] * (axes.transpose(0, 2, 1) @ Xw))
+        turned = axes.transpose(0, 2, 1) @ (inverse[:, :, None] * (axes @ Xw))
         G = lower @ turned
         GT = G.transpose(0, 2, 1)
         inner = upper @ G

@@ -12,15 +12,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.trust_region import model_step, rank_one
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["minimise"]
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], tuple[float, Array, Array, float]]
-
-FLAT = 1e-9
-"""Curvature this much smaller than the largest one is none: no step is taken along it without a gradient."""
 
 
 def minimise(
@@ -57,7 +55,7 @@ def minimise(
     radius = max(1.0, 0.5 * float(np.sqrt(x @ x)))
     missing = np.zeros((len(x), len(x)))
     for _ in range(max_evaluations):
-        step, predicted, settled = model_step(gradient, hessian + missing, radius)
+        step, predicted, settled = model_step(gradient, hessian + missing, radius, bend=False)
         if settled and predicted <= tol:
             return value - predicted, figure, x
         noise = 1e-13 * (abs(value) + 1.0)
@@ -84,36 +82,3 @@ def minimise(
     else:
         raise NumericalError("a constrained optimum was not found")
     return value, figure, x
-
-
-def rank_one(left: Array, step: Array) -> Array:
-    """The symmetric rank-one matrix that takes `step` to `left`; zero where that is ill-defined."""
-    product = float(left @ step)
-    if product == 0.0 or abs(product) < 1e-3 * float(np.sqrt((left @ left) * (step @ step))):
-        return np.zeros((len(step), len(step)))
-    return np.outer(left, left) / product
-
-
-def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float, bool]:
-    """Step of at most `radius` along the eigenvectors, its predicted decrease, and whether it is a Newton step.
-
-    Negative curvatures count by their size, so the step leads away from a saddle; where the gradient has no part along
-    the most negative one, a part of the radius is gone along it.
-    """
-    if len(gradient) == 0:
-        return gradient, 0.0, True
-    eigen, vectors = np.linalg.eigh(hessian)
-    rotated = gradient @ vectors
-    size = np.abs(eigen)
-    largest = max(float(size.max()), 1e-100)
-    settled = bool(eigen[0] > -FLAT * largest)
-    move = -rotated / np.maximum(size, FLAT * largest)
-    move[(size <= FLAT * largest) & (np.abs(rotated) <= 1e-6 * largest)] = 0.0
-    if not settled and abs(move[0]) < 0.1 * radius:
-        move[0] = -np.copysign(0.3 * radius, rotated[0])
-    length = float(np.sqrt(move @ move))
-    if length > radius:
-        move *= radius / length
-        settled = False
-    predicted = -float(move @ (rotated + 0.5 * eigen * move))
-    return vectors @ move, predicted, settled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,15 +11,17 @@ import pandas as pd
 
 from fastlmm_core.fitting import generalised, ranef, var_corr
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
-from fastlmm_core.fitting.spelling import Figure
+from fastlmm_core.fitting.spelling import Figure, answering
 from fastlmm_core.results import export, glmer_summary
 from fastlmm_core.results.methods.means import MeansMethods
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from fastlmm_core.inference.generalised.checks import LaplaceCheck
     from fastlmm_core.inference.generalised.predict import Kind
     from fastlmm_core.inference.generalised.rows import ResidualKind
+    from fastlmm_core.inference.profile import Profile
     from fastlmm_core.inference.table import Table
     from fastlmm_core.results.summary import Summary
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["GlmerResult"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class GlmerResult(MeansMethods, GeneralisedModel):
     """A fitted generalised linear mixed model, as `glmer` returns it.
@@ -298,6 +301,109 @@ class GlmerResult(MeansMethods, GeneralisedModel):
             0 and 1 for two levels.
         """
         return generalised.refit(self, new_y)
+
+    def dispersion(self) -> pd.Series:
+        """Is there more variation than the family allows: Pearson's X² over its degrees of freedom.
+
+        These are n less the effective number of parameters, the modes' share included; n − p − n_theta would make the
+        ratio too small. About 1 where the model is right; X² is no chi-squared where means are small.
+
+        Returns
+        -------
+        Series
+            pearson_x2, df, ratio, p; for counts also zeros_observed and zeros_expected.
+        """
+        from fastlmm_core.inference.generalised.checks import dispersion
+
+        return dispersion(self)
+
+    def laplace_check(self) -> LaplaceCheck:
+        """How much Laplace's approximation leaves out of the log-likelihood, by its second-order term.
+
+        About the likelihood, not the estimates. Where effects are as fine as the rows the expansion says nothing, and
+        neither does the check.
+
+        Returns
+        -------
+        LaplaceCheck
+            `.correction`, `.parts`, `.quadrature` (the same by quadrature, for one grouping factor), `.verdict`.
+
+        Examples
+        --------
+        >>> from fastlmm_core import glmer, load_dataset
+        >>> fit = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", load_dataset("cbpp"), "binomial")
+        >>> round(fit.laplace_check().correction, 3)
+        0.044
+        """
+        from fastlmm_core.inference.generalised.checks import laplace_check
+
+        return laplace_check(self)
+
+    def r2(self) -> pd.Series:
+        """Nakagawa's R² on the scale of the linear predictor: "marginal" and "conditional" (Nakagawa et al. 2017).
+
+        The rows' own variance is π²/3 for logit, 1 for probit, π²/6 for cloglog, log(1 + Var(y)/E(y)²) at the mean for
+        the log link, trigamma(1/phi) for gamma.
+        """
+        from fastlmm_core.inference.generalised.checks import r2
+
+        return r2(self)
+
+    def icc(self) -> pd.Series:
+        """Intraclass correlations on the scale of the linear predictor; see `LmerResult.icc` and `r2`."""
+        from fastlmm_core.inference.generalised.checks import icc
+
+        return icc(self)
+
+    # ------------------------------------------------------------------ intervals
+
+    def conf_int(
+        self,
+        method: Literal["wald", "profile", "boot"] = "wald",
+        level: float = 0.95,
+        parm: str | Iterable[str] | None = None,
+        *,
+        exp: bool = False,
+        kind: Literal["percentile", "basic", "norm"] = "percentile",
+        n: int = 1000,
+        seed: Seed = None,
+        draws: pd.DataFrame | None = None,
+    ) -> Table:
+        """Confidence intervals; rows as in `LmerResult.conf_int`, the family's own parameter in sigma's place.
+
+        Parameters
+        ----------
+        method : {"wald", "profile", "boot"}
+            "wald": coefficients only, NaN for the others, as in lme4.
+        level, parm, kind, n, seed, draws
+            As in `LmerResult.conf_int`.
+        exp : bool
+            Limits of odds, rate or mean ratios.
+        """
+        from fastlmm_core.inference.generalised.intervals import conf_int
+
+        return conf_int(self, method, level, parm, exp=exp, kind=kind, n=n, seed=seed, draws=draws)
+
+    def profile(self, which: str | Iterable[str] | None = None, *, level: float | None = None) -> Profile:
+        """Profile the likelihood of parameters; see `LmerResult.profile`.
+
+        Parameters
+        ----------
+        which : str or iterable of str, optional
+        level : float, optional
+            Intervals up to this level can be read off; 0.99 where left out.
+        """
+        from fastlmm_core.inference.generalised.intervals import profile
+
+        return profile(self, which, level=level)
+
+    def bootstrap(
+        self, n: int = 1000, *, statistic: Callable[[GlmerResult], Any] | None = None, seed: Seed = None
+    ) -> pd.DataFrame:
+        """Fit the model to responses drawn from it, with new random effects; see `LmerResult.bootstrap`."""
+        from fastlmm_core.inference.generalised.intervals import bootstrap
+
+        return bootstrap(self, n, statistic=statistic, seed=seed)
 
     # ------------------------------------------------------------------ plain tables
 

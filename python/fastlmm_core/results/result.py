@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.results import export, summary
 from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
 from fastlmm_core.results.methods.intervals import IntervalMethods
 from fastlmm_core.results.methods.means import MeansMethods
 from fastlmm_core.results.methods.pictures import PictureMethods
+from fastlmm_core.results.methods.prediction import PredictionMethods
+from fastlmm_core.results.methods.tables import TableMethods
 from fastlmm_core.results.methods.tests import DdfMethods
 
 if TYPE_CHECKING:
@@ -27,8 +30,18 @@ if TYPE_CHECKING:
 __all__ = ["LmerResult"]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
-class LmerResult(DdfMethods, DiagnosticMethods, IntervalMethods, MeansMethods, PictureMethods, ChangeMethods):
+class LmerResult(
+    DdfMethods,
+    PredictionMethods,
+    DiagnosticMethods,
+    IntervalMethods,
+    MeansMethods,
+    PictureMethods,
+    ChangeMethods,
+    TableMethods,
+):
     """A fitted linear mixed model, as `lmer` returns it.
 
     Names are statsmodels' where it has one (`params`, `bse`, `llf`, ...) and lme4's elsewhere (`theta`, `sigma`,

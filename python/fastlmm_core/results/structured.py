@@ -17,6 +17,7 @@ from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.models import structure_labels
 from fastlmm_core.fitting.relationships import relationship_values, sparse_coefficients
 from fastlmm_core.fitting.residual import describe, parameter_labels
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.formula.residual import ParsedResidual
 from fastlmm_core.results.result import LmerResult
@@ -46,6 +47,7 @@ def fit_structured(
     return fit_design(StructuredResult, design, formula, options)
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class StructuredResult(LmerResult):
     """A fitted model with a covariance structure: of the residuals, of random effects, or between their levels.

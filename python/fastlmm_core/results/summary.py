@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -11,7 +12,15 @@ import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.text import abbreviate, format_pvalue, html_table, text_table
+from fastlmm_core.fitting.text import (
+    abbreviate,
+    format_pvalue,
+    html_table,
+    latex_table,
+    latex_text,
+    markdown_table,
+    text_table,
+)
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import VarCorr
 
@@ -147,6 +156,25 @@ class Summary:
         ]
         tail = f"Pr(>|{'z' if 'z' in columns else 't'}|)"
         return ["", *(tail if name == "p" else _HEADINGS.get(name, name) for name in columns)], rows
+
+    def to_markdown(self) -> str:
+        """The page in GitHub's Markdown: a pipe table for the random effects and one for the coefficients."""
+        return self._page(markdown_table, lambda text: text, "**{}**", "`{}`")
+
+    def to_latex(self) -> str:
+        """The page in LaTeX: a `tabular` of booktabs for the random effects and one for the coefficients."""
+        return self._page(latex_table, latex_text, r"\textbf{{{}}}", r"\texttt{{{}}}")
+
+    def _page(self, table: Callable[..., str], escaped: Callable[[str], str], heading: str, formula: str) -> str:
+        header, rows = self.var_corr.cells(variance=True, digits=4)
+        figures = ", ".join(f"{name} {value}" for name, value in zip(*self._criteria_cells(), strict=True))
+        parts = [heading.format(escaped(self.title)), formula.format(escaped(self.formula)), escaped(figures)]
+        parts += [heading.format("Random effects"), table(header, rows, 2), escaped(self._counts())]
+        if self.residual:
+            parts.append(escaped(self.residual))
+        if len(self.coefficients):
+            parts += [heading.format("Fixed effects"), table(*self._coefficient_cells())]
+        return "\n\n".join([*parts, *map(escaped, self.notes)])
 
     def _shows_correlation(self) -> bool:
         return 1 < len(self.correlation) <= MAX_CORRELATION

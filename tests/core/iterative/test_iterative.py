@@ -18,7 +18,7 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, Monte
 
 CASES = {
     "intercepts": {},
-    "three factors": {"levels": (80, 30)},
+    "three factors": {"levels": (90, 70)},
     "slope of the leading factor": {"slope": True},
     "slopes everywhere, weights": {"slope": True, "levels": (80, 20), "tail_slope": True, "weighted": True},
     "no variance in a tail factor": {"levels": (80, 30), "sd": (1.0, 0.0, 0.5)},

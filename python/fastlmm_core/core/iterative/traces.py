@@ -11,7 +11,8 @@ With z of independent signs on the columns of one term, x = S^-1 z and D the dia
 whose control variates have exact means (Hutchinson 1989; the Neumann series of D^-1 S gives x_1). What is left of the
 variance lies in the few directions that the diagonal does not see, the constant first: Q, orthonormal within terms,
 holds them, its part of the trace is computed outright and probes see the rest, tr A = sum_c q_c'A q_c + E z~'A z~,
-z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is.
+z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is;
+for a term of few levels Q is all of it.
 
 Signs on one term at a time make the estimate of T_k an even function of lambda_k, so that it has a limit at zero.
 """
@@ -33,6 +34,9 @@ Array = NDArray[np.float64]
 
 PROBE_TOLERANCE = 1e-7
 """Relative residual of the probes' solves, a variance's worth."""
+
+FEW = 64
+"""Levels of a tail term up to which its traces are taken without probes: few levels leave probes nothing to average."""
 
 SUBSPACE_STEPS = 4
 """Of the iteration that finds the deflated directions."""
@@ -74,6 +78,26 @@ def deflation_basis(system: System) -> Array:
     return u
 
 
+def is_complete(columns: slice) -> bool:
+    """Whether a term has so few levels that all of its directions are taken outright."""
+    return bool(columns.stop - columns.start <= FEW)
+
+
+def term_basis(u: Array, columns: slice) -> list[Array]:
+    """Orthonormal blocks (m, 8) within a term: all unit vectors where these are few, else the term's part of ``u``."""
+    out = []
+    if not is_complete(columns):
+        block = np.zeros_like(u)
+        block[columns] = padded_basis(u[columns])
+        return [block]
+    for s in range(columns.start, columns.stop, WIDTH):
+        block = np.zeros_like(u)
+        places = np.arange(s, min(s + WIDTH, columns.stop))
+        block[places, places - s] = 1.0
+        out.append(block)
+    return out
+
+
 def padded_basis(columns: Array) -> Array:
     """Orthonormal basis of the columns (m, 8), in eight columns, the last of them zero where m is less."""
     q = np.linalg.qr(columns)[0]
@@ -93,7 +117,7 @@ class Probes:
 
     def __init__(self, problem: Problem, seed: int) -> None:
         self.problem, self.seed = problem, seed
-        self.deflated: list[Array] | None = None
+        self.deflated: list[list[Array]] | None = None
         self.warm: dict[tuple[int, int], Array] = {}
 
     def deflate(self, system: System) -> None:
@@ -101,9 +125,7 @@ class Probes:
         u = deflation_basis(system) / np.sqrt(system.diagonal)[:, None]
         self.deflated = []
         for term in self.problem.tail:
-            q = np.zeros_like(u)
-            q[term.columns] = padded_basis(u[term.columns])
-            self.deflated.append(q)
+            self.deflated.append(term_basis(u, term.columns))
         self.warm = {}
 
     def traces(self, system: System, blocks: int) -> Traces:
@@ -117,19 +139,25 @@ class Probes:
         exact_tail = np.empty(len(problem.tail))
         for f, term in enumerate(problem.tail):
             j = term.columns
-            values, q = self.values(system, f, self.deflated[f], -1)
-            exact_tail[f] = (system.curvature[j] / system.diagonal[j]).sum() - values.sum()
-            exact_lead += self.lead_values(system, self.deflated[f], q).sum(axis=0)
+            exact_tail[f] = (system.curvature[j] / system.diagonal[j]).sum()
+            for k, q in enumerate(self.deflated[f]):
+                values, x = self.values(system, f, q, -1 - k)
+                exact_tail[f] -= values.sum()
+                exact_lead += self.lead_values(system, q, x).sum(axis=0)
         for b in range(blocks):
             rows = slice(b * WIDTH, (b + 1) * WIDTH)
             z = rademacher(self.seed, 0, b, problem.rows.m)
             whole_z, whole_x = np.zeros_like(z), np.zeros_like(z)
             for f, term in enumerate(problem.tail):
+                tail[rows, f] = exact_tail[f]
+                if is_complete(term.columns):
+                    continue
                 part = np.zeros_like(z)
                 part[term.columns] = z[term.columns]
-                part -= self.deflated[f] @ (self.deflated[f].T @ part)
+                (q,) = self.deflated[f]
+                part -= q @ (q.T @ part)
                 values, x = self.values(system, f, part, b)
-                tail[rows, f] = exact_tail[f] - values
+                tail[rows, f] -= values
                 whole_z += part
                 whole_x += x
             lead[rows] = exact_lead + self.lead_values(system, whole_z, whole_x)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from fastlmm_core.fitting.spelling import answering
+
 if TYPE_CHECKING:
     from fastlmm_core.results.result import LmerResult
     from fastlmm_core.results.step import StepResult
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["ChangeMethods"]
 
 
+@answering
 class ChangeMethods:
     """Fits that follow from a fit."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["IntervalMethods"]
 
 
+@answering
 class IntervalMethods(FittedModel):
     """Base of `LmerResult`: confidence intervals and what they are made of."""
 
     def conf_int(
         self,
-        method: Literal["wald", "profile", "boot"] = "wald",
+        method: Literal["wald", "profile", "boot"] | float = "wald",
         level: float = 0.95,
         parm: str | Iterable[str] | None = None,
         *,
@@ -43,6 +45,7 @@ class IntervalMethods(FittedModel):
         progress: bool = False,
         cov_type: str = "model",
         cluster: Any = None,
+        alpha: float | None = None,
     ) -> Table:
         """Confidence intervals of every parameter.
 
@@ -51,7 +54,7 @@ class IntervalMethods(FittedModel):
         method : {"wald", "profile", "boot"}
             "wald": estimate and standard error, coefficients only (NaN for the others, as in lme4). "profile": where
             the likelihood-ratio statistic of the maximum-likelihood fit reaches its quantile; a REML fit is refitted.
-            "boot": from a parametric bootstrap of this fit.
+            "boot": from a parametric bootstrap of this fit. A number is `alpha`.
         level : float
         parm : str or iterable of str, optional
             Parameters by name; ``"beta_"`` is all coefficients, ``"theta_"`` all others. Every one by default.
@@ -68,6 +71,8 @@ class IntervalMethods(FittedModel):
             Of "boot": what `bootstrap` returned, in place of a new one.
         cov_type, cluster
             Of "wald": a cluster-robust covariance, as in `coef_table`; best with ``ddf="satterthwaite"``.
+        alpha : float, optional
+            statsmodels' way to ask: the intervals of the coefficients alone, at level 1 − alpha.
 
         Returns
         -------
@@ -100,6 +105,10 @@ class IntervalMethods(FittedModel):
         """
         from fastlmm_core.inference.intervals import conf_int
 
+        if isinstance(method, (int, float)):
+            method, alpha = "wald", float(method)
+        if alpha is not None:
+            level, parm = 1.0 - alpha, "beta_" if parm is None else parm
         return conf_int(
             cast("LmerResult", self),
             method,

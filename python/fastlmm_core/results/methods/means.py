@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from fastlmm_core.fitting.spelling import answering
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["MeansMethods"]
 
 
+@answering
 class MeansMethods:
     """What is asked of a fitted model after its coefficients: means, slopes, tests within groups."""
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fastlmm_core.fitting.spelling import answering
+
 if TYPE_CHECKING:
     from fastlmm_core.plots.accessor import Plots
 
 __all__ = ["PictureMethods"]
 
 
+@answering
 class PictureMethods:
     """Base of the results: `plot`."""
 

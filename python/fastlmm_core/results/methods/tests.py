@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fastlmm_core.fitting.spelling import answering
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -19,6 +21,7 @@ __all__ = ["DdfMethods"]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 
 
+@answering
 class DdfMethods:
     """Coefficient tables, linear hypotheses and analysis of variance of a fitted model."""
 

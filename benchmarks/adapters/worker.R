@@ -1,4 +1,5 @@
-# Worker for lme4; speaks the protocol of benchmarks/worker.py. Arguments: formula, "reml" or "ml", task, table folder.
+# Worker for R packages; speaks the protocol of benchmarks/worker.py. Arguments: package (lme4, lmerTest or glmmTMB),
+# formula, family, "reml" or "ml", task, table folder.
 
 say <- function(...) {
   parts <- list(...)
@@ -27,8 +28,9 @@ read_table <- function(folder) {
     what <- if (kind == "double") "double" else "integer"
     path <- file.path(folder, paste0(manifest[i, 4], ".bin"))
     values <- readBin(path, what, manifest[i, 3], endian = "little")
-    if (kind != "factor") return(values)
-    structure(values + 1L, levels = readLines(file.path(folder, paste0(manifest[i, 4], ".levels"))), class = "factor")
+    if (what == "double" || kind == "integer") return(values)
+    structure(values + 1L, levels = readLines(file.path(folder, paste0(manifest[i, 4], ".levels"))),
+              class = c(if (kind == "ordered") kind, "factor"))
   })
   names(columns) <- manifest[, 1]
   structure(columns, class = "data.frame", row.names = c(NA, -manifest[1, 3]))
@@ -37,20 +39,38 @@ read_table <- function(folder) {
 DRAWS <- 40
 
 arguments <- commandArgs(trailingOnly = TRUE)
-if (!suppressWarnings(suppressMessages(require(lme4, quietly = TRUE)))) {
-  say(absent = "the R package lme4 is not installed")
+package <- arguments[1]
+if (!suppressWarnings(suppressMessages(require(package, quietly = TRUE, character.only = TRUE)))) {
+  say(absent = paste("the R package", package, "is not installed"))
   quit(status = 0)
 }
 options(warn = -1)
-formula <- as.formula(arguments[1])
-reml <- arguments[2] == "reml"
-task <- arguments[3]
-data <- read_table(arguments[4])
-criterion <- function(m) if (reml) REMLcrit(m) else deviance(m)
+formula <- as.formula(arguments[2])
+family <- arguments[3]
+linear <- family == "gaussian"
+reml <- arguments[4] == "reml"
+task <- arguments[5]
+data <- read_table(arguments[6])
+# the log-likelihoods of both packages have all constants
+criterion <- function(m) if (linear && reml) REMLcrit(m) else if (linear) deviance(m) else -2 * as.numeric(logLik(m))
+evaluations <- function(m) if (package == "glmmTMB") m$fit$evaluations[["function"]] else m@optinfo$feval
+complaints <- function(m) {
+  if (package != "glmmTMB") return(paste(unlist(m@optinfo$conv$lme4$messages), collapse = "; "))
+  if (m$fit$convergence == 0) "" else m$fit$message
+}
 
 per <- 1
-if (task == "fit") {
-  run <- function() lmer(formula, data, REML = reml)
+if (task == "satterthwaite") {
+  # lmerTest's lmer() prepares the derivatives that summary() takes its degrees of freedom from
+  run <- function() {
+    m <- lmerTest::lmer(formula, data, REML = reml)
+    coef(summary(m, ddf = "Satterthwaite"))
+    m
+  }
+} else if (task == "fit" && package == "glmmTMB") {
+  run <- function() glmmTMB(formula, data, family = family)
+} else if (task == "fit") {
+  run <- if (linear) function() lmer(formula, data, REML = reml) else function() glmer(formula, data, family = family)
 } else {
   fitted <- lmer(formula, data, REML = reml)
   if (task == "refit") {
@@ -68,7 +88,7 @@ if (task == "fit") {
 }
 
 if (file.exists("/proc/self/clear_refs")) try(writeLines("5", "/proc/self/clear_refs"), silent = TRUE)
-cat(sprintf('{"ready":true,"versions":{"lme4":"%s","R":"%s","R BLAS":"%s"}}\n', packageVersion("lme4"),
+cat(sprintf('{"ready":true,"versions":{"%s":"%s","R":"%s","R BLAS":"%s"}}\n', package, packageVersion(package),
             paste(R.version$major, R.version$minor, sep = "."), basename(extSoftVersion()[["BLAS"]])))
 flush(stdout())
 input <- file("stdin", "r")
@@ -90,8 +110,7 @@ while (length(line <- readLines(input, n = 1)) == 1) {
   } else if (per > 1) {
     say(seconds = seconds, peak_mb = peak_mb(), criterion = NA, evaluations = NA, per = per, note = "")
   } else {
-    notes <- paste(unlist(result@optinfo$conv$lme4$messages), collapse = "; ")
-    say(seconds = seconds, peak_mb = peak_mb(), criterion = criterion(result), evaluations = result@optinfo$feval,
-        per = per, note = notes)
+    say(seconds = seconds, peak_mb = peak_mb(), criterion = criterion(result), evaluations = evaluations(result),
+        per = per, note = complaints(result))
   }
 }

@@ -1,0 +1,298 @@
+"""Bootstrap, profiles and intervals of a generalised fit.
+
+A profile holds a function phi(theta, beta, rho) of the parameters at a value and minimises the deviance over the rest,
+by sequential quadratic programming with the exact gradient, in coordinates in which the deviance is round. The slope
+of the profile is the multiplier of the constraint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+from fastlmm_core.core.glmm import GlmmObjective
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
+from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit
+from fastlmm_core.inference.bootstrap import named
+from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
+from fastlmm_core.inference.generalised.rows import prior_weights
+from fastlmm_core.inference.generalised.simulate import draws as drawn
+from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
+from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
+from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.simulate import recipe
+from fastlmm_core.inference.table import Table, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+
+__all__ = ["bootstrap", "conf_int", "model_parameters", "profile", "values_of"]
+
+Array = NDArray[np.float64]
+Seed = int | Sequence[int] | np.random.SeedSequence | None
+
+SPACING = 0.5
+"""Distance of a profile's points, in units of zeta as the quadratic at the estimate has it."""
+
+MAX_POINTS = 40
+
+CHUNK = 256
+
+
+def model_parameters(result: GeneralisedModel) -> tuple[Parameter, ...]:
+    """Standard deviations and correlations, the family's own parameter, coefficients."""
+    name = result.core.family.parameter if result.core.family.n_extra else None
+    found = []
+    for p in parameters(result.design):
+        if p.kind == "sigma":
+            if name is not None:
+                found.append(Parameter(name, "sigma"))
+            continue
+        found.append(p)
+    return tuple(found)
+
+
+def values_of(result: GeneralisedModel, theta: Array, beta: Array, rho: Array) -> Array:
+    """Values (k, n_parameters) of `model_parameters` for k fits."""
+    family = result.core.family
+    every = parameter_values(result.design, theta, np.ones(len(theta)), beta)
+    at = every.shape[1] - beta.shape[1] - 1
+    own = [np.array([[family.natural(float(r))] for r in rho])] if family.n_extra else []
+    return np.hstack([every[:, :at], *own, beta])
+
+
+def bootstrap(
+    result: GeneralisedModel, n: int = 1000, *, statistic: Callable[[Any], Any] | None = None, seed: Seed = None
+) -> pd.DataFrame:
+    """Fit drawn responses; see `GlmerResult.bootstrap`."""
+    import pandas as pd
+
+    if n < 1:
+        raise ModelError(f"n must be at least 1, not {n}")
+    index = pd.RangeIndex(1, n + 1, name="draw")
+    responses = drawn(result, n, seed=seed, source=recipe(result)[0])
+    core, model = result.core, kept_glmm(result)
+    if statistic is not None:
+        m = prior_weights(result) if result.options.proportions else np.ones(core.n)
+        return pd.DataFrame([named(statistic(refit(result, y / m))) for y in responses], index=index)
+    start = None
+    if not core.is_singular and np.isfinite(core.beta).all():
+        start = np.concatenate([core.theta, core.beta, [core.rho] * core.family.n_extra])
+    blocks, failed = [], 0
+    while batch := list(islice(responses, CHUNK)):
+        fits = model.fit_many(np.array(batch), start=start)
+        blocks.append(values_of(result, fits.theta, fits.beta, fits.rho))
+        failed += int(np.count_nonzero(~fits.converged))
+    if failed:
+        warn(f"{failed} of {n} bootstrap fits did not converge", ConvergenceWarning)
+    return pd.DataFrame(np.concatenate(blocks), index=index, columns=[p.name for p in model_parameters(result)])
+
+
+def conf_int(
+    result: GeneralisedModel,
+    method: str = "wald",
+    level: float = 0.95,
+    parm: str | Iterable[str] | None = None,
+    *,
+    exp: bool = False,
+    kind: str = "percentile",
+    n: int = 1000,
+    seed: Seed = None,
+    draws: pd.DataFrame | None = None,
+) -> Table:
+    """Intervals; see `GlmerResult.conf_int`."""
+    z = quantile_of_level(level)
+    way, sort = option("method", method, METHODS), option("kind", kind, KINDS)
+    if sort == "bca":
+        raise ModelError("bca intervals of generalised models are not available: use percentile, basic or norm")
+    every = model_parameters(result)
+    chosen = choose(every, parm)
+    names = [p.name for p in chosen]
+    core = result.core
+    if way == "profile":
+        limits = profile(result, names, level=level).conf_int(level).to_numpy()
+    elif way == "wald":
+        limits = np.full((len(chosen), 2), np.nan)
+        for row, p in zip(limits, chosen, strict=True):
+            if p.kind == "beta":
+                row[:] = core.beta[p.row] + np.array([-z, z]) * core.se[p.row]
+    else:
+        draws = bootstrap(result, n, seed=seed) if draws is None else draws
+        absent = [name for name in names if name not in draws]
+        if absent:
+            raise DataError(f"draws has no column {absent[0]!r}: take them from bootstrap() without a statistic")
+        estimates = values_of(result, core.theta[None], core.beta[None], np.array([core.rho]))[0]
+        at = [every.index(p) for p in chosen]
+        limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, sort)
+    if exp:
+        fixed = np.array([p.kind == "beta" for p in chosen])
+        limits[fixed] = np.exp(limits[fixed])
+    return table({"lower": limits[:, 0], "upper": limits[:, 1]}, names)
+
+
+def profile(
+    result: GeneralisedModel, which: str | Iterable[str] | None = None, *, level: float | None = None
+) -> Profile:
+    """Profile parameters of a fit; see `GlmerResult.profile`."""
+    chosen = choose(model_parameters(result), which)
+    reach = quantile_of_level(0.99 if level is None else level)
+    return Profile(tuple(Profiler(result).curve(p, reach) for p in chosen), result.core.criterion)
+
+
+class Profiler:
+    """Profiles around one fit, on a workspace of its own.
+
+    Parameters
+    ----------
+    result : GeneralisedModel
+    """
+
+    def __init__(self, result: GeneralisedModel) -> None:
+        self.result, core = result, result.core
+        self.kept = np.flatnonzero(~np.isnan(core.beta))
+        self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core._y)
+        self.nt = len(core.theta)
+        self.best = np.concatenate([core.theta, core.beta[self.kept], [core.rho] * core.family.n_extra])
+        _, _, hessian = self.objective.derivatives(self.best)
+        values, vectors = np.linalg.eigh(hessian)
+        # d ~ d-hat + |z|^2 for x = x-hat + unit z
+        self.unit = vectors * np.sqrt(2.0 / np.maximum(values, 1e-10 * values.max()))
+
+    def function(self, p: Parameter) -> Callable[[Array], tuple[float, Array]]:
+        """A parameter's coordinate as in `ProfileCurve` (rho with its own sign), and its gradient."""
+        n, nt = len(self.best), self.nt
+        if p.kind == "beta":
+            return linear(n, nt + int(np.flatnonzero(self.kept == p.row)[0]))
+        if p.kind == "sigma":
+            return linear(n, n - 1)
+        at = 0
+        for term in self.result.design.random[: p.term]:
+            at += len(term.columns) * (len(term.columns) + 1) // 2
+        l = len(self.result.design.random[p.term].columns)
+        if p.kind == "sd" and p.row == 0:
+            return linear(n, at)
+
+        def place(i: int, j: int) -> int:
+            return at + j * l - j * (j - 1) // 2 + i - j
+
+        first = [place(p.row, j) for j in range(p.row + 1)]
+        if p.kind == "sd":
+
+            def sd(x: Array) -> tuple[float, Array]:
+                value = float(np.linalg.norm(x[first]))
+                slope = np.zeros(n)
+                slope[first] = x[first] / max(value, 1e-300)
+                return value, slope
+
+            return sd
+        second = [place(p.column, j) for j in range(p.column + 1)]
+
+        def cor(x: Array) -> tuple[float, Array]:
+            a, b = x[first], np.zeros(len(first))
+            b[: len(second)] = x[second]
+            na, nb = float(np.linalg.norm(a)), float(np.linalg.norm(b))
+            r = float(a @ b) / (na * nb)
+            slope = np.zeros(n)
+            slope[first] = b / (na * nb) - r * a / na**2
+            slope[second] = (a / (na * nb) - r * b / nb**2)[: len(second)]
+            return float(np.arcsin(r)), slope / np.sqrt(max(1.0 - r**2, 1e-12))
+
+        return cor
+
+    def curve(self, p: Parameter, reach: float) -> ProfileCurve:
+        """Walk both ways from the estimate until the deviance has risen by the square of ``reach``."""
+        core, family = self.result.core, self.result.core.family
+        if p.kind == "beta" and p.row not in self.kept:
+            empty = np.empty(0)
+            return ProfileCurve(p.name, "beta", np.nan, empty, empty, empty, (None, None))
+        phi = self.function(p)
+        estimate, gradient = phi(self.best)
+        step = SPACING * float(np.linalg.norm(self.unit.T @ gradient))
+        low = {"sd": 0.0, "cor": -0.5 * np.pi}.get(p.kind, -np.inf)
+        high = 0.5 * np.pi if p.kind == "cor" else np.inf
+        down, low_end = self.walk(phi, estimate, -step, low, reach)
+        up, high_end = self.walk(phi, estimate, step, high, reach)
+        points = [*reversed(down), (estimate, 0.0, 0.0), *up]
+        w, zeta, slope = (np.array(column) for column in zip(*points, strict=True))
+        slope[len(down)] = slope_at_estimate(w, zeta, slope, len(down))
+        kind = p.kind
+        if kind == "sigma":  # rho is its logarithm, with a sign
+            sign = 1.0 if family.natural_slope(core.rho) > 0 else -1.0
+            w, zeta, slope = sign * w, sign * zeta, slope
+            if sign < 0:
+                w, zeta, slope = w[::-1], zeta[::-1], slope[::-1]
+            estimate = family.natural(core.rho)
+        elif kind == "cor":
+            estimate = float(np.sin(estimate))
+            low_end, high_end = (None if end is None else float(np.sin(end)) for end in (low_end, high_end))
+        return ProfileCurve(p.name, kind, estimate, w, zeta, slope, (low_end, high_end))
+
+    def walk(
+        self, phi: Callable[[Array], tuple[float, Array]], estimate: float, step: float, bound: float, reach: float
+    ) -> tuple[list[tuple[float, float, float]], float | None]:
+        """Points (value, zeta, d zeta / d value) on one side, and the bound where it was met first."""
+        side, z = np.sign(step), np.zeros(len(self.best))
+        out: list[tuple[float, float, float]] = []
+        before = z
+        for k in range(1, MAX_POINTS):
+            value = estimate + k * step
+            at_bound = side * (value - bound) >= 0.0
+            if at_bound:
+                if bound != 0.0:  # correlations of one: no place of the parameters' inside
+                    return out, bound
+                value = bound
+            found = self.constrained(phi, value, z + (z - before) if k > 1 else z)
+            if found is None:
+                return out, None
+            deviance, multiplier, new = found
+            before, z = z, new
+            zeta = side * np.sqrt(max(deviance - self.result.core.criterion, 0.0))
+            slope = multiplier / (2.0 * zeta) if zeta != 0.0 else 0.0
+            out.append((value, zeta, abs(slope)))
+            if abs(zeta) > reach:
+                return out, None
+            if at_bound:
+                return out, bound
+        return out, None
+
+    def constrained(
+        self, phi: Callable[[Array], tuple[float, Array]], value: float, start: Array
+    ) -> tuple[float, float, Array] | None:
+        """Least deviance with phi at a value, the constraint's multiplier, and where; None where there is none."""
+
+        def at(z: Array) -> Array:
+            return self.best + self.unit @ z
+
+        def deviance(z: Array) -> tuple[float, Array]:
+            try:
+                d, gradient, _ = self.objective.derivatives(at(z))
+            except NumericalError:
+                return 1e10, np.zeros_like(z)
+            return d - self.result.core.criterion, self.unit.T @ gradient
+
+        def excess(z: Array) -> float:
+            return phi(at(z))[0] - value
+
+        constraint = {"type": "eq", "fun": excess, "jac": lambda z: self.unit.T @ phi(at(z))[1]}
+        found = minimize(
+            deviance, start, jac=True, method="SLSQP", constraints=[constraint], options={"ftol": 1e-10, "maxiter": 100}
+        )
+        if not np.isfinite(found.fun) or abs(excess(found.x)) > 1e-6 * max(1.0, abs(value)):
+            return None
+        _, gradient = deviance(found.x)
+        normal = self.unit.T @ phi(at(found.x))[1]
+        multiplier = float(gradient @ normal) / max(float(normal @ normal), 1e-300)
+        return float(found.fun) + self.result.core.criterion, multiplier, found.x
+
+
+def linear(n: int, k: int) -> Callable[[Array], tuple[float, Array]]:
+    """The k-th of n parameters with its gradient."""
+    unit = np.eye(n)[k]
+    return lambda x: (float(x[k]), unit)

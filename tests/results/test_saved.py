@@ -1,0 +1,161 @@
+"""Fits in files: what a loaded one answers, and which files are refused."""
+
+import json
+import pickle
+import zipfile
+from datetime import date
+
+import numpy as np
+import pandas as pd
+import pytest
+from pandas.testing import assert_frame_equal, assert_series_equal
+
+from fastlmm_core import lmer, load, load_dataset
+from fastlmm_core.core.saved import FORMAT
+from fastlmm_core.errors import FormulaError, ModelError, NotSavedError, SavedFormatError
+
+MODELS = {
+    "slopes": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
+    "transforms": ("sleepstudy", "log(Reaction) ~ poly(Days, 2) + np.sqrt(Days) + (1 + scale(Days) || Subject)"),
+    "spline": ("sleepstudy", "Reaction ~ ns(Days, df=3) + (1 | Subject)"),
+    "interaction": ("cake", "angle ~ C(recipe, 'sum') * temperature + (1 | recipe:replicate)"),
+    "nested": ("Pastes", "strength ~ 1 + (1 | batch/cask)"),
+    "crossed": ("Penicillin", "diameter ~ 1 + (1 | plate) + (1 | sample)"),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    name, formula = MODELS[request.param]
+    data = load_dataset(name)
+    return data, lmer(formula, data, reml=request.param != "nested")
+
+
+def test_a_loaded_fit_answers(case, tmp_path):
+    data, fit = case
+    fit.save(tmp_path / "fit")
+    found = load(tmp_path / "fit")
+    for name in ("params", "bse", "tvalues", "pvalues", "theta"):
+        assert_series_equal(getattr(found, name), getattr(fit, name))
+    for name in ("sigma", "llf", "aic", "bic", "nobs", "df_model", "df_resid", "n_groups", "converged", "formula"):
+        assert getattr(found, name) == getattr(fit, name)
+    assert_frame_equal(found.coef_table(), fit.coef_table())
+    assert_frame_equal(found.cov_params(), fit.cov_params())
+    assert_frame_equal(found.ranef(), fit.ranef())
+    assert_frame_equal(found.fit_log, fit.fit_log)
+    assert str(found.var_corr()) == str(fit.var_corr())
+    new = data.sample(20, random_state=1)
+    for re_form in ("all", "none"):
+        assert_series_equal(found.predict(new, re_form=re_form), fit.predict(new, re_form=re_form))
+
+
+def test_with_its_data_it_is_a_result_like_any_other(case, tmp_path):
+    data, fit = case
+    fit.save(tmp_path / "fit", data=True)
+    found = load(tmp_path / "fit")
+    assert type(found) is type(fit)
+    np.testing.assert_allclose(found.theta, fit.theta, atol=1e-6)
+    np.testing.assert_allclose(found.criterion, fit.criterion, rtol=1e-12)
+    assert_series_equal(found.fittedvalues, fit.fittedvalues, rtol=1e-6)
+    assert_frame_equal(found.conf_int(0.1), fit.conf_int(0.1), rtol=1e-4)
+    assert_series_equal(found.predict(data[:3]), fit.predict(data[:3]), rtol=1e-6)
+
+
+def test_weights_labels_and_levels_of_other_types(tmp_path):
+    data = load_dataset("sleepstudy")
+    data.index = pd.date_range("2020-01-01", periods=180, tz="UTC")
+    data["day"] = [date(2020, 1, 1 + int(s) % 18) for s in data["Subject"].cat.codes]
+    data["number"] = data["Subject"].cat.codes.to_numpy() % 5
+    weights = pd.Series(np.linspace(1.0, 2.0, 180), index=data.index)
+    fit = lmer("Reaction ~ factor(number) + (1 | day)", data, weights=weights)
+    fit.save(tmp_path / "fit", data=True)
+    found = load(tmp_path / "fit")
+    assert_series_equal(found.fittedvalues, fit.fittedvalues, rtol=1e-6, check_freq=False)
+    assert_series_equal(found.predict(data[:9]), fit.predict(data[:9]), rtol=1e-6, check_freq=False)
+
+
+def test_a_small_file_of_a_large_fit(tmp_path):
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame({"g": rng.integers(0, 50, 200_000), "x": rng.normal(size=200_000)})
+    data["y"] = rng.normal(size=50)[data["g"]] + rng.normal(size=200_000)
+    lmer("y ~ x + (1 | g)", data).save(tmp_path / "fit")
+    assert (tmp_path / "fit").stat().st_size < 20_000
+
+
+def test_dropped_columns_are_not_estimable_after_loading_either(tmp_path):
+    data = load_dataset("sleepstudy").assign(twice=lambda d: 2.0 * d["Days"])
+    with pytest.warns(Warning, match="twice"):
+        fit = lmer("Reaction ~ Days + twice + (1 | Subject)", data)
+    fit.save(tmp_path / "fit")
+    new = data[:2].assign(twice=[0.0, 7.0])
+    assert_series_equal(load(tmp_path / "fit").predict(new), fit.predict(new))
+
+
+def test_what_needs_the_rows_says_so(tmp_path):
+    fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+    fit.save(tmp_path / "fit")
+    found = load(tmp_path / "fit")
+    for ask in (
+        lambda: found.profile(),
+        lambda: found.predict(),
+        lambda: found.resid,
+        lambda: found.coef_table("kenward-roger"),
+    ):
+        with pytest.raises(NotSavedError, match="save the fit with data=True"):
+            ask()
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = found.nonsense
+    assert not hasattr(found, "profile")
+    assert "SavedResult: Reaction" in repr(found)
+    again = pickle.loads(pickle.dumps(found))
+    again.save(tmp_path / "again")
+    assert_frame_equal(load(tmp_path / "again").coef_table(), fit.coef_table())
+
+
+def test_a_function_of_the_users_own_is_not_kept(tmp_path):
+    def double(x):
+        return 2.0 * x
+
+    data = load_dataset("sleepstudy")
+    lmer("Reaction ~ double(Days) + (1 | Subject)", data).save(tmp_path / "fit")
+    with pytest.raises(FormulaError, match="'double', which the formula uses, could not be stored"):
+        load(tmp_path / "fit").predict(data)
+
+
+def test_structures_are_refused(tmp_path):
+    fit = lmer("Reaction ~ Days", load_dataset("sleepstudy"), residual="ar1(Days | Subject)")
+    with pytest.raises(ModelError, match="cannot be saved in such a file yet"):
+        fit.save(tmp_path / "fit")
+
+
+def rewritten(path, change):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    text = json.loads(members["fit.json"])
+    change(text)
+    members["fit.json"] = json.dumps(text).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "fit"
+    fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
+    fit.save(path)
+    rewritten(path, lambda text: text.update({"saved format": FORMAT + 1}))
+    with pytest.raises(SavedFormatError, match=rf"saved in format {FORMAT + 1}, but this version .* {FORMAT}: load it"):
+        load(path)
+    fit.save(path)
+    rewritten(path, lambda text: text["contents"]["dict"].append(["more", {"class": "Popen", "is": {}}]))
+    with pytest.raises(SavedFormatError, match="a class that this version does not know: Popen"):
+        load(path)
+    path.write_bytes(pickle.dumps(fit))
+    with pytest.raises(SavedFormatError, match="no file that fastlmm_core saved"):
+        load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("other", "")
+    with pytest.raises(SavedFormatError, match="no file that fastlmm_core saved"):
+        load(path)
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none")

@@ -1,1 +1,1 @@
-"""Pictures of fits: matplotlib is imported when one is drawn; a function returns its Figure and touches no other."""
+"""Pictures of fits: matplotlib is imported when one is drawn, and pyplot's state is left alone."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.inference.estimate_contrasts import show
+from fastlmm_core.plots.canvas import canvas
 
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates
@@ -17,15 +18,12 @@ __all__ = ["draw"]
 
 def draw(estimates: Estimates, kind: str, *, x: str | None, trace: str | None, ax: Any) -> Any:
     """The drawing of `Estimates.plot`."""
-    import matplotlib.pyplot as plt
-
     if kind not in ("interval", "line"):
         raise ModelError(f'kind must be "interval" or "line", not {kind!r}')
     for name in (x, trace):
         if name is not None and name not in estimates.labels:
             raise DataError(f"there is no {name!r} to draw: the estimates have {', '.join(estimates.labels)}")
-    if ax is None:
-        _, ax = plt.subplots()
+    _, ax = canvas(ax)
     return _intervals(estimates, ax) if kind == "interval" else _lines(estimates, x, trace, ax)
 
 

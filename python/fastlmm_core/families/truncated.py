@@ -49,7 +49,7 @@ class Positive(Family):
     def arrivals(self, rng: np.random.Generator, rate: Array) -> Array:
         """Share of a Poisson process' time that is left after its first arrival, given that there is one."""
         first = -log1p(rng.random(len(rate)) * expm1(-rate))
-        return np.asarray(np.clip(1.0 - first / rate, 0.0, 1.0), np.float64)
+        return np.asarray(np.clip(1.0 - first / rate, 0.0, 1.0), dtype=np.float64)
 
 
 @dataclass(frozen=True, init=False)
@@ -66,7 +66,7 @@ class TruncatedPoisson(Positive, Poisson):
 
     def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
         """A response drawn for each row: the first arrival, and those after it."""
-        return 1.0 + rng.poisson(mu * self.arrivals(rng, mu))
+        return np.asarray(1.0 + rng.poisson(mu * self.arrivals(rng, mu)), dtype=np.float64)
 
 
 class PositiveNegativeBinomial(Positive):

@@ -112,13 +112,20 @@ def sides(engine: Laplace, groups: Sequence[tuple[NDArray[np.int64], Array]]) ->
     return Effects(lead, tail)
 
 
-def variances(result: GeneralisedModel, rows: NewDesign, masks: Sequence[NDArray[np.bool_]]) -> Array:
-    """Variance (n,) of x'beta + z'b for the random effects that ``masks`` includes; a new level adds its own."""
+def variances(
+    result: GeneralisedModel, rows: NewDesign, masks: Sequence[NDArray[np.bool_]], by_rho: Array | None = None
+) -> Array:
+    """Variance (n,) of x'beta + z'b for the random effects that ``masks`` includes; a new level adds its own.
+
+    ``by_rho`` (n, n_extra) are derivatives of a part of the rows' own in the family's parameters, to be added.
+    """
     assert rows.X is not None
     core = result.core
     n, nt, p = len(rows.X), len(core.theta), len(core.beta)
     j = np.zeros((n, nt + p + core.family.n_extra))
     j[:, nt : nt + p] = rows.X
+    if by_rho is not None:
+        j[:, nt + p :] = by_rho
     extra = np.zeros(n)
     if any(mask.any() for mask in masks):
         derivatives = mode_derivatives(result)

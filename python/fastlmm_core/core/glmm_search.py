@@ -50,9 +50,7 @@ class Searcher:
         self.more = max_evaluations - FEW
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
-    def search(
-        self, psi: Array, given: bool, on_evaluation: Report | None = None
-    ) -> tuple[Array, float, Array, int]:
+    def search(self, psi: Array, given: bool, on_evaluation: Report | None = None) -> tuple[Array, float, Array, int]:
         """Minimise the deviance from psi.
 
         Parameters

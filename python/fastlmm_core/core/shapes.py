@@ -82,6 +82,10 @@ class Shape(Protocol):
         """(n, n) sum over the pairs of `g` times the second derivatives."""
         ...
 
+    def nearer(self, psi: Array) -> Array:
+        """Parameters (n,) of weaker correlations, for a start that has to be positive definite."""
+        ...
+
     def natural(self, psi: Array) -> Natural:
         """The printed parameters."""
         ...
@@ -111,6 +115,9 @@ class Independent:
 
     n, scaled, linear = 0, True, True
 
+    def nearer(self, psi: Array) -> Array:
+        return psi
+
     def start(self) -> Array:
         return np.zeros(0)
 
@@ -135,6 +142,9 @@ class _Table:
 
     def start(self) -> Array:
         return np.full(self.n, 0.3)
+
+    def nearer(self, psi: Array) -> Array:
+        return 0.5 * psi  # positive definite anywhere as they are
 
     def table(self, psi: Array) -> tuple[Array, Array]:
         """(K,) values and (n, K) derivatives."""
@@ -383,39 +393,64 @@ class Unstructured(_Table):
 class Distance:
     """exp(-h / range) or exp(-(h / range)^2) of the distance h between coordinates, in the log of the range.
 
+    With a nugget all correlations are 1 - nu times that, nu = sin^2(alpha): no nugget is an ordinary point.
+
     Parameters
     ----------
     coordinates : (T, d)
         Of each position.
     power : {1, 2}
         Exponential or Gaussian.
+    nugget : bool
+        Part of the variance is of the place alone.
     """
 
-    n, scaled, linear = 1, True, False
+    scaled, linear = True, False
 
-    def __init__(self, coordinates: Array, power: int) -> None:
-        self.coordinates, self.power = coordinates, power
+    def __init__(self, coordinates: Array, power: int, nugget: bool = False) -> None:
+        self.coordinates, self.power, self.nugget = coordinates, power, nugget
+        self.n = 2 if nugget else 1
 
     def start(self) -> Array:
         spread = np.ptp(self.coordinates, axis=0)
-        return np.array([np.log(0.3 * float(np.sqrt(spread @ spread)))])
+        return np.array([np.log(0.3 * float(np.sqrt(spread @ spread))), 0.5][: self.n])
+
+    def nearer(self, psi: Array) -> Array:
+        out = psi.copy()
+        out[0] -= np.log(2.0)
+        return out
 
     def keys(self, a: Index, b: Index) -> Keys:
         apart = self.coordinates[a] - self.coordinates[b]
         return np.sqrt(np.square(apart).sum(axis=-1))
 
-    def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
+    def _parts(self, psi: Array, keys: Keys) -> tuple[Array, Array, Any]:
+        """u = (h / range)^power, exp(-u), and what is shared of each pair: 1 - nu, and 1 of a place with itself."""
         u = (keys / np.exp(psi[0])) ** self.power
-        c = np.exp(-u)
-        return c, (c * u * self.power)[None]
+        return u, np.exp(-u), np.where(keys > 0, np.cos(psi[1]) ** 2, 1.0) if self.nugget else 1.0
+
+    def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
+        u, c, kept = self._parts(psi, keys)
+        first = [kept * c * u * self.power]
+        if self.nugget:
+            first.append(np.where(keys > 0, -np.sin(2.0 * psi[1]) * c, 0.0))
+        return kept * c, np.array(first)
 
     def curvature(self, psi: Array, keys: Keys, g: Array) -> Array:
-        u = (keys / np.exp(psi[0])) ** self.power
-        return np.array([[np.sum(g * np.exp(-u) * (u * u - u)) * self.power**2]])
+        u, c, kept = self._parts(psi, keys)
+        out = np.zeros((self.n, self.n))
+        out[0, 0] = np.sum(g * kept * c * (u * u - u)) * self.power**2
+        if self.nugget:
+            out[0, 1] = out[1, 0] = -np.sin(2.0 * psi[1]) * np.sum(g * c * u) * self.power
+            out[1, 1] = -2.0 * np.cos(2.0 * psi[1]) * np.sum((g * c)[keys > 0])
+        return out
 
     def natural(self, psi: Array) -> Natural:
-        r = np.exp(psi)
-        return diagonal(("range",), r, r, r)
+        r = np.exp(psi[0])
+        if not self.nugget:
+            return diagonal(("range",), np.array([r]), np.array([r]), np.array([r]))
+        nu, slope, bend = np.sin(psi[1]) ** 2, np.sin(2.0 * psi[1]), 2.0 * np.cos(2.0 * psi[1])
+        return diagonal(("range", "nugget"), np.array([r, nu]), np.array([r, slope]), np.array([r, bend]))
 
 
 class Grouped:
@@ -430,6 +465,9 @@ class Grouped:
 
     def start(self) -> Array:
         return np.concatenate([s.start() for s in self.shapes])
+
+    def nearer(self, psi: Array) -> Array:
+        return np.concatenate([s.nearer(psi[where]) for s, where in zip(self.shapes, self.slices, strict=True)])
 
     def keys(self, a: Index, b: Index) -> Keys:
         a, b = np.broadcast_arrays(a, b)

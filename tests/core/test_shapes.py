@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastlmm_core.core.distance import Distance
 from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,
-    Distance,
     Grouped,
     Independent,
     Toeplitz,

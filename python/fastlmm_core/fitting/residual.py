@@ -74,12 +74,14 @@ def check_random(design: Design) -> None:
             f"random effects on {' and on '.join(factors)} beside a residual structure or dispersion are not available "
             "where they cross: levels and subjects have to lie within those of one factor"
         )
-    for term in design.random:
-        same = residual.parsed is not None and holds(subject, term.codes) and holds(term.codes, subject)
+    parsed = residual.parsed
+    for term in design.random if parsed is not None else []:
+        assert parsed is not None
+        same = holds(subject, term.codes) and holds(term.codes, subject)
         constant = term.spec is None or "Intercept" in term.columns
-        if same and constant and (residual.kind == "us" or (residual.kind == "cs" and residual.parsed.hom)):
+        if same and constant and (residual.kind == "us" or (residual.kind == "cs" and parsed.hom)):
             raise ModelError(
-                f"(1 | {term.group}) and residual={residual.parsed.text!r} share a constant within {term.group}: "
+                f"(1 | {term.group}) and residual={parsed.text!r} share a constant within {term.group}: "
                 f"leave (1 | {term.group}) out"
             )
     size = int(np.bincount(codes[outer]).max())

@@ -385,7 +385,7 @@ class PatternFit(CoreFit):
         """X beta, (n,)."""
         return np.asarray(self.model.X @ np.nan_to_num(self.beta))
 
-    def solve(self, columns: Array, within: Index | None = None) -> Array:
+    def solve(self, columns: Array, within: NDArray[np.integer[Any]] | None = None) -> Array:
         """V^-1 times columns (n, c), V relative to `working`^2 and with the weights; pairs of equal `within` alone."""
         root = self.model.root
         scaled = columns if root is None else columns * root[:, None]

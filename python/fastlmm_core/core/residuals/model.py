@@ -120,7 +120,9 @@ class ResidualModel:
         same = alike(self.subject, rows)
         if same is not None:  # pairs of different subjects: any key, they are multiplied by zero
             a, b = np.where(same, a, a.min()), np.where(same, b, a.min())
-        z, share = zip(*((e.z[rows], alike(e.level, rows)) for e in self.effects), strict=True) if self.effects else ((), ())
+        z, share = (
+            zip(*((e.z[rows], alike(e.level, rows)) for e in self.effects), strict=True) if self.effects else ((), ())
+        )
         return Prepared(self.shape.keys(a, b), same, self.log_sd[rows], z, share)
 
     def values(self, phi: Array, at: Prepared) -> tuple[Array, Array]:

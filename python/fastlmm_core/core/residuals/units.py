@@ -1,7 +1,7 @@
 """The independent units of a model: what holds whole subjects and whole levels of every random-effects term.
 
-Unit, subject and level of a row are integer codes. A unit is a level of the coarsest of them; any arrangement inside it,
-nested or crossed, is part of its covariance.
+Unit, subject and level of a row are integer codes. A unit is a level of the coarsest of them; any arrangement inside
+it, nested or crossed, is part of its covariance.
 """
 
 from __future__ import annotations

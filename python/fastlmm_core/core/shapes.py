@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Natural", "Shape"]
+__all__ = ["Natural", "Shape", "separate"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.integer[Any]]

@@ -8,7 +8,8 @@ over (theta, beta, rho) together with its exact gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,6 @@ from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.core.quadrature import OneFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import (
     Beta,
@@ -110,7 +110,6 @@ class GlmmObjective:
     def __init__(self, engine: Engine, y: Array) -> None:
         self.engine, self.y = engine, y
         self.n_free = engine.design.n_free
-        engine.set_response(y)
 
     @property
     def start(self) -> Array:
@@ -127,13 +126,24 @@ class GlmmObjective:
 
     def __call__(self, x: ArrayLike) -> float:
         """The deviance at x (n_free,), all constants included."""
-        with one_blas_thread():
-            return self.engine.value(self._psi(x))
+        psi = self._psi(x)
+        with self._at_work():
+            return self.engine.value(psi)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The engine with this response: fits and other objectives of the model may have used it meanwhile."""
+        with one_blas_thread(), self.engine.turn.reading():
+            if self.engine.holder is not self:
+                self.engine.set_response(self.y)
+                self.engine.holder = self
+            yield
 
     def derivatives(self, x: ArrayLike) -> tuple[float, Array, Array]:
         """Deviance, exact gradient (n_free,) and model Hessian (n_free, n_free) at x."""
-        with one_blas_thread():
-            value, gradient, hessian = self.engine.derivatives(self._psi(x))
+        psi = self._psi(x)
+        with self._at_work():
+            value, gradient, hessian = self.engine.derivatives(psi)
         m = self.engine.design.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m
 
@@ -209,7 +219,6 @@ class Model:
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
             raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")
-        self._turn = Turn()
         with one_blas_thread():
             self.design = GlmmDesign(
                 X,
@@ -222,10 +231,11 @@ class Model:
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             tol = self.control.tol * self.engine.patience
+            self._turn = self.engine.turn
             self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
-        """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""
+        """The marginal deviance with response ``y`` (n,). Its calls take turns with all else that this model does."""
         return GlmmObjective(self.engine, self.design.response(y))
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> GlmmFit:

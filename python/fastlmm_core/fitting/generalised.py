@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -178,16 +179,17 @@ def kept_glmm(result: GeneralisedModel) -> Model:
     return model
 
 
-def engine_at(result: GeneralisedModel) -> Engine:
-    """An engine with the fit's response at its estimates; for a first look, Laplace's."""
+@contextmanager
+def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
+    """An engine with the fit's response at its estimates, alone in a `with` block; for a first look, Laplace's."""
     model = kept_glmm(result)
     if result.options.n_agq == 0:
         model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
     core: GlmmFit = result.core
-    with one_blas_thread():
+    with one_blas_thread(), model.engine.turn.reading():
         model.engine.set_response(core._y)
         model.engine.value(core.psi)
-    return model.engine
+        yield model.engine
 
 
 def refit(result: G, new_y: Any) -> G:

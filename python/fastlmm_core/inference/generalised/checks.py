@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
 from fastlmm_core.core.laplace import Laplace
-from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
@@ -140,10 +139,9 @@ def _quadrature(result: GeneralisedModel) -> float:
     if width > 3 or core.family.code < 0:
         return float("nan")
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
-    with one_blas_thread():
+    with engine_at(result) as engine:
         model.engine.set_response(core._y)
-        high = model.engine.value(core.psi)
-        return -0.5 * (high - engine_at(result).value(core.psi))
+        return -0.5 * (model.engine.value(core.psi) - engine.value(core.psi))
 
 
 def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:
@@ -153,8 +151,7 @@ def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:
     fourth = (row_weights(result, eta + STEP)[1] - row_weights(result, eta - STEP)[1]) / (2.0 * STEP)
     c = kappa * g
     square, cube = 0.0, 0.0
-    engine = engine_at(result)
-    with one_blas_thread():
+    with engine_at(result) as engine:
         for rows, columns, block in _covariances(engine):
             square += float(c[rows] @ block @ c[columns])
             cube += float(kappa[rows] @ (block * block * block) @ kappa[columns])

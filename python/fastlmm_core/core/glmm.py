@@ -285,9 +285,18 @@ class Model:
         return psi
 
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
-        design = self.design
         self.engine.set_response(y)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
+        return self._found(y, psi, value, evaluations, status == 0, self.searcher.messages[status])
+
+    def revive(
+        self, y: ArrayLike, psi: Array, criterion: float, evaluations: Array, converged: bool, message: str
+    ) -> GlmmFit:
+        """The fit that once had these figures: attributes psi, criterion, _evaluations, converged and message of it."""
+        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message)
+
+    def _found(self, y: Array, psi: Array, value: float, evaluations: Array, converged: bool, message: str) -> GlmmFit:
+        design = self.design
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
         beta[design.keep] = design.to_beta @ psi[nt : nt + design.rank]
@@ -300,8 +309,8 @@ class Model:
             rank=design.rank,
             n_agq=self.n_agq,
             is_singular=design.theta_map.is_singular(psi[:nt]),
-            converged=status == 0,
-            message=self.searcher.messages[status],
+            converged=converged,
+            message=message,
             family=self.family,
             control=self.control,
             psi=psi,
@@ -309,6 +318,13 @@ class Model:
             _engine=self.engine,
             _evaluations=evaluations,
         )
+
+    def fixed_criterion(self, y: ArrayLike) -> float:
+        """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""
+        with one_blas_thread(), self._turn:
+            response = self.design.response(y)
+            self.engine.set_response(response)
+            return self.searcher.without_effects(glmm_start(self.design, response))
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None) -> ManyGlmmFits:
         """Fit each row of ``Y`` (k, n).

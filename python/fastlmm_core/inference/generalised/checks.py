@@ -14,9 +14,10 @@ from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
+from fastlmm_core.inference.generalised.influence import leverage_parts
 from fastlmm_core.inference.generalised.predict import marginal_mean
 from fastlmm_core.inference.generalised.rows import COUNTS, WHOLE, distribution, observed, prior_weights
-from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
+from fastlmm_core.inference.generalised.uncertainty import leverages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,15 +84,8 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
     w, _ = row_weights(result, core.eta)
     freq = np.ones(len(w)) if result.options.freq_weights is None else result.options.freq_weights
     x2 = float(freq @ ((observed(result) - core.fitted) ** 2 / core.family.variance(core.mu, m, core.rho)))
-    keep = np.flatnonzero(~np.isnan(core.beta))
-    moved = design.X[:, keep].copy()
-    nt = len(core.theta)
-    for term, slopes in zip(design.random, mode_derivatives(result), strict=True):
-        z = np.ones((len(w), 1)) if term.z is None else term.z
-        moved += np.einsum("pnl,nl->np", slopes[nt + keep][:, term.codes], z)
-    information = design.X[:, keep].T @ (w[:, None] * moved)
-    fixed = np.trace(np.linalg.solve(information, moved.T @ (w[:, None] * moved))) if len(keep) else 0.0
-    df = float(freq.sum() - w @ leverages(result) - fixed)
+    modes, fixed = leverage_parts(result, w)
+    df = float(freq.sum() - modes.sum() - fixed.sum())
     out = {"pearson_x2": x2, "df": df, "ratio": x2 / df, "p": float(chdtrc(df, x2))}
     if core.family.name in COUNTS and (m == 1.0).all():
         _, at_zero = distribution(core.family, np.zeros(len(w)), core.mu, m, core.rho)

@@ -12,7 +12,7 @@ class LevelValues(Criterion):
     @property
     def q(self) -> int: ...
     @property
-    def l(self) -> int: ...
+    def l(self) -> int: ...  # noqa: E743
     @property
     def p(self) -> int: ...
     @property
@@ -27,7 +27,6 @@ class LevelValues(Criterion):
     def estimated(self) -> bool: ...
     @property
     def expected(self) -> bool: ...
-
     def __init__(
         self,
         family: int,

@@ -37,6 +37,9 @@ from fastlmm_core.families import (
     NegativeBinomial,
     NegativeBinomial1,
     Poisson,
+    TruncatedNegativeBinomial,
+    TruncatedNegativeBinomial1,
+    TruncatedPoisson,
     as_family,
 )
 
@@ -55,6 +58,9 @@ __all__ = [
     "NegativeBinomial",
     "NegativeBinomial1",
     "Poisson",
+    "TruncatedNegativeBinomial",
+    "TruncatedNegativeBinomial1",
+    "TruncatedPoisson",
     "as_family",
     "fit",
     "fit_many",

@@ -95,7 +95,10 @@ class GlmmFit:
     cov_beta : (p, p)
         The fixed effects' part of cov.
     eta, mu : (n,)
-        Linear predictor and mean at the modes; of a binomial response the proportion.
+        Linear predictor and mean at the modes, of a binomial response the proportion, of counts without zeros that of
+        the counts with them.
+    fitted : (n,)
+        Mean of the response at the modes.
     n, rank : int
         Observations; independent columns of X.
     n_agq : int
@@ -279,8 +282,8 @@ class GlmmFit:
 
     @property
     def fitted(self) -> Array:
-        """The means, (n,)."""
-        return self.mu
+        """The response's means, (n,)."""
+        return self.family.response_mean(self.mu, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.

@@ -429,6 +429,16 @@ class Laplace:
         """Conditioned b (q, l) of each group where the deviance was last taken."""
         return self.by_group(self.b)
 
+    def forms(self, x: Effects) -> Array:
+        """X'Hx (k,) with H = Lambda M^-1 Lambda', where the deviance was last taken."""
+        lead, tail, *_ = self.evaluator.solve(self.theta, x.lead, x.tail)
+        return np.asarray((x.lead * lead).sum(axis=1) + (x.tail * tail).sum(axis=1))
+
+    def leverages(self) -> Array:
+        """z_i'Hz_i (n,) of the design's rows, likewise."""
+        self.evaluator.invert(self.theta)
+        return np.asarray(leverages(self.evaluator, self.theta, self.rows))
+
     def cond_var(self) -> list[Array]:
         """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""
         lead, tail = self.evaluator.cond_var(self.theta)

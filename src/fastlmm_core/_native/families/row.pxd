@@ -12,7 +12,8 @@ From derivatives in mu (l1, l2, l3) and of the inverse link (m1, m2, m3):
 Binomial rows go through log F and log(1 - F) instead (`links`), pairs used most are written out. ``m`` is the number of
 trials of a binomial row, divides the dispersion of gaussian, gamma and inverse gaussian rows, and multiplies the log
 density of the others. Binomial y counts successes. Extra parameters: dispersion phi; size of NB2 (variance
-mu + mu^2 / size); alpha of NB1 (variance mu (1 + alpha)); precision of beta.
+mu + mu^2 / size); alpha of NB1 (variance mu (1 + alpha)); precision of beta. Truncated counts are rows of the whole
+counts less what `truncation` says; mu and the parameters are those of the counts with their zeros.
 A row outside the family's support, or whose mean is, has a log density of -inf or NaN.
 """
 
@@ -21,6 +22,7 @@ from libc.string cimport memset
 
 from fastlmm_core._native.families.links cimport LOG, LOGIT, inverse_link, log_probabilities
 from fastlmm_core._native.families.special cimport digamma, tetragamma, trigamma
+from fastlmm_core._native.families.truncation cimport log_seen, seen_t
 
 cdef enum:  # in the order of `fastlmm_core.families.FAMILIES`
     BINOMIAL = 0
@@ -31,6 +33,9 @@ cdef enum:  # in the order of `fastlmm_core.families.FAMILIES`
     INVERSE_GAUSSIAN = 5
     GAUSSIAN = 6
     BETA = 7
+    TRUNCATED_POISSON = 8
+    TRUNCATED_NB2 = 9
+    TRUNCATED_NB1 = 10
 
 cdef enum:
     SHORT_SUM = 64  # counts up to which differences of log-gamma functions are sums
@@ -107,15 +112,15 @@ cdef inline double row_constant(int family, double y, double m, double rho, doub
     drr[0] = 0.0
     if family == BINOMIAL:
         return lgamma(m + 1.0) - lgamma(y + 1.0) - lgamma(m - y + 1.0) if m != 1.0 else 0.0
-    if family == POISSON:
+    if family == POISSON or family == TRUNCATED_POISSON:
         return -m * lgamma(y + 1.0)
-    if family == NB2:
+    if family == NB2 or family == TRUNCATED_NB2:
         t = exp(rho)
         size_ratio(t, y, d)
         dr[0] = m * t * d[1]
         drr[0] = m * t * (d[1] + t * d[2])
         return m * (d[0] - lgamma(y + 1.0))
-    if family == NB1:
+    if family == NB1 or family == TRUNCATED_NB1:
         return -m * lgamma(y + 1.0)
     if family == BETA:
         t = exp(rho)
@@ -241,9 +246,48 @@ cdef inline void mean_row(int family, double y, double mu, double m, double rho,
         o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
 
 
+cdef inline void truncate(int family, double y, double eta, double m, double rho, row_t *o) noexcept nogil:
+    """The row of a count with zeros becomes that of one without."""
+    cdef double t, mu, mean, c, ce
+    cdef seen_t z
+    log_seen(family == TRUNCATED_NB2, family == TRUNCATED_NB1, eta, rho, &z)
+    o.l -= m * z.t
+    o.s -= m * z.e
+    o.w += m * z.ee
+    o.k += m * z.eee
+    o.lr -= m * z.r
+    o.sr -= m * z.er
+    o.wr += m * z.eer
+    o.lrr -= m * z.rr
+    if family == TRUNCATED_POISSON:
+        o.we, o.ke = o.w, o.k
+    elif family == TRUNCATED_NB2:  # w is linear in y, whose mean is mu / P(y > 0)
+        mu, t = exp(eta), exp(rho)
+        mean = exp(eta - z.t)
+        c = t * mu / ((t + mu) * (t + mu))
+        ce = c * (t - mu) / (t + mu)
+        o.we = m * (c * (t + mean) + z.ee)
+        o.ke = m * (ce * (t + mean) + c * mean * (1.0 - z.e) + z.eee)
+        o.wer = m * (-ce * (t + mean) + c * (t - mean * z.r) + z.eer)
+    else:
+        o.we *= exp(z.t)
+        o.ke = o.ke * exp(z.t) + o.we * z.e
+        o.wer = o.wer * exp(z.t) + o.we * z.r
+
+
 cdef inline void family_row(int family, int link, double y, double eta, double m, double rho, bint full,
                             row_t *o) noexcept nogil:
     """Fill ``o``; k, ke and the derivatives in rho only where ``full``."""
+    if family < TRUNCATED_POISSON:
+        whole_row(family, link, y, eta, m, rho, full, o)
+    else:
+        whole_row(family - TRUNCATED_POISSON + POISSON, link, y, eta, m, rho, True, o)
+        truncate(family, y, eta, m, rho, o)
+
+
+cdef inline void whole_row(int family, int link, double y, double eta, double m, double rho, bint full,
+                           row_t *o) noexcept nogil:
+    """`family_row` of a family that is not truncated."""
     cdef double t, f, p, mu
     cdef double g[4]
     cdef double h[4]

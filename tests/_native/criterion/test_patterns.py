@@ -51,7 +51,7 @@ def test_moments_are_sums_over_units(m, d):
 
 
 def test_units_need_rows_that_exist():
-    with pytest.raises(ValueError, match="rows outside of 0 .. 3"):
+    with pytest.raises(ValueError, match=r"rows outside of 0 \.\. 3"):
         unit_moments(np.ones((4, 1)), np.array([[0, 4]]), np.empty((3, 1)))
     with pytest.raises(ValueError, match="do not belong"):
         unit_moments(np.ones((4, 1)), np.array([[0, 1]]), np.empty((2, 1)))
@@ -81,9 +81,7 @@ def test_derivatives_are_the_sums_of_the_equations(m, r, d, kept):
     C, P, _ = factor(R, counts)
     gradient, hessian, slopes = np.zeros(r), np.zeros((r, r)), np.zeros((r, len(order.rows)))
     directions = np.ascontiguousarray(first.transpose(0, 2, 1, 3))
-    G = add_derivatives(
-        C, directions, counts, moments, E if kept == "rows" else None, F, gradient, hessian, slopes
-    )
+    G = add_derivatives(C, directions, counts, moments, E if kept == "rows" else None, F, gradient, hessian, slopes)
     want_g, want_h, want_s = np.zeros(r), np.zeros((r, r)), np.zeros((r, d, d))
     for g in range(k):
         K = sum(E[i] @ F @ E[i].T for i in np.flatnonzero(of_pattern == g))
@@ -105,10 +103,25 @@ def test_shapes_are_checked():
     C = np.eye(2)[None]
     with pytest.raises(ValueError, match="do not match"):
         add_derivatives(
-            C, np.zeros((1, 2, 1, 2)), np.ones(1), np.zeros((2, 1)), None, np.eye(1), np.zeros(1), np.zeros((1, 1)),
+            C,
+            np.zeros((1, 2, 1, 2)),
+            np.ones(1),
+            np.zeros((2, 1)),
+            None,
+            np.eye(1),
+            np.zeros(1),
+            np.zeros((1, 1)),
             np.zeros((1, 1)),
         )
     with pytest.raises(ValueError, match="rows do not match"):
         add_derivatives(
-            C, np.zeros((1, 2, 1, 2)), np.ones(1), None, None, np.eye(1), np.zeros(1), np.zeros((1, 1)), np.zeros((1, 1))
+            C,
+            np.zeros((1, 2, 1, 2)),
+            np.ones(1),
+            None,
+            None,
+            np.eye(1),
+            np.zeros(1),
+            np.zeros((1, 1)),
+            np.zeros((1, 1)),
         )

@@ -137,9 +137,7 @@ class PatternCriterion:
         order = Symmetric(p + 1)
         packed, weights = np.zeros((r, len(order.rows))), []
         for part, (C, _, S) in zip(self.parts, factors, strict=True):
-            weights.append(
-                add_derivatives(C, S, part.counts, part.moments, part.E, F, gradient, hessian, packed)
-            )
+            weights.append(add_derivatives(C, S, part.counts, part.moments, part.E, F, gradient, hessian, packed))
         slopes = order.unpack(packed)
         hessian += self.model.curvature(phi, self.prepared, weights)
         if self.reml:

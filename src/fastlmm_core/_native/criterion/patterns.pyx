@@ -8,11 +8,11 @@ triangular, directions R_a (a = 1 .. r), moments M and F = df/dA:
     f_ab += <S_a, S_b K + K S_b - N S_b>                                                                    (3)
     A_a  -= sum over pairs of (C'S_a C)_st M_st                                                             (4)
 
-All of it is symmetric, so that (3) and (4) are products of matrices with r rows and a column for each of the m (m + 1) / 2
-pairs. Patterns kept as rows E (m, d) of one unit have K = U F U' and A_a -= U'S_a U with U = C E instead.
+All of it is symmetric, so that (3) and (4) are products of matrices with r rows and a column for each of the
+m (m + 1) / 2 pairs. Patterns kept as rows E (m, d) of one unit have K = U F U' and A_a -= U'S_a U with U = C E instead.
 
-Cost: O(r m^3 + r^2 m^2 + r m^2 q) a pattern, q = d (d + 1) / 2; workspace O(r m^2), or O(r d (m + d)) with rows. Without
-the GIL, on one thread.
+Cost: O(r m^3 + r^2 m^2 + r m^2 q) a pattern, q = d (d + 1) / 2; workspace O(r m^2), or O(r d (m + d)) with rows.
+Without the GIL, on one thread.
 """
 
 import numpy as np
@@ -320,8 +320,8 @@ def unit_moments(const double[:, ::1] D not None, const int64_t[:, :] units not 
     out : (pairs, q) float64
         Filled in: for s <= t, sum_i d_is[a] d_it[b] + d_is[b] d_it[a] over a <= b; half of that where s is t.
     """
-    cdef Py_ssize_t u = units.shape[0], m = units.shape[1], n = D.shape[0], d = D.shape[1], i, j, s, t, a, b, at, low, high
-    cdef Py_ssize_t wide = m * d, step
+    cdef Py_ssize_t u = units.shape[0], m = units.shape[1], n = D.shape[0], d = D.shape[1], wide = m * d, step
+    cdef Py_ssize_t i, j, s, t, a, b, at, low, high
     if out.shape[0] != m * (m + 1) // 2 or out.shape[1] != d * (d + 1) // 2:
         raise ValueError(f"{out.shape[0]} x {out.shape[1]} moments do not belong to {m} rows of {d} columns")
     if wide == 0:

@@ -38,15 +38,18 @@ class Distance:
         self.n = 2 if nugget else 1
 
     def start(self) -> Array:
+        """A range of three tenths of the places' spread, a nugget of a quarter."""
         spread = np.ptp(self.coordinates, axis=0)
         return np.array([np.log(0.3 * float(np.sqrt(spread @ spread))), 0.5][: self.n])
 
     def nearer(self, psi: Array) -> Array:
+        """Half the range."""
         out = psi.copy()
         out[0] -= np.log(2.0)
         return out
 
     def keys(self, a: Index, b: Index) -> Keys:
+        """Distances."""
         apart = self.coordinates[a] - self.coordinates[b]
         return np.sqrt(np.square(apart).sum(axis=-1))
 
@@ -56,6 +59,7 @@ class Distance:
         return u, np.exp(-u), np.where(keys > 0, np.cos(psi[1]) ** 2, 1.0) if self.nugget else 1.0
 
     def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
+        """As `Shape.values`."""
         u, c, kept = self._parts(psi, keys)
         first = [kept * c * u * self.power]
         if self.nugget:
@@ -63,6 +67,7 @@ class Distance:
         return kept * c, np.array(first)
 
     def curvature(self, psi: Array, keys: Keys, g: Array) -> Array:
+        """As `Shape.curvature`."""
         u, c, kept = self._parts(psi, keys)
         out = np.zeros((self.n, self.n))
         out[0, 0] = np.sum(g * kept * c * (u * u - u)) * self.power**2
@@ -72,6 +77,7 @@ class Distance:
         return out
 
     def natural(self, psi: Array) -> Natural:
+        """Range, and nugget as a part of the variance."""
         r = np.exp(psi[0])
         if not self.nugget:
             return separate(("range",), np.array([r]), np.array([r]), np.array([r]))

@@ -98,11 +98,11 @@ class Laplace:
         n = design.n
         self.out = np.empty((8 if design.family.n_extra else 5, n))
         self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
-        lead = design.groups[0]
-        self.size = lead.n_levels * lead.n_columns, sum(g.size for g in design.groups[1:])
+        self.own = own = int(self.layout.leads)  # groups beside the tail
+        self.size = sum(g.size for g in design.groups[:own]), sum(g.size for g in design.groups[own:])
         self.places = [
             offset[:, None] + np.arange(group.n_columns)
-            for group, offset in zip(design.groups[1:], self.layout.offsets, strict=True)
+            for group, offset in zip(design.groups[own:], self.layout.offsets, strict=True)
         ]
         self.y = np.zeros(n)
         m = max(1, self.size[1])
@@ -138,16 +138,16 @@ class Laplace:
 
     def by_group(self, x: Effects, k: int = 0) -> list[Array]:
         """The k-th vector as (q, l) of each group."""
-        groups = self.design.groups
-        first = x.lead[k].reshape(groups[0].n_levels, groups[0].n_columns)
-        return [first, *(x.tail[k][places] for places in self.places)]
+        first = [x.lead[k].reshape(group.n_levels, group.n_columns) for group in self.design.groups[: self.own]]
+        return [*first, *(x.tail[k][places] for places in self.places)]
 
     def from_groups(self, parts: list[Array]) -> Effects:
         """One vector from (q, l) of each group."""
         tail = np.zeros((1, self.size[1]))
-        for places, part in zip(self.places, parts[1:], strict=True):
+        for places, part in zip(self.places, parts[self.own :], strict=True):
             tail[0, places] = part
-        return Effects(np.ascontiguousarray(parts[0].reshape(1, -1)), tail)
+        lead = parts[0].reshape(1, -1) if self.own else np.empty((1, 0))
+        return Effects(np.ascontiguousarray(lead), tail)
 
     def spherical(self, lam: list[Array], t: Effects) -> tuple[Effects, Effects]:
         """U = Lambda't and b = Lambda u."""
@@ -200,27 +200,36 @@ class Laplace:
         theta, rho = psi[: design.n_theta].copy(), design.rho(psi)
         self.theta, self.psi_now = theta, None
         self.lam = self.factors(theta)
-        base = design.fixed_part(psi)
-        h = np.nan
-        for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
-            u, b = self.spherical(self.lam, t)
-            zb = self.linear(b)[0]
-            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
-            if np.isfinite(h):
-                break
-        if not np.isfinite(h):
-            raise NumericalError("the likelihood is zero at the modes' start")
-        fresh = False
-        there, h, u, b, zb = self.follow_modes(t, base, rho, h, u, b, zb)
-        if not there:
-            h, b, fresh = self.find_modes(base, rho, h, u, b, zb)
-        self.b = b
+        h, self.b, fresh = self.modes_at(psi, rho)
         self.in_hand = False
         if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
             raise NumericalError("the rows' weights are not those of a minimum")
         value = h + self.logdet - 2.0 * self.constant(rho)[0]
         self.psi_now = psi.copy()
         return value
+
+    def modes_at(self, psi: Array, rho: float) -> tuple[float, Effects, bool]:
+        """H, b and whether the factor in hand is theirs, from the predicted modes, else from the last ones or zero.
+
+        Raises
+        ------
+        NumericalError
+            There are none from any of them.
+        """
+        base = self.design.fixed_part(psi)
+        failure = NumericalError("the likelihood is zero at the modes' start")
+        for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
+            u, b = self.spherical(self.lam, t)
+            zb = self.linear(b)[0]
+            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
+            if not np.isfinite(h):
+                continue
+            try:
+                there, h, u, b, zb = self.follow_modes(t, base, rho, h, u, b, zb)
+                return (h, b, False) if there else self.find_modes(base, rho, h, u, b, zb)
+            except NumericalError as error:
+                failure = error
+        raise failure
 
     def find_modes(
         self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
@@ -310,6 +319,7 @@ class Laplace:
         """Factor M with other weights; whether it is positive definite."""
         self.rows.refill(w)
         self.n_factors += 1
+        self.in_hand = False  # what the last derivatives left is overwritten, wherever the search ends
         try:
             self.logdet = self.evaluator.value(self.theta)
         except NumericalError:
@@ -409,10 +419,10 @@ class Laplace:
             part = parts[g]
             v = part[:, r : r + 1] * column
             v[:, r] += part @ column
-            if g == 0:
+            if g < self.own:
                 out.lead[a] = v.ravel()
             else:
-                out.tail[a, self.places[g - 1]] = v
+                out.tail[a, self.places[g - self.own]] = v
         return out
 
     # ------------------------------------------------------------------ what is read off
@@ -443,7 +453,7 @@ class Laplace:
         """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""
         lead, tail = self.evaluator.cond_var(self.theta)
         return [
-            lead,
+            *[lead] * self.own,
             *(
                 blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")]
                 for offset, blocks in zip(self.layout.offsets, tail, strict=True)

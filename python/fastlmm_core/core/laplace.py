@@ -241,7 +241,7 @@ class Laplace:
                 held[:] = w
                 observed = self.factored(held)
                 if not observed:
-                    np.maximum(w, self.out[2], out=held)
+                    np.maximum(w, 0.0 if self.design.family.vector else self.out[2], out=held)
                     if not self.factored(held):
                         raise NumericalError("the rows' weights are not those of a minimum")
                 last = np.inf

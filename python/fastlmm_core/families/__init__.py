@@ -59,6 +59,8 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         if link is not None and (link.name if isinstance(link, Link) else link) != family.link.name:
             raise ModelError(f"the family given has the {family.link.name} link: give either it or link=, not both")
         return family
+    if family == Ordinal.name:
+        raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
         raise ModelError(f"family {family!r} does not exist: use one of {', '.join(map(repr, FAMILIES))}")

@@ -39,6 +39,9 @@ __all__ = ["Hurdle", "TwoPart", "ZeroInflated"]
 
 Array = NDArray[np.float64]
 
+MOST_LOG_ODDS = 12.0
+"""Size of a constant log odds beyond which there is no zero part, or nothing else."""
+
 STEPS = 8
 """Steps of the rough fits that a search starts from."""
 
@@ -117,9 +120,11 @@ class TwoPart(VectorFamily):
 
     @property
     def rho_range(self) -> Any:  # type: ignore[override]
-        """The counts' own parameter has a range."""
+        """The counts' own parameter has a range; a constant log odds has one, too."""
         k = len(self.columns)
         low, high = np.full(self.n_extra, -np.inf), np.full(self.n_extra, np.inf)
+        if k == 1:
+            low[0], high[0] = -MOST_LOG_ODDS, MOST_LOG_ODDS
         low[k:], high[k:] = self.base.rho_range
         return low, high
 
@@ -143,7 +148,7 @@ class TwoPart(VectorFamily):
         return rho[:k], float(rho[k]) if self.base.n_extra else 0.0
 
     def log_odds(self, rho: Any) -> Array:
-        """logit pi of each row (n,), or of all (1,)."""
+        """Logit pi of each row (n,), or of all (1,)."""
         zeta, _ = self.split(rho)
         return np.asarray(zeta if self.zero is None else self.zero @ zeta)
 

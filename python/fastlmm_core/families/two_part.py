@@ -39,7 +39,7 @@ __all__ = ["Hurdle", "TwoPart", "ZeroInflated"]
 
 Array = NDArray[np.float64]
 
-MOST_LOG_ODDS = 12.0
+MOST_LOG_ODDS = 18.0
 """Size of a constant log odds beyond which there is no zero part, or nothing else."""
 
 STEPS = 8

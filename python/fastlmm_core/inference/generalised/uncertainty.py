@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.row_forms import leverages as row_forms
 from fastlmm_core.core.laplace import Effects, Laplace
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.fitting.generalised import engine_at
@@ -93,8 +92,7 @@ def conditional_forms(engine: Engine, parts: Parts) -> Array:
     for at in range(0, len(first), width):
         rows = first[at : at + width]
         right = sides(engine, [(codes[rows], z[rows]) for codes, z in groups])
-        lead, tail, *_ = engine.evaluator.solve(engine.theta, right.lead, right.tail)
-        forms[at : at + width] = (right.lead * lead).sum(axis=1) + (right.tail * tail).sum(axis=1)
+        forms[at : at + width] = engine.forms(right)
     return forms[inverse.ravel()]
 
 
@@ -154,8 +152,7 @@ def leverages(result: GeneralisedModel) -> Array:
     engine = engine_at(result)
     with one_blas_thread():
         if isinstance(engine, Laplace):
-            engine.evaluator.invert(engine.theta)
-            return np.asarray(row_forms(engine.evaluator, engine.theta, engine.rows))
+            return engine.leverages()
         design = engine.design
         z = design.z[0]
         blocks = engine.cond_var()[0][design.codes[0]]

@@ -100,11 +100,11 @@ class Laplace:
         n = design.n
         self.out = np.empty((5 + 3 * design.family.n_extra, n))
         self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
-        lead = design.groups[0]
-        self.size = lead.n_levels * lead.n_columns, sum(g.size for g in design.groups[1:])
+        self.own = own = int(self.layout.leads)  # groups beside the tail
+        self.size = sum(g.size for g in design.groups[:own]), sum(g.size for g in design.groups[own:])
         self.places = [
             offset[:, None] + np.arange(group.n_columns)
-            for group, offset in zip(design.groups[1:], self.layout.offsets, strict=True)
+            for group, offset in zip(design.groups[own:], self.layout.offsets, strict=True)
         ]
         self.y = np.zeros(n)
         m = max(1, self.size[1])
@@ -142,16 +142,16 @@ class Laplace:
 
     def by_group(self, x: Effects, k: int = 0) -> list[Array]:
         """The k-th vector as (q, l) of each group."""
-        groups = self.design.groups
-        first = x.lead[k].reshape(groups[0].n_levels, groups[0].n_columns)
-        return [first, *(x.tail[k][places] for places in self.places)]
+        first = [x.lead[k].reshape(group.n_levels, group.n_columns) for group in self.design.groups[: self.own]]
+        return [*first, *(x.tail[k][places] for places in self.places)]
 
     def from_groups(self, parts: list[Array]) -> Effects:
         """One vector from (q, l) of each group."""
         tail = np.zeros((1, self.size[1]))
-        for places, part in zip(self.places, parts[1:], strict=True):
+        for places, part in zip(self.places, parts[self.own :], strict=True):
             tail[0, places] = part
-        return Effects(np.ascontiguousarray(parts[0].reshape(1, -1)), tail)
+        lead = parts[0].reshape(1, -1) if self.own else np.empty((1, 0))
+        return Effects(np.ascontiguousarray(lead), tail)
 
     def spherical(self, lam: list[Array], t: Effects) -> tuple[Effects, Effects]:
         """U = Lambda't and b = Lambda u."""
@@ -426,10 +426,10 @@ class Laplace:
             part = parts[g]
             v = part[:, r : r + 1] * column
             v[:, r] += part @ column
-            if g == 0:
+            if g < self.own:
                 out.lead[a] = v.ravel()
             else:
-                out.tail[a, self.places[g - 1]] = v
+                out.tail[a, self.places[g - self.own]] = v
         return out
 
     # ------------------------------------------------------------------ what is read off
@@ -460,7 +460,7 @@ class Laplace:
         """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""
         lead, tail = self.evaluator.cond_var(self.theta)
         return [
-            lead,
+            *[lead] * self.own,
             *(
                 blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")]
                 for offset, blocks in zip(self.layout.offsets, tail, strict=True)

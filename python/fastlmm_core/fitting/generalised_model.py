@@ -20,22 +20,7 @@ __all__ = ["GeneralisedModel"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GeneralisedModel(FittedModel):
-    """Base of `GlmerResult`.
-
-    Attributes
-    ----------
-    design : Design
-        Response (successes, for a binomial one), matrices and codings of the rows that were used; its weights are the
-        trials of binomial rows.
-    core : GlmmFit
-        The array-level fit.
-    formula : str
-        As the user wrote it.
-    options : GlmerOptions
-        Family, points of quadrature, control, start.
-    remarks : tuple of str
-        What the warnings at the fit said.
-    """
+    """Base of `GlmerResult`, which has its attributes in words."""
 
     core: GlmmFit  # type: ignore[assignment]
     options: GlmerOptions  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
+from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses, cross_products
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
@@ -60,7 +60,7 @@ class Objective:
         self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
-        self._later: tuple[DesignProducts, Responses] | None = None
+        self._later: tuple[DesignSums, Responses] | None = None
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
@@ -102,7 +102,7 @@ class Objective:
         self.theta_map = cross.theta_map
         self._cross, self._later = cross, None
 
-    def set_response(self, design: DesignProducts, found: Responses) -> None:
+    def set_response(self, design: DesignSums, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
         constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])

@@ -104,10 +104,10 @@ def sides(engine: Laplace, groups: Sequence[tuple[NDArray[np.int64], Array]]) ->
         l = z.shape[1]
         for c in range(l):
             known = codes >= 0
-            if g == 0:
+            if g < engine.own:
                 lead[rows[known], codes[known] * l + c] = z[known, c]
             else:
-                tail[rows[known], engine.places[g - 1][codes[known], c]] = z[known, c]
+                tail[rows[known], engine.places[g - engine.own][codes[known], c]] = z[known, c]
     return Effects(lead, tail)
 
 

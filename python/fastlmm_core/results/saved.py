@@ -13,12 +13,13 @@ import numpy as np
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.saved import read_state, saved_state
-from fastlmm_core.errors import ModelError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import ModelError, NotSavedError, SavedFormatError, StreamedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.fitted import FittedModel
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions
+from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.ddf import method_name
 from fastlmm_core.inference.table import Table, table
@@ -157,6 +158,8 @@ class SavedResult(FittedModel):
 def save(result: LmerResult, path: str | PathLike[str], *, data: bool) -> None:
     """Write a fit to a file; see `LmerResult.save`."""
     design, core = result.design, result.core
+    if isinstance(design, StreamedDesign):
+        raise StreamedError("save()")
     if is_structured(design):
         raise ModelError("a fit with a covariance structure or a known relationship cannot be saved in such a file yet")
     contents: dict[str, Any] = {"formula": result.formula}

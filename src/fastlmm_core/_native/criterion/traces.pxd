@@ -1,4 +1,3 @@
-from libc.stdint cimport int64_t
 from fastlmm_core._native.criterion.solver cimport Solver
 
 

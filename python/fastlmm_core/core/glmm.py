@@ -32,14 +32,17 @@ from fastlmm_core.families import (
     Family,
     Gamma,
     Gaussian,
+    Hurdle,
     InverseGaussian,
     Link,
     NegativeBinomial,
     NegativeBinomial1,
+    Ordinal,
     Poisson,
     TruncatedNegativeBinomial,
     TruncatedNegativeBinomial1,
     TruncatedPoisson,
+    ZeroInflated,
     as_family,
 )
 
@@ -51,16 +54,19 @@ __all__ = [
     "Gaussian",
     "GlmmFit",
     "GlmmObjective",
+    "Hurdle",
     "InverseGaussian",
     "Link",
     "ManyGlmmFits",
     "Model",
     "NegativeBinomial",
     "NegativeBinomial1",
+    "Ordinal",
     "Poisson",
     "TruncatedNegativeBinomial",
     "TruncatedNegativeBinomial1",
     "TruncatedPoisson",
+    "ZeroInflated",
     "as_family",
     "fit",
     "fit_many",
@@ -79,7 +85,8 @@ class ManyGlmmFits:
     theta : (k, n_theta)
     beta : (k, p)
         NaN in columns set aside.
-    rho, criterion : (k,)
+    rho : (k,) or (k, n_extra)
+    criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
     """
@@ -263,7 +270,7 @@ class Model:
         given = np.atleast_1d(np.asarray(start, np.float64))
         p = design.X.shape[1]
         if given.shape == (design.n_theta + p + self.family.n_extra,):
-            rho = float(given[-1]) if self.family.n_extra else 0.0
+            rho = self.family.rho_of(given[design.n_theta + p :])
             return conditioned(design, given[: design.n_theta], given[design.n_theta : design.n_theta + p], rho)
         psi = glmm_start(design, y)
         if given.shape != (design.n_theta,) or not np.isfinite(given).all():
@@ -284,7 +291,7 @@ class Model:
         return GlmmFit(
             theta=design.theta_map.to_user @ psi[:nt],
             beta=beta,
-            rho=design.rho(psi),
+            rho=design.user_rho(psi),
             criterion=value,
             n=design.n,
             rank=design.rank,
@@ -318,7 +325,7 @@ class Model:
         out = ManyGlmmFits(
             np.full((k, design.n_theta), np.nan),
             np.full((k, design.X.shape[1]), np.nan),
-            np.full(k, np.nan),
+            np.full((k, self.family.n_extra) if self.family.vector else k, np.nan),
             np.full(k, np.nan),
             np.zeros(k, bool),
             np.zeros(k, np.int32),
@@ -346,7 +353,11 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
         Quadrature with several grouping factors or too many columns.
     """
     one = len(design.groups) == 1 and design.family.code >= 0
+    if design.family.vector and control.weights == "expected":
+        raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
+        if design.family.code < 0:
+            raise ModelError(f"n_agq={n_agq} is for the families with compiled rows, not for {design.family.name}")
         if len(design.groups) > 1:
             raise ModelError(
                 f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"

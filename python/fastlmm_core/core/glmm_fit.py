@@ -77,10 +77,10 @@ class GlmmFit:
         Covariance factor of each term.
     beta : (p,)
         Fixed effects; NaN where a column depends on earlier ones and was set aside.
-    rho : float
-        Logarithm of the family's extra parameter; 0 where there is none.
+    rho : float or (n_extra,)
+        Logarithm of the family's extra parameter; 0 where there is none; an array for families with several.
     family_params : dict
-        The extra parameter by its name, as users know it; empty where there is none.
+        The extra parameters by their names, as users know them; empty where there is none.
     criterion : float
         Minus twice the marginal log-likelihood, all constants included.
     cov : (n_theta + p + n_extra,) * 2
@@ -111,7 +111,7 @@ class GlmmFit:
 
     theta: Array
     beta: Array
-    rho: float
+    rho: Any
     criterion: float
     n: int
     rank: int
@@ -158,9 +158,8 @@ class GlmmFit:
 
     @property
     def family_params(self) -> dict[str, float]:
-        """The extra parameter by its name."""
-        name = self.family.parameter
-        return {} if name is None else {name: self.family.natural(self.rho)}
+        """The extra parameters by their names."""
+        return dict(zip(self.family.names, self.family.naturals(self.rho).tolist(), strict=True))
 
     @property
     def at_limit(self) -> bool:
@@ -169,13 +168,12 @@ class GlmmFit:
 
     @property
     def family_params_se(self) -> dict[str, float]:
-        """Its standard error, by the delta method; NaN where it was given."""
-        name = self.family.parameter
-        if name is None:
-            return {}
-        if not self.family.n_extra:
-            return {name: float("nan")}
-        return {name: abs(self.family.natural_slope(self.rho)) * float(np.sqrt(self.cov[-1, -1]))}
+        """Their standard errors, by the delta method; NaN where one was given."""
+        family = self.family
+        if not family.n_extra:
+            return dict.fromkeys(family.names, float("nan"))
+        errors = np.abs(family.natural_slopes(self.rho)) * np.sqrt(self.cov.diagonal()[-family.n_extra :])
+        return dict(zip(family.names, errors.tolist(), strict=True))
 
     @property
     def se(self) -> Array:
@@ -236,7 +234,8 @@ class GlmmFit:
     @cached_property
     def eta(self) -> Array:
         """Linear predictor at the modes, (n,)."""
-        return self.design.fixed_part(self.psi) + self.design.random_part(self.engine.modes())
+        design = self.design
+        return design.fixed_part(self.psi) + design.random_part(self.engine.modes()) + design.user_shift(self.psi)
 
     @cached_property
     def mu(self) -> Array:
@@ -279,8 +278,8 @@ class GlmmFit:
 
     @property
     def fitted(self) -> Array:
-        """The response's means, (n,)."""
-        return self.family.response_mean(self.mu, self.rho)
+        """The response's means, (n,); of an ordinal response the probabilities of what was seen."""
+        return self.family.fitted(self._y, self.eta, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.
@@ -304,7 +303,7 @@ class GlmmFit:
             return design.user_modes(engine.modes())
 
 
-def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: float) -> Array:
+def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: Any) -> Array:
     """Psi (n_free,) for the user's parameters.
 
     Raises
@@ -317,7 +316,7 @@ def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: floa
         raise DataError(f"theta has shape {t.shape}, but the model has {design.n_theta} covariance parameter(s)")
     if b.shape != (design.X.shape[1],):
         raise DataError(f"beta has shape {b.shape}, but the model has {design.X.shape[1]} coefficient(s)")
-    user = np.concatenate([t, b[design.keep], [rho] * design.family.n_extra])
+    user = np.concatenate([t, b[design.keep], design.family.extra(rho)])
     if not np.isfinite(user).all():
         raise DataError("parameters must be finite")
     return np.asarray(design.to_conditioned @ user)

@@ -19,6 +19,8 @@ J. Stat. Softw. 70(5).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,7 +98,7 @@ class Laplace:
         self.threads = self.layout.threads
         self.xt = np.ascontiguousarray(design.columns.T)
         n = design.n
-        self.out = np.empty((8 if design.family.n_extra else 5, n))
+        self.out = np.empty((5 + 3 * design.family.n_extra, n))
         self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
         self.own = own = int(self.layout.leads)  # groups beside the tail
         self.size = sum(g.size for g in design.groups[:own]), sum(g.size for g in design.groups[own:])
@@ -110,6 +112,8 @@ class Laplace:
         factor = (self.layout.factor_bytes / 8.0) ** 2 / (3.0 * m)
         self.slow = next(slow for ratio, slow in SLOW if factor < ratio * step)
         self.n_factors = 0
+        # rows of several parameters bend more: the square of a step promises less
+        self.small = SMALL * 1e-6 if design.family.vector else SMALL
         self._reset()
 
     def _reset(self) -> None:
@@ -120,7 +124,7 @@ class Laplace:
         self.psi_at = np.zeros(self.design.n_free)
         self.theta_at, self.in_hand = self.psi_at[: self.design.n_theta], False
         self.psi_now: Array | None = None
-        self.constants: tuple[float, tuple[float, float, float]] | None = None
+        self.constants: tuple[Any, tuple[float, Any, Any]] | None = None
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
@@ -166,7 +170,7 @@ class Laplace:
 
     # ------------------------------------------------------------------ value
 
-    def row_pass(self, eta: Array, rho: float) -> float:
+    def row_pass(self, eta: Array, rho: Any) -> float:
         """Rows' derivatives into ``out``; the sum of l, those of l_rho and l_rho rho into ``lr`` and ``lrr``."""
         design = self.design
         with np.errstate(all="ignore"):
@@ -175,9 +179,9 @@ class Laplace:
             )
         return total
 
-    def constant(self, rho: float) -> tuple[float, float, float]:
+    def constant(self, rho: Any) -> tuple[float, Any, Any]:
         """The part of the log-likelihood that is free of eta, with derivatives in rho."""
-        if self.constants is None or self.constants[0] != rho:
+        if self.constants is None or not np.array_equal(self.constants[0], rho):
             design = self.design
             self.constants = rho, design.family.constant(self.y, design.m, design.freq, rho)
         return self.constants[1]
@@ -246,7 +250,7 @@ class Laplace:
                 held[:] = w
                 observed = self.factored(held)
                 if not observed:
-                    np.maximum(w, self.out[2], out=held)
+                    np.maximum(w, 0.0 if self.design.family.vector else self.out[2], out=held)
                     if not self.factored(held):
                         raise NumericalError("the rows' weights are not those of a minimum")
                 last = np.inf
@@ -279,7 +283,7 @@ class Laplace:
             u, b, zb = u + step * scale, b + db * scale, zb + scale * dz
             # Newton's steps square the error, those of an old factor shrink it at their rate so far
             rate = decrement if first and observed else decrement / last if not first else 1.0
-            if decrement * rate < SMALL or scale == 0.0:
+            if decrement * rate < self.small or scale == 0.0:
                 return h, b, first and decrement < SMALL
             have = scale == 1.0 and (self.slow > SLOW[0][1] or decrement < SURE)
             last = decrement
@@ -355,7 +359,7 @@ class Laplace:
         np.multiply(w, self.xt, out=d[1 : 1 + p])
         np.multiply(w, self.linear(v), out=d[1 + p : 1 + p + nt])
         if extra:
-            d[-1] = out[5]
+            d[-extra:] = out[5 : 5 + extra]
         x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
         sums, b, rest = self.solve(theta, d)
         xx = d[x] @ self.xt.T - sums[x].dot(b[x])
@@ -385,16 +389,19 @@ class Laplace:
         )
         if extra:
             _, first, second = self.constant(design.rho(self.psi_now))
-            last = slice(1 + p + nt, None)
-            weight_slope = out[7] if self.expected else out[6]
-            gradient[-1] = -2.0 * (self.lr + first) + g @ weight_slope + zb @ out[5]
-            rows = np.concatenate([v.dot(rest[last])[:, 0], self.xt @ out[5] - sums[x].dot(b[last])[:, 0]])
-            hessian[-1, :-1] = -2.0 * rows
-            hessian[:-1, -1] = -2.0 * rows
-            hessian[-1, -1] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])[0, 0]
+            last, own = slice(1 + p + nt, None), slice(nt + p, None)
+            score_slope, weight_slope = out[5 : 5 + extra], out[5 + extra :][:extra]
+            if self.expected:
+                weight_slope = out[5 + 2 * extra :]
+            gradient[own] = -2.0 * (self.lr + first) + weight_slope @ g + score_slope @ zb
+            rows = np.concatenate([v.dot(rest[last]), self.xt @ score_slope.T - sums[x].dot(b[last])])
+            hessian[own, : nt + p] = -2.0 * rows.T
+            hessian[: nt + p, own] = -2.0 * rows
+            hessian[own, own] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])
             low, high = design.family.rho_range
-            if not low < self.psi_now[-1] < high:  # nothing depends on rho any more
-                gradient[-1], hessian[-1], hessian[:, -1], hessian[-1, -1] = 0.0, 0.0, 0.0, 1.0
+            idle = nt + p + np.flatnonzero(~((low < self.psi_now[own]) & (self.psi_now[own] < high)))
+            gradient[idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0  # nothing depends on rho any more
+            hessian[idle, idle] = 1.0
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now

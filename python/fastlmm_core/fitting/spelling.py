@@ -92,7 +92,9 @@ GLMER_ARGUMENTS: Mapping[str, str] = {
     "n": "trials=",
     "frequency_weights": "freq_weights=",
     "var_weights": "weights=",
-    "ziformula": "not there yet",
+    "ziformula": 'zero="~ x"',
+    "zi_formula": 'zero="~ x"',
+    "threshold": "not needed: thresholds are flexible",
     "dispformula": "not there yet",
 }
 """The same for generalised models."""

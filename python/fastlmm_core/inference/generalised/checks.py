@@ -80,6 +80,8 @@ def row_weights(result: GeneralisedModel, eta: Array) -> tuple[Array, Array]:
 def dispersion(result: GeneralisedModel) -> pd.Series:
     """Pearson's X2 over its degrees of freedom, and zeros; see `GlmerResult.dispersion`."""
     core, design = result.core, result.design
+    if core.family.name == "ordinal":
+        raise ModelError('ordered categories have no variance to compare with: residuals("quantile") show misfit')
     m = prior_weights(result)
     w, _ = row_weights(result, core.eta)
     freq = np.ones(len(w)) if result.options.freq_weights is None else result.options.freq_weights
@@ -94,7 +96,7 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
     fixed = np.trace(np.linalg.solve(information, moved.T @ (w[:, None] * moved))) if len(keep) else 0.0
     df = float(freq.sum() - w @ leverages(result) - fixed)
     out = {"pearson_x2": x2, "df": df, "ratio": x2 / df, "p": float(chdtrc(df, x2))}
-    if core.family.name in COUNTS and (m == 1.0).all():
+    if (core.family.name in COUNTS or core.family.vector) and (m == 1.0).all():
         _, at_zero = distribution(core.family, np.zeros(len(w)), core.mu, m, core.rho)
         out |= {"zeros_observed": float(freq @ (design.y == 0.0)), "zeros_expected": float(freq @ at_zero)}
     return pd.Series(out)
@@ -189,9 +191,9 @@ def level_one_variance(result: GeneralisedModel) -> float:
     """
     family, core = result.core.family, result.core
     known = {"logit": np.pi**2 / 3.0, "probit": 1.0, "cloglog": np.pi**2 / 6.0}
-    if family.name == "binomial" and family.link.name in known:
+    if family.name in ("binomial", "ordinal") and family.link.name in known:
         return float(known[family.link.name])
-    if family.link.name == "log" and family.name != "beta" and family.name not in WHOLE:
+    if family.link.name == "log" and family.name != "beta" and family.name not in WHOLE and not family.vector:
         _, random, _ = variance_shares(result.design, core)
         base = float(np.mean(result.design.X @ np.nan_to_num(core.beta)))
         mean = float(marginal_mean(family.link, np.array([base]), np.array([random.sum()]))[0])

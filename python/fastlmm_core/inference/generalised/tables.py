@@ -10,12 +10,14 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.families import Ordinal
 from fastlmm_core.fitting.predict import predict as linear_predictions
 from fastlmm_core.inference import tidy as plain
 from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
 from fastlmm_core.inference.coef_table import coef_table as plain_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.contrasts import term_hypotheses
+from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import deviance, residuals
 from fastlmm_core.inference.profile import quantile_of_level
 from fastlmm_core.inference.table import Table, table
@@ -113,8 +115,11 @@ def augment(result: GeneralisedModel, data: Any = None) -> Table:
     rows = design.own_rows()
     out: dict[str, Any] = {
         "fitted": rows.full(core.fitted),
-        "resid": residuals(result),
+        "resid": residuals(result, "quantile" if core.family.vector else "deviance"),
         "link": rows.full(core.eta),
         "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]
     }
-    return plain.with_answers(design, rows, out, data)
+    frame = plain.with_answers(design, rows, out, data)
+    if isinstance(core.family, Ordinal) and data is None:
+        frame[design.formula.response] = categorical(core.family, rows.full(design.y))
+    return frame

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError
 from fastlmm_core.families import Family
 
@@ -34,6 +36,10 @@ class Engine(Protocol):
     design: GlmmDesign
     patience: float
     """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
+    turn: Turn
+    """Whoever uses the workspace holds it meanwhile."""
+    holder: object
+    """Whose response was set last, where that was an objective's."""
 
     @property
     def criterion(self) -> Criterion:
@@ -139,15 +145,15 @@ class GlmmFit:
             object.__setattr__(self, "_engine", None)
         return self
 
-    @property
-    def engine(self) -> Engine:
-        """The engine with this fit's response, at its estimates."""
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """The engine with this fit's response, at its estimates, nobody else's inside a `with` block."""
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
-        with one_blas_thread():
+        with one_blas_thread(), self._engine.turn.reading():
             self._engine.set_response(self._y)
             self._engine.value(self.psi)
-        return self._engine
+            yield self._engine
 
     @property
     def design(self) -> GlmmDesign:
@@ -197,7 +203,8 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian."""
         design = self.design
-        conditioned = covariance(self.engine.information(self.psi), design.n_theta)
+        with self.engine() as engine:
+            conditioned = covariance(engine.information(self.psi), design.n_theta)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
         small[unknown] = np.nan  # all of theta, or nothing
@@ -210,11 +217,13 @@ class GlmmFit:
     @cached_property
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
-        return self.design.user_modes(self.engine.modes())
+        with self.engine() as engine:
+            return self.design.user_modes(engine.modes())
 
     @cached_property
     def _cond_var(self) -> tuple[Array, ...]:
-        return self.design.user_covariances(self.engine.cond_var())
+        with self.engine() as engine:
+            return self.design.user_covariances(engine.cond_var())
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, given the parameters.
@@ -235,7 +244,8 @@ class GlmmFit:
     def eta(self) -> Array:
         """Linear predictor at the modes, (n,)."""
         design = self.design
-        return design.fixed_part(self.psi) + design.random_part(self.engine.modes()) + design.user_shift(self.psi)
+        with self.engine() as engine:
+            return design.fixed_part(self.psi) + design.random_part(engine.modes()) + design.user_shift(self.psi)
 
     @cached_property
     def mu(self) -> Array:
@@ -294,9 +304,9 @@ class GlmmFit:
         -------
         tuple of (q, l)
         """
-        design, engine = self.design, self.engine
+        design = self.design
         psi = conditioned(design, theta, beta, self.rho)
-        with one_blas_thread():
+        with self.engine() as engine:
             if y is not None:
                 engine.set_response(design.response(y))
             engine.value(psi)

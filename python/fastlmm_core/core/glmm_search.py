@@ -129,6 +129,17 @@ class Searcher:
         better = self.run(exact, found[0], report)
         return found if better[2] == FAILED else better
 
+    def without_effects(self, psi: Array) -> float:
+        """The minimum with theta held at zero, from the rest of psi."""
+        held = np.arange(self.engine.design.n_theta)
+        newton = Newton(self.engine.criterion, FEW + max(self.more, 0), self.tol, held)
+        start = psi.copy()
+        start[held] = 0.0
+        _, value, status = self.run(newton, start, None)
+        if status == FAILED:
+            raise NumericalError(f"the model without random effects: {self.messages[status]}")
+        return value
+
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
         found = newton.minimise(psi, report)

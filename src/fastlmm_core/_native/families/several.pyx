@@ -5,8 +5,8 @@ Ordered categories, alpha_{k-1} = b and alpha_k = a the thresholds of a row's ca
     P = F(a) - F(b),   ra = f(a) / P,  rb = f(b) / P,   g = f'/f
     l_a = ra,  l_aa = ra g_a - ra^2,  l_b = -rb,  l_bb = -rb g_b - rb^2,  l_ab = ra rb,  third derivatives likewise
 
-all from logarithms: log F, log(1 - F) and log f, P from the tail in which its two terms are the smaller. Then s, w and k
-are sums of these, and derivatives in the thresholds too. Counts with a zero part: see `families/two_part.py`.
+all from logarithms: log F, log(1 - F) and log f, P from the tail in which its two terms are the smaller. Then s, w and
+k are sums of these, and derivatives in the thresholds too. Counts with a zero part: see `families/two_part.py`.
 
 In: rows (n,). Out: an array of derivatives (., n), unweighted. Cost: one pass; about 100 ns a row.
 """

@@ -33,7 +33,8 @@ def test_rows(name: str) -> None:
     for chosen in (keep, np.flatnonzero(keep)):
         cut = arrays.rows(chosen)
         expected = problem.rows(np.flatnonzero(keep))
-        assert cut.objective(problem.y[keep])(np.ones(problem.n_theta)) == expected.objective()(np.ones(problem.n_theta))
+        ones = np.ones(problem.n_theta)
+        assert cut.objective(problem.y[keep])(ones) == expected.objective()(ones)
     for k, term in enumerate(cut.terms):
         assert term.n_levels == arrays.terms[k].n_levels
         assert term.cov == arrays.terms[k].cov

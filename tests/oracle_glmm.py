@@ -18,6 +18,13 @@ from scipy.special import expit, gammaln, ndtr, xlog1py, xlogy
 TIGHT = 1e-22
 
 
+TRUNCATED = {
+    "truncated_poisson": "poisson",
+    "truncated_nbinom2": "negativebinomial",
+    "truncated_nbinom1": "negativebinomial1",
+}
+
+
 def inverse_link(name, eta):
     """The mean."""
     return {
@@ -35,6 +42,10 @@ def inverse_link(name, eta):
 def log_density(name, y, mu, m, rho):
     """Log density of each row, all constants included; ``m`` as in `fastlmm_core.families`."""
     phi = np.exp(rho)
+    if name in TRUNCATED:
+        whole = TRUNCATED[name]
+        seen = -np.expm1(log_density(whole, 0.0 * y, mu, 1.0, rho))
+        return log_density(whole, y, mu, m, rho) - m * np.log(seen)
     if name == "binomial":
         choose = gammaln(m + 1) - gammaln(y + 1) - gammaln(m - y + 1)
         return choose + xlogy(y, mu) + xlog1py(m - y, -mu)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         SavedFormatError,
         SeparationWarning,
         SpellingError,
+        StreamedError,
         UnitError,
     )
     from fastlmm_core.fitting.relationships import pedigree
@@ -80,6 +81,7 @@ __all__ = [
     "SavedFormatError",
     "SeparationWarning",
     "SpellingError",
+    "StreamedError",
     "UnitError",
     "__version__",
     "anova",
@@ -129,6 +131,7 @@ _LAZY = {
     "SavedFormatError": "errors",
     "SeparationWarning": "errors",
     "SpellingError": "errors",
+    "StreamedError": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",

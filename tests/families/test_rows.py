@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy import stats
 
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.families import FAMILIES, Binomial, Link, NegativeBinomial, as_family
-from oracle_glmm import inverse_link, log_density
+from oracle_glmm import TRUNCATED, inverse_link, log_density
 
 PAIRS = [(name, link) for name, family in FAMILIES.items() for link in family.links]
 RHO = 0.4
+ONLY_NEAR = ("negativebinomial1", "truncated_nbinom1", "beta")  # no closed form of the expected weight
+COUNTS = ("poisson", "negativebinomial", "negativebinomial1", *TRUNCATED)
 
 
 def rows_for(name, link, n=40):
@@ -69,10 +72,11 @@ def test_derivatives_are_those_of_differences(name, link):
     assert_allclose(second, six_point(lambda t: family.constant(y, m, none, RHO + t)[1], h), **close)
 
 
-@pytest.mark.parametrize(("name", "link"), [p for p in PAIRS if p[0] not in ("negativebinomial1", "beta")])
+@pytest.mark.parametrize(("name", "link"), [p for p in PAIRS if p[0] not in ONLY_NEAR])
 def test_expected_weights_are_the_mean_of_observed_ones(name, link):
     family, _, eta, m = rows_for(name, link)
-    at_mean = family.row(inverse_link(link, eta) * (m if name == "binomial" else 1.0), eta, m, RHO)
+    mean = family.response_mean(inverse_link(link, eta), RHO)
+    at_mean = family.row(mean * (m if name == "binomial" else 1.0), eta, m, RHO)
     assert_allclose(at_mean.we, at_mean.w, rtol=1e-9)  # w is linear in y
 
 
@@ -107,6 +111,30 @@ def test_large_counts_and_large_sizes():
     assert_allclose(limit.loglik(y, eta, m, limit.fixed_rho), poisson, rtol=1e-7)
 
 
+@pytest.mark.parametrize("name", TRUNCATED)
+def test_small_means_without_zeros_keep_their_digits(name):
+    """Where nearly every count would be zero the family has a limit, and no digits are lost on the way there."""
+    family, m, y = as_family(name), np.ones(5), np.ones(5)
+    eta = np.array([-30.0, -15.0, -8.0, -4.0, 8.0])
+    at = family.row(y, eta, m, RHO)
+    assert all(np.isfinite(v).all() for v in at)
+    share = np.exp(RHO) / (1 + np.exp(RHO))  # NB1's limit is Fisher's logarithmic series, the others' is the number one
+    limit = stats.logser(share).pmf(1) if name == "truncated_nbinom1" else 1.0
+    assert_allclose(at.l[:2] + family.constant(y[:1], m[:1], np.empty(0), RHO)[0], np.log(limit), atol=1e-6)
+    assert (at.w > 0).all()
+    for field, of, sign in (("s", "l", 1), ("w", "s", -1), ("k", "w", 1), ("sr", "s", 0), ("wr", "w", 0)):
+        step = (lambda t: (eta + t, RHO)) if sign else (lambda t: (eta, RHO + t))
+        slope = (sign or 1) * six_point(
+            lambda t, of=of, step=step: getattr(family.row(y, step(t)[0], m, step(t)[1]), of), 2e-3
+        )
+        assert_allclose(getattr(at, field)[1:4], slope[1:4], rtol=1e-6, atol=1e-11)  # the differences round
+    small = family.simulate(np.random.default_rng(0), np.exp(eta), m, RHO)
+    assert (small >= 1.0).all()
+    assert_allclose(
+        family.response_mean(np.exp(eta[:2]), RHO), stats.logser(share).mean() if limit < 1 else 1.0, rtol=1e-5
+    )
+
+
 @pytest.mark.parametrize(("name", "link"), PAIRS)
 def test_simulated_moments(name, link):
     family, _, eta, m = rows_for(name, link, 3)
@@ -116,9 +144,10 @@ def test_simulated_moments(name, link):
     if name == "binomial":
         draws /= m
     se = np.sqrt(draws.var(0) / len(draws))
-    assert (np.abs(draws.mean(0) - mu) < 5 * se).all()
-    if name not in ("poisson", "negativebinomial", "negativebinomial1", "beta"):  # there m counts rows
-        assert_allclose(draws.var(0), family.variance(mu, m, -1.0), rtol=0.15)
+    assert (np.abs(draws.mean(0) - family.response_mean(mu, -1.0)) < 5 * se).all()
+    if name in (*COUNTS, "beta"):
+        m = np.ones(3)  # counts rows there
+    assert_allclose(draws.var(0), family.variance(mu, m, -1.0), rtol=0.15)
 
 
 @pytest.mark.parametrize("name", ["logit", "probit", "cloglog", "cauchit", "log", "identity", "inverse", "sqrt"])
@@ -142,5 +171,24 @@ def test_refusals():
         as_family("binomial").check(np.array([0.0, 1.0, 2.0]), ones)
     with pytest.raises(DataError, match="must not exceed"):
         as_family("binomial").check(np.array([0.0, 1.0, 3.0]), 2 * ones)
+    with pytest.raises(DataError, match="above zero: 2 of 3 rows are not, the first is row 0"):
+        as_family("truncated_poisson").check(np.array([0.0, 1.0, 1.5]), ones)
     with pytest.raises(DataError, match="positive"):
         as_family("gamma").check(np.array([1.0, 0.0, 2.0]), ones)
+
+
+@pytest.mark.parametrize("name", ["negativebinomial", "negativebinomial1"])
+@pytest.mark.parametrize("minus_log_alpha", [9.0, 14.0, 17.9, 25.0])
+def test_rows_go_over_into_poisson_ones_without_loss(name, minus_log_alpha):
+    """Their distance from Poisson rows is of alpha's order, also where log-gammas of 1e9 take part."""
+    y = np.array([0.0, 1.0, 3.0, 20.0, 150.0, 4000.0])
+    eta, m, alpha = np.log(y + 0.7), np.ones(6), np.exp(-minus_log_alpha)
+    rho = minus_log_alpha if name == "negativebinomial" else -minus_log_alpha
+    family, poisson = as_family(name), as_family("poisson")
+    here, there = family.row(y, eta, m, rho), poisson.row(y, eta, m, 0.0)
+    size = alpha * (1.0 + y) ** (3 if name == "negativebinomial" else 1) + 1e-13 * (1.0 + y)
+    for field in ("s", "w", "k"):
+        assert (np.abs(getattr(here, field) - getattr(there, field)) < 10 * size).all()
+    assert (np.abs(here.lr) < 10 * size).all()
+    constants = [f.constant(y, m, np.empty(0), r)[0] for f, r in ((family, rho), (poisson, 0.0))]
+    assert abs(here.l.sum() + constants[0] - there.l.sum() - constants[1]) < 10 * size.sum() + 1e-9

@@ -47,6 +47,34 @@ def test_nlme_gls_and_lme(orthodont):
     assert len(fit.ranef()) == 54
 
 
+def test_nested_random_effects_beside_a_structure():
+    # nlme 3.1-162: lme(Reaction ~ Days, random = ~ 1 | Subject/p), with varIdent(~ 1 | p), and with corAR1()
+    data = load_dataset("sleepstudy").assign(p=lambda d: (d["Days"] > 4).astype(str))
+    fit = lmer("Reaction ~ Days + (1 | Subject/p)", data, dispersion="~ p")
+    assert fit.criterion == pytest.approx(1746.02515588, abs=1e-6)
+    assert np.exp(fit.theta.iloc[0]) == pytest.approx(1.51978502, abs=1e-5)
+    effects = fit.theta.iloc[1:] * fit.sigma
+    np.testing.assert_allclose(effects, [22.16745, 32.99483], rtol=1e-4)
+    np.testing.assert_allclose(fit.bse, [9.8267400, 1.0107291], rtol=1e-5)
+    modes = fit.ranef().set_index(["grpvar", "grp"])["condval"]
+    np.testing.assert_allclose(modes.loc["Subject"].loc[["308", "309"]], [32.038611, -63.355618], rtol=1e-4)
+    fit = lmer("Reaction ~ Days + (1 | Subject/p)", data, residual="ar1(Days | Subject:p)")
+    assert fit.criterion == pytest.approx(1741.8040774, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "criterion", "printed"),
+    [("exp", 1734.18646794, [8.07337378, 0.0926820785]), ("gau", 1739.936192808, [5.69195604, 0.205654174])],
+)
+def test_a_nugget(kind, criterion, printed):
+    # nlme 3.1-162: gls(Reaction ~ Days, correlation = corExp or corGaus(form = ~ Days | Subject, nugget = TRUE))
+    fit = lmer("Reaction ~ Days", load_dataset("sleepstudy"), residual=f"{kind}(Days | Subject, nugget=True)")
+    assert fit.criterion == pytest.approx(criterion, abs=1e-6)
+    found = fit.covariance_parameters().loc[["range", "nugget"], "estimate"]
+    np.testing.assert_allclose(found, printed, rtol=1e-4)
+    assert "with a nugget" in str(fit.summary())
+
+
 def test_weights_groups_and_dispersion_fit(fev):
     # mmrm 0.3.18
     formula = "FEV1 ~ RACE + SEX + ARMCD * AVISIT"

@@ -6,6 +6,7 @@
 """
 
 from fastlmm_core.core import iterative
+from fastlmm_core.core.accumulate import Accumulator, BatchTerm
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
@@ -15,9 +16,12 @@ from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_r
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
 from fastlmm_core.core.scan import Scan, scan
+from fastlmm_core.core.streamed import StreamedModel
 from fastlmm_core.core.terms import Term
 
 __all__ = [
+    "Accumulator",
+    "BatchTerm",
     "Control",
     "CoreFit",
     "CrossProducts",
@@ -31,6 +35,7 @@ __all__ = [
     "Modes",
     "Objective",
     "Scan",
+    "StreamedModel",
     "Term",
     "cross_products",
     "fit",

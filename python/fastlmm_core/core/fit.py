@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
@@ -61,7 +61,7 @@ class Solution:
 
     Attributes
     ----------
-    design : DesignProducts
+    design : DesignSums
     response : Responses
         Of one response.
     offsets : list of (q,)
@@ -74,7 +74,7 @@ class Solution:
         `Newton.evaluations`.
     """
 
-    design: DesignProducts
+    design: DesignSums
     response: Responses
     offsets: list[NDArray[np.int64]]
     b_lead: Array
@@ -185,8 +185,8 @@ class CoreFit:
     def make_all(self) -> None:
         """Make all that was left for later."""
         if self._solution is not None:
-            for name, value in vars(type(self)).items():
-                if isinstance(value, cached_property):
+            for name in dir(type(self)):
+                if isinstance(getattr(type(self), name), cached_property):
                     getattr(self, name)
 
     @property
@@ -257,14 +257,7 @@ class CoreFit:
     @later
     def fitted(self) -> Array:
         """X beta + Z b + offset, (n,)."""
-        design = self.solution.design
-        out = design.X @ np.nan_to_num(self.beta)
-        if design.offset is not None:
-            out += design.offset
-        for term, modes in zip(design.terms, self.b, strict=True):
-            rows = modes[term.codes]
-            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
-        return np.asarray(out)
+        return self.solution.design.fitted(self.beta, self.b)
 
     @later
     def log(self) -> FitLog:
@@ -421,7 +414,7 @@ def estimates(
     theta: Array,
     evaluations: Array,
     message: str,
-    design: DesignProducts,
+    design: DesignSums,
     response: Responses,
     workspaces: Workspaces,
 ) -> CoreFit:
@@ -451,7 +444,7 @@ def finished(
     figures: tuple[Array, Array, Array, Array, float],
     evaluations: Array,
     message: str,
-    design: DesignProducts,
+    design: DesignSums,
     response: Responses,
     workspaces: Workspaces,
 ) -> CoreFit:
@@ -463,8 +456,8 @@ def finished(
     beta = design.inverse.dot(gamma)
     if response.shift is not None:
         beta += response.shift[:, 0]
-    if design.rank < design.X.shape[1]:
-        kept, beta = beta, np.full(design.X.shape[1], np.nan)
+    if design.rank < design.n_columns:
+        kept, beta = beta, np.full(design.n_columns, np.nan)
         beta[design.keep] = kept
     return CoreFit(
         theta=model.to_user(theta),

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.first_look import FirstLook
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned, search
+from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned
+from fastlmm_core.core.glmm_search import Searcher
 from fastlmm_core.core.glmm_start import glmm_start
 from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.core.quadrature import OneFactor
@@ -37,6 +37,9 @@ from fastlmm_core.families import (
     NegativeBinomial,
     NegativeBinomial1,
     Poisson,
+    TruncatedNegativeBinomial,
+    TruncatedNegativeBinomial1,
+    TruncatedPoisson,
     as_family,
 )
 
@@ -55,6 +58,9 @@ __all__ = [
     "NegativeBinomial",
     "NegativeBinomial1",
     "Poisson",
+    "TruncatedNegativeBinomial",
+    "TruncatedNegativeBinomial1",
+    "TruncatedPoisson",
     "as_family",
     "fit",
     "fit_many",
@@ -216,7 +222,7 @@ class Model:
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             tol = self.control.tol * self.engine.patience
-            self.newton = Newton(self.engine.criterion, self.control.max_evaluations, tol)
+            self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
         """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""
@@ -271,7 +277,7 @@ class Model:
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
         design = self.design
         self.engine.set_response(y)
-        psi, value, evaluations, status = search(self.engine, self.newton, psi, given, on_evaluation)
+        psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
         beta[design.keep] = design.to_beta @ psi[nt : nt + design.rank]
@@ -285,7 +291,7 @@ class Model:
             n_agq=self.n_agq,
             is_singular=design.theta_map.is_singular(psi[:nt]),
             converged=status == 0,
-            message=self.newton.messages[status],
+            message=self.searcher.messages[status],
             family=self.family,
             control=self.control,
             psi=psi,

@@ -1,4 +1,4 @@
-"""Minimise the marginal deviance of a generalised mixed model; its estimates in the user's coordinates."""
+"""A fitted generalised mixed model as arrays: its estimates in the user's coordinates."""
 
 from __future__ import annotations
 
@@ -10,19 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.criterion import Criterion
-from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace, null_space
-from fastlmm_core.core.fit import FAILED, FitLog
+from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import DataError, NumericalError
+from fastlmm_core.errors import DataError
 from fastlmm_core.families import Family
 
-__all__ = ["Engine", "GlmmFit", "search"]
+__all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
 
 Array = NDArray[np.float64]
 Report = Callable[[int, Array, float, float, float], None]
@@ -95,7 +92,10 @@ class GlmmFit:
     cov_beta : (p, p)
         The fixed effects' part of cov.
     eta, mu : (n,)
-        Linear predictor and mean at the modes; of a binomial response the proportion.
+        Linear predictor and mean at the modes, of a binomial response the proportion, of counts without zeros that of
+        the counts with them.
+    fitted : (n,)
+        Mean of the response at the modes.
     n, rank : int
         Observations; independent columns of X.
     n_agq : int
@@ -279,8 +279,8 @@ class GlmmFit:
 
     @property
     def fitted(self) -> Array:
-        """The means, (n,)."""
-        return self.mu
+        """The response's means, (n,)."""
+        return self.family.response_mean(self.mu, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.
@@ -346,74 +346,3 @@ def covariance(second: Array, n_theta: int) -> Array:
     half = vectors / np.sqrt(np.maximum(values, FLAT)) / scale[first:, None]
     out[first:, first:] = 2.0 * half @ half.T
     return out
-
-
-def minimise(engine: Engine, newton: Newton, psi: Array, report: Report | None) -> tuple[Array, float, int]:
-    """`Newton.minimise`, and whatever the engine raised meanwhile."""
-    found = newton.minimise(psi, report)
-    if isinstance(engine.criterion, Callback):
-        engine.criterion.raise_error()
-    return found
-
-
-def search(
-    engine: Engine, newton: Newton, psi: Array, given: bool, on_evaluation: Report | None = None
-) -> tuple[Array, float, Array, int]:
-    """Minimise the deviance from psi.
-
-    Parameters
-    ----------
-    engine, newton
-        The optimiser must be of the engine's criterion.
-    psi : (n_free,)
-    given : bool
-        The start is the user's: no second search.
-
-    Returns
-    -------
-    psi : (n_free,), canonical signs
-    value : float
-    evaluations : (k, n_free + 3), see `Newton.evaluations`
-    status : int
-        Key of `Newton.messages`.
-
-    Raises
-    ------
-    NumericalError
-        The deviance cannot be evaluated at the start.
-    """
-    design = engine.design
-    parameters, nt = design.theta_map, design.n_theta
-    report = None
-    if on_evaluation is not None:
-
-        def report(k: int, x: Array, value: float, norm: float, radius: float) -> None:
-            on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
-
-    found, value, status = minimise(engine, newton, psi, report)
-    evaluations = newton.evaluations()
-    if status == FAILED:
-        raise NumericalError(
-            f"{newton.messages[status]}, theta = {parameters.to_user @ psi[:nt]}, beta = "
-            f"{design.to_beta @ psi[nt : nt + design.rank]}: give start="
-        )
-    if parameters.is_singular(found[:nt]):  # or a sign to turn
-        found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-        if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
-            # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-            again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
-            other, other_value, other_status = minimise(engine, newton, again, report)
-            evaluations = np.concatenate([evaluations, newton.evaluations()])
-            if other_status != FAILED and other_value < value - 1e-9:
-                found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
-                value, status = other_value, other_status
-        for a in np.flatnonzero(parameters.diagonal & (np.abs(found[:nt]) < SINGULAR) & (found[:nt] != 0)):
-            trial = found.copy()
-            trial[a] = 0.0
-            at_zero = engine.value(trial)
-            if at_zero <= value + 1e-12 * abs(value) + 1e-9:
-                found, value = trial, at_zero
-    if not np.array_equal(engine.settled(found), found):
-        engine.value(found)
-        found = engine.settled(found)
-    return found, value, evaluations, status

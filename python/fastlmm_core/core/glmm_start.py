@@ -19,6 +19,9 @@ MAX_STEPS = 25
 ENOUGH = 1e-3
 """Change of the coefficients, conditioned, at which the search for a start ends."""
 
+WORSE = 1e-6
+"""Relative loss of log density against a constant mean at which coefficients are no start."""
+
 START_RANGE = (0.1, 3.0)
 """Smallest and largest standard deviation of a term to start from; the largest is in units of the linear predictor,
 the smallest in those of one row's information."""
@@ -60,12 +63,30 @@ def glm(design: GlmmDesign, y: Array, rho: float, eta: Array | None = None) -> t
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
+    if family.n_extra:
+        level = level_start(design, y, rho)
+        if not value >= level[1] - WORSE * abs(level[1]):  # the search has gone astray: a constant mean is better
+            gamma, value = level
     if not np.isfinite(value):
         raise NumericalError(
             f"no coefficients were found whose {family.link.name} means lie in the {family.name} family's support: "
             "give start="
         )
     return gamma, design.columns @ gamma + design.offset
+
+
+def level_start(design: GlmmDesign, y: Array, rho: float) -> tuple[Array, float]:
+    """Coefficients of the least squares nearest to one mean for all rows, and the log density there."""
+    family, x = design.family, design.columns
+    mean = float(np.mean(y / design.m) if family.name == "binomial" else np.mean(y))
+    with np.errstate(all="ignore"):
+        level = float(family.link(np.array([mean]))[0])
+    gram = x.T @ x
+    gamma = np.linalg.solve(gram, x.T @ (level - design.offset)) if len(gram) else np.zeros(0)
+    out = np.empty((3, design.n))
+    with np.errstate(all="ignore"):
+        value = family.working(y, x @ gamma + design.offset, design.m, design.freq, rho, out, False)[0]
+    return gamma, value if np.isfinite(value) else -np.inf
 
 
 def score(design: GlmmDesign, y: Array, rho: float, eta: Array) -> tuple[Array, float]:

@@ -200,27 +200,36 @@ class Laplace:
         theta, rho = psi[: design.n_theta].copy(), design.rho(psi)
         self.theta, self.psi_now = theta, None
         self.lam = self.factors(theta)
-        base = design.fixed_part(psi)
-        h = np.nan
-        for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
-            u, b = self.spherical(self.lam, t)
-            zb = self.linear(b)[0]
-            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
-            if np.isfinite(h):
-                break
-        if not np.isfinite(h):
-            raise NumericalError("the likelihood is zero at the modes' start")
-        fresh = False
-        there, h, u, b, zb = self.follow_modes(t, base, rho, h, u, b, zb)
-        if not there:
-            h, b, fresh = self.find_modes(base, rho, h, u, b, zb)
-        self.b = b
+        h, self.b, fresh = self.modes_at(psi, rho)
         self.in_hand = False
         if (self.expected or not fresh) and not self.factored(self.out[2] if self.expected else self.out[1]):
             raise NumericalError("the rows' weights are not those of a minimum")
         value = h + self.logdet - 2.0 * self.constant(rho)[0]
         self.psi_now = psi.copy()
         return value
+
+    def modes_at(self, psi: Array, rho: float) -> tuple[float, Effects, bool]:
+        """H, b and whether the factor in hand is theirs, from the predicted modes, else from the last ones or zero.
+
+        Raises
+        ------
+        NumericalError
+            There are none from any of them.
+        """
+        base = self.design.fixed_part(psi)
+        failure = NumericalError("the likelihood is zero at the modes' start")
+        for t in (self.predicted(psi), self.t_at, self.t_at * 0.0):
+            u, b = self.spherical(self.lam, t)
+            zb = self.linear(b)[0]
+            h = float(u.dot(u)[0, 0]) - 2.0 * self.row_pass(base + zb, rho)
+            if not np.isfinite(h):
+                continue
+            try:
+                there, h, u, b, zb = self.follow_modes(t, base, rho, h, u, b, zb)
+                return (h, b, False) if there else self.find_modes(base, rho, h, u, b, zb)
+            except NumericalError as error:
+                failure = error
+        raise failure
 
     def find_modes(
         self, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array
@@ -310,6 +319,7 @@ class Laplace:
         """Factor M with other weights; whether it is positive definite."""
         self.rows.refill(w)
         self.n_factors += 1
+        self.in_hand = False  # what the last derivatives left is overwritten, wherever the search ends
         try:
             self.logdet = self.evaluator.value(self.theta)
         except NumericalError:
@@ -428,6 +438,16 @@ class Laplace:
     def modes(self) -> list[Array]:
         """Conditioned b (q, l) of each group where the deviance was last taken."""
         return self.by_group(self.b)
+
+    def forms(self, x: Effects) -> Array:
+        """X'Hx (k,) with H = Lambda M^-1 Lambda', where the deviance was last taken."""
+        lead, tail, *_ = self.evaluator.solve(self.theta, x.lead, x.tail)
+        return np.asarray((x.lead * lead).sum(axis=1) + (x.tail * tail).sum(axis=1))
+
+    def leverages(self) -> Array:
+        """z_i'Hz_i (n,) of the design's rows, likewise."""
+        self.evaluator.invert(self.theta)
+        return np.asarray(leverages(self.evaluator, self.theta, self.rows))
 
     def cond_var(self) -> list[Array]:
         """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from threading import Lock, get_ident
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.errors import InUseError
 
@@ -45,7 +45,7 @@ class Workspaces:
     def __reduce__(self) -> tuple[type[Workspaces], tuple[bool, Control]]:
         return Workspaces, (self.reml, self.control)  # workspaces are neither pickled nor shared with a copy
 
-    def take(self, design: DesignProducts, found: Responses) -> Objective:
+    def take(self, design: DesignSums, found: Responses) -> Objective:
         """An objective with the response in ``found``, the caller's alone until `give_back`."""
         try:
             objective = self._idle.pop()

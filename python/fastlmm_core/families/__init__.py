@@ -7,6 +7,7 @@ from fastlmm_core.families.exponential import Binomial, Gamma, Gaussian, Inverse
 from fastlmm_core.families.family import Family, Rows
 from fastlmm_core.families.links import LINKS, Link
 from fastlmm_core.families.overdispersed import Beta, NegativeBinomial, NegativeBinomial1
+from fastlmm_core.families.truncated import TruncatedNegativeBinomial, TruncatedNegativeBinomial1, TruncatedPoisson
 
 __all__ = [
     "FAMILIES",
@@ -22,11 +23,18 @@ __all__ = [
     "NegativeBinomial1",
     "Poisson",
     "Rows",
+    "TruncatedNegativeBinomial",
+    "TruncatedNegativeBinomial1",
+    "TruncatedPoisson",
     "as_family",
 ]
 
 FAMILIES: dict[str, type[Family]] = {
-    f.name: f for f in (Binomial, Poisson, NegativeBinomial, NegativeBinomial1, Gamma, InverseGaussian, Gaussian, Beta)
+    f.name: f
+    for f in (
+        *(Binomial, Poisson, NegativeBinomial, NegativeBinomial1, Gamma, InverseGaussian, Gaussian, Beta),
+        *(TruncatedPoisson, TruncatedNegativeBinomial, TruncatedNegativeBinomial1),
+    )
 }
 """By name, in the order of the kernels' codes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class Poisson(Family):
     """Counts whose variance is their mean."""
 
     name = "poisson"
-    links = ("log", "identity", "sqrt")
+    links: ClassVar[tuple[str, ...]] = ("log", "identity", "sqrt")
     code = 1
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:

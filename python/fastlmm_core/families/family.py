@@ -89,6 +89,14 @@ class Family(ABC):
         """Extra parameters that are estimated: none or one."""
         return int(self.parameter is not None and self.fixed_rho is None)
 
+    def extra(self, rho: float) -> Array:
+        """The extra parameters that are estimated, (n_extra,)."""
+        return np.atleast_1d(np.asarray(rho, np.float64))[: self.n_extra]
+
+    def rho_of(self, extra: Array) -> float:
+        """Rho from the extra parameters that are estimated (n_extra,), or the one given; 0 where there is none."""
+        return float(extra[0]) if self.n_extra else self.fixed_rho or 0.0
+
     # ------------------------------------------------------------------ one row
 
     def row(self, y: Array, eta: Array, m: Array, rho: float) -> Rows:
@@ -139,6 +147,15 @@ class Family(ABC):
     def mean(self, eta: Array) -> Array:
         """The mean of a response (of a binomial one: of its proportion)."""
         return self.link.inverse(eta)
+
+    def response_mean(self, mu: Array, rho: float) -> Array:
+        """The mean of a response where the link's is mu: mu itself, but for counts without zeros or with more."""
+        return mu
+
+    @property
+    def plain(self) -> bool:
+        """Whether the link's mean is the response's."""
+        return type(self).response_mean is Family.response_mean
 
     @abstractmethod
     def variance(self, mu: Array, m: Array, rho: float) -> Array:

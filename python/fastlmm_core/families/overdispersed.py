@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class NegativeBinomialBase(Family):
         alpha is not positive.
     """
 
-    links = ("log", "identity", "sqrt")
+    links: ClassVar[tuple[str, ...]] = ("log", "identity", "sqrt")
     parameter = "alpha"
 
     def __init__(self, link: str | Link | None = None, *, alpha: float | None = None) -> None:
@@ -49,9 +50,9 @@ class NegativeBinomialBase(Family):
         if alpha is not None:
             if not 0.0 < alpha < np.inf:
                 raise ModelError(f"alpha must be positive, not {alpha}; for no overdispersion use the poisson family")
-            object.__setattr__(self, "fixed_rho", self.rho_of(float(alpha)))
+            object.__setattr__(self, "fixed_rho", self.log_of(float(alpha)))
 
-    def rho_of(self, alpha: float) -> float:
+    def log_of(self, alpha: float) -> float:
         """Rho for a given alpha."""
         return float(np.log(alpha))
 
@@ -76,7 +77,7 @@ class NegativeBinomial(NegativeBinomialBase):
     code = 2
     rho_range = (-np.inf, LIMIT)
 
-    def rho_of(self, alpha: float) -> float:
+    def log_of(self, alpha: float) -> float:
         """Rho for a given alpha."""
         return -float(np.log(alpha))
 

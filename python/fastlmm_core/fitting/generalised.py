@@ -152,7 +152,8 @@ def _checked(result: G, model: Model, *, few: bool) -> G:
         warn(found, SeparationWarning)
     if without_overdispersion(core):
         alpha = core.family_params["alpha"]
-        text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the poisson family is enough"
+        enough = "truncated_poisson" if core.family.name.startswith("truncated") else "poisson"
+        text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the {enough} family is enough"
         notes.append(text)
         warn(text, BoundaryWarning)
     if few and core.family.name == "binomial" and options.n_agq == 1 and design.weights is None:

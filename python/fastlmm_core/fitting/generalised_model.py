@@ -83,8 +83,8 @@ class GeneralisedModel(FittedModel):
 
     @property
     def fittedvalues(self) -> pd.Series:
-        """Means of the rows used at the modes: proportions for binomial rows, counts with their exposure."""
-        return self.design.by_row(self.core.mu)
+        """The response's means at the modes: proportions for binomial rows, counts with their exposure."""
+        return self.design.by_row(self.core.fitted)
 
     @property
     def linear_predictor(self) -> pd.Series:

@@ -67,7 +67,8 @@ def glmer(
         As in `lmer`.
     family : str or Family
         "binomial", "poisson", "negativebinomial" (NB2), "negativebinomial1", "gamma", "inverse_gaussian", "gaussian",
-        "beta", or an object of `fastlmm_core.families`.
+        "beta"; for counts without zeros "truncated_poisson", "truncated_nbinom2", "truncated_nbinom1"; or an object of
+        `fastlmm_core.families`.
     link : str or Link, optional
         The family's first link when left out.
     n_agq : int
@@ -201,6 +202,11 @@ def glmer(
 def _check_varying(design: Design, family: Family) -> None:
     """ModelError for a constant response of a family in which that leaves nothing to model."""
     y, name = design.y, design.formula.response
+    if family.name.startswith("truncated") and (zeros := y == 0.0).any():
+        raise DataError(
+            f"the response {name} is zero in {int(zeros.sum())} of {len(y)} rows, first in row "
+            f"{design.row_index[int(zeros.argmax())]}: {family.name} counts begin at one"
+        )
     if y.max() == y.min() and (family.name in ("gaussian", "gamma", "inverse_gaussian", "beta") or y[0] == 0.0):
         raise ModelError(f"the response {name} is constant ({y[0]:g} in all {len(y)} rows)")
 

@@ -22,10 +22,11 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.covariances import Structure, lower_factor
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
-from fastlmm_core.core.residuals.model import Effects, ResidualModel
+from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
-from fastlmm_core.core.residuals.start import best_scale, pattern_start
+from fastlmm_core.core.residuals.start import best_scale, defined_start, pattern_start
+from fastlmm_core.core.residuals.units import combine, outermost, places
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.core.theta import SINGULAR
@@ -43,17 +44,6 @@ SPAN_TOLERANCE = 1e2 * np.finfo(float).eps
 """A residual this small beside the response is rounding."""
 
 
-def combine(code: Index, size: int, values: NDArray[Any]) -> tuple[Index, int]:
-    """Codes of the pairs (code, value) that occur, and how many there are."""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    code = code * len(distinct) + inverse.reshape(-1)
-    size *= len(distinct)
-    if size > len(code):
-        distinct, inverse = np.unique(code, return_inverse=True)
-        return inverse.reshape(-1).astype(np.int64), len(distinct)
-    return code, size
-
-
 class PatternModel:
     """A model with independent units, without its response.
 
@@ -62,7 +52,7 @@ class PatternModel:
     X : (n, p) or None
     residual : Residual
     terms : sequence of Term
-        Random effects whose levels are units; rows of one subject share them.
+        Random effects; levels and subjects lie within those of the coarsest of them, the units.
     weights : (n,), optional
         Positive; the residual variance of row i is divided by weights[i].
     offset : (n,), optional
@@ -74,7 +64,7 @@ class PatternModel:
     Raises
     ------
     DataError, ModelError
-        Wrong lengths, values that are not finite, weights that are not positive, too few rows.
+        Wrong lengths, values that are not finite, weights that are not positive, too few rows, no common units.
     """
 
     def __init__(
@@ -142,17 +132,19 @@ class PatternModel:
             for j in range(z.shape[1]):
                 cell, size = combine(cell, size, z[:, j])
             effects.append(Effects(z, covariance))
-        unit, subject = residual.subject, None
-        if self.terms:
-            unit = self.terms[0].codes.astype(np.int64)
-            owner = np.empty(int(residual.subject.max()) + 1, np.int64)
-            owner[residual.subject] = unit
-            if len(np.unique(unit)) < len(np.unique(residual.subject)):
-                subject = residual.subject
-                first = np.searchsorted(np.sort(owner), unit)  # subjects of earlier units
-                place = np.argsort(np.argsort(owner, kind="stable"), kind="stable")
-                within = place[subject] - first
-                cell, size = combine(within.astype(np.int64), int(within.max()) + 1, cell)
+        codes = [term.codes for term in self.terms] + [residual.subject]
+        of_unit = outermost(codes)
+        if of_unit is None:
+            raise ModelError("random effects beside a residual structure need levels and subjects within one factor")
+        unit = codes[of_unit].astype(np.int64)
+        inner = []
+        for k, code in enumerate(codes):
+            within = None if k == of_unit else places(unit, code)
+            inner.append(None if within is None else code)
+            if within is not None:
+                cell, size = combine(*within, cell)
+        *levels, subject = inner
+        effects = [replace(e, level=level) for e, level in zip(effects, levels, strict=True)]
         self.unit, self.cell, self.n_cells = unit, cell, size
         # rows without a structure are each a position of their own, though any two with equal columns are alike
         positions = np.arange(self.n) if residual.kind == "none" else residual.cells
@@ -217,7 +209,8 @@ class PatternModel:
             rest = response if self.root is None else response * self.root
             rest = rest - self.Q @ coefficients
             if start is None:
-                first = best_scale(criterion, pattern_start(self.model, self.residual, rest))
+                first = pattern_start(self.model, self.residual, rest)
+                first = best_scale(criterion, defined_start(criterion, first))
             else:
                 first = self.to_working(np.asarray(start, np.float64))
             found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
@@ -392,13 +385,13 @@ class PatternFit(CoreFit):
         """X beta, (n,)."""
         return np.asarray(self.model.X @ np.nan_to_num(self.beta))
 
-    def solve(self, columns: Array) -> Array:
-        """V^-1 times columns (n, c), V relative to `working`^2 and with the weights."""
+    def solve(self, columns: Array, within: NDArray[np.integer[Any]] | None = None) -> Array:
+        """V^-1 times columns (n, c), V relative to `working`^2 and with the weights; pairs of equal `within` alone."""
         root = self.model.root
         scaled = columns if root is None else columns * root[:, None]
         out = np.empty_like(scaled)
         for part, P in zip(self.parts, self.inverses, strict=True):
-            out[part.units] = P[part.pattern] @ scaled[part.units]
+            out[part.units] = only(P[part.pattern], alike(within, part.units)) @ scaled[part.units]
         return out if root is None else out * root[:, None]
 
     @cached_property
@@ -470,8 +463,8 @@ class PatternFit(CoreFit):
             l, S = z.shape[1], L @ L.T / ratio**2
             assert term.n_levels is not None
             inner = np.zeros((term.n_levels, l, l))
-            # the columns of one level only, at once for all levels: V is block-diagonal in them
-            moved = self.solve(z)
+            # the columns of one level only, at once for all levels
+            moved = self.solve(z, term.codes)
             np.add.at(inner, term.codes, z[:, :, None] * moved[:, None, :])
             out.append(self.working**2 * (S - S @ inner @ S))
         return tuple(out)

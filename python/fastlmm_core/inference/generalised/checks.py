@@ -16,7 +16,7 @@ from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
 from fastlmm_core.inference.generalised.predict import marginal_mean
-from fastlmm_core.inference.generalised.rows import distribution, observed, prior_weights
+from fastlmm_core.inference.generalised.rows import COUNTS, WHOLE, distribution, observed, prior_weights
 from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
     m = prior_weights(result)
     w, _ = row_weights(result, core.eta)
     freq = np.ones(len(w)) if result.options.freq_weights is None else result.options.freq_weights
-    x2 = float(freq @ ((observed(result) - core.mu) ** 2 / core.family.variance(core.mu, m, core.rho)))
+    x2 = float(freq @ ((observed(result) - core.fitted) ** 2 / core.family.variance(core.mu, m, core.rho)))
     keep = np.flatnonzero(~np.isnan(core.beta))
     moved = design.X[:, keep].copy()
     nt = len(core.theta)
@@ -94,7 +94,7 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
     fixed = np.trace(np.linalg.solve(information, moved.T @ (w[:, None] * moved))) if len(keep) else 0.0
     df = float(freq.sum() - w @ leverages(result) - fixed)
     out = {"pearson_x2": x2, "df": df, "ratio": x2 / df, "p": float(chdtrc(df, x2))}
-    if core.family.name in ("poisson", "negativebinomial", "negativebinomial1") and (m == 1.0).all():
+    if core.family.name in COUNTS and (m == 1.0).all():
         _, at_zero = distribution(core.family, np.zeros(len(w)), core.mu, m, core.rho)
         out |= {"zeros_observed": float(freq @ (design.y == 0.0)), "zeros_expected": float(freq @ at_zero)}
     return pd.Series(out)
@@ -191,7 +191,7 @@ def level_one_variance(result: GeneralisedModel) -> float:
     known = {"logit": np.pi**2 / 3.0, "probit": 1.0, "cloglog": np.pi**2 / 6.0}
     if family.name == "binomial" and family.link.name in known:
         return float(known[family.link.name])
-    if family.link.name == "log" and family.name != "beta":
+    if family.link.name == "log" and family.name != "beta" and family.name not in WHOLE:
         _, random, _ = variance_shares(result.design, core)
         base = float(np.mean(result.design.X @ np.nan_to_num(core.beta)))
         mean = float(marginal_mean(family.link, np.array([base]), np.array([random.sum()]))[0])

@@ -17,9 +17,9 @@ from fastlmm_core.inference.prediction import factors_of
 from fastlmm_core.inference.profile import quantile_of_level
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from fastlmm_core.families import Link
+    from fastlmm_core.families import Family, Link
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import NewDesign
 
@@ -48,6 +48,11 @@ def marginal_mean(link: Link, eta: Array, variance: Array) -> Array:
         return eta.copy()
     if link.name == "probit":
         return np.asarray(ndtr(eta / np.sqrt(1.0 + variance)))
+    return averaged(link.inverse, eta, variance)
+
+
+def averaged(function: Callable[[Array], Array], eta: Array, variance: Array) -> Array:
+    """E function(eta + e) for e ~ N(0, variance), (n,), by the trapezoid rule."""
     sd = np.sqrt(variance)
     step = 0.6 / max(float(sd.max(initial=0.0)), 1.2)
     k = int(np.ceil(REACH / step))
@@ -56,8 +61,31 @@ def marginal_mean(link: Link, eta: Array, variance: Array) -> Array:
     weights /= weights.sum()
     out = np.zeros_like(eta)
     for node, weight in zip(nodes, weights, strict=True):
-        out += weight * link.inverse(eta + sd * node)
+        out += weight * function(eta + sd * node)
     return out
+
+
+def marginal_response(family: Family, rho: Any, eta: Array, variance: Array) -> Array:
+    """E of the response's mean at eta + e for e ~ N(0, variance), (n,); the link's mean by its closed form."""
+    mean = marginal_mean(family.link, eta, variance)
+    if family.plain:
+        return mean
+
+    def rest(at: Array) -> Array:
+        mu = family.link.inverse(at)
+        return family.response_mean(mu, rho) - mu
+
+    return mean + averaged(rest, eta, variance)
+
+
+def by_rho(family: Family, rho: Any, function: Callable[[Any], Array]) -> Array:
+    """Derivatives (n, n_extra) of a function of rho with values (n,), by central differences."""
+    at = family.extra(rho)
+    columns = [
+        (function(family.rho_of(at + STEP * unit)) - function(family.rho_of(at - STEP * unit))) / (2.0 * STEP)
+        for unit in np.eye(len(at))
+    ]
+    return np.column_stack(columns) if columns else np.zeros((len(function(rho)), 0))
 
 
 def predict(
@@ -86,28 +114,34 @@ def predict(
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, all_columns=kind == "marginal")
     eta = linear_predictor(rows, core, masks)  # type: ignore[arg-type]
-    link = core.family.link
+    family, link = core.family, core.family.link
+
+    def response(at: Array, rho: Any = core.rho) -> Array:
+        return at if kind == "link" else family.response_mean(link.inverse(at), rho)
+
     if interval is None:
-        if kind == "marginal":
-            fit = marginal_mean(link, eta, term_variance(rows, core.L))
-        else:
-            fit = eta if kind == "link" else link.inverse(eta)
+        fit = _marginal_mean(result, rows, eta)(core.theta) if kind == "marginal" else response(eta)
         found = rows.by_row(fit)
         found.attrs["notes"] = undetermined(design, core, rows)  # type: ignore[arg-type]
         return found
     z = quantile_of_level(level)
     if kind == "marginal":
         fit, se = _marginal(result, rows, eta)
-        centre = link(fit)
+        floor = 0.0 if family.plain else family.response_mean(np.zeros_like(fit), core.rho)
+        centre = link(fit - floor)
         error = se / np.abs(link.derivatives(centre)[1])
+        limits = [link.inverse(centre - z * error) + floor, link.inverse(centre + z * error) + floor]
     else:
-        centre, error = eta, np.sqrt(variances(result, rows, masks))
+        fit, slope, moved = response(eta), np.ones_like(eta), None
+        if kind != "link":
+            slope = link.derivatives(eta)[1]
+        if kind != "link" and not family.plain:  # rho moves the mean too: in units of the linear predictor
+            slope = (response(eta + STEP) - response(eta - STEP)) / (2.0 * STEP)
+            moved = by_rho(family, core.rho, lambda rho: response(eta, rho)) / slope[:, None]
+        error = np.sqrt(variances(result, rows, masks, moved))
         error[np.isnan(eta)] = np.nan
-        fit, slope = (eta, 1.0) if kind == "link" else link.derivatives(eta)[:2]
         se = error * np.abs(slope)
-    limits = [centre - z * error, centre + z * error]
-    if kind != "link":
-        limits = [link.inverse(part) for part in limits]
+        limits = [response(eta - z * error), response(eta + z * error)]
     frame = pd.DataFrame(
         {
             "fit": rows.full(fit),
@@ -134,20 +168,29 @@ def term_variance(rows: NewDesign, factors: Sequence[Array]) -> Array:
     return out
 
 
-def _marginal(result: GeneralisedModel, rows: NewDesign, eta: Array) -> tuple[Array, Array]:
-    """Marginal means and their standard errors by the delta method, theta's uncertainty included."""
-    core, link = result.core, result.core.family.link
+def _marginal_mean(result: GeneralisedModel, rows: NewDesign, eta: Array) -> Callable[..., Array]:
+    """Marginal means (n,) as a function of theta, a shift of the linear predictor, and rho."""
+    core = result.core
     widths = [len(factor) for factor in core.L]
+
+    def mean(theta: Array, shift: float = 0.0, rho: Any = core.rho) -> Array:
+        return marginal_response(core.family, rho, eta + shift, term_variance(rows, factors_of(widths, theta)))
+
+    return mean
+
+
+def _marginal(result: GeneralisedModel, rows: NewDesign, eta: Array) -> tuple[Array, Array]:
+    """Marginal means and their standard errors by the delta method, theta's and rho's uncertainty included."""
+    core = result.core
     nt, p = len(core.theta), len(core.beta)
     assert rows.X is not None
-
-    def mean(theta: Array, shift: float = 0.0) -> Array:
-        return marginal_mean(link, eta + shift, term_variance(rows, factors_of(widths, theta)))
-
+    mean = _marginal_mean(result, rows, eta)
     j = np.zeros((len(eta), nt + p + core.family.n_extra))
     for k in range(nt):
         unit = STEP * np.eye(nt)[k]
         j[:, k] = (mean(core.theta + unit) - mean(core.theta - unit)) / (2.0 * STEP)
     slope = (mean(core.theta, STEP) - mean(core.theta, -STEP)) / (2.0 * STEP)
     j[:, nt : nt + p] = slope[:, None] * rows.X
+    if not core.family.plain:
+        j[:, nt + p :] = by_rho(core.family, core.rho, lambda rho: mean(core.theta, 0.0, rho))
     return mean(core.theta), np.sqrt(np.einsum("np,pq,nq->n", j, parameter_covariance(result), j))

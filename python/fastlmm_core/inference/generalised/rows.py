@@ -24,6 +24,11 @@ Array = NDArray[np.float64]
 ResidualKind = Literal["deviance", "pearson", "response", "working", "quantile", "simulated"]
 RESIDUALS = ("deviance", "pearson", "response", "working", "quantile", "simulated")
 
+COUNTS = ("poisson", "negativebinomial", "negativebinomial1")
+
+WHOLE = dict(zip(("truncated_poisson", "truncated_nbinom2", "truncated_nbinom1"), COUNTS, strict=True))
+"""Families without zeros, and those they are the positive part of."""
+
 N_SIMULATED = 250
 """Responses among which a simulated residual is the rank."""
 
@@ -49,7 +54,7 @@ def residuals(
         raise ModelError(f"kind must be one of {', '.join(map(repr, RESIDUALS))}, not {kind!r}")
     core, y, m = result.core, result.design.y, prior_weights(result)
     family, mu, rho = core.family, core.mu, core.rho
-    r = observed(result) - mu
+    r = observed(result) - core.fitted
     if kind == "response":
         values = r
     elif kind == "pearson":
@@ -130,10 +135,11 @@ def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> t
     ModelError
         A family of the user's own, or prior weights that no distribution goes with.
     """
-    if family.name in ("poisson", "negativebinomial", "negativebinomial1", "beta") and (m != 1.0).any():
+    whole = WHOLE.get(family.name, family.name)
+    if whole in (*COUNTS, "beta") and (m != 1.0).any():
         raise ModelError(f"quantile residuals need a distribution, and weighted {family.name} rows have none")
     phi = family.scale(rho)
-    match family.name:
+    match whole:
         case "binomial":
             law = stats.binom(m, mu)
         case "poisson":
@@ -156,5 +162,8 @@ def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> t
         case _:
             raise ModelError(f'quantile residuals need the {family.name} distribution: use kind="simulated"')
     upper = np.asarray(law.cdf(y))
-    discrete = family.name in ("binomial", "poisson", "negativebinomial", "negativebinomial1")
-    return (np.asarray(law.cdf(y - 1.0)) if discrete else upper), upper
+    lower = np.asarray(law.cdf(y - 1.0)) if whole in ("binomial", *COUNTS) else upper
+    if whole != family.name:  # without the zeros
+        zero, seen = np.asarray(law.cdf(0.0)), np.asarray(law.sf(0.0))
+        lower, upper = (lower - zero) / seen, (upper - zero) / seen
+    return lower, upper

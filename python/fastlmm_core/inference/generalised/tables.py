@@ -112,7 +112,7 @@ def augment(result: GeneralisedModel, data: Any = None) -> Table:
     design, core = result.design, result.core
     rows = design.own_rows()
     out: dict[str, Any] = {
-        "fitted": rows.full(core.mu),
+        "fitted": rows.full(core.fitted),
         "resid": residuals(result),
         "link": rows.full(core.eta),
         "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]

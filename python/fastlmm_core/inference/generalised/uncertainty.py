@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.row_forms import leverages as row_forms
 from fastlmm_core.core.laplace import Effects, Laplace
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.fitting.generalised import engine_at
@@ -93,8 +92,7 @@ def conditional_forms(engine: Engine, parts: Parts) -> Array:
     for at in range(0, len(first), width):
         rows = first[at : at + width]
         right = sides(engine, [(codes[rows], z[rows]) for codes, z in groups])
-        lead, tail, *_ = engine.evaluator.solve(engine.theta, right.lead, right.tail)
-        forms[at : at + width] = (right.lead * lead).sum(axis=1) + (right.tail * tail).sum(axis=1)
+        forms[at : at + width] = engine.forms(right)
     return forms[inverse.ravel()]
 
 
@@ -114,13 +112,20 @@ def sides(engine: Laplace, groups: Sequence[tuple[NDArray[np.int64], Array]]) ->
     return Effects(lead, tail)
 
 
-def variances(result: GeneralisedModel, rows: NewDesign, masks: Sequence[NDArray[np.bool_]]) -> Array:
-    """Variance (n,) of x'beta + z'b for the random effects that ``masks`` includes; a new level adds its own."""
+def variances(
+    result: GeneralisedModel, rows: NewDesign, masks: Sequence[NDArray[np.bool_]], by_rho: Array | None = None
+) -> Array:
+    """Variance (n,) of x'beta + z'b for the random effects that ``masks`` includes; a new level adds its own.
+
+    ``by_rho`` (n, n_extra) are derivatives of a part of the rows' own in the family's parameters, to be added.
+    """
     assert rows.X is not None
     core = result.core
     n, nt, p = len(rows.X), len(core.theta), len(core.beta)
     j = np.zeros((n, nt + p + core.family.n_extra))
     j[:, nt : nt + p] = rows.X
+    if by_rho is not None:
+        j[:, nt + p :] = by_rho
     extra = np.zeros(n)
     if any(mask.any() for mask in masks):
         derivatives = mode_derivatives(result)
@@ -147,8 +152,7 @@ def leverages(result: GeneralisedModel) -> Array:
     engine = engine_at(result)
     with one_blas_thread():
         if isinstance(engine, Laplace):
-            engine.evaluator.invert(engine.theta)
-            return np.asarray(row_forms(engine.evaluator, engine.theta, engine.rows))
+            return engine.leverages()
         design = engine.design
         z = design.z[0]
         blocks = engine.cond_var()[0][design.codes[0]]

@@ -2,59 +2,42 @@
 
 With t = Z'Py and Q = V^-1 (ML) or P (REML), each factor's covariance derivative is
     G = sum_j ( [Z'QZ]_jj - (nu / r^2) t_j t_j' )           d(criterion)/dL = 2 G L
-    leading   [Z'QZ]_ii = (I - A_i K_i) A_i - U_i S^-1 U_i' - e_i e_i',   U_i = (I - A_i K_i) B_i Lambda_t
-    tail      [Z'QZ]_jj = L_k^-T (I - [S^-1]_jj) L_k^-1, extrapolated from lifted factors when L_k is near singular;
-              with a precision P between levels the sum over j is L_k^-T (q I - sum_jk P_jk [S^-1]_jk) L_k^-1
-where e_i (REML only) carries the fixed effects' share. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and
-what the response adds to G is the caller's: `traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
+with the sums of [Z'QZ]_jj from `traces`. With a fixed scale nu / r^2 = 1, the criterion is log|M|, and what the
+response adds to G is the caller's: `Traces.traces` gives sum_j [Z'V^-1 Z]_jj, `chain` takes any G to theta. The model
 Hessian is the average information (Gilmour, Thompson and Cullis 1995) plus the exact curvature of Sigma = L L':
     H_ab = nu (f_a'P f_b / r^2 - (f_a'Py)(f_b'Py) / r^4) + 2 G[i_a, i_b]  [same factor, same column]
     f_a  = dV/dtheta_a Py
 
-In: the factors of the last value (`_solver`), which the derivatives use up. Cost: an inverse of S on its pattern, a
-gather like the elimination's scatter, and one forward solve a parameter. Level loops that sum run over a fixed number
-of chunks, so results do not depend on the number of threads.
+In: the factors of the last value (`solver`), which the derivatives use up. Cost: that of the traces, and one forward
+solve a parameter. Level loops that sum run over the chunks of `traces`.
 """
 
 import numpy as np
 
 from cython.parallel cimport prange
-from libc.math cimport fabs, sqrt
+from libc.math cimport exp, isfinite
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy, memset
-from scipy.linalg.cython_blas cimport dtrsm
+from libc.string cimport memset
 
-from fastlmm_core._native.leading.level cimport correction_chunk, information_row, times_ka
-from fastlmm_core._native.criterion.solver cimport Solver
+from fastlmm_core._native.criterion.traces cimport Traces
+from fastlmm_core._native.leading.level cimport information_row, times_ka
 from fastlmm_core._native.tail.tail cimport Tail
-from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
 
 __all__ = ["Evaluator"]
 
-cdef double FLOOR = 1e-6  # squared floor of a tail factor's singular values, over one over the weight a level has
 
-cdef enum:
-    CHUNK = 256     # leading levels a chunk, unless that makes too many
-    MAX_CHUNKS = 64
-
-
-cdef class Evaluator(Solver):
+cdef class Evaluator(Traces):
     """A `Solver` with derivatives; parameters as there."""
 
     def __init__(self, dict arrays not None, Tail tail not None, Py_ssize_t n, Py_ssize_t p, bint reml, int threads,
                  bint fixed_scale=False):
-        Solver.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
+        Traces.__init__(self, arrays, tail, n, p, reml, threads, fixed_scale)
         self.ready = False
-        cdef Py_ssize_t m = tail.m, nt = self.n_theta, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
-        self.n_chunks = max(1, min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK))
-        self.lam_lifted = np.zeros(n_lam)
+        cdef Py_ssize_t m = tail.m, nt = self.n_theta
         self.ca, self.va = np.zeros((nt, m)), np.zeros((nt - self.n_lead_theta, m))
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
         self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta + 1)
-        self.omega = np.zeros(2 * m * p + 1)
-        self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
-        self.small = np.zeros(8 * widest * widest)
         leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
         # one spare entry each: an empty leading group still has an address
         self.lead_row = np.append(arrays["theta_row"][leading], 0)
@@ -88,33 +71,6 @@ cdef class Evaluator(Solver):
             self.leave()
         self.check(status, theta)
         return out, gradient_, hessian_
-
-    def traces(self, const double[::1] theta not None):
-        """sum_j [Z_k'V^-1 Z_k]_jj of each group at ``theta``, with a fixed scale.
-
-        Returns
-        -------
-        list of (l, l) arrays
-            Half the derivative of log|M| by the group's covariance matrix Sigma_k.
-        """
-        cdef int status
-        if not self.fixed_scale:
-            raise ValueError("traces of V^-1 need a fixed scale; `derivatives` has the profiled criterion's")
-        self.enter()
-        try:
-            self.check_length(theta)
-            with nogil:
-                status = self.factor_at(&theta[0]) if not self.same(&theta[0]) else 0
-                if status == 0:
-                    self.leading_shrinkage()
-                    status = self.all_traces()
-            sums = np.array(self.sums)
-        finally:
-            self.leave()
-        self.check(status, theta)
-        ends, widths = np.asarray(self.group_lam), np.asarray(self.group_l)
-        parts = [sums[a:b].reshape(l, l).copy() for a, b, l in zip(ends[:self.n_groups], ends[1:], widths, strict=True)]
-        return parts if self.lead.q else parts[1:]
 
     def chain(self, const double[::1] theta not None, list blocks not None):
         """Derivatives along theta of a function of the covariance matrices Sigma_k = L_k L_k'.
@@ -178,22 +134,65 @@ cdef class Evaluator(Solver):
         for a in range(nt):
             for b in range(nt):
                 hessian[a * nt + b] = scale * (self.h1[a, b] - gradient[a] * gradient[b] / r2)
-        if self.group_gradients() != 0:
+        if self.group_gradients(scale) != 0:
             return 1
         self.c_chain(&self.lam[0], &self.sums[0], gradient, hessian)
         return 0
+
+    def given_sigma(self, const double[::1] theta not None, double log_sigma):
+        """Gradient and model Hessian of the deviance at a given sigma, not the best one; maximum likelihood only.
+
+        With kappa = r^2 / sigma^2 and d r^2 / d theta_a = -f_a'Py the deviance at sigma is
+
+            log|M| + n log(2 pi sigma^2) + kappa - sum log w
+
+        so kappa takes nu's place in G, and the term that profiling sigma out takes from the information is not taken.
+
+        Returns
+        -------
+        gradient : (1 + n_theta,)
+            In (log sigma, theta); sigma in the units of the response that was loaded.
+        hessian : (1 + n_theta, 1 + n_theta)
+        """
+        cdef Py_ssize_t a, b, nt = self.n_theta
+        gradient_, hessian_ = np.empty(nt + 1), np.empty((nt + 1, nt + 1))
+        inner_, curvature_ = np.empty(nt), np.zeros((nt, nt))
+        cdef double[::1] gradient = gradient_, inner = inner_
+        cdef double[:, ::1] hessian = hessian_, curvature = curvature_
+        cdef double kappa = 0.0
+        cdef int status
+        if self.fixed_scale or self.reml or self.tail.known:
+            raise ValueError("a given sigma is for the deviance of independent levels")
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.factor_at(&theta[0])
+                if status == 0:
+                    kappa = self.r2 * exp(-2.0 * log_sigma)
+                    status = 0 if isfinite(kappa) else 1
+                if status == 0:
+                    self.solve_modes()
+                    self.information(&inner[0])
+                    gradient[0], hessian[0, 0] = 2.0 * (self.nu - kappa), 4.0 * kappa
+                    for a in range(nt):
+                        hessian[0, a + 1] = hessian[a + 1, 0] = 2.0 * kappa * inner[a] / self.r2
+                        for b in range(nt):
+                            curvature[a, b] = kappa / self.r2 * self.h1[a, b]
+                    status = self.group_gradients(kappa / self.r2)
+                    self.c_chain(&self.lam[0], &self.sums[0], &inner[0], &curvature[0, 0])
+        finally:
+            self.leave()
+        self.check(status, theta)
+        gradient_[1:], hessian_[1:, 1:] = inner_, curvature_
+        return gradient_, hessian_
 
     cdef void information(self, double *fpy) noexcept nogil:
         """h1 = f_a'P f_b and ``fpy`` = f_a'Py; also leaves the leading sums of t_i t_i' and (I - A_i K_i) A_i.
 
         f_a = Z_k v_a with v_a[j] = e_r (L'_c t_j) + L_c t_jr for theta_a = L[r, c].
         """
-        cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, m = self.tail.m, d = self.lead.d, p = self.p
-        cdef Py_ssize_t l = self.lead.l, i, j, a, b, c, r, x, g, o, k
-        cdef Py_ssize_t size = self.chunk_size(), tails = nt - n1
-        cdef double s
-        cdef double *part
-        cdef const double *factor
+        cdef Py_ssize_t i, j, size = self.chunk_size()
         memset(&self.chunk_sums[0], 0, self.n_chunks * size * sizeof(double))
         if self.threads == 1:
             for i in range(self.n_chunks):
@@ -204,8 +203,16 @@ cdef class Evaluator(Solver):
         for i in range(1, self.n_chunks):
             for j in range(size):
                 self.chunk_sums[j] += self.chunk_sums[i * size + j]
-        part = &self.chunk_sums[0]
-        a = 0  # leading parameters keep their order among theta
+        self.leading_information(fpy)
+        if self.tail.m:
+            self.tail_information(fpy)
+        self.project_information()
+
+    cdef void leading_information(self, double *fpy) noexcept nogil:
+        """h1, cx and ``fpy`` of the leading parameters, from the sums over levels."""
+        cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, d = self.lead.d, l = self.lead.l
+        cdef Py_ssize_t i, j, x, a = 0, b  # leading parameters keep their order among theta
+        cdef double *part = &self.chunk_sums[0]
         for i in range(nt):
             if self.theta_group[i] != 0:
                 continue
@@ -214,45 +221,28 @@ cdef class Evaluator(Solver):
                 if self.theta_group[j] == 0:
                     self.h1[i, j] = part[a * n1 + b]
                     b += 1
-            for x in range(p):
+            for x in range(self.p):
                 self.cx[i, x] = part[n1 * n1 + a * d + x]
             fpy[i] = part[n1 * n1 + n1 * d + 2 * l * l + a]
             a += 1
-        if m == 0:
-            self.project_information()
-            return
+
+    cdef void tail_information(self, double *fpy) noexcept nogil:
+        """h1, cx and ``fpy`` of the tail's parameters, before projection; L^-1 Lambda_t'C v of every one in ``ca``."""
+        cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, m = self.tail.m, a, b, j, x, k = 0
+        cdef double s
         if n1:
             for j in prange(m, schedule="static", num_threads=self.threads):
                 information_row(&self.lead, j, &self.x_lead[0], n1, nt, &self.theta_group[0], &self.ca[0, 0], m)
-        k = 0
-        for a in range(nt):
-            g = self.theta_group[a]
-            if g == 0:
-                continue
-            l, r, c = self.group_l[g], self.theta_row[a], self.theta_col[a]
-            factor = &self.lam[self.group_lam[g]]
-            memset(&self.va[k, 0], 0, m * sizeof(double))
-            fpy[a] = 0.0
-            for b in range(self.n_blocks):
-                if self.block_group[b] != g:
-                    continue
-                o = self.block_ptr[b]
-                s = 0.0
-                for x in range(l):
-                    s += factor[x * l + c] * self.t_tail[o + x]
-                    self.va[k, o + x] += factor[x * l + c] * self.t_tail[o + r]
-                self.va[k, o + r] += s
-                for x in range(l):
-                    fpy[a] += self.va[k, o + x] * self.t_tail[o + x]
-            k += 1
-        # C v for the tail's own parameters, written behind the leading ones' rows of `ca`
-        if tails:
-            self.tail_products()
+        self.tail_directions(fpy)
+        for a in range(nt):  # C v of the tail's own parameters
+            if self.theta_group[a] != 0:
+                self.tail.times(&self.va[k, 0], &self.ca[a, 0], 1)
+                k += 1
         k = 0
         for a in range(nt):
             if self.theta_group[a] == 0:
                 continue
-            for x in range(p):
+            for x in range(self.p):
                 s = 0.0
                 for j in range(m):
                     s = s + self.c_dense[x, j] * self.va[k, j]
@@ -266,14 +256,32 @@ cdef class Evaluator(Solver):
             k += 1
         self.lambda_t(&self.lam[0], &self.ca[0, 0], nt)
         self.tail.forward(&self.ca[0, 0], nt)
-        self.project_information()
 
-    cdef void tail_products(self) noexcept nogil:
-        cdef Py_ssize_t a, k = 0
+    cdef void tail_directions(self, double *fpy) noexcept nogil:
+        """v_a of the tail's parameters, in ``va``, and ``fpy``, their products with t."""
+        cdef Py_ssize_t a, b, c, r, x, g, o, l, k = 0
+        cdef double s
+        cdef const double *factor
         for a in range(self.n_theta):
-            if self.theta_group[a] != 0:
-                self.tail.times(&self.va[k, 0], &self.ca[a, 0], 1)
-                k += 1
+            g = self.theta_group[a]
+            if g == 0:
+                continue
+            l, r, c = self.group_l[g], self.theta_row[a], self.theta_col[a]
+            factor = &self.lam[self.group_lam[g]]
+            memset(&self.va[k, 0], 0, self.tail.m * sizeof(double))
+            fpy[a] = 0.0
+            for b in range(self.n_blocks):
+                if self.block_group[b] != g:
+                    continue
+                o = self.block_ptr[b]
+                s = 0.0
+                for x in range(l):
+                    s += factor[x * l + c] * self.t_tail[o + x]
+                    self.va[k, o + x] += factor[x * l + c] * self.t_tail[o + r]
+                self.va[k, o + r] += s
+                for x in range(l):
+                    fpy[a] += self.va[k, o + x] * self.t_tail[o + x]
+            k += 1
 
     cdef void project_information(self) noexcept nogil:
         """h1 <- h1 - F F' - F_X F_X', with F in ``ca`` and F_X = L_XX^-1 (c_X - Y_X'F) in ``cx``."""
@@ -310,27 +318,9 @@ cdef class Evaluator(Solver):
         else:
             information_levels(self, first, last, sums, self.lead.l)
 
-    cdef void leading_shrinkage(self) noexcept nogil:
-        """``sums`` begins with sum_i (I - A_i K_i) A_i, in the order of the levels."""
-        cdef Py_ssize_t i, r, c, x, l = self.lead.l
-        cdef double s
-        cdef double *ka = &self.small[0]
-        cdef const double *a
-        memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
-        for i in range(self.lead.q):
-            a = self.lead.a + i * l * l
-            times_ka(&self.lead_m[0] + i * l * l, a, ka, l)
-            for r in range(l):
-                for c in range(l):
-                    s = a[r * l + c]
-                    for x in range(l):
-                        s -= a[r * l + x] * ka[x * l + c]
-                    self.sums[r * l + c] += s
-
-    cdef int group_gradients(self) noexcept nogil:
-        """G of every factor, into ``sums``."""
+    cdef int group_gradients(self, double scale) noexcept nogil:
+        """G of every factor, into ``sums``; ``scale`` is nu / r^2, or one over a given sigma's square."""
         cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
-        cdef double scale = self.nu / self.r2
         cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
         memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
         for r in range(l * l):
@@ -342,187 +332,6 @@ cdef class Evaluator(Solver):
                 for c in range(l):
                     self.sums[self.group_lam[g] + r * l + c] -= scale * self.t_tail[o + r] * self.t_tail[o + c]
         return self.all_traces()
-
-    cdef int all_traces(self) noexcept nogil:
-        """Add the traces of Z'QZ to ``sums``, which hold the leading factor's own part.
-
-        Where a tail factor is near singular they are taken with Sigma lifted by f^2 I and by 2 f^2 I, and extrapolated
-        to no lift: they are smooth in the lift, so what is left is of order f^4.
-        """
-        if self.tail.m == 0 or not self.lift_tail(1.0):
-            return self.add_traces(&self.lam[0], 1.0)
-        self.current = False
-        if self.finish(&self.lam_lifted[0]) != 0 or self.add_traces(&self.lam_lifted[0], 2.0) != 0:
-            return 1
-        if self.reml and self.p:  # the leading rows' dense columns were used up
-            self.eliminate()
-        self.lift_tail(2.0)
-        if self.finish(&self.lam_lifted[0]) != 0:
-            return 1
-        return self.add_traces(&self.lam_lifted[0], -1.0)
-
-    cdef int add_traces(self, const double *lam, double weight) noexcept nogil:
-        """Add ``weight`` times sum_j [Z'QZ]_jj, less the leading factor's own part, from the factors at ``lam``.
-
-        The tail's part is L^-T (q I - sum_j [S^-1]_jj) L^-1. Uses up the factors.
-        """
-        cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
-        cdef double s
-        cdef double *trace = &self.parts[0]
-        cdef double *block
-        memset(trace, 0, self.parts.shape[0] * sizeof(double))
-        if self.tail.m and self.reml:
-            self.make_omega()
-        self.projected = False
-        self.project(lam, False, &self.shrink[0] if self.reml and p else NULL)
-        if self.reml and p:
-            self.fixed_correction(trace)
-        if self.tail.m:
-            if not (self.current and self.inverted):
-                self.inverted = True
-                if self.tail.inverse(False) != 0:
-                    self.current = False
-                    return 1
-            self.gather_into(trace)
-        for b in range(self.n_blocks):
-            g = self.block_group[b]
-            l, o = self.group_l[g], self.block_ptr[b]
-            block = trace + self.group_lam[g]
-            if self.tail.known:
-                self.subtract_precision(b, block)
-                continue
-            for r in range(l):
-                for c in range(r, l):
-                    s = self.tail.inverse_entry(o + r, o + c)
-                    if self.reml:
-                        for x in range(p):
-                            s += self.omega[(o + r) * p + x] * self.omega[(o + c) * p + x]
-                    block[r * l + c] -= s
-                block[r * l + r] += 1.0
-        for g in range(1, self.n_groups):
-            l = self.group_l[g]
-            block = trace + self.group_lam[g]
-            for r in range(l):
-                for c in range(r):
-                    block[r * l + c] = block[c * l + r]
-            for r in range(l):  # columns, then rows
-                solve_lower_t(lam + self.group_lam[g], block + r, l, l)
-            for r in range(l):
-                solve_lower_t(lam + self.group_lam[g], block + r * l, l, 1)
-        for x in range(self.parts.shape[0]):
-            self.sums[x] += weight * trace[x]
-        return 0
-
-    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil:
-        """I - sum over k <= b of P_bk ([S^-1]_bk + its transpose), the diagonal block once, added to ``block``."""
-        cdef Py_ssize_t l = self.group_l[self.block_group[b]], o = self.block_ptr[b], r, c, k
-        cdef int64_t t
-        cdef double s
-        for r in range(l):
-            block[r * l + r] += 1.0
-        for t in range(self.tail.p_ptr[b], self.tail.p_ptr[b + 1]):
-            k = self.block_ptr[self.tail.p_idx[t]]
-            for r in range(l):
-                for c in range(r, l):
-                    s = self.tail.inverse_entry(k + r, o + c)
-                    if k != o:
-                        s += self.tail.inverse_entry(k + c, o + r)
-                    block[r * l + c] -= self.tail.p_val[t] * s
-
-    cdef void gather_into(self, double *big_g) noexcept nogil:
-        cdef Py_ssize_t x, size = self.lead.l * self.lead.l
-        cdef double *out = &self.small[0]
-        memset(out, 0, size * sizeof(double))
-        self.tail.gather(&self.lead, out, False, &self.work[0])
-        for x in range(size):
-            big_g[x] -= out[x]
-
-    cdef int lift_tail(self, double multiple) noexcept nogil:
-        """Copy lam, with near-singular tail factors replaced by chol(L L' + multiple f^2 I); 1 when there are any.
-
-        [S^-1]_jj tends to I as L_k tends to 0, so its distance from I loses digits below f. G is a function of Sigma
-        alone, so any factor of the lifted matrix serves.
-        """
-        cdef Py_ssize_t g, l, r, c, x
-        cdef double f, s, norm, floor = FLOOR
-        cdef int lifted = 0
-        cdef double *w = &self.small[0]
-        cdef const double *factor
-        cdef double *out
-        memcpy(&self.lam_lifted[0], &self.lam[0], self.lam.shape[0] * sizeof(double))
-        for g in range(1, self.n_groups):
-            l, f = self.group_l[g], sqrt(floor * self.group_levels[g] / self.values.total_weight)
-            factor, out = &self.lam[self.group_lam[g]], &self.lam_lifted[self.group_lam[g]]
-            norm = 0.0  # |L^-1|_F, at least 1 / the smallest singular value
-            for c in range(l):
-                for r in range(l):
-                    w[r] = 1.0 if r == c else 0.0
-                for r in range(c, l):
-                    for x in range(c, r):
-                        w[r] -= factor[r * l + x] * w[x]
-                    if fabs(factor[r * l + r]) < 1e-300:
-                        norm = 1e300
-                        break
-                    w[r] /= factor[r * l + r]
-                    norm += w[r] * w[r]
-            if norm * f * f < 1.0:
-                continue
-            lifted = 1
-            for r in range(l):
-                for c in range(r + 1):
-                    s = multiple * f * f if r == c else 0.0
-                    for x in range(c + 1):
-                        s += factor[r * l + x] * factor[c * l + x]
-                    w[r * l + c] = s
-            chol(w, l)
-            for r in range(l):
-                for c in range(r + 1):
-                    out[r * l + c] = w[r * l + c]
-        return lifted
-
-    cdef void make_omega(self) noexcept nogil:
-        """omega (m, p): S^-1 S_tX L_XX^-T, the fixed effects' share of the inverse."""
-        cdef Py_ssize_t m = self.tail.m, p = self.p, x, j
-        cdef int mm = <int>m, pp = <int>p, d = <int>self.lead.d
-        cdef char side = b"R", uplo = b"U", no = b"N"
-        cdef double one = 1.0
-        cdef double *w = &self.omega[0] + m * p
-        if p == 0:
-            return
-        memcpy(w, &self.y_dense[0, 0], p * m * sizeof(double))
-        self.tail.backward(w, p)
-        dtrsm(&side, &uplo, &no, &no, &mm, &pp, &one, &self.ld[0, 0], &d, w, &mm)
-        for x in range(p):
-            for j in range(m):
-                self.omega[j * p + x] = w[x * m + j]
-
-    cdef void fixed_correction(self, double *out) noexcept nogil:
-        """Subtract sum_i e_i e_i', e_i = (I - A_i K_i) Z_X L_XX^-T - U_i omega, from ``out`` (l, l)."""
-        cdef Py_ssize_t q = self.lead.q, l = self.lead.l, d = self.lead.d, p = self.p, i, r, c
-        cdef Py_ssize_t size = l * l
-        cdef int dd = <int>d, pp = <int>p, rows = <int>(q * l)
-        cdef char side = b"L", uplo = b"U", yes = b"T", no = b"N"
-        cdef double one = 1.0
-        memcpy(self.lead.ud, self.lead.zd, q * l * d * sizeof(double))
-        if p <= FEW:
-            for i in range(rows):
-                for r in range(p):
-                    for c in range(r):
-                        self.lead.ud[i * d + r] -= self.ld[r, c] * self.lead.ud[i * d + c]
-                    self.lead.ud[i * d + r] /= self.ld[r, r]
-        else:
-            dtrsm(&side, &uplo, &yes, &no, &pp, &rows, &one, &self.ld[0, 0], &dd, self.lead.ud, &dd)
-        if self.threads == 1:
-            for i in range(self.n_chunks):
-                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.shrink[0],
-                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
-        else:
-            for i in prange(self.n_chunks, schedule="static", num_threads=self.threads):
-                correction_chunk(&self.lead, i * q // self.n_chunks, (i + 1) * q // self.n_chunks, p, &self.shrink[0],
-                                 &self.omega[0], &self.chunk_sums[i * self.chunk_size()])
-        for i in range(self.n_chunks):
-            for r in range(size):
-                out[r] -= self.chunk_sums[i * self.chunk_size() + r]
 
 
 cdef inline void information_levels(Evaluator e, Py_ssize_t first, Py_ssize_t last, double *gram,

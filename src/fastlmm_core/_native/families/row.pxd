@@ -12,7 +12,8 @@ From derivatives in mu (l1, l2, l3) and of the inverse link (m1, m2, m3):
 Binomial rows go through log F and log(1 - F) instead (`links`), pairs used most are written out. ``m`` is the number of
 trials of a binomial row, divides the dispersion of gaussian, gamma and inverse gaussian rows, and multiplies the log
 density of the others. Binomial y counts successes. Extra parameters: dispersion phi; size of NB2 (variance
-mu + mu^2 / size); alpha of NB1 (variance mu (1 + alpha)); precision of beta.
+mu + mu^2 / size); alpha of NB1 (variance mu (1 + alpha)); precision of beta. Truncated counts are rows of the whole
+counts less what `truncation` says; mu and the parameters are those of the counts with their zeros.
 A row outside the family's support, or whose mean is, has a log density of -inf or NaN.
 """
 
@@ -21,6 +22,7 @@ from libc.string cimport memset
 
 from fastlmm_core._native.families.links cimport LOG, LOGIT, inverse_link, log_probabilities
 from fastlmm_core._native.families.special cimport digamma, tetragamma, trigamma
+from fastlmm_core._native.families.truncation cimport log_seen, seen_t
 
 cdef enum:  # in the order of `fastlmm_core.families.FAMILIES`
     BINOMIAL = 0
@@ -31,6 +33,9 @@ cdef enum:  # in the order of `fastlmm_core.families.FAMILIES`
     INVERSE_GAUSSIAN = 5
     GAUSSIAN = 6
     BETA = 7
+    TRUNCATED_POISSON = 8
+    TRUNCATED_NB2 = 9
+    TRUNCATED_NB1 = 10
 
 cdef enum:
     SHORT_SUM = 64  # counts up to which differences of log-gamma functions are sums
@@ -68,13 +73,14 @@ cdef inline void gamma_ratio(double x, double y, double *d) noexcept nogil:
 
 
 cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
-    """d (3,) <- log Gamma(size + y) - log Gamma(size) - y log size and its derivatives in size; zero as size grows."""
+    """d (4,) <- log Gamma(size + y) - log Gamma(size) - y log size and its derivatives in size; zero as size grows."""
     cdef double f, g
     cdef int j, n
     cdef double full[4]
     d[0] = 0.0
     d[1] = 0.0
     d[2] = 0.0
+    d[3] = 0.0
     if y <= SHORT_SUM:
         n = <int>(y + 0.5)
         for j in range(1, n):
@@ -83,6 +89,7 @@ cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
             d[0] += log1p(g)
             d[1] -= g * f
             d[2] += g * f * (f + 1.0 / size)
+            d[3] -= 2.0 * g * f * (f * f + (f + 1.0 / size) / size)
         return
     if size > 1e3:  # Stirling's series, whose terms cancel by hand
         f = size + y
@@ -92,30 +99,34 @@ cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
         d[1] = log1p(g) - g * (f - 0.5) / f + (1.0 / (size * size) - 1.0 / (f * f)) / 12.0
         d[2] = -y / (size * f) - y * (size * f - (f - 0.5) * (size + f)) / (size * size * f * f)
         d[2] += (1.0 / (f * f * f) - 1.0 / (size * size * size)) / 6.0
+        d[3] = -g * g * (3.0 * size + 2.0 * y) / (size * f * f)
+        d[3] += (size * size + size * f + f * f) * g / (size * size * f * f * f)
+        d[3] += 0.5 / (size * size * size * size) - 0.5 / (f * f * f * f)
         return
     gamma_ratio(size, y, full)
     d[0] = full[0] - y * log(size)
     d[1] = full[1] - y / size
     d[2] = full[2] + y / (size * size)
+    d[3] = full[3] - 2.0 * y / (size * size * size)
 
 
 cdef inline double row_constant(int family, double y, double m, double rho, double *dr, double *drr) noexcept nogil:
     """What `family_row` leaves out of the log density, with its two derivatives in rho."""
     cdef double nu, t, v
-    cdef double d[3]
+    cdef double d[4]
     dr[0] = 0.0
     drr[0] = 0.0
     if family == BINOMIAL:
         return lgamma(m + 1.0) - lgamma(y + 1.0) - lgamma(m - y + 1.0) if m != 1.0 else 0.0
-    if family == POISSON:
+    if family == POISSON or family == TRUNCATED_POISSON:
         return -m * lgamma(y + 1.0)
-    if family == NB2:
+    if family == NB2 or family == TRUNCATED_NB2:
         t = exp(rho)
         size_ratio(t, y, d)
         dr[0] = m * t * d[1]
         drr[0] = m * t * (d[1] + t * d[2])
         return m * (d[0] - lgamma(y + 1.0))
-    if family == NB1:
+    if family == NB1 or family == TRUNCATED_NB1:
         return -m * lgamma(y + 1.0)
     if family == BETA:
         t = exp(rho)
@@ -196,21 +207,22 @@ cdef inline void mean_row(int family, double y, double mu, double m, double rho,
     elif family == NB1:
         t = exp(rho)
         r = mu / t
-        gamma_ratio(r, y, d)
+        size_ratio(r, y, d)  # what is left of the Poisson row: none of it is lost as alpha goes to zero
         f = log1p(t)
         q = t / (1.0 + t)
-        o.l = m * (d[0] - (r + y) * f + y * rho)
-        o.l1 = m * (d[1] - f) / t
-        o.l2 = m * d[2] / (t * t)
+        g = y / mu
+        o.l = m * (d[0] + y * log(mu) - (r + y) * f)
+        o.l1 = m * ((d[1] - f) / t + g)
+        o.l2 = m * (d[2] / (t * t) - g / mu)
         o.e2 = -m / (mu * (1.0 + t))  # one over the variance: the expectation has no closed form
         if full:
-            o.l3 = m * d[3] / (t * t * t)
+            o.l3 = m * (d[3] / (t * t * t) + 2.0 * g / (mu * mu))
             o.e3 = -o.e2 / mu
-            o.lr = m * (-r * (d[1] - f) - (r + y) * q + y)
-            o.l1r = m * (f - d[1] - r * d[2] - q) / t
+            o.lr = m * (r * (f - q - d[1]) - y * q)
+            o.l1r = m * (f - q - d[1] - r * d[2]) / t
             o.l2r = -m * (2.0 * d[2] + r * d[3]) / (t * t)
             o.e2r = -o.e2 * q
-            o.lrr = m * (r * (d[1] - f) + r * r * d[2] + 2.0 * r * q - (r + y) * q * (1.0 - q))
+            o.lrr = m * (r * (d[1] + r * d[2] + q - f + q * q) - y * q * (1.0 - q))
     else:
         nu = m * exp(-rho)
         if family == GAMMA:
@@ -241,9 +253,48 @@ cdef inline void mean_row(int family, double y, double mu, double m, double rho,
         o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
 
 
+cdef inline void truncate(int family, double y, double eta, double m, double rho, row_t *o) noexcept nogil:
+    """The row of a count with zeros becomes that of one without."""
+    cdef double t, mu, mean, c, ce
+    cdef seen_t z
+    log_seen(family == TRUNCATED_NB2, family == TRUNCATED_NB1, eta, rho, &z)
+    o.l -= m * z.t
+    o.s -= m * z.e
+    o.w += m * z.ee
+    o.k += m * z.eee
+    o.lr -= m * z.r
+    o.sr -= m * z.er
+    o.wr += m * z.eer
+    o.lrr -= m * z.rr
+    if family == TRUNCATED_POISSON:
+        o.we, o.ke = o.w, o.k
+    elif family == TRUNCATED_NB2:  # w is linear in y, whose mean is mu / P(y > 0)
+        mu, t = exp(eta), exp(rho)
+        mean = exp(eta - z.t)
+        c = t * mu / ((t + mu) * (t + mu))
+        ce = c * (t - mu) / (t + mu)
+        o.we = m * (c * (t + mean) + z.ee)
+        o.ke = m * (ce * (t + mean) + c * mean * (1.0 - z.e) + z.eee)
+        o.wer = m * (-ce * (t + mean) + c * (t - mean * z.r) + z.eer)
+    else:
+        o.we *= exp(z.t)
+        o.ke = o.ke * exp(z.t) + o.we * z.e
+        o.wer = o.wer * exp(z.t) + o.we * z.r
+
+
 cdef inline void family_row(int family, int link, double y, double eta, double m, double rho, bint full,
                             row_t *o) noexcept nogil:
     """Fill ``o``; k, ke and the derivatives in rho only where ``full``."""
+    if family < TRUNCATED_POISSON:
+        whole_row(family, link, y, eta, m, rho, full, o)
+    else:
+        whole_row(family - TRUNCATED_POISSON + POISSON, link, y, eta, m, rho, True, o)
+        truncate(family, y, eta, m, rho, o)
+
+
+cdef inline void whole_row(int family, int link, double y, double eta, double m, double rho, bint full,
+                           row_t *o) noexcept nogil:
+    """`family_row` of a family that is not truncated."""
     cdef double t, f, p, mu
     cdef double g[4]
     cdef double h[4]

@@ -281,7 +281,10 @@ cdef inline void project_block(const leading_t *s, Py_ssize_t i, const double *l
 
 cdef inline void correction_chunk(const leading_t *s, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t p,
                                   const double *shrink, const double *omega, double *out) noexcept nogil:
-    """Sum of e_i e_i' over levels [start, stop); ``ud`` holds Z_X L_XX^-T, overwritten; ``shrink`` is I - A_i K_i."""
+    """Sum of e_i e_i' over levels [start, stop) into ``out`` (l, l), a column of scratch behind it.
+
+    ``ud`` holds Z_X L_XX^-T, overwritten; ``shrink`` is I - A_i K_i.
+    """
     cdef Py_ssize_t l = s.l, d = s.d, i, r, c, x
     cdef int64_t first, width, b
     cdef double *e

@@ -85,7 +85,7 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions)
     """
     with one_blas_thread():  # once for all that nests in it
         core = core_fit(model_of(design, options), design, options.start, options)
-        if len(design.y) > LATER_ROWS:
+        if core.n > LATER_ROWS:
             core.complete()
     return wrap(kind, design, formula, options, core, {})
 

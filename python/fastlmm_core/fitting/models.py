@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Control, Model, Term
+from fastlmm_core.core import Control, Model, StreamedModel, Term
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.structured import StructuredModel
 from fastlmm_core.errors import ModelError, UnitError
 from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual
+from fastlmm_core.fitting.streaming import StreamedDesign
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.options import FitOptions
@@ -31,7 +32,7 @@ class _Asked(TypedDict):
     control: Control | None
 
 
-AnyModel = Model | PatternModel | StructuredModel | EquationsModel
+AnyModel = Model | PatternModel | StructuredModel | EquationsModel | StreamedModel
 
 
 def core_terms(design: Design) -> list[Term]:
@@ -59,7 +60,9 @@ def is_structured(design: Design) -> bool:
 
 
 def model_of(design: Design, options: FitOptions) -> AnyModel:
-    """The core's model of a design, ready for any response."""
+    """The core's model of a design, ready for any response; of a streamed one for its own."""
+    if isinstance(design, StreamedDesign):
+        return StreamedModel(design.total, design.level_orders, reml=options.reml, control=options.control)
     terms = core_terms(design)
     asked: _Asked = {
         "weights": design.weights,

@@ -152,6 +152,10 @@ class Table:
         self._read = lambda name: from_pandas(arrays[name], name)
 
     def _from_narwhals(self, data: Any) -> None:
+        if type(data).__name__ == "RecordBatch" and hasattr(data, "schema"):
+            import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+            data = pa.Table.from_batches([data])
         try:
             frame = nw.from_native(data)
         except TypeError:

@@ -42,7 +42,9 @@ def check_nested_families(models: Sequence[FittedModel]) -> None:
     """
     check_fits(models)
     families = [getattr(m.core, "family", None) for m in models]
-    names = {"gaussian" if f is None else f.name for f in families}
+    names = {"gaussian" if f is None else f.name for f in families} - {
+        "zero_inflated"
+    }  # contains the family it inflates
     links = {"identity" if f is None else f.link.name for f in families}
     if len(names) > 1 and not any(names == {name, limit} for name, limit in LIMITS.items()):
         raise ModelError(

@@ -17,11 +17,10 @@ from scipy.optimize import minimize
 
 from fastlmm_core.core.glmm import GlmmObjective
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
-from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit
+from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit_counts
 from fastlmm_core.fitting.unidentified import unidentified_elements
 from fastlmm_core.inference.bootstrap import named
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
-from fastlmm_core.inference.generalised.rows import prior_weights
 from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
@@ -52,14 +51,14 @@ CHUNK = 256
 
 def model_parameters(result: GeneralisedModel) -> tuple[Parameter, ...]:
     """Standard deviations and correlations, the family's own parameter, coefficients."""
-    name = result.core.family.parameter if result.core.family.n_extra else None
+    family = result.core.family
+    own = [
+        Parameter(name, "sigma" if log else "own", row=k)
+        for k, (name, log) in enumerate(zip(family.names, family.logs, strict=False))
+    ]
     found = []
     for p in parameters(result.design):
-        if p.kind == "sigma":
-            if name is not None:
-                found.append(Parameter(name, "sigma"))
-            continue
-        found.append(p)
+        found += own if p.kind == "sigma" else [p]
     return tuple(found)
 
 
@@ -68,7 +67,7 @@ def values_of(result: GeneralisedModel, theta: Array, beta: Array, rho: Array) -
     family = result.core.family
     every = parameter_values(result.design, theta, np.ones(len(theta)), beta)
     at = every.shape[1] - beta.shape[1] - 1
-    own = [np.array([[family.natural(float(r))] for r in rho])] if family.n_extra else []
+    own = [np.array([family.naturals(r) for r in rho])] if family.n_extra else []
     return np.hstack([every[:, :at], *own, beta])
 
 
@@ -84,11 +83,10 @@ def bootstrap(
     responses = drawn(result, n, seed=seed, source=recipe(result)[0])
     core, model = result.core, kept_glmm(result)
     if statistic is not None:
-        m = prior_weights(result) if result.options.proportions else np.ones(core.n)
-        return pd.DataFrame([named(statistic(refit(result, y / m))) for y in responses], index=index)
+        return pd.DataFrame([named(statistic(refit_counts(result, y))) for y in responses], index=index)
     start = None
     if not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, [core.rho] * core.family.n_extra])
+        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
     blocks, failed = [], 0
     while batch := list(islice(responses, CHUNK)):
         fits = model.fit_many(np.array(batch), start=start)
@@ -127,6 +125,8 @@ def conf_int(
         for row, p in zip(limits, chosen, strict=True):
             if p.kind == "beta":
                 row[:] = core.beta[p.row] + np.array([-z, z]) * core.se[p.row]
+            elif p.kind == "own":
+                row[:] = core.rho[p.row] + np.array([-z, z]) * core.family_params_se[p.name]
     else:
         draws = bootstrap(result, n, seed=seed) if draws is None else draws
         absent = [name for name in names if name not in draws]
@@ -163,7 +163,7 @@ class Profiler:
         self.kept = np.flatnonzero(~np.isnan(core.beta))
         self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core._y)
         self.nt = len(core.theta)
-        self.best = np.concatenate([core.theta, core.beta[self.kept], [core.rho] * core.family.n_extra])
+        self.best = np.concatenate([core.theta, core.beta[self.kept], core.family.extra(core.rho)])
         self.hessian = self.objective.derivatives(self.best)[2]
         self.free = self.objective.engine.design.free
         self.unit = self.round(self.free)
@@ -211,8 +211,8 @@ class Profiler:
         n, nt = len(self.best), self.nt
         if p.kind == "beta":
             return linear(n, nt + int(np.flatnonzero(self.kept == p.row)[0]))
-        if p.kind == "sigma":
-            return linear(n, n - 1)
+        if p.kind in ("sigma", "own"):
+            return linear(n, n - self.result.core.family.n_extra + p.row)
         place = self.places(p.term)
         if p.kind == "sd" and p.row == 0:
             return linear(n, int(place[0, 0]))
@@ -263,11 +263,11 @@ class Profiler:
         slope[len(down)] = slope_at_estimate(w, zeta, slope, len(down))
         kind = p.kind
         if kind == "sigma":  # rho is its logarithm, with a sign
-            sign = 1.0 if family.natural_slope(core.rho) > 0 else -1.0
+            sign = 1.0 if family.natural_slopes(core.rho)[p.row] > 0 else -1.0
             w, zeta, slope = sign * w, sign * zeta, slope
             if sign < 0:
                 w, zeta, slope = w[::-1], zeta[::-1], slope[::-1]
-            estimate = family.natural(core.rho)
+            estimate = float(family.naturals(core.rho)[p.row])
         elif kind == "cor":
             estimate = float(np.sin(estimate))
             low_end, high_end = (None if end is None else float(np.sin(end)) for end in (low_end, high_end))

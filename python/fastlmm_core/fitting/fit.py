@@ -12,6 +12,7 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     ConvergenceWarning,
     DataError,
+    FastLMMError,
     IdentifiabilityWarning,
     RankWarning,
     RepeatedValuesError,
@@ -155,6 +156,8 @@ def new_response(new_y: Any, design: Design) -> NDArray[np.float64]:
     n = len(design.y)
     try:
         y = np.array(design.of_rows(new_y, "new_y"), dtype=float)
+    except FastLMMError:
+        raise
     except (TypeError, ValueError) as error:
         raise DataError(f"new_y is not numeric: {error}") from None
     if y.ndim == 2 and y.shape[1] == 1:

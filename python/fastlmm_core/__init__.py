@@ -159,7 +159,7 @@ _LAZY = {
 
 
 _SUBPACKAGES = frozenset(
-    {"adapters", "core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
+    {"adapters", "core", "dask", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
 )
 
 

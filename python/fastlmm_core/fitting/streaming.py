@@ -207,9 +207,9 @@ def prepare(formula: str, source: Stream, *, memory: int | None = None, **argume
     if recipe.needs:
         if not source.repeatable:
             raise DataError(
-                f"{' and '.join(recipe.needs)} can only be computed after a first pass over the rows, and this iterator "
-                "gives them once: pass a function that returns it anew, a path or a dataset, or say the levels as in "
-                "C(f, levels=[...])"
+                f"{' and '.join(recipe.needs)} can only be computed after a first pass over the rows, and this "
+                "iterator gives them once: pass a function that returns it anew, a path or a dataset, or say the "
+                "levels as in C(f, levels=[...])"
             )
         found = Survey()
         limit = memory if memory is not None else checked_control(None).n_bytes
@@ -220,8 +220,8 @@ def prepare(formula: str, source: Stream, *, memory: int | None = None, **argume
                 raise DataError(f"{where}: {error}") from None
             if found.nbytes > limit:
                 raise MemoryLimitError(
-                    f"{' and '.join(recipe.learns)} learns from whole columns, which take more than {limit} bytes: compute "
-                    "it beforehand"
+                    f"{' and '.join(recipe.learns)} learns from whole columns, which take more than {limit} bytes: "
+                    "compute it beforehand"
                 )
     recipe.settle(found)
     return recipe

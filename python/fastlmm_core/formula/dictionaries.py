@@ -96,8 +96,8 @@ class LevelDictionary:
 
     Notes
     -----
-    Whole numbers are kept as 64-bit keys, floats by their bits, text as an Arrow array, and anything else (dates, what an
-    expression gave) as Python objects. A column has one of these kinds in all batches.
+    Whole numbers are kept as 64-bit keys, floats by their bits, text as an Arrow array, and what an expression gave as
+    Python objects. A column has one of these kinds in all batches.
     """
 
     def __init__(self, name: str) -> None:
@@ -146,8 +146,8 @@ class LevelDictionary:
             floats = column.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0 is 0
             return self._keys.code(floats.view(np.int64))
         raise DataError(
-            f"the grouping column {self.name!r} holds {kind} values in {where}: group by numbers or text, or make one of "
-            f"them in the formula"
+            f"the grouping column {self.name!r} holds {kind} values in {where}: group by numbers or text, or make "
+            "one of them in the formula"
         )
 
     def code_factor(self, factor: Factor, where: str) -> Codes:

@@ -121,12 +121,12 @@ class Recipe:
     ) -> None:
         if na_action not in ("drop", "raise"):
             raise ModelError(
-                f'na_action must be "drop" or "raise" where rows are streamed, not {na_action!r}: no value a row is kept'
+                f'na_action must be "drop" or "raise" where rows are streamed, not {na_action!r}: none is kept'
             )
         for what, value in (("weights", weights), ("offset", offset), ("subset", subset)):
             if value is not None and not isinstance(value, str):
                 raise DataError(f"{what} must be the name of a column or an expression where rows are streamed")
-        self.names, self.na_action, self.contrasts = tuple(names), na_action, contrasts
+        self.formula, self.names, self.na_action, self.contrasts = formula, tuple(names), na_action, contrasts
         self.weights, self.offset, self.subset = weights, offset, subset
         self.context, self.state = Context(env), dict[str, Any]()
         head = Table({name: np.empty(0) for name in names})
@@ -214,8 +214,8 @@ class Recipe:
         same = one.shape == two.shape and bool(((one == two) | (pd.isna(one) & pd.isna(two))).all())
         if not same:
             raise FormulaError(
-                f"{expr} takes values of several rows, which come in batches here: compute it as a column beforehand, or "
-                f"fit a table that is in memory"
+                f"{expr} takes values of several rows, which come in batches here: compute it as a column beforehand, "
+                "or fit a table that is in memory"
             )
 
     @property
@@ -313,7 +313,7 @@ class Recipe:
     def _rows(
         self, table: Table, evaluate: Evaluator, batch: Any, levels_only: bool = False
     ) -> tuple[NDArray[np.int64] | None, int, int, dict[str, Any]]:
-        """Positions of the rows used (None: all), rows left out for a missing value and for a weight of zero; values."""
+        """Rows used (None: all), how many are left out for a missing value and for a weight of zero; values."""
         answer = unquote_name(self.parsed.response)
         learns = set(self.learns) if levels_only else set()
         variables: dict[str, Variable] = {}

@@ -195,8 +195,8 @@ def stream(
     Parameters
     ----------
     source : object
-        A path of a Parquet file, of a folder of them, or with a wildcard; a list of paths; a pyarrow Dataset or Table; an
-        iterable of pyarrow RecordBatches or Tables, or a function that returns one; a DuckDB relation; a polars
+        A path of a Parquet file, of a folder of them, or with a wildcard; a list of paths; a pyarrow Dataset or Table;
+        an iterable of pyarrow RecordBatches or Tables, or a function that returns one; a DuckDB relation; a polars
         LazyFrame. `lmer` takes all but Tables, relations and LazyFrames for streams without this call.
     batch_size : int
         Rows read at a time.

@@ -30,6 +30,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.layout import plan
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Laplace"]
@@ -90,6 +91,8 @@ class Laplace:
         # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
         self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.expected = design, control.weights == "expected"
+        self.turn = Turn()
+        self.holder: object = None
         products = design.products
         self.layout = plan(products, control)
         self.rows = self.layout.rows(products)
@@ -128,7 +131,7 @@ class Laplace:
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
-        self.y = y
+        self.y, self.holder = y, None
         self._reset()
 
     # ------------------------------------------------------------------ Lambda

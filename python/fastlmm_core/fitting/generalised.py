@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +20,7 @@ from fastlmm_core.fitting.separation import separation
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastlmm_core.core import Control
+    from fastlmm_core.core import Control, Term
     from fastlmm_core.core.glmm_fit import Engine
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
@@ -84,12 +85,16 @@ class GlmerOptions:
 
 
 def glmm_of(
-    design: Design, options: GlmerOptions, X: NDArray[np.float64] | None = None, n_agq: int | None = None
+    design: Design,
+    options: GlmerOptions,
+    X: NDArray[np.float64] | None = None,
+    n_agq: int | None = None,
+    terms: Sequence[Term] | None = None,
 ) -> Model:
-    """The core's model of a design (with other fixed-effects columns X, if given), ready for any response."""
+    """The core's model of a design (with other fixed-effects columns or terms, if given), ready for any response."""
     return Model(
         design.X if X is None else X,
-        core_terms(design),
+        core_terms(design) if terms is None else terms,
         options.family,
         weights=None if options.family.name == "binomial" else design.weights,
         trials=design.weights if options.family.name == "binomial" else None,
@@ -206,16 +211,17 @@ def kept_glmm(result: GeneralisedModel) -> Model:
     return model
 
 
-def engine_at(result: GeneralisedModel) -> Engine:
-    """An engine with the fit's response at its estimates; for a first look, Laplace's."""
+@contextmanager
+def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
+    """An engine with the fit's response at its estimates, alone in a `with` block; for a first look, Laplace's."""
     model = kept_glmm(result)
     if result.options.n_agq == 0:
         model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
     core: GlmmFit = result.core
-    with one_blas_thread():
+    with one_blas_thread(), model.engine.turn.reading():
         model.engine.set_response(core._y)
         model.engine.value(core.psi)
-    return model.engine
+        yield model.engine
 
 
 def refit(result: G, new_y: Any) -> G:

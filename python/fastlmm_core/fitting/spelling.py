@@ -126,7 +126,6 @@ RESULT_NAMES: Mapping[str, str] = {
     "bse_fe": "bse",
     "scale": "sigma (the standard deviation; scale is its square)",
     "raneftables": "random_effects",
-    "update": "another call of lmer() with the new formula",
     "fit": "not needed: the result is fitted already",
     "formula_": "formula",
     "contest": "f_test() or t_test()",

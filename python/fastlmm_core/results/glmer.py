@@ -316,4 +316,6 @@ def _frequencies(
             f"freq_weights must be finite and not negative, which {int(bad.sum())} of {len(values)} are not, first in "
             f"row {row} ({values[row]:g})"
         )
+    if not (used & (values > 0.0)).any():
+        raise DataError("freq_weights are zero in every row used")
     return values, used & (values > 0.0)

@@ -13,7 +13,10 @@ from fastlmm_core.fitting import generalised, ranef, var_corr
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import Figure, answering
 from fastlmm_core.results import export, glmer_summary
+from fastlmm_core.results.methods.generalised import GeneralisedMethods
 from fastlmm_core.results.methods.means import MeansMethods
+from fastlmm_core.results.methods.pictures import PictureMethods
+from fastlmm_core.results.methods.tables import TableMethods
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,7 +35,7 @@ __all__ = ["GlmerResult"]
 
 @answering
 @dataclass(frozen=True, eq=False, repr=False)
-class GlmerResult(MeansMethods, GeneralisedModel):
+class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods, GeneralisedModel):
     """A fitted generalised linear mixed model, as `glmer` returns it.
 
     Names are those of `LmerResult` where the thing is the same. `criterion` is minus twice the log-likelihood, all

@@ -24,8 +24,9 @@ from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
+    from fastlmm_core.inference.reductions import Reduction
 
-__all__ = ["augment", "chisq_table", "coef_table", "drop1", "glance", "tidy"]
+__all__ = ["augment", "chisq_table", "coef_table", "criterion_without", "drop1", "glance", "tidy"]
 
 
 def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.95) -> Table:
@@ -70,6 +71,16 @@ def drop1(result: GeneralisedModel, *, test: str = "chisq") -> Table:
         return core.rank + len(core.theta) + core.family.n_extra, core.criterion
 
     return likelihood_ratios(result, columns, without)
+
+
+def criterion_without(result: GeneralisedModel, reduction: Reduction) -> float:
+    """Minus twice the log-likelihood of the fit with some random effects left out."""
+    from fastlmm_core.fitting.generalised import glmm_of
+
+    design, options = result.design, result.options
+    if reduction.terms:
+        return glmm_of(design, options, terms=reduction.terms).fit(design.y).criterion
+    return glmm_of(design, options).fixed_criterion(design.y)
 
 
 def tidy(

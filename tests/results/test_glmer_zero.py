@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from fastlmm_core import BoundaryWarning, DataError, FormulaError, ModelError, SpellingError, anova, glmer, load_dataset
+from fastlmm_core.families import Poisson, ZeroInflated
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "vector.json").read_text())
 MODEL = "TICKS ~ YEAR + h + (1 | BROOD) + (1 | LOCATION)"
@@ -185,6 +186,11 @@ def test_what_cannot_be_fitted_is_refused(ticks, family, zero, error, match):
 
 
 def test_other_refusals(ticks):
+    arrays = ZeroInflated(Poisson(), np.column_stack([np.ones(403), ticks["h"]]))
+    fit = glmer(MODEL, ticks, arrays)
+    assert_allclose(fit.criterion, REFERENCE["poisson ~ h"]["criterion"], atol=1e-6)
+    with pytest.raises(DataError, match="columns were an array"):
+        fit.predict(ticks.head(3))
     seen = ticks[ticks["TICKS"] > 0]
     with pytest.raises(ModelError, match="TICKS is zero in none of 277 rows"):
         glmer(MODEL, seen, "poisson", zero="~ 1")

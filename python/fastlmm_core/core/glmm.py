@@ -222,7 +222,7 @@ class Model:
         control: Control | None = None,
     ) -> None:
         self.control = checked_control(control)
-        self.n_agq = int(n_agq)
+        self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
             raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")

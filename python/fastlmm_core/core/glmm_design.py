@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums
-from fastlmm_core.core.conditioning import condition_columns, condition_term
-from fastlmm_core.core.crossprod import DesignProducts, group_columns
+from fastlmm_core.core.conditioning import condition_columns
+from fastlmm_core.core.crossprod import DesignProducts, group_columns, identified
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
@@ -86,19 +87,28 @@ class GlmmDesign:
         self.from_beta = r / np.sqrt(n)
         self.columns = np.ascontiguousarray(columns[:, self.keep] @ self.to_beta)
         self.groups = group_terms(terms)
-        self.transforms = tuple(
-            np.eye(1) if term.z is None else condition_term(term.z, term.cov, None) for term in terms
-        )
+        self.transforms: tuple[Array, ...] = (np.eye(1),)
+        self.unidentified: Unidentified | None = None
+        if len(terms) == 1 and terms[0].z is None:
+            self.theta_map = theta_map(terms, self.groups, self.transforms, 1.0)
+        else:  # the linear predictor's covariance Z D Z' may be the same for several D
+            self.transforms, self.theta_map = self.products.transforms, self.products.theta_map
+            self.unidentified = self.products.unidentified
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
         self.z = [group_columns(group, terms, self.transforms, n) for group in self.groups]
-        self.theta_map = theta_map(terms, self.groups, self.transforms, 1.0)
         self.n_theta = len(self.theta_map.index)
         self.n_free = self.n_theta + self.rank + family.n_extra
 
     @cached_property
     def products(self) -> DesignProducts:
-        """Which levels occur together, for the linear model's layout."""
-        return DesignProducts(None, self.terms)
+        """Which levels occur together, for the linear model's layout; what no response can tell is held at zero."""
+        return identified(lambda held: DesignProducts(None, self.terms, held=held), False, noise=False)
+
+    @cached_property
+    def free(self) -> NDArray[np.intp]:
+        """Places of psi that are not held at zero."""
+        held = self.theta_map.held
+        return np.setdiff1d(np.arange(self.n_free), [] if held is None else held)
 
     @property
     def counts(self) -> Array:

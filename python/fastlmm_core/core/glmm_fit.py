@@ -16,6 +16,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError
@@ -203,11 +204,14 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian."""
         design = self.design
+        free, held = design.free, design.n_free - len(design.free)
+        conditioned = np.full((design.n_free,) * 2, np.nan)
         with self.engine() as engine:
-            conditioned = covariance(engine.information(self.psi), design.n_theta)
+            second = engine.information(self.psi)[np.ix_(free, free)]
+        conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
-        small[unknown] = np.nan  # all of theta, or nothing
+        small[unknown] = np.nan  # all of theta, what is held of it, or nothing
         nt, p = design.n_theta, len(self.beta)
         places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
@@ -261,13 +265,10 @@ class GlmmFit:
         to_user = self.design.theta_map.to_user
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
 
-    @property
-    def unidentified(self) -> None:
-        """None: covariance parameters that the design leaves free are not looked for here.
-
-        What the likelihood leaves free shows as NaN in `cov`.
-        """
-        return
+    @cached_property
+    def unidentified(self) -> Unidentified | None:
+        """What the linear predictor's covariance does not depend on: no response can tell it."""
+        return self.design.unidentified
 
     @property
     def sigma(self) -> float:

@@ -46,7 +46,8 @@ class Searcher:
 
     def __init__(self, engine: Engine, max_evaluations: int, tol: float) -> None:
         self.engine, self.tol = engine, tol
-        self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol)
+        self.held = engine.design.theta_map.held
+        self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
         self.more = max_evaluations - FEW
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
@@ -125,7 +126,7 @@ class Searcher:
         found = self.at_limit(found, report)
         if found[2] == 0:
             return found
-        exact = Newton(self.exact_criterion(), self.more, self.tol)
+        exact = Newton(self.exact_criterion(), self.more, self.tol, self.held)
         better = self.run(exact, found[0], report)
         return found if better[2] == FAILED else better
 
@@ -143,6 +144,8 @@ class Searcher:
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
         found = newton.minimise(psi, report)
+        if self.held is not None:  # rounding errors of a step
+            found[0][self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])
         if isinstance(newton.criterion, Callback):
             newton.criterion.raise_error()

@@ -124,7 +124,7 @@ def _bootstrapped(
         elif p.kind == "cor":
             np.clip(row, -1.0, 1.0, out=row)
         name = result.design.x_names[p.row] if p.kind == "beta" else ""
-        if name in unknown or (p.term, max(p.row, p.column), min(p.row, p.column)) in blind:
+        if name in unknown or p.element in blind:
             row[:] = np.nan
     return limits
 

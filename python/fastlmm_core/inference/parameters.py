@@ -42,6 +42,11 @@ class Parameter:
     row: int = -1
     column: int = -1
 
+    @property
+    def element(self) -> tuple[int, int, int]:
+        """Term, row and column, in the lower triangle, of an sd's or correlation's element."""
+        return self.term, max(self.row, self.column), min(self.row, self.column)
+
 
 def parameters(design: Design) -> tuple[Parameter, ...]:
     """Every parameter: the lower triangle of each term column by column, sigma, the coefficients.

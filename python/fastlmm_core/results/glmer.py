@@ -132,8 +132,12 @@ def glmer(
         env = caller.f_globals
         if caller.f_locals is not env:
             env = ChainMap(dict(caller.f_locals), env)
-    ordered = Categories() if family == Ordinal.name else None
-    chosen = as_family(family, link) if ordered is None else Ordinal(link, levels=3)
+    given = family if isinstance(family, Ordinal) else None
+    ordered = Categories() if family == Ordinal.name or given is not None else None
+    if ordered is None or given is not None:
+        chosen = as_family(family, link)
+    else:
+        chosen = Ordinal(link, levels=3)
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     if chosen.name == "gaussian" and chosen.link.name == "identity" and freq_weights is None and exposure is None:
@@ -189,7 +193,12 @@ def glmer(
         if request.absent:
             design = replace(design, n_missing=design.n_missing + lost)
     if ordered is not None:
-        chosen = Ordinal(link, levels=ordered.levels)
+        if given is not None and given.levels != ordered.levels:
+            raise DataError(
+                f"the response {design.formula.response} has the levels {', '.join(ordered.levels)}, the family given "
+                f"has {', '.join(given.levels)}"
+            )
+        chosen = Ordinal(chosen.link, levels=ordered.levels)
         design = without_intercept(design)
         if ordered.note:
             design = replace(design, notes=(ordered.note, *design.notes))
@@ -316,4 +325,6 @@ def _frequencies(
             f"freq_weights must be finite and not negative, which {int(bad.sum())} of {len(values)} are not, first in "
             f"row {row} ({values[row]:g})"
         )
+    if not (used & (values > 0.0)).any():
+        raise DataError("freq_weights are zero in every row used")
     return values, used & (values > 0.0)

@@ -163,7 +163,7 @@ def lmer(
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
-    if is_stream(data):
+    if isinstance(formula, str) and is_stream(data):
         refuse_with_streams(residual=residual, dispersion=dispersion, precision=precision, relmat=relmat)
         rows = {"weights": weights, "offset": offset, "subset": subset, "na_action": na_action}
         return lmer_streamed(formula, data, options, start, objective_only, contrasts=contrasts, env=env, **rows)

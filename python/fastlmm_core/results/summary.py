@@ -268,7 +268,7 @@ def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
-    notes += unidentified_words(result.design, result.core)  # type: ignore[arg-type]
+    notes += unidentified_words(result.design, result.core)
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")
     if not result.converged:

@@ -170,6 +170,8 @@ cdef class RowPlaces:
         """
         cdef Py_ssize_t i, g
         cdef double total = 0.0
+        if self.values is None:
+            raise ValueError("these RowPlaces cannot be used: their constructor did not come to its end")
         if w.shape[0] != self.n:
             raise ValueError(f"{w.shape[0]} weights for {self.n} rows")
         self.values.version += 1

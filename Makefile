@@ -61,11 +61,12 @@ sanitize: build  ## kernel and core tests on kernels that gcc's address and unde
 	printf '==> %s\n' 'Running the kernel and core tests on that build'
 	$(RUN) -m pytest -q tests/_native tests/core --ignore=tests/core/test_memory.py $(PYTEST)
 
-lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
+lint: build $(STAMPS)/dev  ## ruff, mypy, stubtest and cython-lint
 	$(SAY) 'Checking style and types'
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy.stubtest fastlmm_core._native --concise --ignore-disjoint-bases --allowlist packaging/stubtest.txt
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
 bench: build $(STAMPS)/bench  ## time this package and its peers; BENCH='-p insteval-3 --rounds 9' passes arguments on

@@ -16,6 +16,7 @@ from fastlmm_core.core.crossprod import SPAN_TOLERANCE, DesignSums, Responses, i
 from fastlmm_core.core.estimability import null_space
 from fastlmm_core.core.fit import CoreFit, estimates, minimise
 from fastlmm_core.core.iterative import factored, iterate
+from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import checked_flag, ordered_groups
 from fastlmm_core.core.theta import theta_map
@@ -292,12 +293,25 @@ class StreamedModel:
         self.response: Responses = responses[-1]
         self._workspaces = Workspaces(self.reml, self.control)
 
+    def objective(self) -> Objective:
+        """The criterion, in a workspace of its own."""
+        return Objective(self.products.complete(self.response), self.reml, self.control)
+
     def fit(
         self,
+        y: object = None,
+        *,
         start: ArrayLike | None = None,
         on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
     ) -> CoreFit:
-        """Fit the model; parameters as of `Model.fit`.
+        """Fit the model.
+
+        Parameters
+        ----------
+        y : object
+            Not used: the response has been added up with the rows. It is here as the other models take one.
+        start, on_evaluation
+            As of `Model.fit`.
 
         Raises
         ------

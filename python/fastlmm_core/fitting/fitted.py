@@ -39,16 +39,7 @@ class FixedEffects(pd.Series):  # type: ignore[misc]
 class FittedModel:
     """Base of the results: holds the design and the core's fit, and shows them as labelled figures.
 
-    Attributes
-    ----------
-    design : Design
-        Response, matrices and codings of the rows that were used.
-    core : CoreFit
-        The array-level fit.
-    formula : str
-        As the user wrote it.
-    options : FitOptions
-        Criterion, control, start.
+    `LmerResult` has its attributes in words.
     """
 
     design: Design

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +15,47 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
-__all__ = ["same_columns", "same_data"]
+__all__ = ["check_nested_families", "same_columns", "same_data"]
+
+LIMITS = {
+    "negativebinomial": "poisson",
+    "negativebinomial1": "poisson",
+    "truncated_nbinom2": "truncated_poisson",
+    "truncated_nbinom1": "truncated_poisson",
+}
+"""Families that have another one as a limit of their own parameter."""
+
+
+def check_fits(models: Sequence[object]) -> None:
+    """ModelError where something among the models is no fit."""
+    for m in models:
+        if not (hasattr(m, "design") and hasattr(m, "core")):
+            raise ModelError(f"fitted models are compared, not {type(m).__name__}")
+
+
+def check_nested_families(models: Sequence[FittedModel]) -> None:
+    """Raise where likelihood ratios mean nothing: what is no fit, or families of which none contains the other.
+
+    Raises
+    ------
+    ModelError
+    """
+    check_fits(models)
+    families = [getattr(m.core, "family", None) for m in models]
+    names = {"gaussian" if f is None else f.name for f in families} - {
+        "zero_inflated"
+    }  # contains the family it inflates
+    links = {"identity" if f is None else f.link.name for f in families}
+    if len(names) > 1 and not any(names == {name, limit} for name, limit in LIMITS.items()):
+        raise ModelError(
+            f"no likelihood-ratio test compares the families {' and '.join(sorted(names))}, neither of which contains "
+            "the other: compare() has their information criteria"
+        )
+    if len(links) > 1:
+        raise ModelError(
+            f"no likelihood-ratio test compares the links {' and '.join(sorted(links))}: compare() has the models' "
+            "information criteria"
+        )
 
 
 def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None) -> None:
@@ -33,6 +73,7 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
     DataError
         Different rows, responses, weights or offsets.
     """
+    check_fits(models)
     names = [m.formula for m in models] if labels is None else list(labels)
     first = models[0].design
     for k in range(1, len(models)):

@@ -62,7 +62,8 @@ class StreamedProducts(DesignSums):
         orders: Sequence[NDArray[np.int64]],
         matrices: Sequence[Array],
     ) -> None:
-        self._store, self._factors, self._orders, self._matrices = store, tuple(factors), orders, matrices
+        self._store, self._factors, self._matrices = store, tuple(factors), matrices
+        self._orders = [np.asarray(order, np.int32) for order in orders]
 
     @property
     def has_rows(self) -> bool:
@@ -91,7 +92,7 @@ class StreamedProducts(DesignSums):
     def codes(self) -> list[NDArray[np.int32]]:
         """Levels (n,) of the rows, one array a group."""
         rows = self._rows()[0]
-        return [self._orders[f][rows[f]].astype(np.int32) for f in self._factors]
+        return [self._orders[f][rows[f]] for f in self._factors]
 
     @property
     def columns(self) -> list[Array | None]:

@@ -30,6 +30,10 @@ COLLAPSE = 4
 """Rows a cell, over all pairs of factors, from which on cells are kept instead."""
 
 
+SAMPLE = 32
+"""One pair of levels in as many is looked at for that."""
+
+
 class RowStore:
     """Rows, or their cells, of two or more factors.
 
@@ -68,13 +72,14 @@ class RowStore:
             self._look()
 
     def _look(self) -> None:
-        """Collapse the rows if that saves enough."""
+        """Collapse the rows if that saves enough, by the cells of a sample of the pairs of levels."""
         self.next_look = 2 * self.n_kept
-        codes = self.whole()[0]
-        most, cells = self.n_kept // COLLAPSE, 0
+        cells = 0.0
         for g, h in self.runs:
-            cells += len(np.unique(keys_of(codes[g], codes[h])))
-            if cells > most:
+            sample = np.sort(np.concatenate([sampled(keys_of(codes[g], codes[h])) for codes, _, _ in self.rows]))
+            if len(sample):
+                cells += (1 + np.count_nonzero(sample[1:] != sample[:-1])) / len(sample)  # a row
+            if COLLAPSE * cells > 1.0:
                 return
         self.collapse()
 
@@ -169,6 +174,12 @@ def keys_of(a: Codes, b: Codes) -> Longs:
     out <<= 32
     out |= b
     return out
+
+
+def sampled(keys: Longs) -> Longs:
+    """Those of some keys whose scrambled bits begin with zeros: all rows of one in `SAMPLE` pairs of levels."""
+    scrambled = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return keys[(scrambled >> np.uint64(32)) < np.uint64(2**32 // SAMPLE)]
 
 
 def outer(a: Array | None, b: Array | None, weights: Array | None, n: int) -> Array:

@@ -115,11 +115,14 @@ class RowStore:
     def whole(self) -> Rows:
         """All rows kept, as one array each."""
         if len(self.rows) > 1:
-            codes, columns, weights = zip(*self.rows, strict=True)
-            self.rows = []  # a batch at a time is no longer needed
-            joined = [np.concatenate(of_factor) for of_factor in zip(*codes, strict=True)]
-            z = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*columns, strict=True)]
-            self.rows = [(joined, z, None if weights[0] is None else np.concatenate(weights))]
+            joined: list[Codes] = []
+            columns: list[Array | None] = []
+            for f in range(len(self.widths)):
+                joined.append(np.concatenate([codes[f] for codes, _, _ in self.rows]))
+                parts = [z[f] for _, z, _ in self.rows]
+                columns.append(None if parts[0] is None else np.concatenate([z for z in parts if z is not None]))
+            weights = [w for _, _, w in self.rows if w is not None]
+            self.rows = [(joined, columns, np.concatenate(weights) if weights else None)]
         return self.rows[0]
 
     def merge(self, other: RowStore, places: Sequence[Longs], changes: Sequence[Array]) -> None:

@@ -104,6 +104,7 @@ def test_any_cut_order_and_tree_is_the_fit_in_memory(name, data):
 @pytest.mark.parametrize("name", ["crossed", "crossed slopes", "nested", "three"])
 def test_rows_collapse_into_cells(name, monkeypatch):
     monkeypatch.setattr(row_store, "FIRST_LOOK", 100)
+    monkeypatch.setattr(row_store, "SAMPLE", 1)
     monkeypatch.setattr(row_store, "COLLAPSE", 0.1)
     rows = Rows(name)
     total, other = rows.empty(), rows.empty()
@@ -239,6 +240,16 @@ def test_blocks_of_parts_are_the_blocks_of_the_whole_to_the_bit():
         add_level_blocks(codes, z, w, np.zeros((9, 2, 2)))
 
 
+@pytest.mark.parametrize(("levels", "collapses"), [(40, True), (3000, False)])
+def test_rows_collapse_where_that_saves_memory(levels, collapses, monkeypatch):
+    monkeypatch.setattr(row_store, "FIRST_LOOK", 15_000)
+    rng, store = np.random.default_rng(0), RowStore([1, 1])
+    for _ in range(4):
+        store.add([rng.integers(0, levels, 5000).astype(np.int32) for _ in range(2)], [None, None], None)
+    assert store.collapsed == collapses
+    assert (store.n_kept == 0) == collapses
+
+
 def test_cells_are_dense_cross_products():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 200).astype(np.int32), rng.integers(0, 5, 200).astype(np.int32)
@@ -252,7 +263,7 @@ def test_cells_are_dense_cross_products():
             store.add([a[part], b[part]], [z[part], None], w[part])
         if collapsed:
             store.collapse()
-        orders = [np.arange(6), np.arange(5)]
+        orders = [np.arange(6, dtype=np.int32), np.arange(5, dtype=np.int32)]
         for g, h in ((0, 1), (1, 0)):
             ptr, idx, val = store.pair(g, h, orders, [6, 5])
             dense = np.zeros((6, 5, 2, 1)) if g == 0 else np.zeros((5, 6, 1, 2))

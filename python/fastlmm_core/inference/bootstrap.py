@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
 from fastlmm_core.core.start import moment_start
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.inference.parameters import parameter_values, parameters
@@ -47,8 +48,7 @@ def bootstrap(
     """Fit drawn responses; see `LmerResult.bootstrap`."""
     import pandas as pd
 
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     if kind not in ("parametric", "residual"):
         raise ModelError(f'kind must be "parametric" or "residual", not {kind!r}')
     draw = parametric(result) if kind == "parametric" else residual(result)

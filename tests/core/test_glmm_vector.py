@@ -8,7 +8,7 @@ import oracle_glmm as dense
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model, Ordinal, ZeroInflated, as_family
 from fastlmm_core.errors import ModelError
-from fastlmm_core.families import Hurdle
+from fastlmm_core.families import Hurdle, VectorFamily
 
 OWN = {"negativebinomial": [0.3], "negativebinomial1": [-0.2], "truncated_nbinom2": [0.3], "truncated_nbinom1": [-0.2]}
 NAMES = [
@@ -127,6 +127,75 @@ def test_origin_and_intercept_of_an_ordinal_model_do_not_matter():
     assert_allclose(constant.criterion, first.criterion, rtol=1e-11)
     none = Model(None, terms, family).fit(y)
     assert none.criterion > first.criterion
+
+
+@pytest.mark.parametrize("link", ["logit", "probit"])
+def test_categories_counted_from_the_other_end(link):
+    """A symmetric link: coefficients change their sign, thresholds theirs and their order."""
+    family, y, X, terms, _, _ = problem(f"ordinal {link}", (2, 1), n=300)
+    first, turned = Model(X, terms, family).fit(y), Model(X, terms, family).fit(3.0 - y)
+    assert_allclose(turned.criterion, first.criterion, rtol=1e-9)
+    assert_allclose(turned.beta, -first.beta, atol=1e-4)
+    assert_allclose(turned.rho, -first.rho[::-1], atol=2e-4)
+
+
+def test_order_of_rows_and_threads_do_not_matter():
+    family, y, X, terms, _, given = problem("zi negativebinomial", (2, 1), n=300)
+    first = Model(X, terms, family, **given).fit(y)
+    many = Model(X, terms, family, control=Control(threads=3), **given).fit(y)
+    assert many.criterion == first.criterion
+    order = np.random.default_rng(0).permutation(300)
+    moved = [Term(t.codes[order], None if t.z is None else t.z[order]) for t in terms]
+    turned = {k: v[order] for k, v in given.items()}
+    again = Model(X[order], moved, family.at(family.zero[order]), **turned).fit(y[order])
+    assert_allclose(again.criterion, first.criterion, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["zi poisson", "hurdle truncated_nbinom2", "ordinal probit"])
+def test_first_look(name):
+    """Near Laplace's, standard errors too, and its gradient is exact."""
+    family, y, X, terms, _, given = problem(name, (1,), n=400)
+    quick, full = (Model(X, terms, family, n_agq=n, **given).fit(y) for n in (0, 1))
+    assert quick.converged
+    assert 0 <= quick.criterion - full.criterion < 0.5
+    assert_allclose(quick.beta, full.beta, atol=0.3 * full.se.max())
+    assert_allclose(np.sqrt(np.diag(quick.cov)), np.sqrt(np.diag(full.cov)), rtol=0.1)
+
+
+class Mixture(VectorFamily):
+    """A family of one's own: zero-inflated Poisson, its log odds as -x."""
+
+    name = "own"
+    links = ("log",)
+    names = ("odds",)
+    inner = ZeroInflated(as_family("poisson"))
+
+    def vector_rows(self, y, eta, m, rho, threads=1):
+        o = self.inner.vector_rows(y, eta, m, -rho)
+        return o._replace(lr=-o.lr, sr=-o.sr, wr=-o.wr)
+
+    def constant(self, y, m, freq, rho):
+        return self.inner.constant(y, m, freq, -rho)
+
+    def first_rho(self, y, m):
+        return -self.inner.first_rho(y, m)
+
+    def start_rho(self, y, mu, m, rank):
+        return -self.inner.start_rho(y, mu, m, rank)
+
+    def variance(self, mu, m, rho):
+        return self.inner.variance(mu, m, -rho)
+
+    def simulate(self, rng, mu, m, rho):
+        return self.inner.simulate(rng, mu, m, -rho)
+
+
+def test_a_family_of_ones_own():
+    _, y, X, terms, _, _ = problem("zi poisson", (1,), n=200)
+    own, built_in = Model(X, terms, Mixture()).fit(y), Model(X, terms, Mixture.inner).fit(y)
+    assert_allclose(own.criterion, built_in.criterion, rtol=1e-9)
+    assert_allclose(own.rho, -built_in.rho, atol=1e-4)
+    assert own.family_params == {"odds": own.rho[0]}
 
 
 def test_many_responses():

@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from fastlmm_core import DataError, ModelError, anova, glmer, load_dataset
-from fastlmm_core.families import as_family
+from fastlmm_core.families import Ordinal, as_family
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "vector.json").read_text())
 MODEL = "rating ~ temp + contact + (1 | judge)"
@@ -152,6 +152,14 @@ def test_slopes_weights_and_offsets(wine):
 def test_what_cannot_be_fitted_is_refused(wine, change, formula, options, error, match):
     with pytest.raises(error, match=match):
         glmer(formula, wine.assign(**change), "ordinal", **options)
+
+
+def test_a_family_given_as_an_object(fit, wine):
+    from_object = glmer(MODEL, wine, Ordinal(levels="12345"))
+    assert_allclose(from_object.criterion, fit.criterion, atol=1e-9)
+    assert list(from_object.params.index) == list(fit.params.index)
+    with pytest.raises(DataError, match="has the levels 1, 2, 3, 4, 5, the family given has 0, 1, 2, 3, 4"):
+        glmer(MODEL, wine, Ordinal(levels=5))
 
 
 def test_levels_without_rows_are_named(wine):

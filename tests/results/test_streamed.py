@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from fastlmm_core import lmer, stream
+from fastlmm_core import anova, lmer, stream
 from fastlmm_core.core import Control
 from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, ModelError, StreamedError
 from fastlmm_core.fitting.streaming import accumulate, finalise, merge, prepare, stats
@@ -162,6 +162,35 @@ def test_what_follows_a_fit_without_its_rows(folder):
     objective = lmer(formula, folder, objective_only=True)
     np.testing.assert_allclose(objective(theta), expected.criterion, rtol=1e-11)
     np.testing.assert_allclose(lmer(formula, folder, start=theta).theta, theta, rtol=1e-6)
+
+
+def test_fits_of_the_same_rows_are_compared_and_of_others_refused(folder):
+    formulas = ["y ~ x + (1 | user)", "y ~ x + (x | user)"]
+    small, large = (lmer(formula, folder, reml=False) for formula in formulas)
+    memory = [lmer(formula, DATA, reml=False) for formula in formulas]
+    expected = anova(*memory)
+    for pair in (
+        (small, large),
+        (small, memory[1]),
+        (lmer(formulas[0], iter(ARROW.to_batches(77)), reml=False), large),
+    ):
+        assert_frame_equal(anova(*pair), expected, rtol=1e-6)
+    restricted = [lmer(formula, folder) for formula in formulas]
+    assert_frame_equal(
+        anova(*restricted, refit=False), anova(*(lmer(formula, DATA) for formula in formulas), refit=False), rtol=1e-6
+    )
+    with pytest.raises(ModelError, match="different fixed effects"):
+        anova(restricted[0], lmer("y ~ x + flag + (x | user)", folder), refit=False)
+    shifted = ARROW.set_column(8, "y", pa.array(DATA["y"] + 1.0))
+    assert ARROW.column_names[8] == "y"
+    for other, options, message in (
+        (shifted, {}, "responses"),
+        (ARROW, {"weights": "w + 1"}, "weights"),
+        (ARROW, {"offset": "o"}, "offsets"),
+        (ARROW.slice(20), {}, "rows"),
+    ):
+        with pytest.raises(DataError, match=message):
+            anova(small, lmer(formulas[1], stream(other), reml=False, **options))
 
 
 def test_what_needs_rows_says_so(folder, tmp_path):

@@ -7,6 +7,7 @@
 
 from fastlmm_core.core import iterative
 from fastlmm_core.core.accumulate import Accumulator, BatchTerm
+from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
@@ -15,6 +16,7 @@ from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
+from fastlmm_core.core.reweighting import Reweighting
 from fastlmm_core.core.scan import Scan, scan
 from fastlmm_core.core.streamed import StreamedModel
 from fastlmm_core.core.terms import Term
@@ -32,8 +34,10 @@ __all__ = [
     "ManyFits",
     "ManyResponses",
     "Model",
+    "ModelArrays",
     "Modes",
     "Objective",
+    "Reweighting",
     "Scan",
     "StreamedModel",
     "Term",

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_expit, log_ndtr
 
+from fastlmm_core._native.families.several import ordinal_rows
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.families.links import Link
 from fastlmm_core.families.vector import VectorFamily, VectorRows
@@ -18,49 +18,6 @@ from fastlmm_core.families.vector import VectorFamily, VectorRows
 __all__ = ["Ordinal"]
 
 Array = NDArray[np.float64]
-
-FAR = 300.0
-"""Beyond which a threshold says the same for every link, and e to it squared overflows."""
-
-LOG_ROOT_2PI = 0.5 * np.log(2.0 * np.pi)
-
-
-class Side:
-    """One threshold of each row: F at it less eta, where it is finite, in logarithms.
-
-    Attributes
-    ----------
-    below, above, density : (n,)
-        log F, log(1 - F), log f; of a threshold at minus or plus infinity -inf where they are zero.
-    g, g1 : (n,)
-        (log f)' and (log f)''; zero at infinity.
-    """
-
-    def __init__(self, link: str, x: Array) -> None:
-        finite = np.isfinite(x)
-        at = np.where(finite, np.minimum(x, FAR), 0.0)
-        if link == "logit":
-            below, above = log_expit(at), log_expit(-at)
-            density = below + above
-            g = np.exp(above) - np.exp(below)
-            g1 = -2.0 * np.exp(density)
-        elif link == "probit":
-            below, above = log_ndtr(at), log_ndtr(-at)
-            density, g, g1 = -0.5 * at**2 - LOG_ROOT_2PI, -at, np.full(len(at), -1.0)
-        else:  # cloglog
-            rate = np.exp(at)
-            below, above = np.log(-np.expm1(-rate)), -rate
-            density, g, g1 = at - rate, 1.0 - rate, -rate
-        high = x > 0.0
-        self.below = np.where(finite, below, np.where(high, 0.0, -np.inf))
-        self.above = np.where(finite, above, np.where(high, -np.inf, 0.0))
-        self.density = np.where(finite, density, -np.inf)
-        self.g, self.g1 = np.where(finite, g, 0.0), np.where(finite, g1, 0.0)
-
-
-def log_difference(high: Array, low: Array) -> Array:
-    """log(e^high - e^low); NaN where low is not the lower one."""
-    return high + np.log(-np.expm1(np.where(low == -np.inf, -np.inf, low - high)))
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -104,41 +61,28 @@ class Ordinal(VectorFamily):
         """The thresholds' names, "low|high"."""
         return tuple(f"{a}|{b}" for a, b in pairwise(self.levels))
 
-    def sides(self, y: Array, eta: Array, rho: Any) -> tuple[NDArray[np.int64], Side, Side, Array]:
-        """Category, upper and lower threshold of each row, and the logarithm of what is between them."""
-        k = y.astype(np.int64)
-        bounds = np.concatenate([[-np.inf], rho, [np.inf]])
-        a, b = Side(self.link.name, bounds[k + 1] - eta), Side(self.link.name, bounds[k] - eta)
-        from_above = b.below > a.above  # the tails' difference whose terms are the smaller
-        with np.errstate(divide="ignore", invalid="ignore"):  # thresholds out of order
-            logs = log_difference(np.where(from_above, b.above, a.below), np.where(from_above, a.above, b.below))
-        return k, a, b, logs
+    def thresholds(self, rho: Any) -> Array:
+        """Minus infinity, the thresholds, infinity, (K + 1,)."""
+        return np.concatenate([[-np.inf], np.asarray(rho, np.float64), [np.inf]])
 
-    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any) -> VectorRows:
+    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any, threads: int = 1) -> VectorRows:
         """Derivatives of rows, see `VectorFamily.vector_rows`."""
-        k, a, b, logs = self.sides(y, eta, rho)
-        # P_a / P and -P_b / P, then log P's derivatives in the two thresholds
-        ra, rb = np.exp(a.density - logs), np.exp(b.density - logs)
-        la, lb = ra, -rb
-        laa, lbb, lab = ra * a.g - ra**2, -rb * b.g - rb**2, ra * rb
-        laaa = ra * (a.g**2 + a.g1) - 3.0 * ra**2 * a.g + 2.0 * ra**3
-        lbbb = -rb * (b.g**2 + b.g1) - 3.0 * rb**2 * b.g - 2.0 * rb**3
-        laab, labb = ra * rb * (a.g - 2.0 * ra), ra * rb * (b.g + 2.0 * rb)
-        w = -m * (laa + 2.0 * lab + lbb)
-        rows = len(rho), len(y)
-        sr, wr = np.zeros(rows), np.zeros(rows)
-        lr, lrr = np.zeros(len(rho)), np.zeros((len(rho), len(rho)))
-        for j in range(len(rho)):
-            up, down = k == j, k == j + 1
-            sr[j] = -m * (np.where(up, laa + lab, 0.0) + np.where(down, lbb + lab, 0.0))
-            wr[j] = -m * np.where(up, laaa + 2.0 * laab + labb, 0.0)
-            wr[j] -= m * np.where(down, lbbb + 2.0 * labb + laab, 0.0)
-            lr[j] = m[up] @ la[up] + m[down] @ lb[down]
-            lrr[j, j] = m[up] @ laa[up] + m[down] @ lbb[down]
-            if j:
-                lrr[j, j - 1] = lrr[j - 1, j] = m[up] @ lab[up]
-        slope = m * (laaa + 3.0 * laab + 3.0 * labb + lbbb)
-        return VectorRows(m * logs, -m * (la + lb), w, slope, w, lr, lrr, sr, wr)
+        r, n = len(rho), len(y)
+        o = ordinal_rows(self.link.code, y, eta, self.thresholds(rho), threads)
+        o *= m
+        l, s, w, slope, la, lb, laa, lbb, lab, sa, sb, wa, wb = o
+        k = y.astype(np.int64)
+        above, below = np.flatnonzero(k < r), np.flatnonzero(k > 0)  # rows with an upper and with a lower threshold
+        up, down = k[above], k[below] - 1
+        sr, wr = np.zeros((r, n)), np.zeros((r, n))
+        sr[up, above], wr[up, above] = sa[above], wa[above]
+        sr[down, below], wr[down, below] = sb[below], wb[below]
+        lr = np.asarray(np.bincount(up, la[above], r) + np.bincount(down, lb[below], r), dtype=np.float64)
+        lrr = np.diag(np.bincount(up, laa[above], r) + np.bincount(down, lbb[below], r))
+        between = np.bincount(k, lab, r + 1)[1:r]
+        lrr[np.arange(r - 1), np.arange(1, r)] = between
+        lrr[np.arange(1, r), np.arange(r - 1)] = between
+        return VectorRows(l, s, w, slope, w, lr, lrr, sr, wr)
 
     def constant(self, y: Array, m: Array, freq: Array, rho: Any) -> tuple[float, Any, Any]:
         """Nothing is left out of the log density."""
@@ -148,13 +92,13 @@ class Ordinal(VectorFamily):
 
     def probabilities(self, eta: Array, rho: Any) -> Array:
         """P(y = k), (n, K)."""
-        n = len(eta)
-        each = [self.sides(np.full(n, float(k)), eta, rho)[3] for k in range(len(self.levels))]
-        return np.exp(np.column_stack(each))
+        given = np.ascontiguousarray(eta)
+        each = [self.fitted(np.full(len(given), float(k)), given, rho) for k in range(len(self.levels))]
+        return np.column_stack(each)
 
     def fitted(self, y: Array, eta: Array, rho: Any) -> Array:
         """Probability of the category seen, as `fitted` of R's ordinal has it."""
-        return np.exp(self.sides(y, eta, rho)[3])
+        return np.exp(ordinal_rows(self.link.code, y, eta, self.thresholds(rho), 1)[0])
 
     def variance(self, mu: Array, m: Array, rho: Any) -> Array:
         """Categories have none (ModelError)."""

@@ -22,8 +22,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, log_expit, logit
+from scipy.special import expit, logit
 
+from fastlmm_core._native.families.several import two_part_rows
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families.exponential import Poisson
 from fastlmm_core.families.family import Family
@@ -100,6 +101,7 @@ class TwoPart(VectorFamily):
         object.__setattr__(self, "name", f"{self.prefix}{base.name.removeprefix('truncated_')}")
 
     kind: ClassVar[str]
+    apart: ClassVar[bool]  # whether the counts have no zeros of their own
 
     def at(self, zero: Array | None) -> TwoPart:
         """The same family for other rows."""
@@ -158,28 +160,22 @@ class TwoPart(VectorFamily):
 
     # ------------------------------------------------------------------ rows
 
-    def joined(self, y: Array, m: Array, eta: Array, rho: Any) -> VectorRows:
-        """Rows of the positive counts, and room for those at zero, where all but those of zeta are zero."""
+    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any, threads: int = 1) -> VectorRows:
+        """Derivatives of rows, see `VectorFamily.vector_rows`."""
         n, k = len(y), len(self.columns)
-        _, own = self.split(rho)
-        z = self.log_odds(rho)
-        p = expit(z)
-        seen = y > 0.0
-        counts = self.base.row(np.where(seen, y, 1.0), eta, np.ones(n), own)
-        parts = [np.where(seen, part, 0.0) for part in (counts.l, counts.s, counts.w, counts.k)]
-        at_zero = ~seen
-        first = m * (at_zero - p)  # of a hurdle, and of whatever is above zero
         columns = np.ones((n, 1)) if self.zero is None else self.zero
-        r = k + self.base.n_extra
+        zeta, own = self.split(rho)
+        o = two_part_rows(self.base.code, self.link.code, self.apart, y, eta, columns @ zeta, own, threads)
+        o *= m
+        l, s, w, we, slope, l_rho, l_rho_rho, s_rho, w_rho, l_z, l_zz, s_z, w_z, l_z_rho = o
+        r = self.n_extra
         lr, lrr, sr, wr = np.zeros(r), np.zeros((r, r)), np.zeros((r, n)), np.zeros((r, n))
-        lr[:k] = columns.T @ first
-        lrr[:k, :k] = -(columns.T * (m * p * (1.0 - p))) @ columns
+        lr[:k], lrr[:k, :k] = columns.T @ l_z, (columns.T * l_zz) @ columns
+        sr[:k], wr[:k] = columns.T * s_z, columns.T * w_z
         if self.base.n_extra:
-            lr[k] = m[seen] @ counts.lr[seen]
-            lrr[k, k] = m[seen] @ counts.lrr[seen]
-            sr[k], wr[k] = np.where(seen, m * counts.sr, 0.0), np.where(seen, m * counts.wr, 0.0)
-        l = m * (np.where(at_zero, log_expit(z), log_expit(-z)) + parts[0])
-        return VectorRows(l, m * parts[1], m * parts[2], m * parts[3], m * (1.0 - p) * counts.we, lr, lrr, sr, wr)
+            lr[k], lrr[k, k], sr[k], wr[k] = l_rho.sum(), l_rho_rho.sum(), s_rho, w_rho
+            lrr[:k, k] = lrr[k, :k] = columns.T @ l_z_rho
+        return VectorRows(l, s, w, slope, we, lr, lrr, sr, wr)
 
     def constant(self, y: Array, m: Array, freq: Array, rho: Any) -> tuple[float, Any, Any]:
         """That of the positive counts."""
@@ -266,10 +262,7 @@ class Hurdle(TwoPart):
     bases = (TruncatedPoisson, TruncatedNegativeBinomial, TruncatedNegativeBinomial1)
     prefix = "hurdle_"
     kind = "hurdle model"
-
-    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any) -> VectorRows:
-        """Derivatives of rows, see `VectorFamily.vector_rows`."""
-        return self.joined(y, m, eta, rho)
+    apart = True
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> Any:
         """A logistic regression of the zeros, and the likeliest of some values of the counts' own parameter."""
@@ -293,43 +286,8 @@ class ZeroInflated(TwoPart):
     bases = (Poisson, NegativeBinomial, NegativeBinomial1)
     prefix = "zero_inflated_"
     kind = "zero-inflated model"
+    apart = False
     weight_of_zero = 0.5
-
-    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any) -> VectorRows:
-        """Derivatives of rows, see `VectorFamily.vector_rows`."""
-        o = self.joined(y, m, eta, rho)
-        k = len(self.columns)
-        _, own = self.split(rho)
-        at = y == 0.0
-        z = np.broadcast_to(self.log_odds(rho), y.shape)[at]
-        p, f = expit(z), m[at]
-        c = self.base.row(np.zeros(len(z)), eta[at], np.ones(len(z)), own)
-        t = expit(c.l - z)  # P(the zero is the counts' own)
-        t1 = t * (1.0 - t)
-        t2 = t1 * (1.0 - 2.0 * t)
-        o.l[at] = f * (np.logaddexp(z, c.l) - np.logaddexp(0.0, z))
-        o.s[at] = f * t * c.s
-        o.w[at] = f * (t * c.w - t1 * c.s**2)
-        o.k[at] = f * (t * c.k + 3.0 * t1 * c.s * c.w - t2 * c.s**3)
-        # the expected weight less what is not seen of a zero
-        everywhere = self.base.row(np.zeros(len(y)), eta, np.ones(len(y)), own)
-        all_z = self.log_odds(rho)
-        hidden = np.exp(everywhere.l) * everywhere.s**2 * expit(all_z - everywhere.l)
-        we = m * expit(-all_z) * np.maximum(everywhere.we - hidden, 1e-3 * everywhere.we)
-        columns = np.ones((len(z), 1)) if self.zero is None else self.zero[at]
-        o.lr[:k] += columns.T @ (f * (1.0 - t - p) - f * (1.0 - p))
-        o.lrr[:k, :k] += (columns.T * (f * t1)) @ columns
-        o.sr[:k, at] = -(columns.T * (f * t1 * c.s))
-        o.wr[:k, at] = columns.T * (f * (t2 * c.s**2 - t1 * c.w))
-        if self.base.n_extra:
-            o.lr[k] += f @ (t * c.lr)
-            o.lrr[k, k] += f @ (t1 * c.lr**2 + t * c.lrr)
-            cross = -columns.T @ (f * t1 * c.lr)
-            o.lrr[:k, k] += cross
-            o.lrr[k, :k] += cross
-            o.sr[k, at] = f * (t1 * c.lr * c.s + t * c.sr)
-            o.wr[k, at] = f * (t1 * c.lr * c.w + t * c.wr - t2 * c.lr * c.s**2 - 2.0 * t1 * c.s * c.sr)
-        return o._replace(we=we)
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> Any:
         """Some steps of Lambert's EM algorithm for zeta at some values of the counts' own parameter."""

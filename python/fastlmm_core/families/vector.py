@@ -50,7 +50,7 @@ class VectorFamily(Family):
     vector = True
 
     @abstractmethod
-    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any) -> VectorRows:
+    def vector_rows(self, y: Array, eta: Array, m: Array, rho: Any, threads: int = 1) -> VectorRows:
         """Derivatives of rows; ``m`` (n,) multiplies their log densities."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class VectorFamily(Family):
     ) -> tuple[float, Any, Any]:
         """As `Family.working`: ``out`` (5 + 3 r, n) has s, w, we, k, ke, then sr, wr and wer of each parameter."""
         with np.errstate(all="ignore"):
-            o = self.vector_rows(y, eta, m * freq if len(freq) else m, rho)
+            o = self.vector_rows(y, eta, m * freq if len(freq) else m, rho, threads)
         out[0], out[1], out[2] = o.s, o.w, o.we
         if full:
             r = len(o.lr)

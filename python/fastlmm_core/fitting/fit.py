@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastlmm_core.core import objective
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     ConvergenceWarning,
@@ -21,7 +20,7 @@ from fastlmm_core.errors import (
     warn,
 )
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.models import core_terms, model_of
+from fastlmm_core.fitting.models import arrays_of, core_terms, model_of
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.formula.checks import constant_response
 
@@ -44,15 +43,7 @@ LATER_ROWS = 10_000
 
 def objective_of(design: Design, options: FitOptions) -> Objective:
     """The criterion as a function of θ, without optimising it."""
-    return objective(
-        design.y,
-        design.X,
-        core_terms(design),
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
-    )
+    return arrays_of(design).objective(design.y, options.reml, options.control)
 
 
 def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions) -> F:

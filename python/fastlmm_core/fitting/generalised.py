@@ -32,6 +32,7 @@ __all__ = [
     "check_identified",
     "engine_at",
     "family_at",
+    "family_of_rows",
     "fit_generalised",
     "glmm_of",
     "kept_glmm",
@@ -261,11 +262,20 @@ def _categories(new_y: Any, family: Ordinal) -> NDArray[np.float64]:
     return np.array([place[label] for label in labels])
 
 
+def family_of_rows(family: Family, rows: NDArray[np.bool_]) -> Family:
+    """The family for some of the rows of a fit."""
+    if isinstance(family, TwoPart) and family.zero is not None:
+        return family.at(family.zero[rows])
+    return family
+
+
 def family_at(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Family:
     """The family for the rows of a prediction, whose zero part has columns of its own."""
     family, zero = result.core.family, result.options.zero
-    if newdata is None or zero is None or not isinstance(family, TwoPart):
+    if newdata is None or not isinstance(family, TwoPart) or family.zero is None:
         return family
+    if zero is None:
+        raise DataError('the zero part\'s columns were an array: for new rows they have to be a formula, zero="~ x"')
     columns = zero.rebuild(newdata)
     return family.at(columns if rows.rows is None else columns[rows.rows])
 

@@ -26,6 +26,7 @@ from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, Model
 from fastlmm_core.formula.checks import check_sizes, reading_notes
 from fastlmm_core.formula.design import Design, in_order, lme4_order
 from fastlmm_core.formula.dictionaries import KeyDictionary, LevelDictionary
+from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 from fastlmm_core.formula.frame import Numeric
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Interaction, Levels
@@ -83,10 +84,13 @@ class StreamedDesign(Design):
         Its terms in the order of `random`.
     level_orders : tuple of (q,)
         Place of each of the accumulator's codes among the levels, a factor.
+    prints : tuple of three and tuple of p
+        `fingerprint` of the rows, and `fingerprint_of_columns`.
     """
 
     total: Accumulator = field(kw_only=True, repr=False)
     level_orders: tuple[NDArray[np.int64], ...] = field(kw_only=True, repr=False)
+    prints: tuple[tuple[int, int, int], tuple[int, ...]] = field(kw_only=True, repr=False)
 
     @property
     def x_factor(self) -> Array:
@@ -113,7 +117,7 @@ class Partial:
         self.crossings = {prefix: KeyDictionary() for prefix in prefixes}
         self.n_total, self.n_missing, self.n_zero = 0, 0, 0
         self.weights = (np.inf, -np.inf)
-        self.boolean = False
+        self.prints = np.zeros(3 + len(names), np.uint64)
 
     def add(self, batch: Any, where: str) -> None:
         """Add the rows of a record batch of the part ``where``.
@@ -145,6 +149,8 @@ class Partial:
                 )
             used = [codes[chain] for chain in self.chains]
             self.total.add(rows.y, rows.X, used, rows.z, weights=rows.weights, offset=rows.offset)
+            self.prints[:3] += np.array(fingerprint(rows.y, rows.weights, rows.offset), np.uint64)
+            self.prints[3:] += fingerprint_of_columns(rows.y, rows.X)
         except (DataError, FormulaError) as error:
             if type(error) in (DataError, FormulaError):
                 raise type(error)(f"{where}: {error}") from None
@@ -164,6 +170,7 @@ class Partial:
         self.total.merge(other.total, [places[chain] for chain in self.chains])
         self.n_total, self.n_missing = self.n_total + other.n_total, self.n_missing + other.n_missing
         self.n_zero += other.n_zero
+        self.prints += other.prints
         self.weights = (min(self.weights[0], other.weights[0]), max(self.weights[1], other.weights[1]))
 
     def levels(self) -> dict[tuple[str, ...], tuple[Levels, NDArray[np.int64]]]:
@@ -397,6 +404,7 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
     assert recipe.spec is not None
     given = recipe.offset if recipe.offset is not None else False
     answer = Numeric(np.zeros(1))
+    prints = partial.prints.tolist()
     return StreamedDesign(
         formula=recipe.parsed,
         y=NO_ROWS,
@@ -419,4 +427,5 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
         notes=reading_notes(answer, recipe.parsed.response, partial.n_zero),
         total=partial.total.reordered(order),
         level_orders=tuple(levels[chain][1] for chain in partial.chains),
+        prints=((prints[0], prints[1], prints[2]), tuple(prints[3:])),
     )

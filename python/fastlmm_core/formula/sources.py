@@ -113,11 +113,11 @@ class Stream:
     def _open_files(self, source: Any) -> None:
         import pyarrow.dataset as ds
 
-        paths = _paths(source)
-        for path in paths:
+        for path in _paths(source):
             try:
-                one = ds.dataset(path, format="parquet")
-                _ = one.schema
+                plain = ds.dataset(path, format="parquet")
+                texts = [field.name for field in plain.schema if _kind(field.type) == "text"]
+                one = ds.dataset(path, format=ds.ParquetFileFormat(dictionary_columns=texts))
             except (OSError, ValueError) as error:
                 raise DataError(f"cannot read {path} as a Parquet file: {error}") from None
             self._parts.append((path, self._file_part(path, one)))

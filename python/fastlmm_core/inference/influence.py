@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fastlmm_core.core import Objective, Term, cross_products, fit
+from fastlmm_core.core import Objective, Term
 from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
 from fastlmm_core.inference.table import Table, table
@@ -285,34 +286,21 @@ def _groups(
 
 def terms_without(design: Design, keep: NDArray[np.bool_]) -> list[Term]:
     """The core's terms for some of the rows; those of one grouping factor share their codes."""
-    shared: dict[int, NDArray[np.int32]] = {}
-    return [
-        Term(
-            shared.setdefault(id(t.codes), t.codes[keep]),
-            None if t.z is None else t.z[keep],
-            n_levels=len(t.level_set),
-        )
-        for t in design.random
-    ]
+    return list(arrays_of(design).rows(keep).terms)
 
 
 def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Method, out: Deleted, case: int) -> None:
     """One case by way of the reduced data; NaN where they cannot be fitted."""
     keep = np.ones(len(design.y), dtype=bool)
     keep[rows] = False
-    terms = terms_without(design, keep)
-    weights = None if design.weights is None else design.weights[keep]
-    offset = None if design.offset is None else design.offset[keep]
-    y, X = design.y[keep], design.X[keep]
+    arrays, y = arrays_of(design).rows(keep), design.y[keep]
     try:
         if method == "refit":
-            again = fit(
-                y, X, terms, weights=weights, offset=offset, reml=core.reml, control=core.control, start=core.theta
-            )
+            again = arrays.model(core.reml, core.control).fit(y, start=core.theta)
             out.set(case, again.beta, again.cov_beta, again.sigma, core.cross.conditioning.keep)
             out.theta[case], out.converged[case] = again.theta, again.converged
             return
-        objective = Objective(cross_products(y, X, terms, weights=weights, offset=offset), core.reml, core.control)
+        objective = arrays.objective(y, core.reml, core.control)
         theta = core.theta if method == "fixed" else _one_step(objective, core.theta)
         out.theta[case] = theta
         out.set(case, *_estimates(objective, theta), core.cross.conditioning.keep)

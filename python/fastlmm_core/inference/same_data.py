@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.streaming import StreamedDesign
+from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,8 +25,19 @@ LIMITS = {
     "negativebinomial1": "poisson",
     "truncated_nbinom2": "truncated_poisson",
     "truncated_nbinom1": "truncated_poisson",
+    "hurdle_nbinom2": "hurdle_poisson",
+    "hurdle_nbinom1": "hurdle_poisson",
 }
 """Families that have another one as a limit of their own parameter."""
+
+INFLATED = "zero_inflated_"
+"""What the names of zero-inflated families begin with; these contain those of their counts."""
+
+
+def contains(family: str, other: str) -> bool:
+    """Whether a family is another one, or has it as a limit."""
+    counts, plain = family.removeprefix(INFLATED), other.removeprefix(INFLATED)
+    return (counts == plain or LIMITS.get(counts) == plain) and (family != counts or other == plain)
 
 
 def check_fits(models: Sequence[object]) -> None:
@@ -42,11 +56,9 @@ def check_nested_families(models: Sequence[FittedModel]) -> None:
     """
     check_fits(models)
     families = [getattr(m.core, "family", None) for m in models]
-    names = {"gaussian" if f is None else f.name for f in families} - {
-        "zero_inflated"
-    }  # contains the family it inflates
+    names = {"gaussian" if f is None else f.name for f in families}
     links = {"identity" if f is None else f.link.name for f in families}
-    if len(names) > 1 and not any(names == {name, limit} for name, limit in LIMITS.items()):
+    if not all(contains(a, b) or contains(b, a) for a, b in combinations(sorted(names), 2)):
         raise ModelError(
             f"no likelihood-ratio test compares the families {' and '.join(sorted(names))}, neither of which contains "
             "the other: compare() has their information criteria"
@@ -87,8 +99,14 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
 
 def _difference(a: Design, b: Design) -> str:
     """In what the data of two fits differ; an empty text where they do not."""
-    if len(a.y) != len(b.y):
-        return f"used {len(a.y)} and {len(b.y)} rows, not the same ones (a missing value in one of them?)"
+    n, other = _rows(a), _rows(b)
+    if n != other:
+        return f"used {n} and {other} rows, not the same ones (a missing value in one of them?)"
+    if isinstance(a, StreamedDesign) or isinstance(b, StreamedDesign):  # in whatever order
+        for mine, theirs, what in zip(_prints(a)[0], _prints(b)[0], ("responses", "weights", "offsets"), strict=True):
+            if mine != theirs:
+                return f"have different {what}"
+        return ""
     if not _same_rows(a, b):
         return f"used {len(a.y)} rows each, but not the same ones"
     if not np.array_equal(a.y, b.y):
@@ -98,6 +116,19 @@ def _difference(a: Design, b: Design) -> str:
         if not np.array_equal(one, two):
             return f"have different {what if what == 'weights' else 'offsets'}"
     return ""
+
+
+def _rows(design: Design) -> int:
+    """Rows used."""
+    return design.total.n if isinstance(design, StreamedDesign) else len(design.y)
+
+
+def _prints(design: Design) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Fingerprints of the rows, and of the columns of X."""
+    if isinstance(design, StreamedDesign):
+        return design.prints
+    columns = fingerprint_of_columns(design.y, design.X)
+    return fingerprint(design.y, design.weights, design.offset), tuple(columns.tolist())
 
 
 def _filled(values: NDArray[np.float64] | None, fill: float, n: int) -> NDArray[np.float64]:
@@ -113,5 +144,7 @@ def _same_rows(a: Design, b: Design) -> bool:
 
 def same_columns(models: Sequence[FittedModel]) -> bool:
     """Whether the fixed parts have the same columns, so that restricted likelihoods compare."""
+    if any(isinstance(m.design, StreamedDesign) for m in models):
+        return len({_prints(m.design)[1] for m in models}) == 1
     first = models[0].design.X
     return all(m.design.X.shape == first.shape and np.array_equal(m.design.X, first) for m in models[1:])

@@ -132,8 +132,12 @@ def glmer(
         env = caller.f_globals
         if caller.f_locals is not env:
             env = ChainMap(dict(caller.f_locals), env)
-    ordered = Categories() if family == Ordinal.name else None
-    chosen = as_family(family, link) if ordered is None else Ordinal(link, levels=3)
+    given = family if isinstance(family, Ordinal) else None
+    ordered = Categories() if family == Ordinal.name or given is not None else None
+    if ordered is None or given is not None:
+        chosen = as_family(family, link)
+    else:
+        chosen = Ordinal(link, levels=3)
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     if chosen.name == "gaussian" and chosen.link.name == "identity" and freq_weights is None and exposure is None:
@@ -189,7 +193,12 @@ def glmer(
         if request.absent:
             design = replace(design, n_missing=design.n_missing + lost)
     if ordered is not None:
-        chosen = Ordinal(link, levels=ordered.levels)
+        if given is not None and given.levels != ordered.levels:
+            raise DataError(
+                f"the response {design.formula.response} has the levels {', '.join(ordered.levels)}, the family given "
+                f"has {', '.join(given.levels)}"
+            )
+        chosen = Ordinal(chosen.link, levels=ordered.levels)
         design = without_intercept(design)
         if ordered.note:
             design = replace(design, notes=(ordered.note, *design.notes))
@@ -234,6 +243,10 @@ def two_part(base: Family, side: SideMatrix | None) -> Family:
     ModelError
         Not a family of counts.
     """
+    if isinstance(
+        base, TwoPart
+    ):  # of an object, or of a fit that is updated: the formula's columns take its own's place
+        base = base.base
     kind: type[TwoPart] = Hurdle if base.name.startswith("truncated") else ZeroInflated
     return kind(base) if side is None else kind(base, side.X, side.spec.names)
 

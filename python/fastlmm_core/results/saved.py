@@ -73,11 +73,6 @@ class SavedCore:
     null_space: NullSpace | None
 
     @property
-    def unidentified(self) -> None:
-        """None: fits with such variances are saved with their rows, and are fits again."""
-        return
-
-    @property
     def n_parameters(self) -> int:
         """As of the fit."""
         return len(self.theta)

@@ -30,6 +30,10 @@ COLLAPSE = 4
 """Rows a cell, over all pairs of factors, from which on cells are kept instead."""
 
 
+SAMPLE = 32
+"""One pair of levels in as many is looked at for that."""
+
+
 class RowStore:
     """Rows, or their cells, of two or more factors.
 
@@ -68,13 +72,14 @@ class RowStore:
             self._look()
 
     def _look(self) -> None:
-        """Collapse the rows if that saves enough."""
+        """Collapse the rows if that saves enough, by the cells of a sample of the pairs of levels."""
         self.next_look = 2 * self.n_kept
-        codes = self.whole()[0]
-        most, cells = self.n_kept // COLLAPSE, 0
+        cells = 0.0
         for g, h in self.runs:
-            cells += len(np.unique(keys_of(codes[g], codes[h])))
-            if cells > most:
+            sample = np.sort(np.concatenate([sampled(keys_of(codes[g], codes[h])) for codes, _, _ in self.rows]))
+            if len(sample):
+                cells += (1 + np.count_nonzero(sample[1:] != sample[:-1])) / len(sample)  # a row
+            if COLLAPSE * cells > 1.0:
                 return
         self.collapse()
 
@@ -110,11 +115,14 @@ class RowStore:
     def whole(self) -> Rows:
         """All rows kept, as one array each."""
         if len(self.rows) > 1:
-            codes, columns, weights = zip(*self.rows, strict=True)
-            self.rows = []  # a batch at a time is no longer needed
-            joined = [np.concatenate(of_factor) for of_factor in zip(*codes, strict=True)]
-            z = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*columns, strict=True)]
-            self.rows = [(joined, z, None if weights[0] is None else np.concatenate(weights))]
+            joined: list[Codes] = []
+            columns: list[Array | None] = []
+            for f in range(len(self.widths)):
+                joined.append(np.concatenate([codes[f] for codes, _, _ in self.rows]))
+                parts = [z[f] for _, z, _ in self.rows]
+                columns.append(None if parts[0] is None else np.concatenate([z for z in parts if z is not None]))
+            weights = [w for _, _, w in self.rows if w is not None]
+            self.rows = [(joined, columns, np.concatenate(weights) if weights else None)]
         return self.rows[0]
 
     def merge(self, other: RowStore, places: Sequence[Longs], changes: Sequence[Array]) -> None:
@@ -169,6 +177,12 @@ def keys_of(a: Codes, b: Codes) -> Longs:
     out <<= 32
     out |= b
     return out
+
+
+def sampled(keys: Longs) -> Longs:
+    """Those of some keys whose scrambled bits begin with zeros: all rows of one in `SAMPLE` pairs of levels."""
+    scrambled = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return keys[(scrambled >> np.uint64(32)) < np.uint64(2**32 // SAMPLE)]
 
 
 def outer(a: Array | None, b: Array | None, weights: Array | None, n: int) -> Array:

@@ -76,6 +76,11 @@ class SavedCore:
         """As of the fit."""
         return len(self.theta)
 
+    @property
+    def unidentified(self) -> None:
+        """None: fits with variances that the data do not identify are saved with their rows."""
+        return
+
     def cond_var(self) -> tuple[NDArray[np.float64], ...]:
         """As of the fit."""
         return self.conditional

@@ -41,6 +41,8 @@ class RowStore:
     ----------
     widths : sequence of int
         Columns of each factor.
+    keep_rows : bool
+        Never collapse, whatever memory that takes.
 
     Attributes
     ----------
@@ -48,15 +50,15 @@ class RowStore:
         The rows are gone.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.widths = tuple(widths)
+    def __init__(self, widths: Sequence[int], keep_rows: bool = False) -> None:
+        self.widths, self.keep_rows = tuple(widths), keep_rows
         self.rows: list[Rows] = []
         self.runs: dict[tuple[int, int], list[Run]] = {pair: [] for pair in combinations(range(len(widths)), 2)}
         self.collapsed, self.n_kept, self.next_look = False, 0, FIRST_LOOK
 
     def snapshot(self) -> RowStore:
         """The store as it stands, which later additions do not change."""
-        out = RowStore(self.widths)
+        out = RowStore(self.widths, self.keep_rows)
         out.rows, out.runs = list(self.rows), {pair: list(runs) for pair, runs in self.runs.items()}
         out.collapsed, out.n_kept, out.next_look = self.collapsed, self.n_kept, self.next_look
         return out
@@ -68,7 +70,7 @@ class RowStore:
             return
         self.rows.append((list(codes), list(columns), weights))
         self.n_kept += len(codes[0])
-        if self.n_kept >= self.next_look:
+        if self.n_kept >= self.next_look and not self.keep_rows:
             self._look()
 
     def _look(self) -> None:
@@ -138,6 +140,15 @@ class RowStore:
             own = [place[c].astype(np.int32) for place, c in zip(places, codes, strict=True)]
             z = [None if c is None else c @ change for c, change in zip(columns, changes, strict=True)]
             self.add(own, z, weights)
+
+    def renumber(self, orders: Sequence[Codes]) -> None:
+        """Give each level the code that its factor's ``orders`` (q,) has for it, a batch at a time."""
+        for k, (codes, z, w) in enumerate(self.rows):
+            self.rows[k] = [order[c] for order, c in zip(orders, codes, strict=True)], z, w
+        for (g, h), runs in self.runs.items():
+            runs[:] = [
+                summed(keys_of(orders[g][keys >> 32], orders[h][keys & 0xFFFFFFFF]), values) for keys, values in runs
+            ]
 
     def pair(self, g: int, h: int, orders: Sequence[Codes], sizes: Sequence[int]) -> Cells:
         """Cells of two factors, g before h or after it, as block compressed rows.

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug oldest sanitize lint bench bench-busy bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug oldest sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -76,11 +76,12 @@ sanitize: build  ## kernel and core tests on kernels that gcc's address and unde
 	printf '==> %s\n' 'Running the kernel and core tests on that build'
 	$(RUN) -m pytest -q tests/_native tests/core --ignore=tests/core/test_memory.py $(PYTEST)
 
-lint: build $(STAMPS)/dev  ## ruff, mypy and cython-lint
+lint: build $(STAMPS)/dev  ## ruff, mypy, stubtest and cython-lint
 	$(SAY) 'Checking style and types'
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) -m mypy.stubtest fastlmm_core._native --concise --ignore-disjoint-bases --allowlist packaging/stubtest.txt
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint src
 
 bench: build $(STAMPS)/bench  ## time this package and its peers; BENCH='-p insteval-3 --rounds 9' passes arguments on
@@ -102,6 +103,9 @@ bench-glmm: build $(STAMPS)/bench  ## generalised models next to their peers, up
 
 bench-busy: build  ## two threads next to one, beside busy processes: fit, and what follows it
 	$(RUN) -m benchmarks.busy $(BENCH)
+
+bench-large: build $(STAMPS)/bench  ## rows past memory, streamed: each problem in a fresh process; BENCH='panel-100m --rows 1e6'
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.large $(BENCH)
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)

@@ -89,3 +89,32 @@ def test_the_formula_floor_does_not_know_the_engine():
         if ".".join(name.split(".")[:2]) in ENGINE
     }
     assert not known
+
+
+ABOVE_THE_DOOR = ("fitting", "inference", "results", "adapters")
+"""Floors that ask an `Evaluation`, never the kernels behind it."""
+
+BEHIND_THE_DOOR = {"evaluator", "arrays", "working_evaluator"}
+TAILS = {"Tail", "DenseTail", "SparseTail", "CholmodTail", "EmptyTail", "Evaluator"}
+
+
+@pytest.mark.parametrize("floor", ABOVE_THE_DOOR)
+def test_nobody_reaches_past_the_door(floor):
+    """No kernel is imported, no evaluator or index array of a plan is touched, no engine is told apart by its class."""
+    found = set()
+    for path in sorted((PACKAGE / floor).rglob("*.py")):
+        where = str(path.relative_to(PACKAGE))
+        found |= {(where, name) for name in imports_of(path) if name.startswith("fastlmm_core._native")}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in BEHIND_THE_DOOR and not of_itself(node):
+                found.add((where, node.attr))
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance":
+                found |= {(where, name.id) for name in ast.walk(node) if isinstance(name, ast.Name)} & {
+                    (where, name) for name in TAILS
+                }
+    assert not found
+
+
+def of_itself(node):
+    """Whether an attribute is the object's own: a writer's `self.arrays` is no plan's."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "writer")

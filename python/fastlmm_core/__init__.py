@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         SavedFormatError,
         SeparationWarning,
         SpellingError,
+        StreamedError,
         UnitError,
     )
     from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
+    from fastlmm_core.formula.sources import stream
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
     from fastlmm_core.inference.exact_ratio import exact_test
@@ -80,6 +82,7 @@ __all__ = [
     "SavedFormatError",
     "SeparationWarning",
     "SpellingError",
+    "StreamedError",
     "UnitError",
     "__version__",
     "anova",
@@ -101,6 +104,7 @@ __all__ = [
     "pedigree",
     "power",
     "power_curve",
+    "stream",
 ]
 
 # public name -> the module that defines it
@@ -129,6 +133,7 @@ _LAZY = {
     "SavedFormatError": "errors",
     "SeparationWarning": "errors",
     "SpellingError": "errors",
+    "StreamedError": "errors",
     "UnitError": "errors",
     "anova": "inference.likelihood_ratio",
     "bootstrap_test": "inference.nested_tests",
@@ -149,11 +154,12 @@ _LAZY = {
     "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
+    "stream": "formula.sources",
 }
 
 
 _SUBPACKAGES = frozenset(
-    {"adapters", "core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
+    {"adapters", "core", "dask", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
 )
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "SavedFormatError",
     "SeparationWarning",
     "SpellingError",
+    "StreamedError",
     "UnitError",
     "warn",
     "warn_once",
@@ -114,6 +115,16 @@ class SavedFormatError(FastLMMError, ValueError):
 
 class NotSavedError(ModelError, AttributeError):
     """A result that was saved without its data is asked for what needs its rows."""
+
+
+class StreamedError(ModelError):
+    """A fit whose rows were streamed is asked for what needs them."""
+
+    def __init__(self, what: str = "") -> None:
+        super().__init__(
+            f"{what}{': ' if what else ''}the rows of this fit were streamed and are not kept: predict(batch) takes "
+            "rows batch by batch, and for all else that needs them fit a table that is in memory"
+        )
 
 
 class SpellingError(FastLMMError, AttributeError, TypeError):

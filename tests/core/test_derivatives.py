@@ -7,6 +7,7 @@ import pytest
 
 import oracle
 import problems
+from fastlmm_core.errors import ModelError, NumericalError
 
 ENGINES = ["dense", "sparse"]
 DIFFERENCED = ["intercept", "slope", "slope_diag", "levels_shorter_than_columns", "nested", "crossed_weights", "no_X"]
@@ -95,3 +96,43 @@ def test_gradient_at_exactly_zero_is_exactly_zero(name):
     problem = problems.build(name)
     for engine in ENGINES:
         assert not np.any(problem.objective(True, engine).gradient(np.zeros(problem.n_theta)))
+
+
+GIVEN_SIGMA = ["intercept", "slope", "nested", "crossed_weights", "no_X", "mixed_weights", "wide_X"]
+
+
+@pytest.mark.parametrize("engine", [*ENGINES, "cholmod"])
+@pytest.mark.parametrize("name", GIVEN_SIGMA)
+def test_the_deviance_at_a_given_sigma(name, engine):
+    """Its least value is the profiled one; its gradient is that of its differences, its Hessian the information."""
+    problem = problems.build(name)
+    objective = problem.objective(False, engine)
+    for label, user in problems.thetas(problem).items():
+        theta = objective.to_conditioned(user)
+        at = objective.at_conditioned(theta)
+        best = 0.5 * (at.log_r2 - np.log(objective.nu))
+        assert abs(at.given_sigma(best).value - at.value) < 1e-10 * max(1.0, abs(at.value)), label
+        for tau in (best - 0.3, best + 0.2):
+
+            def deviance(x):
+                return objective.at_conditioned(x[1:]).given_sigma(x[0]).value
+
+            def gradient(x):
+                return objective.at_conditioned(x[1:]).given_sigma(x[0]).derivatives()[0]
+
+            x = np.append(tau, theta)
+            slope, hessian = at.given_sigma(tau).derivatives()
+            np.testing.assert_array_equal(gradient(x), slope)
+            assert worst(slope, stencil(deviance, x, 1e-3)) < 1e-6, label
+            differenced = stencil(gradient, x, 1e-3)
+            assert worst(hessian[0], differenced[0]) < 1e-6, label  # along sigma it is exact
+            np.testing.assert_allclose(hessian, hessian.T, rtol=1e-13)
+
+
+def test_a_given_sigma_is_for_the_deviance_and_finite():
+    problem = problems.build("slope")
+    theta = np.zeros(problem.n_theta)
+    with pytest.raises(ModelError, match="REML"):
+        problem.objective(True).at(theta).given_sigma(0.0)
+    with pytest.raises(NumericalError, match="overflows"):
+        problem.objective(False).at(theta).given_sigma(-400.0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastlmm_core.core.distance import Distance
 from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,
-    Distance,
     Grouped,
     Independent,
     Toeplitz,
@@ -28,6 +28,8 @@ SHAPES = {
     "us with scale": Unstructured(T, scale=True),
     "exp": Distance(POINTS, 1),
     "gau": Distance(POINTS, 2),
+    "exp with a nugget": Distance(POINTS, 1, nugget=True),
+    "gau with a nugget": Distance(POINTS, 2, nugget=True),
     "grouped ar1": Grouped([Autoregressive(T), Autoregressive(T)], T, ("a", "b")),
     "grouped us": Grouped([Unstructured(T), Unstructured(T, scale=True)], T, ("a", "b")),
 }
@@ -108,3 +110,21 @@ def test_compound_symmetry_reaches_negative_correlations_but_stays_positive_defi
         rho = shape.natural(np.array([eta])).values[0]
         assert rho + 1e-12 > -1 / (T - 1)
         assert rho <= 1.0
+
+
+def test_a_nugget_is_not_shared_with_other_places():
+    psi = np.array([np.log(2.0), np.arcsin(np.sqrt(0.3))])
+    apart = np.sqrt(np.square(POINTS[:, None] - POINTS).sum(axis=2))
+    expected = np.where(np.eye(T, dtype=bool), 1.0, 0.7 * np.exp(-apart / 2.0))
+    np.testing.assert_allclose(table(SHAPES["exp with a nugget"], psi)[0], expected)
+    np.testing.assert_allclose(SHAPES["exp with a nugget"].natural(psi).values, [2.0, 0.3])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_nearer_correlations_are_weaker(name):
+    shape = SHAPES[name]
+    if not shape.n or not shape.scaled:
+        return
+    strong = 3.0 * np.abs(shape.start())
+    off = ~np.eye(T, dtype=bool)
+    assert np.abs(table(shape, shape.nearer(strong))[0][off]).sum() < np.abs(table(shape, strong)[0][off]).sum()

@@ -175,3 +175,20 @@ def test_refusals():
         as_family("truncated_poisson").check(np.array([0.0, 1.0, 1.5]), ones)
     with pytest.raises(DataError, match="positive"):
         as_family("gamma").check(np.array([1.0, 0.0, 2.0]), ones)
+
+
+@pytest.mark.parametrize("name", ["negativebinomial", "negativebinomial1"])
+@pytest.mark.parametrize("minus_log_alpha", [9.0, 14.0, 17.9, 25.0])
+def test_rows_go_over_into_poisson_ones_without_loss(name, minus_log_alpha):
+    """Their distance from Poisson rows is of alpha's order, also where log-gammas of 1e9 take part."""
+    y = np.array([0.0, 1.0, 3.0, 20.0, 150.0, 4000.0])
+    eta, m, alpha = np.log(y + 0.7), np.ones(6), np.exp(-minus_log_alpha)
+    rho = minus_log_alpha if name == "negativebinomial" else -minus_log_alpha
+    family, poisson = as_family(name), as_family("poisson")
+    here, there = family.row(y, eta, m, rho), poisson.row(y, eta, m, 0.0)
+    size = alpha * (1.0 + y) ** (3 if name == "negativebinomial" else 1) + 1e-13 * (1.0 + y)
+    for field in ("s", "w", "k"):
+        assert (np.abs(getattr(here, field) - getattr(there, field)) < 10 * size).all()
+    assert (np.abs(here.lr) < 10 * size).all()
+    constants = [f.constant(y, m, np.empty(0), r)[0] for f, r in ((family, rho), (poisson, 0.0))]
+    assert abs(here.l.sum() + constants[0] - there.l.sum() - constants[1]) < 10 * size.sum() + 1e-9

@@ -49,7 +49,7 @@ def test_satterthwaite_is_that_of_sas():
 def test_observed_information_and_its_slopes_are_those_of_differences(residual, reml):
     fit = fev(residual, reml=reml, dispersion="~ SEX").core
     model: PatternModel = fit.model
-    criterion, _, _, _ = model.prepare(fit.response)
+    criterion, _ = model.prepare(fit.response)
     info = pattern_information(fit)
     r, nu, h = len(fit.theta), fit.point.nu, 1e-5
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fastlmm_core import ConvergenceWarning, IdentifiabilityWarning, LmerResult, ModelError, lmer, load_dataset
+from fastlmm_core import Control, ConvergenceWarning, IdentifiabilityWarning, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.inference.profile import profile
 from golden_models import SMALL, golden
 
@@ -267,3 +268,27 @@ def test_progress_is_shown_on_request(capfd: pytest.CaptureFixture[str]) -> None
 def test_golden_files_are_there() -> None:
     assert len(PROFILED) >= 7
     assert json.loads((Path(__file__).parents[1] / "golden" / "pastes_nested.json").read_text())["profile_ci_ml"]
+
+
+@pytest.mark.parametrize("name", ["Pastes", "sleepstudy"])
+def test_profiling_a_fit_plans_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fit's own plan serves every path, that of a column turned to the front too."""
+    formula = {"Pastes": "strength ~ 1 + (1 | batch/cask)", "sleepstudy": "Reaction ~ Days + (Days | Subject)"}[name]
+    result = lmer(formula, load_dataset(name), reml=False)
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("a plan was made")
+
+    monkeypatch.setattr(sys.modules["fastlmm_core.core.objective"], "plan", refuse)
+    assert not result.profile(level=0.9).conf_int(0.9).isna().any().any()
+
+
+@pytest.mark.parametrize("engine", ["dense", "sparse", "cholmod"])
+def test_profiles_are_those_of_any_engine(engine: str) -> None:
+    """Nested factors, whose model Hessian in a standard deviation is negative a little below its estimate."""
+    data = load_dataset("Pastes")
+    intervals = [
+        lmer("strength ~ 1 + (1 | batch/cask)", data, control=Control(engine=name)).profile(level=0.95).conf_int(0.95)
+        for name in ("auto", engine)
+    ]
+    np.testing.assert_allclose(*(table.to_numpy() for table in intervals), rtol=1e-5, atol=1e-5)

@@ -47,6 +47,34 @@ def test_nlme_gls_and_lme(orthodont):
     assert len(fit.ranef()) == 54
 
 
+def test_nested_random_effects_beside_a_structure():
+    # nlme 3.1-162: lme(Reaction ~ Days, random = ~ 1 | Subject/p), with varIdent(~ 1 | p), and with corAR1()
+    data = load_dataset("sleepstudy").assign(p=lambda d: (d["Days"] > 4).astype(str))
+    fit = lmer("Reaction ~ Days + (1 | Subject/p)", data, dispersion="~ p")
+    assert fit.criterion == pytest.approx(1746.02515588, abs=1e-6)
+    assert np.exp(fit.theta.iloc[0]) == pytest.approx(1.51978502, abs=1e-5)
+    effects = fit.theta.iloc[1:] * fit.sigma
+    np.testing.assert_allclose(effects, [22.16745, 32.99483], rtol=1e-4)
+    np.testing.assert_allclose(fit.bse, [9.8267400, 1.0107291], rtol=1e-5)
+    modes = fit.ranef().set_index(["grpvar", "grp"])["condval"]
+    np.testing.assert_allclose(modes.loc["Subject"].loc[["308", "309"]], [32.038611, -63.355618], rtol=1e-4)
+    fit = lmer("Reaction ~ Days + (1 | Subject/p)", data, residual="ar1(Days | Subject:p)")
+    assert fit.criterion == pytest.approx(1741.8040774, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "criterion", "printed"),
+    [("exp", 1734.18646794, [8.07337378, 0.0926820785]), ("gau", 1739.936192808, [5.69195604, 0.205654174])],
+)
+def test_a_nugget(kind, criterion, printed):
+    # nlme 3.1-162: gls(Reaction ~ Days, correlation = corExp or corGaus(form = ~ Days | Subject, nugget = TRUE))
+    fit = lmer("Reaction ~ Days", load_dataset("sleepstudy"), residual=f"{kind}(Days | Subject, nugget=True)")
+    assert fit.criterion == pytest.approx(criterion, abs=1e-6)
+    found = fit.covariance_parameters().loc[["range", "nugget"], "estimate"]
+    np.testing.assert_allclose(found, printed, rtol=1e-4)
+    assert "with a nugget" in str(fit.summary())
+
+
 def test_weights_groups_and_dispersion_fit(fev):
     # mmrm 0.3.18
     formula = "FEV1 ~ RACE + SEX + ARMCD * AVISIT"
@@ -133,11 +161,37 @@ def test_refit_pickle_ml_and_prediction(orthodont):
     assert fit.to_dict()["nobs"] == 108
 
 
-@pytest.mark.parametrize("method", ["profile", "bootstrap", "ranova", "influence", "hatvalues", "cooks_distance"])
+@pytest.mark.parametrize("method", ["profile", "ranova", "influence", "hatvalues", "cooks_distance"])
 def test_what_is_not_there_says_so(method, orthodont):
     fit = lmer(GROWTH, orthodont, residual="cs(age | Subject)")
     with pytest.raises(ModelError, match=f"{method} is not available for a model with a residual structure"):
         getattr(fit, method)()
+
+
+def test_bootstrap_of_a_residual_structure(orthodont):
+    fit = lmer(GROWTH, orthodont, residual="ar1(age | Subject)")
+    draws = fit.bootstrap(40, seed=1)
+    assert list(draws) == ["var Residual", "rho", *fit.params.index]
+    pd.testing.assert_frame_equal(draws.head(5), fit.bootstrap(5, seed=1))
+    errors = draws.std()
+    np.testing.assert_allclose(errors[fit.params.index], fit.bse, rtol=0.4)
+    assert errors["rho"] == pytest.approx(fit.covariance_parameters().loc["rho", "std_error"], rel=0.4)
+    own = fit.bootstrap(3, seed=1, statistic=lambda again: again.covariance_parameters().loc["rho", "estimate"])
+    np.testing.assert_allclose(own["statistic"], draws["rho"].head(3))
+    with pytest.raises(ModelError, match='kind="residual" is not available'):
+        fit.bootstrap(3, kind="residual")
+    for method in ("profile", "boot"):
+        with pytest.raises(ModelError, match=r"quantiles of bootstrap\(\)"):
+            fit.conf_int(method=method)
+
+
+def test_bootstrap_of_structured_effects_of_several_factors():
+    data = load_dataset("sleepstudy").assign(g=lambda d: (d["Days"] % 4).astype(str))
+    fit = lmer("Reaction ~ Days + ar1(0 + Days | Subject) + (1 | g)", data)
+    draws = fit.bootstrap(6, seed=1)
+    assert list(draws) == ["Subject.sd", "Subject.angle", "g.Intercept", "sigma", "Intercept", "Days"]
+    assert draws["Days"].mean() == pytest.approx(fit.params["Days"], abs=4 * fit.bse["Days"])
+    assert fit.simulate(2, seed=1).shape == (180, 2)
 
 
 def test_anything_that_needs_the_equations_says_so(orthodont):

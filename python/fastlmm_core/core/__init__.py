@@ -6,6 +6,8 @@
 """
 
 from fastlmm_core.core import iterative
+from fastlmm_core.core.accumulate import Accumulator, BatchTerm
+from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
@@ -14,10 +16,14 @@ from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
+from fastlmm_core.core.reweighting import Reweighting
 from fastlmm_core.core.scan import Scan, scan
+from fastlmm_core.core.streamed import StreamedModel
 from fastlmm_core.core.terms import Term
 
 __all__ = [
+    "Accumulator",
+    "BatchTerm",
     "Control",
     "CoreFit",
     "CrossProducts",
@@ -28,9 +34,12 @@ __all__ = [
     "ManyFits",
     "ManyResponses",
     "Model",
+    "ModelArrays",
     "Modes",
     "Objective",
+    "Reweighting",
     "Scan",
+    "StreamedModel",
     "Term",
     "cross_products",
     "fit",

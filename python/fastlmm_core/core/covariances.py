@@ -17,11 +17,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.distance import Distance
 from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,
-    Distance,
     Independent,
     Shape,
     Toeplitz,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.rows.crossprod import level_blocks, level_sums, nested_cells, pair_cells, sort_rows
+from fastlmm_core._native.rows.crossprod import nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import (
     CHUNK,
@@ -19,12 +21,22 @@ from fastlmm_core.core.conditioning import (
     condition_columns,
     condition_term,
 )
-from fastlmm_core.core.identifiability import Unidentified, identify
-from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
+from fastlmm_core.core.estimability import NullSpace
+from fastlmm_core.core.identifiability import Unidentified, identify, is_spanned
+from fastlmm_core.core.level_sums import LevelSums
+from fastlmm_core.core.terms import Group, Shaped, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CrossProducts", "DesignProducts", "Responses", "cross_products", "identified_products"]
+__all__ = [
+    "CrossProducts",
+    "DesignProducts",
+    "DesignSums",
+    "Responses",
+    "cross_products",
+    "identified",
+    "identified_products",
+]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -112,8 +124,121 @@ class Responses:
     xty: Array
 
 
-class DesignProducts:
-    """What the cross-products owe to X, the terms and the weights: made once, completed by any response.
+class RowsAtHand(Protocol):
+    """What `DesignProducts` and `StreamedProducts` have of their rows."""
+
+    @property
+    def codes(self) -> Sequence[NDArray[np.int32]]:
+        """Levels (n,) of the rows, one array a group."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[Array | None]:
+        """Conditioned columns (n, l) of the rows, one array a group; None for ones."""
+        ...
+
+    @property
+    def weights(self) -> Array | None:
+        """Scaled weights (n,) of the rows."""
+        ...
+
+
+class DesignSums(ABC):
+    """What the cross-products owe to X, the terms and the weights, whether their rows are at hand or gone.
+
+    Attributes
+    ----------
+    n, n_columns : int
+        Rows, columns of X.
+    terms : sequence of Shaped
+    groups, transforms, theta_map, blocks, pairs
+        As `CrossProducts`.
+    dense : tuple of (q * l, rank)
+        Z'WQ.
+    xtx : (rank, rank)
+        Q'WQ, the identity but for rounding.
+    keep, r, null_space
+        As `condition_columns`.
+    inverse : (rank, rank)
+        Of r.
+    log_det : float
+        log|r'r|.
+    weight_scale, log_weights : float
+        As `Conditioning`.
+    weighted : bool
+    unidentified : Unidentified or None
+        What `identify` found.
+    """
+
+    n: int
+    n_columns: int
+    terms: tuple[Shaped, ...]
+    groups: tuple[Group, ...]
+    transforms: tuple[Array, ...]
+    theta_map: ThetaMap
+    blocks: tuple[Array, ...]
+    dense: tuple[Array, ...]
+    xtx: Array
+    keep: NDArray[np.int64]
+    r: Array
+    null_space: NullSpace | None
+    inverse: Array
+    log_det: float
+    weight_scale: float
+    log_weights: float
+    weighted: bool
+    unidentified: Unidentified | None = None
+
+    @property
+    def rank(self) -> int:
+        """Columns of X kept."""
+        return len(self.keep)
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether codes, columns and weights of the rows are there, for products by the row."""
+        return True
+
+    @property
+    @abstractmethod
+    def pairs(self) -> dict[tuple[int, int], Cells]:
+        """Cells of Z_g'WZ_h, g < h, as in `CrossProducts`."""
+
+    @abstractmethod
+    def spans(self, g: int, o: int, direction: Array, size: float, left: float, reml: bool) -> bool:
+        """Whether columns Z_j c of a term, c a ``direction``, lie in the span of X; see `spanned_columns`."""
+
+    @abstractmethod
+    def fitted(self, beta: Array, b: Sequence[Array]) -> Array:
+        """X beta + Z b + offset, (n,)."""
+
+    def complete(self, found: Responses, k: int = 0, *, pairs: bool = True) -> CrossProducts:
+        """Cross-products of the design with the k-th of some responses, on demand without the cells of `pairs`."""
+        p = self.rank
+        shift = np.zeros(p) if found.shift is None else found.shift[:, k].copy()
+        r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
+        r[:p, :p], r[:p, p], r[p, p] = self.r, found.coefficients[:, k], found.norms[k]
+        dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
+        return CrossProducts(
+            self.n,
+            self.groups,
+            self.blocks,
+            self.pairs if pairs else {},
+            tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
+            dtd,
+            Conditioning(self.keep, r, self.n_columns, self.weight_scale, self.log_weights, shift, self.null_space),
+            self.transforms,
+            self.theta_map,
+            self.weighted,
+        )
+
+    def constant(self, nu: float, reml: bool, norm: Array | np.float64) -> Array | np.float64:
+        """`Conditioning.constant` of a response whose residual has the norm given, or of several (k,)."""
+        return 2.0 * nu * np.log(norm) - self.log_weights + (self.log_det if reml else 0.0)
+
+
+class DesignProducts(DesignSums):
+    """`DesignSums` of rows at hand: made once, completed by any response.
 
     Parameters
     ----------
@@ -142,11 +267,10 @@ class DesignProducts:
         offset: ArrayLike | None = None,
         held: Mapping[int, Sequence[int]] | None = None,
     ) -> None:
-        self.unidentified: Unidentified | None = None
         held = held or {}
         self.X, w, self.offset = check_design(X, terms, weights, offset)
-        self.terms = tuple(terms)
-        self.n = len(self.X)
+        self.terms: tuple[Term, ...] = tuple(terms)
+        self.n, self.n_columns = self.X.shape
         self.weight_scale, self.log_weights, root = 1.0, 0.0, None
         if w is not None:
             self.weight_scale = float(w.mean())
@@ -154,14 +278,13 @@ class DesignProducts:
                 raise UnitError("weights", float(w.max()))
             w = w / self.weight_scale
             self.log_weights, root = float(np.log(w).sum()), np.sqrt(w)
-        self.weights = w
+        self.weights, self.weighted = w, w is not None
         self.keep, self.r, self.null_space = condition_columns(self.X, root)
-        self.rank = len(self.keep)
         if self.n <= self.rank:
             raise ModelError(
                 f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance"
             )
-        self.inverse = np.linalg.inv(self.r)
+        self.inverse = np.asarray(np.linalg.inv(self.r), np.float64)
         self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
         self.groups = group_terms(terms)
         self.transforms = tuple(
@@ -175,15 +298,14 @@ class DesignProducts:
         if self.n * self.rank <= KEEP_COLUMNS:
             self._kept_q = self.X[:, self.keep] @ self.inverse
 
-        self.blocks = tuple(
-            level_blocks(c, g.n_levels, z, w) for c, g, z in zip(self.codes, self.groups, self.columns, strict=True)
-        )
-        self.dense = tuple(np.zeros((group.size, self.rank)) for group in self.groups)
+        sums = LevelSums([g.n_columns for g in self.groups], self.rank, [g.n_levels for g in self.groups])
         self.xtx = np.zeros((self.rank, self.rank))
         for part in self.parts():
-            q = self.q(part)
-            self.xtx += q.T @ self.weighted(q, part)
-            self.add_sums(part, q)
+            q, v = self.q(part), None if w is None else w[part]
+            self.xtx += q.T @ (q if v is None else q * v[:, None])
+            columns = [None if z is None else z[part] for z in self.columns]
+            sums.add([codes[part] for codes in self.codes], columns, v, q)
+        self.blocks, self.dense = sums.finish()
         basis = np.zeros((self.X.shape[1], self.rank))
         basis[self.keep] = self.inverse
         levels = [group.n_levels for group in self.groups]
@@ -219,16 +341,19 @@ class DesignProducts:
             return self._kept_q[part]
         return self.X[part][:, self.keep] @ self.inverse
 
-    def weighted(self, columns: Array, part: slice) -> Array:
-        """Rows times their weights."""
-        return columns if self.weights is None else columns * self.weights[part][:, None]
+    def spans(self, g: int, o: int, direction: Array, size: float, left: float, reml: bool) -> bool:
+        """See `DesignSums.spans`: from the rows."""
+        return is_spanned(self, g, o, direction, size, reml)
 
-    def add_sums(self, part: slice, columns: Array) -> None:
-        """Add Z'W columns of some rows to `dense`, group by group."""
-        weights = None if self.weights is None else self.weights[part]
-        columns = np.ascontiguousarray(columns)
-        for codes, z, target in zip(self.codes, self.columns, self.dense, strict=True):
-            level_sums(codes[part], None if z is None else z[part], weights, columns, target)
+    def fitted(self, beta: Array, b: Sequence[Array]) -> Array:
+        """X beta + Z b + offset, (n,)."""
+        out = self.X @ np.nan_to_num(beta)
+        if self.offset is not None:
+            out += self.offset
+        for term, modes in zip(self.terms, b, strict=True):
+            rows = modes[term.codes]
+            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
+        return np.asarray(out)
 
     def responses(self, Y: Array, tolerant: bool = False) -> Responses:
         """Residualise responses on X, scale the residuals to norm one and take their cross-products.
@@ -280,33 +405,9 @@ class DesignProducts:
                     target[:, bad] = 0.0
         return Responses(coefficients, shift, norms, dense, xty)
 
-    def complete(self, found: Responses, k: int = 0, *, pairs: bool = True) -> CrossProducts:
-        """Cross-products of the design with the k-th of some responses, on demand without the cells of `pairs`."""
-        p = self.rank
-        shift = np.zeros(p) if found.shift is None else found.shift[:, k].copy()
-        r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
-        r[:p, :p], r[:p, p], r[p, p] = self.r, found.coefficients[:, k], found.norms[k]
-        dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
-        return CrossProducts(
-            self.n,
-            self.groups,
-            self.blocks,
-            self.pairs if pairs else {},
-            tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
-            dtd,
-            Conditioning(self.keep, r, self.X.shape[1], self.weight_scale, self.log_weights, shift, self.null_space),
-            self.transforms,
-            self.theta_map,
-            self.weights is not None,
-        )
-
     def cross(self, y: ArrayLike) -> CrossProducts:
         """Cross-products of the design with a response (n,), whose offset is subtracted here."""
         return self.complete(self.response(y))
-
-    def constant(self, nu: float, reml: bool, norm: Array | np.float64) -> Array | np.float64:
-        """`Conditioning.constant` of a response whose residual has the norm given, or of several (k,)."""
-        return 2.0 * nu * np.log(norm) - self.log_weights + (self.log_det if reml else 0.0)
 
     def response(self, y: ArrayLike) -> Responses:
         """Conditioned cross-products of one response (n,), whose offset is subtracted here."""
@@ -322,12 +423,24 @@ def identified_products(
     X: ArrayLike | None, terms: Sequence[Term], weights: ArrayLike | None, offset: ArrayLike | None, reml: bool
 ) -> DesignProducts:
     """A design's products, with what its criterion does not depend on held at zero."""
-    products = DesignProducts(X, terms, weights=weights, offset=offset)
-    found = identify(products, reml)
+
+    def make(held: Mapping[int, Sequence[int]]) -> DesignProducts:
+        return DesignProducts(X, terms, weights=weights, offset=offset, held=held)
+
+    return identified(make, reml)
+
+
+S = TypeVar("S", bound=DesignSums)
+
+
+def identified(make: Callable[[Mapping[int, Sequence[int]]], S], reml: bool, noise: bool = True) -> S:
+    """What ``make`` makes of the columns to be held, with what the criterion does not depend on held at zero."""
+    products = make({})
+    found = identify(products, reml, noise)
     if found is None:
         return products
-    if any(terms[k].n_columns > 1 for k, _ in found.spanned):
-        products = DesignProducts(X, terms, weights=weights, offset=offset, held=dict(found.spanned))
+    if any(products.terms[k].n_columns > 1 for k, _ in found.spanned):
+        products = make(dict(found.spanned))
     products.unidentified = found
     products.theta_map = replace(products.theta_map, held=np.flatnonzero(found.held))
     return products

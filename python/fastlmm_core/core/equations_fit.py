@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
-from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.pedigree import Relationship
-from fastlmm_core.core.saved import saved_state
-from fastlmm_core.core.structured import factor_derivatives, structure_transform
-from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
-from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
+from fastlmm_core.core.structured import Report, TermStructures, factor_derivatives
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
-from fastlmm_core.errors import ModelError
 
 __all__ = ["EquationsFit", "EquationsModel"]
 
 Array = NDArray[np.float64]
-Report = Callable[[int, Array, float, float, float], None]
-
-SPAN_TOLERANCE = 1e2 * np.finfo(float).eps
 
 DEPENDENT = 1e-9
 """Squared norm of what the sparse columns leave of a column of X, relative to its own, that makes it dependent."""
@@ -50,7 +42,7 @@ class Place:
     solved: Solved
 
 
-class EquationsModel:
+class EquationsModel(ProjectedModel, TermStructures):
     """A model without its response.
 
     Parameters
@@ -80,37 +72,18 @@ class EquationsModel:
         control: Control | None = None,
     ) -> None:
         n = len(terms[0].codes) if terms else len(sparse[0].codes)
-        self.X = np.empty((n, 0)) if X is None else as_floats(X, "X")
         self.terms, self.sparse, self.relationships = tuple(terms), tuple(sparse), tuple(relationships)
-        self.n, self.reml, self.control = n, bool(reml), checked_control(control)
-        self.offset = None if offset is None else as_floats(offset, "offset")
-        self.root, self.log_weights = None, 0.0
-        if weights is not None:
-            w = as_floats(weights, "weights")
-            if (w <= 0).any():
-                raise ModelError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
-            self.root, self.log_weights = np.sqrt(w), float(np.log(w).sum())
-        self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
-        self.transforms = [structure_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
-        ends = np.cumsum([0, *(c.n for c in self.covariances)])
-        self.slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
-        self.n_parameters = int(ends[-1])
-        self.keep, self.r, self.null_space = condition_columns(self.X, self.root)
-        if self.sparse:
-            self.keep, self.r, self.null_space = self._beside_sparse()
-        self.rank = len(self.keep)
+        TermStructures.__init__(self, self.terms, structures)
         absorbed = sum(int(t.n_levels or 0) for t in self.sparse)
-        if n <= self.rank + absorbed:
-            raise ModelError(
-                f"{n} observations cannot determine {self.rank + absorbed} fixed effects and a residual variance"
-            )
-        self.inverse = np.linalg.inv(self.r)
-        q = self.X[:, self.keep] @ self.inverse
-        self.Q = q if self.root is None else q * self.root[:, None]
+        ProjectedModel.__init__(self, X, n, weights, offset, reml, control, absorbed)
 
-    def _beside_sparse(self) -> tuple[NDArray[np.int64], Array, NullSpace | None]:
-        """Columns of X that do not depend on earlier ones and the sparse ones."""
-        X = self.X[:, self.keep] if self.root is None else self.X[:, self.keep] * self.root[:, None]
+    def independent_columns(self) -> tuple[NDArray[np.int64], Array, NullSpace | None]:
+        """As `ProjectedModel.independent_columns`, besides the sparse ones."""
+        found = super().independent_columns()
+        if not self.sparse:
+            return found
+        outer = found[0]
+        X = self.X[:, outer] if self.root is None else self.X[:, outer] * self.root[:, None]
         X = X / np.maximum(np.sqrt(np.square(X).sum(axis=0)), 1e-300)
         absorbed = Equations(self.sparse, (), len(self.sparse), self.root, X, np.ones(self.n), True)
         absorbed.factor.refactor(absorbed.matrix(()))
@@ -122,7 +95,7 @@ class EquationsModel:
                 rest -= left[j, chosen] @ np.linalg.solve(left[np.ix_(chosen, chosen)], left[chosen, j])
             if rest > DEPENDENT:
                 chosen.append(j)
-        keep = self.keep[chosen]
+        keep = outer[chosen]
         inner, r, space = condition_columns(self.X[:, keep], self.root)
         return keep[inner], r, space
 
@@ -132,34 +105,25 @@ class EquationsModel:
             out.append(Term(term.codes, None if term.z is None else term.z @ T, n_levels=term.n_levels))
         return [*out, *self.sparse]
 
+    def equations(self, rest: Array) -> Equations:
+        """The equations of what X leaves of a response (n,)."""
+        return Equations(
+            self._conditioned(),
+            self.relationships,
+            len(self.sparse),
+            self.root,
+            self.Q,
+            rest,
+            self.reml,
+            self.control.n_threads,
+        )
+
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> EquationsFit:
         """Fit a response (n,); `start` and what `on_evaluation` gets are `EquationsFit.theta`'s."""
         with one_blas_thread():
-            response = as_response(y, self.n)
-            check_finite(response, "y")
-            if self.offset is not None:
-                response = response - self.offset
-            scaled = response if self.root is None else response * self.root
-            coefficients = self.Q.T @ scaled
-            rest = scaled - self.Q @ coefficients
-            norm = float(np.sqrt(rest @ rest))
-            if not norm > SPAN_TOLERANCE * float(np.sqrt(scaled @ scaled)):
-                raise ModelError(
-                    "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
-                )
-            equations = Equations(
-                self._conditioned(),
-                self.relationships,
-                len(self.sparse),
-                self.root,
-                self.Q,
-                rest / norm,
-                self.reml,
-                self.control.n_threads,
-            )
-            constant = 2.0 * equations.nu * np.log(norm) - self.log_weights
-            if self.reml:
-                constant += 2.0 * float(np.log(np.diag(self.r)).sum())
+            projected = self.project(y)
+            equations = self.equations(projected.rest)
+            constant = self.constant(equations.nu, projected.norm)
             first = (
                 np.concatenate([0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances])
                 if start is None
@@ -175,7 +139,7 @@ class EquationsModel:
             if on_evaluation is not None:
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
                     on_evaluation(k, self.to_user(x), value, size, radius)
-            return self._estimates(equations, found, coefficients, norm, response, constant)
+            return self._estimates(equations, found, projected, constant)
 
     def factors(self, phi: Array) -> list[Array]:
         """L (l, l) of each term in working coordinates."""
@@ -197,66 +161,39 @@ class EquationsModel:
             hessian[where, where] += np.einsum("aik,ij,bjk->ab", first, G + G.T, first, optimize=True)
         return Place(solved.value + constant, gradient, 0.5 * (hessian + hessian.T), solved)
 
-    def to_user(self, phi: Array) -> Array:
-        """Parameters for z as given."""
-        out = phi.copy()
-        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
-            out[where] = c.rescaled(phi[where], T)
-        return out
-
-    def to_working(self, theta: Array) -> Array:
-        """The inverse of `to_user`."""
-        if theta.shape != (self.n_parameters,):
-            raise ModelError(f"start has {theta.size} values, but the covariances have {self.n_parameters} parameters")
-        out = theta.copy()
-        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
-            out[where] = c.rescaled(theta[where], np.asarray(np.linalg.inv(T), np.float64))
-        return out
-
     def _estimates(
-        self,
-        equations: Equations,
-        found: Search[Place],
-        coefficients: Array,
-        norm: float,
-        response: Array,
-        constant: float,
+        self, equations: Equations, found: Search[Place], projected: Projected, constant: float
     ) -> EquationsFit:
-        phi = found.x.copy()
-        for c, where in zip(self.covariances, self.slices, strict=True):
-            phi[where] = c.canonical(phi[where], SINGULAR)
-        solved = equations.solve(self.factors(phi))
+        phi = self.canonical(found.x)
+        same = bool((phi == found.x).all())
+        solved = found.point.solved if same else equations.solve(self.factors(phi))
         if solved.value + constant > found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
-            phi = found.x
-            solved = equations.solve(self.factors(phi))
-        beta = np.full(self.X.shape[1], np.nan)
-        beta[self.keep] = self.inverse @ (coefficients + norm * solved.beta)
-        singular = any(c.is_singular(phi[w], SINGULAR) for c, w in zip(self.covariances, self.slices, strict=True))
+            phi, solved = found.x, found.point.solved
         return EquationsFit(
             theta=self.to_user(phi),
-            beta=beta,
-            sigma=float(norm * np.sqrt(solved.r2 / equations.nu)),
+            beta=self.coefficients(projected, solved.beta),
+            sigma=float(projected.norm * np.sqrt(solved.r2 / equations.nu)),
             criterion=solved.value + constant,
             reml=self.reml,
             n=self.n,
             rank=self.rank,
-            is_singular=singular,
+            is_singular=self.is_singular(phi),
             converged=found.converged,
             message=found.message,
             control=self.control,
             _solution=None,
             model=self,
             working=phi,
-            norm=norm,
+            norm=projected.norm,
             solved=solved,
-            response=response,
+            response=projected.response,
             constant=constant,
             evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
         )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class EquationsFit(CoreFit):
+class EquationsFit(ProjectedFit):
     """A fitted model, as a `CoreFit` whose figures come from the mixed-model equations.
 
     Attributes
@@ -269,59 +206,23 @@ class EquationsFit(CoreFit):
     norm : float
         Of the response's residual on X.
     solved : Solved
-    response : (n,)
-        Less the offset.
     """
 
+    lacks = "not available for a model with known relationships or sparse fixed effects"
     model: EquationsModel = field(repr=False)
     working: Array = field(repr=False)
     norm: float = field(repr=False)
     solved: Solved = field(repr=False)
-    response: Array = field(repr=False)
     constant: float = field(repr=False)
-    evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
 
     @property
     def n_parameters(self) -> int:
         """Covariance parameters, sigma apart, and the coefficients of sparse fixed effects."""
         return len(self.theta) + sum(int(t.n_levels or 0) for t in self.model.sparse)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return saved_state({**self.__dict__, "_cache": {}})
-
-    @property
-    def cross(self) -> NoReturn:
-        """Refused: the engine of ordinary models does not have these equations."""
-        raise ModelError("not available for a model with known relationships or sparse fixed effects")
-
-    def objective(self) -> NoReturn:
-        """Refused, as `cross`."""
-        _ = self.cross
-        raise AssertionError
-
-    def workspace(self) -> NoReturn:
-        """Refused, as `objective`."""
-        self.objective()
-
-    def complete(self) -> EquationsFit:
-        """As `CoreFit.complete`; there is nothing to let go of."""
-        return self
-
     def equations(self) -> Equations:
         """The model's equations with this response, made again."""
-        model = self.model
-        scaled = self.response if model.root is None else self.response * model.root
-        rest = (scaled - model.Q @ (model.Q.T @ scaled)) / self.norm
-        return Equations(
-            model._conditioned(),
-            model.relationships,
-            len(model.sparse),
-            model.root,
-            model.Q,
-            rest,
-            self.reml,
-            self.control.n_threads,
-        )
+        return self.model.equations(self.model.split(self.response)[1] / self.norm)
 
     @cached_property
     def half(self) -> Array:
@@ -330,22 +231,9 @@ class EquationsFit(CoreFit):
         return np.asarray(self.sigma * self.model.inverse @ root)
 
     @cached_property
-    def cov_beta(self) -> Array:
-        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
-        cov = np.full((len(self.beta),) * 2, np.nan)
-        cov[np.ix_(self.model.keep, self.model.keep)] = self.half @ self.half.T
-        return cov
-
-    @cached_property
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each random-effects term, tuple of (l, l)."""
         return tuple(T @ L for T, L in zip(self.model.transforms, self.solved.factors, strict=True))
-
-    @cached_property
-    def log(self) -> FitLog:
-        """What the optimiser did."""
-        columns = [np.array(c) for c in zip(*self.evaluations, strict=True)]
-        return FitLog(*columns)
 
     def _terms(self) -> list[tuple[int, int, slice]]:
         """Levels, columns and place among the solutions of each term, the sparse ones last."""
@@ -408,12 +296,7 @@ class EquationsFit(CoreFit):
     @cached_property
     def fitted(self) -> Array:
         """X beta + the sparse fixed effects + Z b + offset, (n,)."""
-        out = self.model.X @ np.nan_to_num(self.beta)
-        if self.model.offset is not None:
-            out = out + self.model.offset
-        for term, modes in zip(self.model.terms, self.b, strict=True):
-            rows = modes[term.codes]
-            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
+        out = self.with_modes(self.model.terms)
         for term, values in zip(self.model.sparse, self.absorbed, strict=True):
             out += values[term.codes] * (1.0 if term.z is None else term.z[:, 0])
         return np.asarray(out)

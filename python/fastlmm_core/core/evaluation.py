@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import exp, log
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,11 +20,12 @@ from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import ModelError, NumericalError
 
 if TYPE_CHECKING:
     from fastlmm_core.core.objective import Objective
 
-__all__ = ["Evaluation", "ExplicitInverse", "Modes"]
+__all__ = ["Evaluation", "ExplicitInverse", "GivenSigma", "Modes"]
 
 Array = NDArray[np.float64]
 Longs = NDArray[np.int64]
@@ -75,6 +77,28 @@ class ExplicitInverse:
     starts: list[Longs]
 
 
+@dataclass(frozen=True)
+class GivenSigma:
+    """The deviance at one theta and one sigma, in conditioned coordinates; from `Evaluation.given_sigma`.
+
+    Attributes
+    ----------
+    at : Evaluation
+    log_sigma : float
+        In units of y_scale sqrt(weight_scale).
+    value : float
+    """
+
+    at: Evaluation
+    log_sigma: float
+    value: float
+
+    def derivatives(self) -> tuple[Array, Array]:
+        """Gradient (1 + n_theta,) and model Hessian in (log sigma, theta)."""
+        with one_blas_thread():
+            return self.at._evaluator.given_sigma(self.at.theta, self.log_sigma)
+
+
 class Evaluation:
     """A model at one theta; from `Objective.at`.
 
@@ -122,6 +146,32 @@ class Evaluation:
         shapes = [(group.n_levels, group.n_columns) for group in self._layout.groups]
         b = tuple(part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
         return Modes(gamma, b, ld, value)
+
+    @property
+    def log_r2(self) -> float:
+        """Logarithm of the penalised residual sum of squares r^2, the response's norm on X being one."""
+        return 2.0 * log(float(self.modes.ld[-1, -1]))
+
+    def given_sigma(self, log_sigma: float) -> GivenSigma:
+        """The deviance at a sigma that need not be the best one; by maximum likelihood only.
+
+        With r^2 the penalised residual sum of squares and kappa = r^2 / sigma^2
+
+            D(theta, sigma) = value(theta) + kappa - n - n log(kappa / n)
+
+        Raises
+        ------
+        NumericalError
+            It overflows.
+        ModelError
+            The criterion is REML's.
+        """
+        if self.objective.reml:
+            raise ModelError("the deviance at a given sigma is maximum likelihood's; this criterion is REML's")
+        n, log_kappa = self.objective.nu, self.log_r2 - 2.0 * log_sigma
+        if log_kappa > 700.0:
+            raise NumericalError("the deviance overflows")
+        return GivenSigma(self, log_sigma, self.modes.value + exp(log_kappa) - n - n * (log_kappa - log(n)))
 
     def solve(self, parts: Sequence[Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Solve the mixed-model equations without fixed effects.

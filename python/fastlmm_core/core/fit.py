@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
@@ -14,11 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
+from fastlmm_core.core.engines import EngineReport
 from fastlmm_core.core.identifiability import Unidentified
+from fastlmm_core.core.layout import engine_report
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
+from fastlmm_core.core.terms import Shaped
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -61,7 +64,7 @@ class Solution:
 
     Attributes
     ----------
-    design : DesignProducts
+    design : DesignSums
     response : Responses
         Of one response.
     offsets : list of (q,)
@@ -74,7 +77,7 @@ class Solution:
         `Newton.evaluations`.
     """
 
-    design: DesignProducts
+    design: DesignSums
     response: Responses
     offsets: list[NDArray[np.int64]]
     b_lead: Array
@@ -185,8 +188,8 @@ class CoreFit:
     def make_all(self) -> None:
         """Make all that was left for later."""
         if self._solution is not None:
-            for name, value in vars(type(self)).items():
-                if isinstance(value, cached_property):
+            for name in dir(type(self)):
+                if isinstance(getattr(type(self), name), cached_property):
                     getattr(self, name)
 
     @property
@@ -204,14 +207,7 @@ class CoreFit:
     @later
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each term, tuple of (l, l)."""
-        factors, at = [], 0
-        for term in self.solution.design.terms:
-            factor = np.zeros((term.n_columns, term.n_columns))
-            rows, columns = zip(*term.index(), strict=True)
-            factor[rows, columns] = self.theta[at : at + term.n_theta]
-            at += term.n_theta
-            factors.append(factor)
-        return tuple(factors)
+        return relative_factors(self.solution.design.terms, self.theta)
 
     @later
     def cov_beta(self) -> Array:
@@ -257,14 +253,7 @@ class CoreFit:
     @later
     def fitted(self) -> Array:
         """X beta + Z b + offset, (n,)."""
-        design = self.solution.design
-        out = design.X @ np.nan_to_num(self.beta)
-        if design.offset is not None:
-            out += design.offset
-        for term, modes in zip(design.terms, self.b, strict=True):
-            rows = modes[term.codes]
-            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
-        return np.asarray(out)
+        return self.solution.design.fitted(self.beta, self.b)
 
     @later
     def log(self) -> FitLog:
@@ -340,6 +329,11 @@ class CoreFit:
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
         return pool.lent(self.cross)
 
+    def engine_report(self) -> EngineReport:
+        """Which engine factored the random effects, why, and what the others would cost."""
+        with self.workspace() as model:
+            return engine_report(model.plan)
+
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, sigma^2 included.
 
@@ -351,6 +345,18 @@ class CoreFit:
             with self.workspace() as model:
                 self._cache["cond_var"] = conditional_variances(model, self.theta, self.sigma)
         return self._cache["cond_var"]
+
+
+def relative_factors(terms: Sequence[Shaped], theta: Array) -> tuple[Array, ...]:
+    """L (l, l) of each term from theta in the user's units."""
+    factors, at = [], 0
+    for term in terms:
+        factor = np.zeros((term.n_columns, term.n_columns))
+        rows, columns = zip(*term.index(), strict=True)
+        factor[rows, columns] = theta[at : at + term.n_theta]
+        at += term.n_theta
+        factors.append(factor)
+    return tuple(factors)
 
 
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
@@ -421,7 +427,7 @@ def estimates(
     theta: Array,
     evaluations: Array,
     message: str,
-    design: DesignProducts,
+    design: DesignSums,
     response: Responses,
     workspaces: Workspaces,
 ) -> CoreFit:
@@ -451,7 +457,7 @@ def finished(
     figures: tuple[Array, Array, Array, Array, float],
     evaluations: Array,
     message: str,
-    design: DesignProducts,
+    design: DesignSums,
     response: Responses,
     workspaces: Workspaces,
 ) -> CoreFit:
@@ -463,8 +469,8 @@ def finished(
     beta = design.inverse.dot(gamma)
     if response.shift is not None:
         beta += response.shift[:, 0]
-    if design.rank < design.X.shape[1]:
-        kept, beta = beta, np.full(design.X.shape[1], np.nan)
+    if design.rank < design.n_columns:
+        kept, beta = beta, np.full(design.n_columns, np.nan)
         beta[design.keep] = kept
     return CoreFit(
         theta=model.to_user(theta),

@@ -1,8 +1,9 @@
-"""Minimise the marginal deviance of a generalised mixed model; its estimates in the user's coordinates."""
+"""A fitted generalised mixed model as arrays: its estimates in the user's coordinates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -10,19 +11,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.criterion import Criterion
-from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace, null_space
-from fastlmm_core.core.fit import FAILED, FitLog
+from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import DataError, NumericalError
+from fastlmm_core.core.workspaces import Turn
+from fastlmm_core.errors import DataError
 from fastlmm_core.families import Family
 
-__all__ = ["Engine", "GlmmFit", "search"]
+__all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
 
 Array = NDArray[np.float64]
 Report = Callable[[int, Array, float, float, float], None]
@@ -37,6 +37,10 @@ class Engine(Protocol):
     design: GlmmDesign
     patience: float
     """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
+    turn: Turn
+    """Whoever uses the workspace holds it meanwhile."""
+    holder: object
+    """Whose response was set last, where that was an objective's."""
 
     @property
     def criterion(self) -> Criterion:
@@ -80,10 +84,10 @@ class GlmmFit:
         Covariance factor of each term.
     beta : (p,)
         Fixed effects; NaN where a column depends on earlier ones and was set aside.
-    rho : float
-        Logarithm of the family's extra parameter; 0 where there is none.
+    rho : float or (n_extra,)
+        Logarithm of the family's extra parameter; 0 where there is none; an array for families with several.
     family_params : dict
-        The extra parameter by its name, as users know it; empty where there is none.
+        The extra parameters by their names, as users know them; empty where there is none.
     criterion : float
         Minus twice the marginal log-likelihood, all constants included.
     cov : (n_theta + p + n_extra,) * 2
@@ -114,7 +118,7 @@ class GlmmFit:
 
     theta: Array
     beta: Array
-    rho: float
+    rho: Any
     criterion: float
     n: int
     rank: int
@@ -142,15 +146,15 @@ class GlmmFit:
             object.__setattr__(self, "_engine", None)
         return self
 
-    @property
-    def engine(self) -> Engine:
-        """The engine with this fit's response, at its estimates."""
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """The engine with this fit's response, at its estimates, nobody else's inside a `with` block."""
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
-        with one_blas_thread():
+        with one_blas_thread(), self._engine.turn.reading():
             self._engine.set_response(self._y)
             self._engine.value(self.psi)
-        return self._engine
+            yield self._engine
 
     @property
     def design(self) -> GlmmDesign:
@@ -161,9 +165,8 @@ class GlmmFit:
 
     @property
     def family_params(self) -> dict[str, float]:
-        """The extra parameter by its name."""
-        name = self.family.parameter
-        return {} if name is None else {name: self.family.natural(self.rho)}
+        """The extra parameters by their names."""
+        return dict(zip(self.family.names, self.family.naturals(self.rho).tolist(), strict=True))
 
     @property
     def at_limit(self) -> bool:
@@ -172,13 +175,12 @@ class GlmmFit:
 
     @property
     def family_params_se(self) -> dict[str, float]:
-        """Its standard error, by the delta method; NaN where it was given."""
-        name = self.family.parameter
-        if name is None:
-            return {}
-        if not self.family.n_extra:
-            return {name: float("nan")}
-        return {name: abs(self.family.natural_slope(self.rho)) * float(np.sqrt(self.cov[-1, -1]))}
+        """Their standard errors, by the delta method; NaN where one was given."""
+        family = self.family
+        if not family.n_extra:
+            return dict.fromkeys(family.names, float("nan"))
+        errors = np.abs(family.natural_slopes(self.rho)) * np.sqrt(self.cov.diagonal()[-family.n_extra :])
+        return dict(zip(family.names, errors.tolist(), strict=True))
 
     @property
     def se(self) -> Array:
@@ -202,10 +204,14 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian."""
         design = self.design
-        conditioned = covariance(self.engine.information(self.psi), design.n_theta)
+        free, held = design.free, design.n_free - len(design.free)
+        conditioned = np.full((design.n_free,) * 2, np.nan)
+        with self.engine() as engine:
+            second = engine.information(self.psi)[np.ix_(free, free)]
+        conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
-        small[unknown] = np.nan  # all of theta, or nothing
+        small[unknown] = np.nan  # all of theta, what is held of it, or nothing
         nt, p = design.n_theta, len(self.beta)
         places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
@@ -215,11 +221,13 @@ class GlmmFit:
     @cached_property
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
-        return self.design.user_modes(self.engine.modes())
+        with self.engine() as engine:
+            return self.design.user_modes(engine.modes())
 
     @cached_property
     def _cond_var(self) -> tuple[Array, ...]:
-        return self.design.user_covariances(self.engine.cond_var())
+        with self.engine() as engine:
+            return self.design.user_covariances(engine.cond_var())
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, given the parameters.
@@ -239,7 +247,9 @@ class GlmmFit:
     @cached_property
     def eta(self) -> Array:
         """Linear predictor at the modes, (n,)."""
-        return self.design.fixed_part(self.psi) + self.design.random_part(self.engine.modes())
+        design = self.design
+        with self.engine() as engine:
+            return design.fixed_part(self.psi) + design.random_part(engine.modes()) + design.user_shift(self.psi)
 
     @cached_property
     def mu(self) -> Array:
@@ -255,13 +265,10 @@ class GlmmFit:
         to_user = self.design.theta_map.to_user
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
 
-    @property
-    def unidentified(self) -> None:
-        """None: covariance parameters that the design leaves free are not looked for here.
-
-        What the likelihood leaves free shows as NaN in `cov`.
-        """
-        return
+    @cached_property
+    def unidentified(self) -> Unidentified | None:
+        """What the linear predictor's covariance does not depend on: no response can tell it."""
+        return self.design.unidentified
 
     @property
     def sigma(self) -> float:
@@ -282,8 +289,8 @@ class GlmmFit:
 
     @property
     def fitted(self) -> Array:
-        """The response's means, (n,)."""
-        return self.family.response_mean(self.mu, self.rho)
+        """The response's means, (n,); of an ordinal response the probabilities of what was seen."""
+        return self.family.fitted(self._y, self.eta, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.
@@ -298,16 +305,16 @@ class GlmmFit:
         -------
         tuple of (q, l)
         """
-        design, engine = self.design, self.engine
+        design = self.design
         psi = conditioned(design, theta, beta, self.rho)
-        with one_blas_thread():
+        with self.engine() as engine:
             if y is not None:
                 engine.set_response(design.response(y))
             engine.value(psi)
             return design.user_modes(engine.modes())
 
 
-def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: float) -> Array:
+def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: Any) -> Array:
     """Psi (n_free,) for the user's parameters.
 
     Raises
@@ -320,7 +327,7 @@ def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: floa
         raise DataError(f"theta has shape {t.shape}, but the model has {design.n_theta} covariance parameter(s)")
     if b.shape != (design.X.shape[1],):
         raise DataError(f"beta has shape {b.shape}, but the model has {design.X.shape[1]} coefficient(s)")
-    user = np.concatenate([t, b[design.keep], [rho] * design.family.n_extra])
+    user = np.concatenate([t, b[design.keep], design.family.extra(rho)])
     if not np.isfinite(user).all():
         raise DataError("parameters must be finite")
     return np.asarray(design.to_conditioned @ user)
@@ -349,74 +356,3 @@ def covariance(second: Array, n_theta: int) -> Array:
     half = vectors / np.sqrt(np.maximum(values, FLAT)) / scale[first:, None]
     out[first:, first:] = 2.0 * half @ half.T
     return out
-
-
-def minimise(engine: Engine, newton: Newton, psi: Array, report: Report | None) -> tuple[Array, float, int]:
-    """`Newton.minimise`, and whatever the engine raised meanwhile."""
-    found = newton.minimise(psi, report)
-    if isinstance(engine.criterion, Callback):
-        engine.criterion.raise_error()
-    return found
-
-
-def search(
-    engine: Engine, newton: Newton, psi: Array, given: bool, on_evaluation: Report | None = None
-) -> tuple[Array, float, Array, int]:
-    """Minimise the deviance from psi.
-
-    Parameters
-    ----------
-    engine, newton
-        The optimiser must be of the engine's criterion.
-    psi : (n_free,)
-    given : bool
-        The start is the user's: no second search.
-
-    Returns
-    -------
-    psi : (n_free,), canonical signs
-    value : float
-    evaluations : (k, n_free + 3), see `Newton.evaluations`
-    status : int
-        Key of `Newton.messages`.
-
-    Raises
-    ------
-    NumericalError
-        The deviance cannot be evaluated at the start.
-    """
-    design = engine.design
-    parameters, nt = design.theta_map, design.n_theta
-    report = None
-    if on_evaluation is not None:
-
-        def report(k: int, x: Array, value: float, norm: float, radius: float) -> None:
-            on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
-
-    found, value, status = minimise(engine, newton, psi, report)
-    evaluations = newton.evaluations()
-    if status == FAILED:
-        raise NumericalError(
-            f"{newton.messages[status]}, theta = {parameters.to_user @ psi[:nt]}, beta = "
-            f"{design.to_beta @ psi[nt : nt + design.rank]}: give start="
-        )
-    if parameters.is_singular(found[:nt]):  # or a sign to turn
-        found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-        if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
-            # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-            again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
-            other, other_value, other_status = minimise(engine, newton, again, report)
-            evaluations = np.concatenate([evaluations, newton.evaluations()])
-            if other_status != FAILED and other_value < value - 1e-9:
-                found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
-                value, status = other_value, other_status
-        for a in np.flatnonzero(parameters.diagonal & (np.abs(found[:nt]) < SINGULAR) & (found[:nt] != 0)):
-            trial = found.copy()
-            trial[a] = 0.0
-            at_zero = engine.value(trial)
-            if at_zero <= value + 1e-12 * abs(value) + 1e-9:
-                found, value = trial, at_zero
-    if not np.array_equal(engine.settled(found), found):
-        engine.value(found)
-        found = engine.settled(found)
-    return found, value, evaluations, status

@@ -32,9 +32,9 @@ from fastlmm_core._native.rows.crossprod import level_ranks
 from fastlmm_core.core.parameter_gram import Parameter, gram_of_parameters, null_directions, touched_by
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import DesignProducts
+    from fastlmm_core.core.crossprod import DesignProducts, DesignSums
 
-__all__ = ["Unidentified", "identify", "seems_identified", "spanned_columns"]
+__all__ = ["Unidentified", "identify", "is_spanned", "seems_identified", "spanned_columns"]
 
 Array = NDArray[np.float64]
 
@@ -97,7 +97,7 @@ class Unidentified:
         return np.asarray(np.linalg.norm(rows @ self.basis, axis=1) <= TOUCHED * size)
 
 
-def seems_identified(products: DesignProducts, reml: bool) -> bool:
+def seems_identified(products: DesignSums, reml: bool) -> bool:
     """Whether counting levels proves that every covariance parameter is identified (step 1)."""
     rank = products.rank if reml else 0
     sizes, losses, effects = [], [], []
@@ -125,7 +125,7 @@ def seems_identified(products: DesignProducts, reml: bool) -> bool:
     return True
 
 
-def shared_dimensions(products: DesignProducts, g: int) -> int:
+def shared_dimensions(products: DesignSums, g: int) -> int:
     """At least the dimension of what X spans within the span of a factor with one column a level."""
     if products.groups[g].n_levels > 8 * products.rank:
         return products.rank  # good enough
@@ -134,7 +134,7 @@ def shared_dimensions(products: DesignProducts, g: int) -> int:
     return int(np.divide(squares, sizes, out=np.zeros_like(sizes), where=sizes > 0).sum() + 1e-6)
 
 
-def spanned_columns(products: DesignProducts, reml: bool) -> dict[int, Array]:
+def spanned_columns(products: DesignSums, reml: bool) -> dict[int, Array]:
     """Directions (l, d) of each term, in its conditioned columns, that the criterion does not see (step 2)."""
     out = {}
     for g, group in enumerate(products.groups):
@@ -148,8 +148,8 @@ def spanned_columns(products: DesignProducts, reml: bool) -> dict[int, Array]:
             values, vectors = np.linalg.eigh(left)
             if products.terms[k].cov == "diag":  # without covariances there are no combinations
                 values, vectors = left.diagonal(), np.eye(width)
-            found = [v for value, v in zip(values, vectors.T, strict=True) if value <= SUSPECT * size]
-            found = [v for v in found if is_spanned(products, g, o, v, size, reml)]
+            suspects = [(value, v) for value, v in zip(values, vectors.T, strict=True) if value <= SUSPECT * size]
+            found = [v for value, v in suspects if products.spans(g, o, v, size, float(value), reml)]
             if found:
                 out[k] = np.column_stack(found)
     return out
@@ -199,13 +199,16 @@ def columns_to_hold(directions: Array) -> tuple[int, ...]:
     return tuple(held)
 
 
-def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
+def identify(products: DesignSums, reml: bool, noise: bool = True) -> Unidentified | None:
     """What the criterion of a design does not see; None where everything is identified.
 
     Parameters
     ----------
-    products : DesignProducts
+    products : DesignSums
     reml : bool
+    noise : bool
+        Whether V has a residual variance, which a term of one level a row repeats. The linear predictors of a
+        generalised model have none.
 
     Returns
     -------
@@ -242,6 +245,8 @@ def identify(products: DesignProducts, reml: bool) -> Unidentified | None:
         free = [a for a in range(len(rows)) if not held[a]]
         index = [rows[a] for a in free]
         gram, plain = gram_of_parameters(products, index, reml)
+        if not noise:  # nothing is left of it, so that `null_directions` passes it over
+            gram[0], gram[:, 0] = 0.0, 0.0
         null = null_directions(gram, plain, index)
         if not null.shape[1]:
             break
@@ -277,7 +282,7 @@ def spread(way: Array, free: Sequence[int], n_theta: int) -> Array:
 
 
 def flat_parameters(
-    products: DesignProducts,
+    products: DesignSums,
     index: Sequence[Parameter],
     members: dict[int | None, list[int]],
     place: dict[int, tuple[int, int]],
@@ -318,7 +323,7 @@ def orthonormal(parts: Sequence[Array], rank: int) -> Array:
 
 
 def contained_term(
-    products: DesignProducts, index: Sequence[Parameter], members: Sequence[int | None], null: Array
+    products: DesignSums, index: Sequence[Parameter], members: Sequence[int | None], null: Array
 ) -> tuple[tuple[int, int | None], Array] | None:
     """A term all of whose contributions are positive semidefinite ones of another term, or of the residual.
 
@@ -351,7 +356,7 @@ def contained_term(
 
 
 def preserves(
-    products: DesignProducts,
+    products: DesignSums,
     index: Sequence[Parameter],
     own: Sequence[int],
     target: Sequence[int],

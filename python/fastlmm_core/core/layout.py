@@ -66,6 +66,9 @@ class Layout:
         and their cross-products.
     threads : int
         Threads an evaluation uses: one where there is too little work to share.
+    tail : Tail
+    seconds : float
+        Predicted time of a factor and an inverse of the tail, as in `Cost`.
     """
 
     incidence: Incidence
@@ -78,6 +81,7 @@ class Layout:
     total_bytes: int
     threads: int
     tail: Tail
+    seconds: float = 0.0
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -168,9 +172,7 @@ class Layout:
         return Values(blocks, val, rows, dense, zd_tail, cross.dtd, cross.n, even)
 
     def rows(self, design: DesignProducts) -> RowPlaces:
-        """Places of a design's rows, to refill the values with other weights; where a group leads."""
-        if not self.leads:
-            raise ModelError(f"the {self.engine} engine does not refill: use another one")
+        """Places of a design's rows, to refill the values with other weights."""
         levels = [group.n_levels for group in self.groups]
         return RowPlaces(design.codes, design.columns, levels, list(self.offsets), self.arrays, self.threads)
 
@@ -240,6 +242,7 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         choice.bytes + problem.work,
         problem.threads,
         choice.tail,
+        choice.seconds,
     )
 
 

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses, cross_products
+from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses, cross_products
 from fastlmm_core.core.evaluation import Evaluation
-from fastlmm_core.core.layout import plan
+from fastlmm_core.core.held import HeldContrast
+from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
@@ -34,6 +35,8 @@ class Objective:
     reml : bool
         REML criterion, or the deviance (minus twice the log-likelihood).
     control : Control, optional
+    layout : Layout, optional
+        A plan of the same model, to be used instead of one made here.
 
     Attributes
     ----------
@@ -45,17 +48,19 @@ class Objective:
     from a report of its own optimiser raises `InUseError`. Threads that shall not wait need an object each.
     """
 
-    def __init__(self, cross: CrossProducts, reml: bool = True, control: Control | None = None) -> None:
+    def __init__(
+        self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
+    ) -> None:
         self.reml = checked_flag(reml)
         self.control = checked_control(control)
-        self.plan = plan(cross, self.control)
+        self.plan = plan(cross, self.control) if layout is None else layout
         self.evaluator = self.plan.evaluator(reml)
         self.plan.load(self.evaluator, cross)
         self._blocks = cross.blocks[0]
         self.theta_map = cross.theta_map
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
-        self._later: tuple[DesignProducts, Responses] | None = None
+        self._later: tuple[DesignSums, Responses] | None = None
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
@@ -97,7 +102,7 @@ class Objective:
         self.theta_map = cross.theta_map
         self._cross, self._later = cross, None
 
-    def set_response(self, design: DesignProducts, found: Responses) -> None:
+    def set_response(self, design: DesignSums, found: Responses) -> None:
         """Replace the response by another, the only one of ``found``; the design must be the same."""
         constant = float(design.constant(self.evaluator.nu, self.reml, found.norms[0]))
         tail = self.plan.tail_columns([dense[:, 0] for dense in found.dense])
@@ -141,6 +146,14 @@ class Objective:
     def at_conditioned(self, theta: Array) -> Evaluation:
         """The same at conditioned ``theta``."""
         return Evaluation(self, theta)
+
+    def beside(self, cross: CrossProducts) -> Objective:
+        """The criterion of other numbers of the same model, on this one's plan: one of the two works at a time."""
+        return Objective(cross, self.reml, self.control, layout=self.plan)
+
+    def held(self, a: Array) -> HeldContrast:
+        """The deviance with the combination a'gamma (rank,) of the conditioned coefficients held fixed."""
+        return HeldContrast(self, a)
 
     def __call__(self, theta: ArrayLike) -> float:
         """The criterion at ``theta`` (n_theta,): lme4's, all constants included."""

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.machine import require_memory
+
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import DesignProducts
+    from fastlmm_core.core.crossprod import DesignSums
 
 __all__ = ["Parameter", "gram_of_parameters", "null_directions", "touched_by"]
 
@@ -44,7 +46,7 @@ def symmetric_basis(index: Sequence[Parameter]) -> list[tuple[int, Array]]:
     return [(g, np.array([[i, j]] if i == j else [[i, j], [j, i]])) for g, i, j in index]
 
 
-def gram_of_parameters(products: DesignProducts, index: Sequence[Parameter], reml: bool) -> tuple[Array, Array]:
+def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: bool) -> tuple[Array, Array]:
     """tr(M V_a M V_b) for the residual variance and parameters (group, row, column) of symmetric matrices.
 
     Returns
@@ -64,6 +66,7 @@ def gram_of_parameters(products: DesignProducts, index: Sequence[Parameter], rem
         traces.append(left - np.einsum("rxsx->rs", grams[g]) if reml else left)
         for h in range(g, len(groups)):
             shape = (groups[g].n_columns, groups[h].n_columns)
+            require_memory(32 * (shape[0] * shape[1]) ** 2, f"products of {shape[0]} by {shape[1]} effects a level")
             total, plain = np.zeros((shape[0] * shape[1],) * 2), np.zeros((shape[0] * shape[1],) * 2)
             for i, j, values in cells_of(products, g, h):
                 flat = values.reshape(len(values), -1)
@@ -94,7 +97,7 @@ def gram_of_parameters(products: DesignProducts, index: Sequence[Parameter], rem
     return gram, plain_diagonal
 
 
-def cells_of(products: DesignProducts, g: int, h: int) -> Iterator[tuple[Levels, Levels, Array]]:
+def cells_of(products: DesignSums, g: int, h: int) -> Iterator[tuple[Levels, Levels, Array]]:
     """Chunks (levels of g, levels of h, values (k, l_g, l_h)) of the cells of Z_g'WZ_h."""
     if g == h:
         levels: Levels = np.arange(products.groups[g].n_levels)
@@ -125,7 +128,7 @@ def null_directions(gram: Array, plain: Array, index: Sequence[Parameter]) -> Ar
     return np.asarray(vectors[:, values < NULL] * scale[:, None])
 
 
-def touched_by(products: DesignProducts, index: Sequence[Parameter], directions: Sequence[Array]) -> list[Array]:
+def touched_by(products: DesignSums, index: Sequence[Parameter], directions: Sequence[Array]) -> list[Array]:
     """What the fixed effects see of directions Delta: Q'W Delta W Q, and the root of Q'W Delta M Delta W Q."""
     rank, out = products.rank, []
     groups = products.groups

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Natural", "Shape"]
+__all__ = ["Natural", "Shape", "separate"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.integer[Any]]
@@ -58,13 +58,13 @@ class Shape(Protocol):
     """Covariance between two positions, as a function of `n` unconstrained parameters.
 
     `scaled` shapes are correlation matrices: their diagonal is one. `linear` ones stay linear in their natural
-    parameters
-    when they are multiplied by a variance.
+    parameters when they are multiplied by a variance. `definite` ones are well above singular at `start`.
     """
 
     n: int
     scaled: bool
     linear: bool
+    definite: bool
 
     def start(self) -> Array:
         """Parameters (n,) of a moderate correlation."""
@@ -80,6 +80,10 @@ class Shape(Protocol):
 
     def curvature(self, psi: Array, keys: Keys, g: Array) -> Array:
         """(n, n) sum over the pairs of `g` times the second derivatives."""
+        ...
+
+    def nearer(self, psi: Array) -> Array:
+        """Parameters (n,) of weaker correlations, for a start that has to be positive definite."""
         ...
 
     def natural(self, psi: Array) -> Natural:
@@ -98,7 +102,7 @@ def turn(alpha: Array) -> tuple[Array, Array, Array]:
     return np.sin(alpha), np.cos(alpha), -np.sin(alpha)
 
 
-def diagonal(names: tuple[str, ...], values: Array, first: Array, second: Array) -> Natural:
+def separate(names: tuple[str, ...], values: Array, first: Array, second: Array) -> Natural:
     """Natural parameters that are functions of one unconstrained parameter each."""
     n = len(values)
     third = np.zeros((n, n, n))
@@ -109,7 +113,10 @@ def diagonal(names: tuple[str, ...], values: Array, first: Array, second: Array)
 class Independent:
     """Zero between different positions."""
 
-    n, scaled, linear = 0, True, True
+    n, scaled, linear, definite = 0, True, True, True
+
+    def nearer(self, psi: Array) -> Array:
+        return psi
 
     def start(self) -> Array:
         return np.zeros(0)
@@ -131,10 +138,13 @@ class _Table:
     """A shape whose covariances are entries of a small table, looked up by an integer key."""
 
     n: int
-    scaled, linear = True, False
+    scaled, linear, definite = True, False, True
 
     def start(self) -> Array:
         return np.full(self.n, 0.3)
+
+    def nearer(self, psi: Array) -> Array:
+        return 0.5 * psi  # positive definite anywhere as they are
 
     def table(self, psi: Array) -> tuple[Array, Array]:
         """(K,) values and (n, K) derivatives."""
@@ -187,7 +197,7 @@ class CompoundSymmetry(_Table):
 
     def natural(self, psi: Array) -> Natural:
         rho, d, dd = self.rho(psi)
-        return diagonal(("rho",), np.array([rho]), np.array([d]), np.array([dd]))
+        return separate(("rho",), np.array([rho]), np.array([d]), np.array([dd]))
 
 
 class Autoregressive(_Table):
@@ -218,7 +228,7 @@ class Autoregressive(_Table):
         return np.array([[self.powers(psi)[2] @ g]])
 
     def natural(self, psi: Array) -> Natural:
-        return diagonal(("rho",), *self.link(psi))
+        return separate(("rho",), *self.link(psi))
 
 
 class Toeplitz(_Table):
@@ -320,7 +330,7 @@ class AnteDependence(_Table):
         return np.asarray(out + out.T + np.diag(dd * np.diag(outer)))
 
     def natural(self, psi: Array) -> Natural:
-        return diagonal(tuple(f"rho{k}" for k in range(1, self.T)), *self.link(psi))
+        return separate(tuple(f"rho{k}" for k in range(1, self.T)), *self.link(psi))
 
 
 class Unstructured(_Table):
@@ -380,44 +390,6 @@ class Unstructured(_Table):
         return Natural(names, value[places], first[:, places].T, second, covariance=True)
 
 
-class Distance:
-    """exp(-h / range) or exp(-(h / range)^2) of the distance h between coordinates, in the log of the range.
-
-    Parameters
-    ----------
-    coordinates : (T, d)
-        Of each position.
-    power : {1, 2}
-        Exponential or Gaussian.
-    """
-
-    n, scaled, linear = 1, True, False
-
-    def __init__(self, coordinates: Array, power: int) -> None:
-        self.coordinates, self.power = coordinates, power
-
-    def start(self) -> Array:
-        spread = np.ptp(self.coordinates, axis=0)
-        return np.array([np.log(0.3 * float(np.sqrt(spread @ spread)))])
-
-    def keys(self, a: Index, b: Index) -> Keys:
-        apart = self.coordinates[a] - self.coordinates[b]
-        return np.sqrt(np.square(apart).sum(axis=-1))
-
-    def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
-        u = (keys / np.exp(psi[0])) ** self.power
-        c = np.exp(-u)
-        return c, (c * u * self.power)[None]
-
-    def curvature(self, psi: Array, keys: Keys, g: Array) -> Array:
-        u = (keys / np.exp(psi[0])) ** self.power
-        return np.array([[np.sum(g * np.exp(-u) * (u * u - u)) * self.power**2]])
-
-    def natural(self, psi: Array) -> Natural:
-        r = np.exp(psi)
-        return diagonal(("range",), r, r, r)
-
-
 class Grouped:
     """A shape of its own for each group of subjects; positions are numbered through, `T` a group."""
 
@@ -425,11 +397,15 @@ class Grouped:
         self.shapes, self.T, self.names = shapes, T, names
         self.n = sum(s.n for s in shapes)
         self.scaled, self.linear = shapes[-1].scaled, all(s.linear for s in shapes)
+        self.definite = all(s.definite for s in shapes)
         ends = np.cumsum([0, *(s.n for s in shapes)])
         self.slices = [slice(a, b) for a, b in pairwise(ends)]
 
     def start(self) -> Array:
         return np.concatenate([s.start() for s in self.shapes])
+
+    def nearer(self, psi: Array) -> Array:
+        return np.concatenate([s.nearer(psi[where]) for s, where in zip(self.shapes, self.slices, strict=True)])
 
     def keys(self, a: Index, b: Index) -> Keys:
         a, b = np.broadcast_arrays(a, b)

@@ -32,7 +32,14 @@ from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError, NumericalError
 
-__all__ = ["StructuredFit", "StructuredModel", "factor_derivatives", "structure_transform"]
+__all__ = [
+    "StructuredFit",
+    "StructuredModel",
+    "TermStructures",
+    "check_parameters",
+    "factor_derivatives",
+    "structure_transform",
+]
 
 Array = NDArray[np.float64]
 Report = Callable[[int, Array, float, float, float], None]
@@ -90,7 +97,51 @@ class Place:
     theta_gradient: Array
 
 
-class StructuredModel:
+class TermStructures:
+    """Base of models whose terms have structures: parameters for z as given, and working ones for columns of unit size.
+
+    Parameters
+    ----------
+    terms : sequence of Term
+    structures : sequence of Structure
+        One a term.
+    """
+
+    def __init__(self, terms: Sequence[Term], structures: Sequence[Structure]) -> None:
+        self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
+        self.transforms = [structure_transform(t, c) for t, c in zip(terms, self.covariances, strict=True)]
+        ends = np.cumsum([0, *(c.n for c in self.covariances)])
+        self.slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+        self.n_parameters = int(ends[-1])
+
+    def to_user(self, phi: Array) -> Array:
+        """Parameters for z as given."""
+        out = phi.copy()
+        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
+            out[where] = c.rescaled(phi[where], T)
+        return out
+
+    def to_working(self, phi: Array) -> Array:
+        """The inverse of `to_user`; DataError for a wrong number."""
+        check_parameters(phi, self.n_parameters)
+        out = phi.copy()
+        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
+            out[where] = c.rescaled(phi[where], np.asarray(np.linalg.inv(T), np.float64))
+        return out
+
+    def canonical(self, phi: Array) -> Array:
+        """Working parameters with signs turned, and what is all but zero set to it."""
+        out = phi.copy()
+        for c, where in zip(self.covariances, self.slices, strict=True):
+            out[where] = c.canonical(out[where], SINGULAR)
+        return out
+
+    def is_singular(self, phi: Array) -> bool:
+        """Whether some covariance is, at working parameters."""
+        return any(c.is_singular(phi[w], SINGULAR) for c, w in zip(self.covariances, self.slices, strict=True))
+
+
+class StructuredModel(TermStructures):
     """A linear mixed model with structured terms, without its response.
 
     Parameters
@@ -113,7 +164,7 @@ class StructuredModel:
         control: Control | None = None,
     ) -> None:
         # the evaluator's theta: full triangles, or diagonals where nothing else is asked for
-        self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
+        super().__init__(terms, structures)
         simple = ["diag" if isinstance(c, Entries) and c.keeps == "diagonal" else "us" for c in self.covariances]
         self.terms = [Term(t.codes, t.z, cov, t.n_levels) for t, cov in zip(terms, simple, strict=True)]
         self.control, self.reml = checked_control(control), checked_flag(reml)
@@ -121,10 +172,6 @@ class StructuredModel:
         with one_blas_thread():
             self.products = DesignProducts(X, self.terms, weights=weights, offset=offset)
         self._workspaces = Workspaces(self.reml, self.control)
-        self.transforms = [structure_transform(t, c) for t, c in zip(self.terms, self.covariances, strict=True)]
-        ends = np.cumsum([0, *(c.n for c in self.covariances)])
-        self.slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
-        self.n_parameters = int(ends[-1])
 
     def objective(self, y: ArrayLike) -> Objective:
         """The criterion of entries of the factors with response ``y`` (n,), in a workspace of its own."""
@@ -133,22 +180,6 @@ class StructuredModel:
     def start(self) -> Array:
         """Parameters (n,) in working coordinates."""
         return np.concatenate([c.start() for c in self.covariances])
-
-    def to_user(self, phi: Array) -> Array:
-        """Parameters for z as given."""
-        out = phi.copy()
-        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
-            out[where] = c.rescaled(phi[where], T)
-        return out
-
-    def to_working(self, phi: Array) -> Array:
-        """The inverse of `to_user`."""
-        if phi.shape != (self.n_parameters,):
-            raise DataError(f"start has {phi.size} values, but the covariances have {self.n_parameters} parameters")
-        out = phi.copy()
-        for c, T, where in zip(self.covariances, self.transforms, self.slices, strict=True):
-            out[where] = c.rescaled(phi[where], np.asarray(np.linalg.inv(T), np.float64))
-        return out
 
     def factors(self, phi: Array) -> tuple[Array, Array, list[tuple[slice, Array, Callable[[Array], Array]]]]:
         """Theta of the evaluator (m,), its derivatives (m, n), and what second derivatives need of each term."""
@@ -207,7 +238,6 @@ class StructuredModel:
             finally:
                 spaces.give_back(objective)
         out = object.__new__(StructuredFit)
-        singular = any(c.is_singular(phi[w], SINGULAR) for c, w in zip(self.covariances, self.slices, strict=True))
         out.__dict__.update(
             core.__dict__,
             phi=self.to_user(phi),
@@ -215,29 +245,33 @@ class StructuredModel:
             structured=self,
             converged=search.converged,
             message=search.message,
-            is_singular=singular,
+            is_singular=self.is_singular(phi),
         )
         return out
 
     def _canonical(self, objective: Objective, search: Search[Place]) -> tuple[Array, Array]:
         """Phi and theta with signs turned and what is all but zero set to it, where the criterion does not rise."""
-        phi = search.x.copy()
-        for c, where in zip(self.covariances, self.slices, strict=True):
-            phi[where] = c.canonical(phi[where], SINGULAR)
+        phi = self.canonical(search.x)
         theta = self.factors(phi)[0]
         if objective(theta) > search.point.value + 1e-9 + 1e-12 * abs(search.point.value):
             return search.x, search.point.theta
         return phi, theta
 
 
-def structure_transform(term: Term, covariance: Covariance) -> Array:
-    """T (l, l) that gives the columns of z T unit size and keeps the structure."""
+def check_parameters(given: Array, n: int) -> None:
+    """DataError where a start does not have n values."""
+    if given.shape != (n,):
+        raise DataError(f"start has {given.size} values, but the covariances have {n} parameters")
+
+
+def structure_transform(term: Term, covariance: Covariance, root: Array | None = None) -> Array:
+    """T (l, l) that gives the columns of z T unit size and keeps the structure; rows times root (n,) for triangles."""
     if term.z is None:
         return np.eye(1)
     if covariance.keeps == "scalar":
         size = float(np.sqrt(np.mean(np.square(term.z)) * term.z.shape[1]))
         return np.eye(term.z.shape[1]) / (size if size > 0 else 1.0)
-    return condition_term(term.z, "us" if covariance.keeps == "lower" else "diag", None)
+    return condition_term(term.z, "us" if covariance.keeps == "lower" else "diag", root)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, warn
 
-__all__ = ["Group", "Term", "as_floats", "as_response", "check_design", "checked_flag", "group_terms"]
+__all__ = [
+    "Group",
+    "Shaped",
+    "Term",
+    "as_floats",
+    "as_response",
+    "check_design",
+    "checked_flag",
+    "factor_index",
+    "group_terms",
+    "ordered_groups",
+]
 
 COVARIANCES = ("us", "diag")
 
@@ -83,15 +95,18 @@ class Term:
     @property
     def n_theta(self) -> int:
         """Number of covariance parameters."""
-        l = self.n_columns
-        return l * (l + 1) // 2 if self.cov == "us" else l
+        return len(self.index())
 
     def index(self) -> list[tuple[int, int]]:
         """Row and column of the term's Cholesky factor that each parameter stands for: lower triangle by columns."""
-        l = self.n_columns
-        if self.cov == "diag":
-            return [(j, j) for j in range(l)]
-        return [(i, j) for j in range(l) for i in range(j, l)]
+        return factor_index(self.n_columns, self.cov)
+
+
+def factor_index(l: int, cov: str) -> list[tuple[int, int]]:
+    """Row and column of a Cholesky factor (l, l) that each parameter stands for: lower triangle by columns."""
+    if cov == "diag":
+        return [(j, j) for j in range(l)]
+    return [(i, j) for j in range(l) for i in range(j, l)]
 
 
 def frozen(array: NDArray, given: object) -> NDArray:
@@ -139,6 +154,29 @@ def checked_codes(codes: ArrayLike, n_levels: object) -> tuple[NDArray[np.int32]
     return frozen(np.ascontiguousarray(given, dtype=np.int32), codes), levels
 
 
+class Shaped(Protocol):
+    """A term without its rows."""
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of z."""
+        ...
+
+    @property
+    def cov(self) -> str:
+        """Covariance of the columns."""
+        ...
+
+    @property
+    def n_theta(self) -> int:
+        """Number of covariance parameters."""
+        ...
+
+    def index(self) -> list[tuple[int, int]]:
+        """As `Term.index`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Group:
     """Terms that share a grouping factor: one block of random effects a level, block-diagonal in the terms."""
@@ -169,12 +207,15 @@ def group_terms(terms: Sequence[Term]) -> tuple[Group, ...]:
                 break
         else:
             members.append([k])
+    return ordered_groups([(member, int(terms[member[0]].n_levels or 0)) for member in members], terms)
+
+
+def ordered_groups(members: Sequence[tuple[Sequence[int], int]], terms: Sequence[Shaped]) -> tuple[Group, ...]:
+    """Groups from the terms on each factor and its number of levels, the one with the most random effects first."""
     groups = []
-    for member in members:
+    for member, levels in members:
         widths = [terms[k].n_columns for k in member]
         offsets = np.concatenate([[0], np.cumsum(widths)])
-        levels = terms[member[0]].n_levels
-        assert levels is not None
         groups.append(Group(tuple(member), tuple(int(o) for o in offsets[:-1]), levels, int(offsets[-1])))
     return tuple(sorted(groups, key=lambda g: -g.size))
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.terms import Group, Term
+from fastlmm_core.core.terms import Group, Shaped
 
 __all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
 
@@ -120,7 +120,7 @@ def smallest_singular_value(rows: list[list[int]], values: list[float]) -> float
 
 
 def theta_map(
-    terms: Sequence[Term], groups: Sequence[Group], transforms: Sequence[Array], weight_scale: float
+    terms: Sequence[Shaped], groups: Sequence[Group], transforms: Sequence[Array], weight_scale: float
 ) -> ThetaMap:
     """The parameters of some terms; conditioning makes column c of L into T^-1 L[:, c]."""
     place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}

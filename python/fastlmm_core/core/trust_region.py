@@ -119,12 +119,12 @@ def rank_one(left: Array, step: Array) -> Array:
     return np.outer(left, left) / product
 
 
-def model_step(gradient: Array, hessian: Array, radius: float, *, bend: bool = True) -> tuple[Array, float, bool]:
+def model_step(gradient: Array, hessian: Array, radius: float) -> tuple[Array, float, bool]:
     """Step of at most `radius`, its predicted decrease, and whether it is a Newton step inside the region.
 
     Negative curvatures count by their size, so the step leads away from a saddle; where the gradient has no part along
     the most negative one, a part of the radius is gone along it. A Newton step that is too long is bent towards the
-    gradient, or keeps its direction.
+    gradient.
     """
     if len(gradient) == 0:
         return gradient, 0.0, True
@@ -140,7 +140,7 @@ def model_step(gradient: Array, hessian: Array, radius: float, *, bend: bool = T
         move[0] = -np.copysign(0.3 * radius, rotated[0])
     length = float(np.sqrt(move @ move))
     if length > radius:
-        if settled and bend:
+        if settled:
             low, high = 0.0, float(np.sqrt(rotated @ rotated)) / radius
             for _ in range(30):  # the multiplier whose step has the length of the radius
                 shift = 0.5 * (low + high)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from threading import Lock, get_ident
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, Responses
+from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.errors import InUseError
 
@@ -45,7 +45,16 @@ class Workspaces:
     def __reduce__(self) -> tuple[type[Workspaces], tuple[bool, Control]]:
         return Workspaces, (self.reml, self.control)  # workspaces are neither pickled nor shared with a copy
 
-    def take(self, design: DesignProducts, found: Responses) -> Objective:
+    @property
+    def planned(self) -> bool:
+        """Whether there has been a plan."""
+        return self._n_bytes > 0
+
+    def forget(self) -> None:
+        """As if there had been none."""
+        self._n_bytes, self._idle = 0, []
+
+    def take(self, design: DesignSums, found: Responses) -> Objective:
         """An objective with the response in ``found``, the caller's alone until `give_back`."""
         try:
             objective = self._idle.pop()
@@ -88,6 +97,7 @@ class Turn:
     def __init__(self) -> None:
         self._lock = Lock()
         self._owner: int | None = None
+        self._reading = False
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
@@ -101,3 +111,16 @@ class Turn:
     def __exit__(self, *error: object) -> None:
         self._owner = None
         self._lock.release()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A `with` block like the turn itself, which may contain others of its kind."""
+        if self._owner == get_ident() and self._reading:
+            yield
+            return
+        with self:
+            self._reading = True
+            try:
+                yield
+            finally:
+                self._reading = False

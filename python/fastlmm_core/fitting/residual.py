@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit, Residual
+from fastlmm_core.core.residuals.units import holds, outermost
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
 
@@ -48,44 +49,46 @@ def core_residual(design: ResidualDesign) -> Residual:
         design.group,
         max(len(design.groups), 1),
         design.columns,
+        design.parsed is not None and design.parsed.nugget,
     )
 
 
 def check_random(design: Design) -> None:
-    """Random effects beside a residual structure: of the subject, or of levels that hold whole subjects."""
+    """Random effects beside a residual structure: levels and subjects within one factor's, whatever their order."""
     assert design.residual is not None
     residual = design.residual
     if not design.random:
         return
-    first = design.random[0]
-    for term in design.random[1:]:
-        if term.group != first.group:
-            raise ModelError(
-                f"random effects on {first.group} and on {term.group} beside a residual structure or dispersion are "
-                "not available: keep one grouping factor"
-            )
-    if residual.parsed is not None:
-        low = np.full(int(residual.subject.max()) + 1, len(first.level_set), np.int64)
-        high = np.full(len(low), -1, np.int64)
-        np.minimum.at(low, residual.subject, first.codes)
-        np.maximum.at(high, residual.subject, first.codes)
-        if (low != high).any():
+    subject = residual.subject
+    codes = [term.codes for term in design.random] + ([] if residual.parsed is None else [subject])
+    outer = outermost(codes)
+    if outer is None:
+        factors = list(dict.fromkeys(term.group for term in design.random))
+        if residual.parsed is not None and len(factors) == 1:
             name = ":".join(residual.parsed.subject)
             raise ModelError(
-                f"the subjects of residual={residual.parsed.text!r} cross the levels of {first.group}: each {name} has "
-                f"to lie within one level of {first.group}"
+                f"the subjects of residual={residual.parsed.text!r} cross the levels of {factors[0]}: each {name} has "
+                f"to lie within one level of {factors[0]}"
             )
-        same = len(low) == len(first.level_set)
-        constant = any(term.spec is None or "Intercept" in term.columns for term in design.random)
-        if same and constant and (residual.kind == "us" or (residual.kind == "cs" and residual.parsed.hom)):
-            raise ModelError(
-                f"(1 | {first.group}) and residual={residual.parsed.text!r} share a constant within {first.group}: "
-                f"leave (1 | {first.group}) out"
-            )
-    size = int(np.bincount(first.codes).max())
-    if size > LARGE_UNIT:
         raise ModelError(
-            f"{first.group} has a level of {size} rows: beside a residual structure levels of at most {LARGE_UNIT} "
+            f"random effects on {' and on '.join(factors)} beside a residual structure or dispersion are not available "
+            "where they cross: levels and subjects have to lie within those of one factor"
+        )
+    parsed = residual.parsed
+    for term in design.random if parsed is not None else []:
+        assert parsed is not None
+        same = holds(subject, term.codes) and holds(term.codes, subject)
+        constant = term.spec is None or "Intercept" in term.columns
+        if same and constant and (residual.kind == "us" or (residual.kind == "cs" and parsed.hom)):
+            raise ModelError(
+                f"(1 | {term.group}) and residual={parsed.text!r} share a constant within {term.group}: "
+                f"leave (1 | {term.group}) out"
+            )
+    size = int(np.bincount(codes[outer]).max())
+    if size > LARGE_UNIT:
+        name = design.random[outer].group if outer < len(design.random) else "the subject"
+        raise ModelError(
+            f"{name} has a level of {size} rows: beside a residual structure levels of at most {LARGE_UNIT} "
             "are supported"
         )
 

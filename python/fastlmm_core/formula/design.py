@@ -38,7 +38,7 @@ from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import TermStructure, check_identifiable, positions
 from fastlmm_core.formula.terms import Terms, parse_terms
 
-__all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
+__all__ = ["Design", "NaAction", "RandomDesign", "RandomPart", "build_design", "in_order", "lme4_order", "random_parts"]
 
 NaAction = Literal["drop", "exclude", "raise"]
 NA_ACTIONS = ("drop", "exclude", "raise")
@@ -145,6 +145,11 @@ class Design:
     def grid_info(self) -> GridInfo:
         """Levels, means and joint counts of the fixed part's raw columns over the rows used."""
         return self.grid_source.info()
+
+    @property
+    def x_factor(self) -> Array:
+        """A matrix (k, p) with the same X'X as X: X itself."""
+        return self.X
 
     def with_response(self, y: Array) -> Design:
         """The same design with another response (n,), which nothing else in it depends on."""
@@ -361,9 +366,9 @@ def build_design(
     parts = [
         part
         for term in parsed.random
-        for part in _random_parts(term, random_terms[term.expr], take(random_variables[term.expr]), n)
+        for part in random_parts(term, random_terms[term.expr], take(random_variables[term.expr]), n)
     ]
-    designs = with_relationships(_in_order(parts, _group_codes(parsed.random, coded)), relationships or {})
+    designs = with_relationships(in_order(parts, _group_codes(parsed.random, coded)), relationships or {})
     final_weights = None if prior is None else sound_weights(prior, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
@@ -417,7 +422,7 @@ def _grid_source(
 
 
 @dataclass(frozen=True)
-class _Part:
+class RandomPart:
     """The left side of one random-effect term over the rows used, or one column of it."""
 
     term: RandomTerm
@@ -427,10 +432,10 @@ class _Part:
     structure: TermStructure | None = None
 
 
-def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[_Part]:
+def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[RandomPart]:
     """Column names, z and how z came about, for the left side of one term; `diag` is a part a column."""
     if terms.intercept and not terms.terms:
-        return [_Part(term, ("Intercept",), None, None)]
+        return [RandomPart(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
     variables, structure = positions(term.structure, terms, variables, str(term))
@@ -438,7 +443,7 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
     check_finite(z, spec.names, f"the random-effect term {term}")
     if structure.name == "diag" and not structure.hom:
         columns = [spec.only(j) for j in range(len(spec.names))]
-        return [_Part(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
+        return [RandomPart(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
     if term.split and z.shape[1] > 1 and spec.factors:
         inner = term.expr.removeprefix("0 + ")
         warn_once(
@@ -446,7 +451,7 @@ def _random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variab
             f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
             FormulaWarning,
         )
-    return [_Part(term, spec.names, z, spec, None if structure.plain else structure)]
+    return [RandomPart(term, spec.names, z, spec, None if structure.plain else structure)]
 
 
 def _group_codes(
@@ -466,17 +471,21 @@ def _group_codes(
     return coded
 
 
-def _in_order(
-    parts: Sequence[_Part], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
+def lme4_order(sizes: Sequence[int]) -> list[int]:
+    """Places of terms in lme4's order, from their numbers of levels; see `in_order`."""
+    if any(a < b for a, b in pairwise(sizes)):
+        return [int(k) for k in np.argsort(sizes, kind="stable")[::-1]]
+    return list(range(len(sizes)))
+
+
+def in_order(
+    parts: Sequence[RandomPart], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
 ) -> tuple[RandomDesign, ...]:
     """The terms in lme4's order, which reverses an ascending sort: among equals the last written comes first.
 
     Where the terms stand in non-increasing order already, lme4 leaves them as they are.
     """
-    sizes = [len(coded[part.term.group][1]) for part in parts]
-    order = list(range(len(parts)))
-    if any(a < b for a, b in pairwise(sizes)):
-        order = np.argsort(sizes, kind="stable")[::-1].tolist()
+    order = lme4_order([len(coded[part.term.group][1]) for part in parts])
     seen: dict[str, int] = {}
     designs = []
     for k in order:

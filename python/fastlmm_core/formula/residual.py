@@ -83,6 +83,8 @@ class ParsedResidual:
         Column whose levels have parameters of their own.
     subject : tuple of str
         Columns whose interaction is the subject.
+    nugget : bool
+        Part of the variance is not shared with other places.
     """
 
     text: str
@@ -91,6 +93,7 @@ class ParsedResidual:
     visit: tuple[str, ...]
     group: str | None
     subject: tuple[str, ...]
+    nugget: bool = False
 
     @property
     def columns(self) -> list[str]:
@@ -103,6 +106,7 @@ class ParsedResidual:
         name = KINDS[self.kind]
         if self.kind in ("us", "diag"):
             return name
+        name = f"{name} with a nugget" if self.nugget else name
         return name if self.hom else f"heterogeneous {name}"
 
 
@@ -125,13 +129,7 @@ def parse_residual(text: str) -> ParsedResidual:
         raise FormulaError(f"residual structure {match[1]!r} does not exist: use one of {', '.join(sorted(NAMES))}")
     kind, hom = NAMES[match[1]]
     body, *options = split(inner, ",")
-    for option in options:
-        name, _, value = (piece.strip() for piece in option.partition("="))
-        if name != "hom" or value.lower() not in ("true", "false"):
-            raise FormulaError(f"{match[1]}(...) takes hom=True or hom=False, not {option!r}")
-        hom = value.lower() == "true"
-        if kind == "us" and hom:
-            raise FormulaError("us has a variance for each visit: use cs, ar1 or toep with hom=True")
+    hom, nugget = _options(match[1], kind, hom, options)
     sides = split(body, "|")
     if len(sides) != 2:
         raise FormulaError(f"{form}, not {text!r}")
@@ -143,7 +141,26 @@ def parse_residual(text: str) -> ParsedResidual:
     if len(visit) > 1 and kind not in SPATIAL:
         raise FormulaError(f"{match[1]} takes one column of visits; {', '.join(SPATIAL)} take several coordinates")
     group = _column(pieces[0], text) if len(pieces) == 2 else None
-    return ParsedResidual(text, kind, hom, visit, group, tuple(_column(n, text) for n in split(pieces[-1], ":")))
+    subject = tuple(_column(n, text) for n in split(pieces[-1], ":"))
+    return ParsedResidual(text, kind, hom, visit, group, subject, nugget)
+
+
+def _options(name: str, kind: str, hom: bool, options: list[str]) -> tuple[bool, bool]:
+    """`hom=` and `nugget=` of a structure."""
+    nugget = False
+    for option in options:
+        key, _, value = (piece.strip() for piece in option.partition("="))
+        truth = value.lower()
+        if truth not in ("true", "false") or not (key == "hom" or (key == "nugget" and kind in SPATIAL)):
+            takes = "hom= or nugget=" if kind in SPATIAL else "hom="
+            raise FormulaError(f"{name}(...) takes {takes} with True or False, not {option!r}")
+        if key == "nugget":
+            nugget = truth == "true"
+            continue
+        hom = truth == "true"
+        if kind == "us" and hom:
+            raise FormulaError("us has a variance for each visit: use cs, ar1 or toep with hom=True")
+    return hom, nugget
 
 
 def _column(text: str, whole: str) -> str:

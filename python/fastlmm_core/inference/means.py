@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,70 +23,55 @@ from fastlmm_core.inference.transformations import Transformation, of_link, of_r
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
 
-__all__ = ["emmeans", "emtrends", "joint_tests"]
+__all__ = ["Averaging", "emmeans", "emtrends", "joint_tests"]
 
 Array = NDArray[np.float64]
 Names = str | Sequence[str]
 
 
+@dataclass(frozen=True)
+class Averaging:
+    """How means or slopes are averaged, and with which errors: the arguments of `LmerResult.emmeans`."""
+
+    by: Names | None
+    at: Mapping[str, Any] | None
+    weights: str
+    over: str
+    ddf: str | None
+    level: float
+    cov_reduce: Any
+    data: Any
+    cov_type: str
+    cluster: Any
+
+    def estimates(self, result: FittedModel, specs: Names, variable: str | None = None) -> tuple[Estimates, Any]:
+        """Means of the specs' combinations, or slopes by a variable, and the contrasts that the specs ask for."""
+        keep, inner, contrasts = read_specs(specs, self.by, result.design)
+        grid = reference_grid(result.design, self.at, self.cov_reduce, self.data)
+        if variable is not None:
+            grid.covariate_of(variable)
+        method = covariance_method(result, self.ddf, cov_type=self.cov_type, cluster=self.cluster)
+        return _estimates(
+            result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable
+        ), contrasts
+
+
 def emmeans(
-    result: FittedModel,
-    specs: Names,
-    *,
-    by: Names | None = None,
-    at: Mapping[str, Any] | None = None,
-    weights: str = "equal",
-    over: str = "grid",
-    ddf: str | None = None,
-    level: float = 0.95,
-    scale: str = "link",
-    bias_adjust: bool = False,
-    cov_reduce: Any = "mean",
-    data: Any = None,
-    cov_type: str = "model",
-    cluster: Any = None,
+    result: FittedModel, specs: Names, averaging: Averaging, *, scale: str = "link", bias_adjust: bool = False
 ) -> Estimates:
     """Marginal means; see `LmerResult.emmeans`."""
     if scale not in ("link", "response"):
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
-    keep, inner, contrasts = read_specs(specs, by, result.design)
-    grid = reference_grid(result.design, at, cov_reduce, data)
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
-    estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, None)
+    estimates, contrasts = averaging.estimates(result, specs)
     if scale == "response" or bias_adjust:
         estimates = estimates.transform("response", bias_adjust=bias_adjust)
-    if contrasts is not None:
-        made: Estimates = estimates.contrast(contrasts)
-        return made
-    return estimates
+    return estimates if contrasts is None else estimates.contrast(contrasts)
 
 
-def emtrends(
-    result: FittedModel,
-    variable: str,
-    specs: Names = "1",
-    *,
-    by: Names | None = None,
-    at: Mapping[str, Any] | None = None,
-    weights: str = "equal",
-    over: str = "grid",
-    ddf: str | None = None,
-    level: float = 0.95,
-    cov_reduce: Any = "mean",
-    data: Any = None,
-    cov_type: str = "model",
-    cluster: Any = None,
-) -> Estimates:
+def emtrends(result: FittedModel, variable: str, specs: Names, averaging: Averaging) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
-    keep, inner, contrasts = read_specs(specs, by, result.design)
-    grid = reference_grid(result.design, at, cov_reduce, data)
-    grid.covariate_of(variable)
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
-    estimates = _estimates(result, method, grid, keep, inner, weights, over, level, data, variable)
-    if contrasts is not None:
-        made: Estimates = estimates.contrast(contrasts)
-        return made
-    return estimates
+    estimates, contrasts = averaging.estimates(result, specs, variable)
+    return estimates if contrasts is None else estimates.contrast(contrasts)
 
 
 def _estimates(
@@ -137,6 +123,8 @@ def _estimates(
 def _response(result: FittedModel) -> Transformation | None:
     """The scale on which the linear predictor stands, where it is a known one."""
     if isinstance(result.core, GlmmFit):
+        if result.core.family.no_intercept:  # the scale has no origin: differences alone mean something
+            return None
         return of_link(result.core.family.link)
     try:
         return of_response(result.design.formula.response)

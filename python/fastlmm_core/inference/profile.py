@@ -25,7 +25,6 @@ from fastlmm_core.inference.profile_paths import (
     Path,
     SdPath,
     SigmaPath,
-    SplitCriterion,
     column_order,
 )
 from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, walk
@@ -36,7 +35,7 @@ from fastlmm_core.inference.table import Table, table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fastlmm_core.core import CoreFit
+    from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["Profile", "profile", "quantile_of_level"]
@@ -178,17 +177,19 @@ def _profile(
     """Profiles around one optimum; BetterOptimumError where it is not the lowest one."""
     values = parameter_values(fit.design, core.theta[None], np.array([core.sigma]), core.beta[None])[0]
     estimates = {p.name: float(v) for p, v in zip(every, values, strict=True)}
-    paths = PathMaker(core)
-    faces = paths.faces([p for p in every if p.kind == "sd"], reach)
+    core.require_products()
     curves = []
-    for parameter in _shown(chosen, progress):
-        path = paths.make(parameter)
-        rivals = []
-        if path is not None:
-            rivals = [rival for face in faces if (rival := face.rival(parameter, path))]
-            if any(len(L) > 1 for L in core.L):  # the other variables at the estimate: what a path leaves may be lower
-                rivals.append(Rival(core.criterion, path.estimate, path.start))
-        curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
+    with core.workspace() as objective:
+        paths = PathMaker(core, objective)
+        faces = paths.faces([p for p in every if p.kind == "sd"], reach)
+        for parameter in _shown(chosen, progress):
+            path = paths.make(parameter)
+            rivals = []
+            if path is not None:
+                rivals = [rival for face in faces if (rival := face.rival(parameter, path))]
+                if any(len(L) > 1 for L in core.L):  # the other variables at the estimate: a path may leave a lower one
+                    rivals.append(Rival(core.criterion, path.estimate, path.start))
+            curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
     return Profile(tuple(curves), core.criterion)
 
 
@@ -235,14 +236,14 @@ class PathMaker:
     ----------
     core : CoreFit
         By maximum likelihood.
+    objective : Objective
+        Its criterion; those of other orders of columns are made beside it, on its plan.
     """
 
-    def __init__(self, core: CoreFit) -> None:
-        core.require_products()
-        self.core = core
+    def __init__(self, core: CoreFit, objective: Objective) -> None:
+        self.core, self.objective = core, objective
         self.theta = np.ascontiguousarray(core.cross.to_conditioned @ core.theta)
-        self.criterion = SplitCriterion(core.cross, core.control)
-        self._ordered: dict[tuple[int, ...], tuple[SplitCriterion, Reordered]] = {}
+        self._ordered: dict[tuple[int, ...], tuple[Objective, Reordered]] = {}
         c = core.cross.conditioning
         self.sigma_unit = float(c.y_scale * np.sqrt(c.weight_scale))
 
@@ -250,13 +251,13 @@ class PathMaker:
         """The path of a parameter; None for a coefficient that was dropped."""
         core = self.core
         if parameter.kind == "sigma":
-            return SigmaPath(self.criterion, self.theta)
+            return SigmaPath(self.objective, self.theta)
         if parameter.kind == "beta":
             at = np.flatnonzero(core.cross.conditioning.keep == parameter.row)
             if not at.size:
                 return None
             se = float(np.sqrt(core.known_cov[parameter.row, parameter.row]))
-            return BetaPath(self.criterion, self.theta, int(at[0]), se)
+            return BetaPath(self.objective, self.theta, int(at[0]), se)
         if parameter.kind == "sd":
             return self._sd(parameter)
         k, l = parameter.term, len(core.L[parameter.term])
@@ -266,14 +267,14 @@ class PathMaker:
         k, l = parameter.term, len(self.core.L[parameter.term])
         return SdPath(*self._in_order(k, column_order(l, parameter.row)), self.theta, k)
 
-    def _in_order(self, k: int, order: Iterable[int]) -> tuple[SplitCriterion, Reordered]:
+    def _in_order(self, k: int, order: Iterable[int]) -> tuple[Objective, Reordered]:
         order = list(order)
         if order == sorted(order):
-            return self.criterion, Reordered(self.core.cross)
+            return self.objective, Reordered(self.core.cross)
         key = (k, *order)
         if key not in self._ordered:
             found = reorder_term(self.core.cross, k, order)
-            self._ordered[key] = SplitCriterion(found.cross, self.core.control), found
+            self._ordered[key] = self.objective.beside(found.cross), found
         return self._ordered[key]
 
     def faces(self, sds: Iterable[Parameter], reach: float) -> list[Face]:

@@ -9,12 +9,8 @@ triangular, the term's columns ordered such that the profiled ones come first)
     sigma     tau is fixed
     beta_j    gamma = g0 a / |a|^2 + N eta with a'gamma = g0, N'a = 0: X loses a column, y moves along another
 
-With n the observations and r^2(theta) the penalised residual sum of squares, the deviance at a given sigma is
-
-    D(theta, tau) = value(theta) + kappa - n - n log(kappa / n),      kappa = r^2 exp(-2 tau)
-
-Two evaluators that differ in n tell log|M| and log r^2 apart in value, gradient and average information, for all three
-are affine in n.
+The deviance at a given sigma, D(theta, tau), is the door's (`Evaluation.given_sigma`), as that with a coefficient held
+(`Objective.held`).
 """
 
 from __future__ import annotations
@@ -25,13 +21,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.newton import Newton
-from fastlmm_core.core import Control, CrossProducts, Layout, plan
+from fastlmm_core.core import CrossProducts, Objective
+from fastlmm_core.core.descent import Derivatives, Function, descend
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.rotation import Reordered
-from fastlmm_core.inference.trust_region import minimise
 
-__all__ = ["BetaPath", "CorPath", "Path", "SdPath", "SigmaPath", "SplitCriterion"]
+__all__ = ["BetaPath", "CorPath", "Path", "SdPath", "SigmaPath"]
 
 Array = NDArray[np.float64]
 
@@ -79,53 +74,15 @@ class Path(Protocol):
         ...
 
 
-class SplitCriterion:
-    """log|M| and log r^2 with their derivatives, at any conditioned theta.
+def log_sigma(objective: Objective, theta: Array) -> float:
+    """Logarithm of the sigma that is best at conditioned theta, in units of y_scale sqrt(weight_scale)."""
+    return 0.5 * (objective.at_conditioned(theta).log_r2 - float(np.log(objective.nu)))
 
-    Parameters
-    ----------
-    cross : CrossProducts
-    control : Control
-    """
 
-    def __init__(self, cross: CrossProducts, control: Control) -> None:
-        self.cross = cross
-        self.plan: Layout = plan(cross, control)
-        self.n = cross.n
-        self.evaluator = self.plan.evaluator(False)
-        self._one = self.plan.evaluator(False, n=1)
-        self.plan.load(self.evaluator, cross)
-        self._one.load(self.evaluator.values)
-        n = self.n
-        self._constant = cross.conditioning.constant(n, False) + n * (1 + np.log(2 * np.pi / n)) - 1 - np.log(2 * np.pi)
-
-    def log_r2(self, theta: Array) -> float:
-        """Logarithm of r^2 at conditioned theta."""
-        return float((self.evaluator.value(theta) - self._one.value(theta) - self._constant) / (self.n - 1))
-
-    def log_sigma(self, theta: Array) -> float:
-        """Logarithm of the sigma that is best at conditioned theta, in units of y_scale sqrt(weight_scale)."""
-        return 0.5 * (self.log_r2(theta) - float(np.log(self.n)))
-
-    def at(self, theta: Array, tau: float) -> tuple[float, Array, Array]:
-        """D(theta, tau), its gradient and model Hessian in (tau, theta): 1 + n_theta variables."""
-        n = self.n
-        value, g_n, h_n = self.evaluator.derivatives(theta)
-        value_1, g_1, h_1 = self._one.derivatives(theta)
-        log_r2 = (value - value_1 - self._constant) / (n - 1)
-        if log_r2 - 2.0 * tau > 700.0:
-            raise NumericalError("the deviance overflows")
-        kappa = float(np.exp(log_r2 - 2.0 * tau))
-        slope = (g_n - g_1) / (n - 1)  # of log r^2
-        size = len(theta) + 1
-        gradient, hessian = np.empty(size), np.empty((size, size))
-        gradient[0] = 2.0 * (n - kappa)
-        gradient[1:] = g_1 + (kappa - 1.0) * slope
-        hessian[0, 0] = 4.0 * kappa
-        hessian[0, 1:] = hessian[1:, 0] = -2.0 * kappa * slope
-        # information at fixed sigma: the term that profiling sigma out takes away is put back
-        hessian[1:, 1:] = h_1 + (h_n - h_1) * ((kappa - 1.0) / (n - 1)) + kappa * np.outer(slope, slope)
-        return value + kappa - n - n * (log_r2 - 2.0 * tau - np.log(n)), gradient, hessian
+def lowest(function: Function, start: Array, objective: Objective) -> tuple[float, float, Array]:
+    """Least value, the figure passed on there, and where; see `descend`."""
+    found = descend(function, start, size=objective.nu)
+    return found.value, found.figure, found.x
 
 
 def position(cross: CrossProducts, k: int, row: int, column: int) -> int:
@@ -145,14 +102,14 @@ class SigmaPath:
 
     lower, upper, longest = -np.inf, np.inf, np.inf
 
-    def __init__(self, criterion: SplitCriterion, theta: Array) -> None:
-        self.criterion = criterion
+    def __init__(self, objective: Objective, theta: Array) -> None:
+        self.objective = objective
         self.estimate, self.start = self.locate(theta)
-        self.step = float(np.sqrt(0.5 / criterion.n))
+        self.step = float(np.sqrt(0.5 / objective.nu))
 
     def locate(self, theta: Array) -> tuple[float, Array]:
         """As `Path.locate`."""
-        return self.criterion.log_sigma(theta), theta
+        return log_sigma(self.objective, theta), theta
 
     def theta(self, w: float, x: Array) -> Array:
         """As `Path.theta`."""
@@ -161,11 +118,16 @@ class SigmaPath:
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
 
-        def function(theta: Array) -> tuple[float, Array, Array, float]:
-            value, gradient, hessian = self.criterion.at(theta, w)
-            return value, gradient[1:], hessian[1:, 1:], float(gradient[0])
+        def function(theta: Array) -> tuple[float, Derivatives]:
+            point = self.objective.at_conditioned(theta).given_sigma(w)
 
-        return minimise(function, x)
+            def derivatives() -> tuple[Array, Array, float]:
+                gradient, hessian = point.derivatives()
+                return gradient[1:], hessian[1:, 1:], float(gradient[0])
+
+            return point.value, derivatives
+
+        return lowest(function, x, self.objective)
 
 
 class SdPath:
@@ -176,9 +138,9 @@ class SdPath:
 
     lower, upper, longest = 0.0, np.inf, np.inf
 
-    def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
+    def __init__(self, objective: Objective, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
-        self.criterion, self.order, self.at = criterion, order, position(cross, k, 0, 0)
+        self.objective, self.order, self.at = objective, order, position(cross, k, 0, 0)
         c = cross.conditioning
         # L_c[0, 0] = scale * s * exp(-tau)
         self.scale = float(cross.to_conditioned[self.at, self.at]) / (np.sqrt(c.weight_scale) * c.y_scale)
@@ -189,7 +151,7 @@ class SdPath:
     def locate(self, theta: Array) -> tuple[float, Array]:
         """As `Path.locate`."""
         x = self.order.there(theta).copy()
-        entry, tau = abs(float(x[self.at])), self.criterion.log_sigma(x)
+        entry, tau = abs(float(x[self.at])), log_sigma(self.objective, x)
         x[self.at] = tau
         return entry * float(np.exp(tau)) / self.scale, x
 
@@ -203,22 +165,26 @@ class SdPath:
         """As `Path.solve`."""
         at, full = self.at, self.at + 1
 
-        def function(x: Array) -> tuple[float, Array, Array, float]:
+        def function(x: Array) -> tuple[float, Derivatives]:
             theta, tau = x.copy(), float(x[at])
             if abs(tau) > 300.0:
                 raise NumericalError("the residual standard deviation overflows")
             rate = self.scale * np.exp(-tau)
             entry = theta[at] = rate * w
-            value, g, h = self.criterion.at(theta, tau)
-            # d theta[at] / d tau = -entry, d^2 / d tau^2 = entry
-            slope = float(g[full]) * rate
-            gradient, hessian = g[1:].copy(), h[1:, 1:].copy()
-            gradient[at] = g[0] - entry * g[full]
-            hessian[at] = hessian[:, at] = h[0, 1:] - entry * h[full, 1:]
-            hessian[at, at] = h[0, 0] - 2.0 * entry * h[0, full] + entry**2 * h[full, full] + entry * g[full]
-            return value, gradient, hessian, slope
+            point = self.objective.at_conditioned(theta).given_sigma(tau)
 
-        return minimise(function, x)
+            def derivatives() -> tuple[Array, Array, float]:
+                g, h = point.derivatives()
+                # d theta[at] / d tau = -entry, d^2 / d tau^2 = entry
+                gradient, hessian = g[1:].copy(), h[1:, 1:].copy()
+                gradient[at] = g[0] - entry * g[full]
+                hessian[at] = hessian[:, at] = h[0, 1:] - entry * h[full, 1:]
+                hessian[at, at] = h[0, 0] - 2.0 * entry * h[0, full] + entry**2 * h[full, full] + entry * g[full]
+                return gradient, hessian, float(g[full]) * rate
+
+            return point.value, derivatives
+
+        return lowest(function, x, self.objective)
 
 
 class CorPath:
@@ -231,9 +197,9 @@ class CorPath:
 
     lower, upper, longest = -np.pi / 2, np.pi / 2, 0.4
 
-    def __init__(self, criterion: SplitCriterion, order: Reordered, theta: Array, k: int) -> None:
+    def __init__(self, objective: Objective, order: Reordered, theta: Array, k: int) -> None:
         cross = order.cross
-        self.evaluator, self.order = criterion.evaluator, order
+        self.objective, self.order = objective, order
         first, self.below, self.diagonal = (position(cross, k, i, j) for i, j in ((0, 0), (1, 0), (1, 1)))
         m = cross.to_conditioned
         self.lean = float(m[self.below, first] / m[first, first])
@@ -272,18 +238,23 @@ class CorPath:
         embed, sine, cosine = self._embedding(w), np.sin(w), np.cos(w)
         roots = self.roots
 
-        def function(x: Array) -> tuple[float, Array, Array, float]:
+        def function(x: Array) -> tuple[float, Derivatives]:
             squared, rate = x.copy(), np.ones(len(x))
             squared[roots] **= 2
             rate[roots] = 2.0 * x[roots]
-            value, g, h = self.evaluator.derivatives(embed @ squared)
-            slope = float(squared[self.slot] * (cosine * g[self.below] - sine * g[self.diagonal]))
-            gradient = g @ embed
-            hessian = embed.T @ h @ embed * np.outer(rate, rate)
-            hessian[roots, roots] += 2.0 * gradient[roots]
-            return value, gradient * rate, hessian, slope
+            point = self.objective.at_conditioned(embed @ squared)
 
-        return minimise(function, x)
+            def derivatives() -> tuple[Array, Array, float]:
+                _, g, h = point.conditioned
+                slope = float(squared[self.slot] * (cosine * g[self.below] - sine * g[self.diagonal]))
+                gradient = g @ embed
+                hessian = embed.T @ h @ embed * np.outer(rate, rate)
+                hessian[roots, roots] += 2.0 * gradient[roots]
+                return gradient * rate, hessian, slope
+
+            return point.value, derivatives
+
+        return lowest(function, x, self.objective)
 
 
 class BetaPath:
@@ -291,39 +262,19 @@ class BetaPath:
 
     lower, upper, longest = -np.inf, np.inf, np.inf
 
-    def __init__(self, criterion: SplitCriterion, theta: Array, j: int, se: float) -> None:
-        cross = criterion.cross
-        c, p = cross.conditioning, cross.conditioning.rank
-        self.full, self.n = criterion.evaluator, criterion.n
+    def __init__(self, objective: Objective, theta: Array, j: int, se: float) -> None:
+        cross = objective.cross
+        c, p = cross.conditioning, cross.rank
         inverse = np.linalg.inv(c.r[:p, :p])
-        self.a = inverse[j]
         # beta_j = origin + y_scale a'gamma
         self.origin, self.y_scale = float(c.shift[j] + inverse[j] @ c.r[:p, p]), c.y_scale
-        length = float(np.linalg.norm(self.a))
-        self.length = length
-        basis = np.linalg.qr(np.column_stack([self.a / length, np.eye(p)]))[0]
-        self.along, keep = self.a / length, basis[:, 1:p]
-        self.constant = c.constant(self.n, False)
-
-        to = np.zeros((p + 1, p))
-        to[:p, : p - 1], to[p, p - 1] = keep, 1.0
-        values = criterion.evaluator.values
-        dense, tail = values.dense_lead, values.dense_tail
-        self.reduced = criterion.plan.evaluator(False, rank=p - 1)
-        self.reduced.load(values.recombined(to), self.constant)
-        self.newton = Newton(self.reduced, 100, 1e-9)
-        self.lead, self.tail = (dense[:, p], dense[:, :p] @ self.along), (tail[p], self.along @ tail[:p])
-        xtx = cross.dtd[:p, :p]
-        self.xty = (keep.T @ cross.dtd[:p, p], keep.T @ xtx @ self.along)
-        self.norms = (2.0 * float(self.along @ cross.dtd[:p, p]), float(self.along @ xtx @ self.along))
+        self.held = objective.held(inverse[j])
         self.step = se
         self.estimate, self.start = self.locate(theta)
 
     def locate(self, theta: Array) -> tuple[float, Array]:
         """As `Path.locate`."""
-        self.full.value(theta)
-        gamma = self.full.modes(theta)[0]
-        return self.origin + self.y_scale * float(self.a @ gamma), theta
+        return self.origin + self.y_scale * self.held.estimate(theta), theta
 
     def theta(self, w: float, x: Array) -> Array:
         """As `Path.theta`."""
@@ -331,28 +282,8 @@ class BetaPath:
 
     def solve(self, w: float, x: Array) -> tuple[float, float, Array]:
         """As `Path.solve`."""
-        p, n = len(self.a), self.n
-        g0 = (w - self.origin) / self.y_scale
-        t = g0 / self.length
-        square = 1.0 - t * self.norms[0] + t * t * self.norms[1]  # the evaluator's response has norm one
-        norm = float(np.sqrt(square))
-
-        def response(parts: tuple[Array, Array]) -> Array:
-            return np.ascontiguousarray((parts[0] - t * parts[1]) / norm)
-
-        self.reduced.set_response(
-            response(self.lead), response(self.tail), response(self.xty), self.constant + n * np.log(square)
-        )
-        theta, value, status = self.newton.minimise(np.ascontiguousarray(x))
-        if status != 0:  # slow, in a nearly flat direction
-            value, _, theta = minimise(lambda theta: (*self.reduced.derivatives(theta), 0.0), x)
-        # r^2(theta) of the constrained problem = least r^2 + (a'gamma^ - g0)^2 / a'(X'V^-1X)^-1 a
-        self.full.value(theta)  # the tail is shared: its factor must be this theta's
-        gamma, _, _, ld, _ = self.full.modes(theta)
-        half = np.linalg.solve(ld[:p, :p], self.a)
-        spread, gap = float(half @ half), g0 - float(self.a @ gamma)
-        r2 = float(ld[p, p]) ** 2 + gap**2 / spread
-        return float(value), 2.0 * n * gap / (spread * r2 * self.y_scale), theta
+        value, slope, theta = self.held.solve((w - self.origin) / self.y_scale, x)
+        return value, slope / self.y_scale, theta
 
 
 def column_order(l: int, first: int, second: int | None = None) -> Sequence[int]:

@@ -10,7 +10,7 @@ import pytest
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.residuals import moments as moments_module
-from fastlmm_core.core.residuals.moments import Symmetric, batches, pattern_moments
+from fastlmm_core.core.residuals.moments import batches
 from fastlmm_core.errors import ModelError
 
 KINDS = [
@@ -49,7 +49,8 @@ def dense(model, phi, y, reml):
             c[i, j] = m.shape.values(phi[m.of_shape], keys)[0][0]
     V = s[:, None] * s * c
     for term, where in zip(m.effects, m.of_effects, strict=True):
-        V += term.z @ term.covariance.sigma(phi[where]) @ term.z.T * (model.unit[:, None] == model.unit)
+        level = model.unit if term.level is None else term.level
+        V += term.z @ term.covariance.sigma(phi[where]) @ term.z.T * (level[:, None] == level)
     w = np.ones(n) if model.root is None else model.root
     V = V / w[:, None] / w
     X = model.X
@@ -116,6 +117,36 @@ def test_subjects_within_levels_of_the_random_effect():
     check(PatternModel(X, residual("ar1", True, subject, visit), [Term(block)], reml=True), y, True)
 
 
+@pytest.mark.parametrize("kind", ["ar1", "none"])
+def test_levels_within_units_nested_and_crossed(kind):
+    subject, visit, X, y, rng = data(8)
+    block = (np.arange(subject.max() + 1) // 5)[subject]
+    half = np.unique(3 * block + visit % 3, return_inverse=True)[1]  # crosses the subjects of a block
+    z = np.column_stack([np.ones(len(y)), rng.normal(size=len(y))])
+    given = residual("ar1", True, subject, visit) if kind == "ar1" else Residual(np.arange(len(y)))
+    terms = [Term(half, z), Term(block), Term(subject)] if kind == "none" else [Term(half, z), Term(block)]
+    check(PatternModel(X, given, terms, weights=rng.uniform(0.5, 2.0, len(y)), reml=True), y, True)
+
+
+def test_effects_of_levels_within_units_are_those_of_the_equations():
+    subject, visit, X, y, _ = data(9)
+    half = np.unique(2 * subject + (visit > 1), return_inverse=True)[1]
+    y = y + np.random.default_rng(1).normal(size=half.max() + 1)[half]
+    ours = PatternModel(X, Residual(np.arange(len(y))), [Term(half), Term(subject)]).fit(y)
+    other = fit(y, X, [Term(half), Term(subject)])
+    assert ours.criterion == pytest.approx(other.criterion, abs=1e-8)
+    for k in range(2):
+        np.testing.assert_allclose(ours.b[k], other.b[k], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(ours.cond_var()[k], other.cond_var()[k], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours.fitted, other.fitted, rtol=1e-3, atol=1e-4)
+
+
+def test_crossed_factors_are_refused():
+    subject, visit, X, _, _ = data(10)
+    with pytest.raises(ModelError, match="within one factor"):
+        PatternModel(X, residual("ar1", True, subject, visit), [Term(visit)])
+
+
 def test_without_a_structure_the_fit_is_that_of_the_random_effects_equations():
     subject, visit, X, y, rng = data(4)
     z = np.column_stack([np.ones(len(y)), visit])
@@ -166,18 +197,6 @@ def test_order_of_rows_and_subjects_does_not_matter_and_visits_do_where_lags_cou
         assert again == pytest.approx(value, abs=1e-8)
         other = PatternModel(X, residual(kind, True, subject, turned)).fit(y).criterion
         assert (abs(other - value) < 1e-6) is invariant
-
-
-def test_moments_are_sums_over_units():
-    rng = np.random.default_rng(8)
-    D = rng.normal(size=(12, 3))
-    rows = np.arange(12).reshape(4, 3)
-    order = Symmetric(3)
-    packed = pattern_moments(D, rows, order)
-    full = np.einsum("usa,utb->satb", D[rows], D[rows])
-    for at, (s, t) in enumerate(zip(*np.triu_indices(3), strict=True)):
-        expected = full[s, :, t] if s == t else full[s, :, t] + full[t, :, s]
-        np.testing.assert_allclose(order.unpack(packed[at]), 0.5 * (expected + expected.T))
 
 
 def test_units_of_equal_cells_share_a_pattern():

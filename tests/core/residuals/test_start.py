@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fastlmm_core.core import Term
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.residuals import PatternModel, Residual
-from fastlmm_core.core.residuals.start import nearest_factor, pattern_start
+from fastlmm_core.core.residuals.start import defined_start, nearest_factor, pattern_start
+from fastlmm_core.errors import NumericalError
 
 
 def test_complete_data_start_at_the_optimum():
@@ -39,3 +41,18 @@ def test_one_variance_for_columns_of_different_units_is_looked_for_at_several_si
     small = model.fit(y, start=np.array([1e-2]))
     assert best.criterion < small.criterion - 100.0 or np.isclose(best.criterion, small.criterion)
     assert best.sigma < 5.0
+
+
+def test_close_places_start_where_the_covariance_is_positive_definite():
+    rng = np.random.default_rng(2)
+    at = np.linspace(0.0, 1.0, 60)[:, None]
+    places = np.zeros(60, np.int64), "gau", np.arange(60), 60, True, at
+    y = np.sin(6.0 * at[:, 0]) + 0.3 * rng.normal(size=60)
+    model = PatternModel(np.ones((60, 1)), Residual(*places))
+    criterion = model.prepare(y)[0]
+    with pytest.raises(NumericalError, match="not positive definite"):
+        criterion(model.model.start())
+    assert np.isfinite(criterion(defined_start(criterion, model.model.start())).value)
+    found = PatternModel(np.ones((60, 1)), Residual(*places, nugget=True)).fit(y)
+    assert found.converged
+    assert 0.01 < found.model.model.shape.natural(found.theta).values[1] < 0.9

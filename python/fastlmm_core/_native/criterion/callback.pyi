@@ -5,14 +5,14 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.criterion import Criterion
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 class Callback(Criterion):
     def __init__(
         self,
         n_free: int,
-        value: Callable[[Array], float],
-        derivatives: Callable[[], tuple[Array, Array]],
+        value: Callable[[_Array], float],
+        derivatives: Callable[[], tuple[_Array, _Array]],
         size: float,
     ) -> None: ...
     @property

@@ -4,11 +4,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.criterion import Criterion
+from fastlmm_core._native.criterion.trust_region import TrustRegion
 
-class Newton:
+class Newton(TrustRegion):
     messages: dict[int, str]
     def __init__(
-        self, criterion: Criterion, max_evaluations: int, tol: float, held: NDArray[np.int64] | None = None
+        self,
+        criterion: Criterion,
+        max_evaluations: int,
+        tol: float,
+        held: NDArray[np.int64] | None = None,
+        rough: bool = False,
     ) -> None: ...
     @property
     def criterion(self) -> Criterion: ...
@@ -18,8 +24,6 @@ class Newton:
     def n_evaluations(self) -> int: ...
     @property
     def n_derivatives(self) -> int: ...
-    @property
-    def tol(self) -> float: ...
     @property
     def value(self) -> float: ...
     def minimise(

@@ -3,7 +3,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.level_values import LevelValues
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 class Quadrature(LevelValues):
-    def derivatives(self, x: Array) -> tuple[float, Array, Array]: ...
+    def derivatives(self, x: _Array) -> tuple[float, _Array, _Array]: ...

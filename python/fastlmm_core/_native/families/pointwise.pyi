@@ -1,20 +1,22 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
-def constants(family: int, y: Array, m: Array, freq: Array, rho: float) -> tuple[float, float, float]: ...
-def link_derivatives(link: int, eta: Array) -> Array: ...
-def row_derivatives(family: int, link: int, y: Array, eta: Array, m: Array, rho: float, full: bool = ...) -> Array: ...
+def constants(family: int, y: _Array, m: _Array, freq: _Array, rho: float) -> tuple[float, float, float]: ...
+def link_derivatives(link: int, eta: _Array) -> _Array: ...
+def row_derivatives(
+    family: int, link: int, y: _Array, eta: _Array, m: _Array, rho: float, full: bool = ...
+) -> _Array: ...
 def working_rows(
     family: int,
     link: int,
-    y: Array,
-    eta: Array,
-    m: Array,
-    freq: Array,
+    y: _Array,
+    eta: _Array,
+    m: _Array,
+    freq: _Array,
     rho: float,
-    out: Array,
+    out: _Array,
     full: bool,
     threads: int,
 ) -> tuple[float, float, float]: ...

@@ -1,18 +1,18 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
 def score_glm(
     family: int,
     link: int,
-    y: Array,
-    m: Array,
-    freq: Array,
-    offset: Array,
-    X: Array,
+    y: _Array,
+    m: _Array,
+    freq: _Array,
+    offset: _Array,
+    X: _Array,
     rho: float,
-    eta: Array,
+    eta: _Array,
     max_steps: int,
     enough: float,
-) -> tuple[Array, float]: ...
+) -> tuple[_Array, float]: ...

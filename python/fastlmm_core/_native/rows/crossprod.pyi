@@ -5,6 +5,13 @@ def sort_rows(codes: NDArray[np.int32], q: int) -> tuple[NDArray[np.int64], NDAr
 def level_blocks(
     codes: NDArray[np.int32], q: int, z: NDArray[np.float64] | None, w: NDArray[np.float64] | None
 ) -> NDArray[np.float64]: ...
+def add_level_blocks(
+    codes: NDArray[np.int32],
+    z: NDArray[np.float64] | None,
+    w: NDArray[np.float64] | None,
+    out: NDArray[np.float64],
+) -> None: ...
+def mirror_blocks(blocks: NDArray[np.float64]) -> None: ...
 def level_ranks(blocks: NDArray[np.float64], tolerance: float) -> tuple[int, int]: ...
 def level_sums(
     codes: NDArray[np.int32],

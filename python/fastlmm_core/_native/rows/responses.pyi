@@ -1,9 +1,11 @@
+from typing import Self
+
 import numpy as np
 from numpy.typing import NDArray
 
 class ResponseProducts:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         X: NDArray[np.float64],
         basis: NDArray[np.float64],
         q: NDArray[np.float64] | None,
@@ -14,7 +16,7 @@ class ResponseProducts:
         levels: list[int],
         chunk: int,
         span: float,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def calls_blas(self) -> bool: ...
     def __call__(

@@ -3,14 +3,14 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.symbolic.supernodes import Supernodes
 from fastlmm_core._native.tail.supernodal import SupernodalCholesky
-from fastlmm_core._native.tail.tail import Tail, TailRows
+from fastlmm_core._native.tail.tail import Tail, _TailRows
 
 class PatternTail(Tail): ...
 
 class SparseTail(PatternTail):
     def __init__(
         self,
-        rows: TailRows,
+        rows: _TailRows,
         c_ptr: NDArray[np.int64],
         c_idx: NDArray[np.int64],
         threads: int,

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-TailRows = tuple[NDArray[np.int64], NDArray[np.int32]]
+_TailRows = tuple[NDArray[np.int64], NDArray[np.int32]]
 
 class Tail:
     @property
@@ -16,6 +16,6 @@ class EmptyTail(Tail):
     def __init__(self) -> None: ...
 
 class DenseTail(Tail):
-    def __init__(self, rows: TailRows, threads: int) -> None: ...
+    def __init__(self, rows: _TailRows, threads: int) -> None: ...
     @staticmethod
     def tile_size(m: int) -> int: ...

@@ -9,25 +9,25 @@ are the units.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.conditioning import condition_columns, condition_term
-from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure, lower_factor
-from fastlmm_core.core.fit import CoreFit, FitLog
+from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
-from fastlmm_core.core.residuals.model import Effects, ResidualModel
+from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
-from fastlmm_core.core.residuals.start import best_scale, pattern_start
-from fastlmm_core.core.saved import saved_state
-from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
+from fastlmm_core.core.residuals.start import best_scale, defined_start, pattern_start
+from fastlmm_core.core.residuals.units import combine, outermost, places
+from fastlmm_core.core.structured import Report, check_parameters, structure_transform
+from fastlmm_core.core.terms import Term, as_floats
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
@@ -37,24 +37,9 @@ __all__ = ["PatternFit", "PatternModel"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-Report = Callable[[int, Array, float, float, float], None]
-
-SPAN_TOLERANCE = 1e2 * np.finfo(float).eps
-"""A residual this small beside the response is rounding."""
 
 
-def combine(code: Index, size: int, values: NDArray[Any]) -> tuple[Index, int]:
-    """Codes of the pairs (code, value) that occur, and how many there are."""
-    distinct, inverse = np.unique(values, return_inverse=True)
-    code = code * len(distinct) + inverse.reshape(-1)
-    size *= len(distinct)
-    if size > len(code):
-        distinct, inverse = np.unique(code, return_inverse=True)
-        return inverse.reshape(-1).astype(np.int64), len(distinct)
-    return code, size
-
-
-class PatternModel:
+class PatternModel(ProjectedModel):
     """A model with independent units, without its response.
 
     Parameters
@@ -62,7 +47,7 @@ class PatternModel:
     X : (n, p) or None
     residual : Residual
     terms : sequence of Term
-        Random effects whose levels are units; rows of one subject share them.
+        Random effects; levels and subjects lie within those of the coarsest of them, the units.
     weights : (n,), optional
         Positive; the residual variance of row i is divided by weights[i].
     offset : (n,), optional
@@ -74,7 +59,7 @@ class PatternModel:
     Raises
     ------
     DataError, ModelError
-        Wrong lengths, values that are not finite, weights that are not positive, too few rows.
+        Wrong lengths, values that are not finite, weights that are not positive, too few rows, no common units.
     """
 
     def __init__(
@@ -89,25 +74,9 @@ class PatternModel:
         control: Control | None = None,
         structures: Sequence[Structure] | None = None,
     ) -> None:
-        n = len(residual.subject)
-        self.X = np.empty((n, 0)) if X is None else as_floats(X, "X")
-        self.residual, self.terms, self.reml, self.n = residual, tuple(terms), bool(reml), n
+        self.residual, self.terms = residual, tuple(terms)
         self.structures = tuple(Structure(t.cov) for t in terms) if structures is None else tuple(structures)
-        self.control = checked_control(control)
-        self.offset = None if offset is None else as_floats(offset, "offset")
-        self.root, self.log_weights = None, 0.0
-        if weights is not None:
-            w = as_floats(weights, "weights")
-            if (w <= 0).any():
-                raise ModelError(f"weights must be positive: {int((w <= 0).sum())} of {n} are not")
-            self.root, self.log_weights = np.sqrt(w), float(np.log(w).sum())
-        self.keep, self.r, self.null_space = condition_columns(self.X, self.root)
-        self.rank = len(self.keep)
-        if n <= self.rank:
-            raise ModelError(f"{n} observations cannot determine {self.rank} fixed effects and a residual variance")
-        self.inverse = np.linalg.inv(self.r)
-        q = self.X[:, self.keep] @ self.inverse
-        self.Q = q if self.root is None else q * self.root[:, None]
+        super().__init__(X, len(residual.subject), weights, offset, reml, control)
         self._model()
 
     def _model(self) -> None:
@@ -135,65 +104,37 @@ class PatternModel:
         self.transforms: list[Array] = []
         for term, structure in zip(self.terms, self.structures, strict=True):
             covariance = structure.covariance(term.n_columns)
-            transform = self._transform(term, covariance.keeps)
+            transform = structure_transform(term, covariance, self.root)
             self.transforms.append(transform)
             z = np.ones((self.n, 1)) if term.z is None else term.z @ transform
             z = z if self.root is None else z * self.root[:, None]
             for j in range(z.shape[1]):
                 cell, size = combine(cell, size, z[:, j])
             effects.append(Effects(z, covariance))
-        unit, subject = residual.subject, None
-        if self.terms:
-            unit = self.terms[0].codes.astype(np.int64)
-            owner = np.empty(int(residual.subject.max()) + 1, np.int64)
-            owner[residual.subject] = unit
-            if len(np.unique(unit)) < len(np.unique(residual.subject)):
-                subject = residual.subject
-                first = np.searchsorted(np.sort(owner), unit)  # subjects of earlier units
-                place = np.argsort(np.argsort(owner, kind="stable"), kind="stable")
-                within = place[subject] - first
-                cell, size = combine(within.astype(np.int64), int(within.max()) + 1, cell)
+        codes = [term.codes for term in self.terms] + [residual.subject]
+        of_unit = outermost(codes)
+        if of_unit is None:
+            raise ModelError("random effects beside a residual structure need levels and subjects within one factor")
+        unit = codes[of_unit].astype(np.int64)
+        inner = []
+        for k, code in enumerate(codes):
+            within = None if k == of_unit else places(unit, code)
+            inner.append(None if within is None else code)
+            if within is not None:
+                cell, size = combine(*within, cell)
+        *levels, subject = inner
+        effects = [replace(e, level=level) for e, level in zip(effects, levels, strict=True)]
         self.unit, self.cell, self.n_cells = unit, cell, size
         # rows without a structure are each a position of their own, though any two with equal columns are alike
         positions = np.arange(self.n) if residual.kind == "none" else residual.cells
         self.model = ResidualModel(residual.shape(), positions, log_sd, effects, subject)
 
-    def _transform(self, term: Term, keeps: str) -> Array:
-        """T (l, l) that gives the columns of z T unit size and keeps the structure."""
-        if term.z is None:
-            return np.eye(1)
-        if keeps == "scalar":
-            size = float(np.sqrt(np.mean(np.square(term.z)) * term.z.shape[1]))
-            return np.eye(term.z.shape[1]) / (size if size > 0 else 1.0)
-        return condition_term(term.z, "us" if keeps == "lower" else "diag", self.root)
-
-    def prepare(self, y: ArrayLike) -> tuple[PatternCriterion, Array, float, Array]:
-        """The criterion of a response (n,), with what brings it back: coefficients in Q, the residual's norm, y."""
-        response = as_response(y, self.n)
-        check_finite(response, "y")
-        if self.offset is not None:
-            response = response - self.offset
-        scaled = response if self.root is None else response * self.root
-        coefficients = self.Q.T @ scaled
-        rest = scaled - self.Q @ coefficients
-        again = self.Q.T @ rest  # once more: rounding of the first pass
-        coefficients, rest = coefficients + again, rest - self.Q @ again
-        norm, size = float(np.sqrt(rest @ rest)), float(np.sqrt(scaled @ scaled))
-        if not norm > SPAN_TOLERANCE * size:
-            raise ModelError(
-                "the response is constant, or the fixed effects reproduce it exactly: nothing is left to fit"
-            )
-        parts = batches(self.unit, self.cell, self.n_cells, np.column_stack([self.Q, rest / norm]))
-        nu = self.n - self.rank if self.reml else self.n
-        constant = 2.0 * nu * np.log(norm) - self.log_weights
-        if self.reml:
-            constant += 2.0 * float(np.log(np.diag(self.r)).sum())
-        return (
-            PatternCriterion(self.model, parts, self.n, self.rank, self.reml, constant),
-            coefficients,
-            norm,
-            response,
-        )
+    def prepare(self, y: ArrayLike) -> tuple[PatternCriterion, Projected]:
+        """The criterion of a response (n,), with what brings it back."""
+        projected = self.project(y)
+        parts = batches(self.unit, self.cell, self.n_cells, np.column_stack([self.Q, projected.rest]))
+        constant = self.constant(self.n - self.rank if self.reml else self.n, projected.norm)
+        return PatternCriterion(self.model, parts, self.n, self.rank, self.reml, constant), projected
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> PatternFit:
         """Fit a response (n,).
@@ -213,11 +154,10 @@ class PatternModel:
             The covariance is not positive definite at the start.
         """
         with one_blas_thread():
-            criterion, coefficients, norm, response = self.prepare(y)
-            rest = response if self.root is None else response * self.root
-            rest = rest - self.Q @ coefficients
+            criterion, projected = self.prepare(y)
             if start is None:
-                first = best_scale(criterion, pattern_start(self.model, self.residual, rest))
+                first = pattern_start(self.model, self.residual, projected.norm * projected.rest)
+                first = best_scale(criterion, defined_start(criterion, first))
             else:
                 first = self.to_working(np.asarray(start, np.float64))
             found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
@@ -225,7 +165,7 @@ class PatternModel:
             if on_evaluation is not None:
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
                     on_evaluation(k, self.to_user(x), value, size, radius)
-            return self._estimates(criterion, found, coefficients, norm, response)
+            return self._estimates(criterion, found, projected)
 
     def canonical(self, criterion: PatternCriterion, found: Search[Evaluation]) -> Search[Evaluation]:
         """Signs of the factors' columns such that diagonals are not negative; all but zero ones are set to zero."""
@@ -251,8 +191,7 @@ class PatternModel:
 
     def to_working(self, theta: Array) -> Array:
         """The inverse of `to_user`."""
-        if theta.shape != (self.model.n,):
-            raise ModelError(f"start has {theta.size} values, but the covariance has {self.model.n} parameters")
+        check_parameters(theta, self.model.n)
         out = theta.copy()
         out[self.model.of_sd] *= self.unit_of
         for term, T, where in zip(self.model.effects, self.transforms, self.model.of_effects, strict=True):
@@ -264,21 +203,17 @@ class PatternModel:
         """Working sigma over the user's: centred columns have their origin elsewhere."""
         return float(np.exp(self.center @ eta))
 
-    def _estimates(
-        self, criterion: PatternCriterion, found: Search[Evaluation], coefficients: Array, norm: float, response: Array
-    ) -> PatternFit:
+    def _estimates(self, criterion: PatternCriterion, found: Search[Evaluation], projected: Projected) -> PatternFit:
         point = found.point
         theta = self.to_user(point.phi)
-        working = norm * np.sqrt(point.r2 / point.nu)
-        beta = np.full(self.X.shape[1], np.nan)
-        beta[self.keep] = self.inverse @ (coefficients + norm * point.beta)
+        working = projected.norm * np.sqrt(point.r2 / point.nu)
         singular = any(
             term.covariance.is_singular(point.phi[where], SINGULAR)
             for term, where in zip(self.model.effects, self.model.of_effects, strict=True)
         )
         return PatternFit(
             theta=theta,
-            beta=beta,
+            beta=self.coefficients(projected, point.beta),
             sigma=float(working / self._sigma_ratio(theta[self.model.of_sd])),
             criterion=point.value,
             reml=self.reml,
@@ -293,13 +228,13 @@ class PatternModel:
             parts=criterion.parts,
             point=point,
             working=float(working),
-            response=response,
+            response=projected.response,
             evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
         )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PatternFit(CoreFit):
+class PatternFit(ProjectedFit):
     """A fitted model with independent units, as a `CoreFit` whose figures come from the patterns.
 
     Attributes
@@ -316,55 +251,19 @@ class PatternFit(CoreFit):
         At the optimum, in working coordinates.
     working : float
         Sigma in working coordinates.
-    response : (n,)
-        Less the offset.
     """
 
+    lacks = "not available for a model with a residual structure, which has no random effects' equations"
     model: PatternModel = field(repr=False)
     parts: list[Batch] = field(repr=False)
     point: Evaluation = field(repr=False)
     working: float = field(repr=False)
-    response: Array = field(repr=False)
-    evaluations: list[tuple[Array, float, float, float]] = field(repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return saved_state({**self.__dict__, "_cache": {}})
-
-    @property
-    def cross(self) -> NoReturn:
-        """Refused: there are no random effects' equations."""
-        raise ModelError("not available for a model with a residual structure, which has no random effects' equations")
-
-    def objective(self) -> NoReturn:
-        """Refused: the criterion of these models is `PatternModel.prepare`'s."""
-        _ = self.cross
-        raise AssertionError
-
-    def workspace(self) -> NoReturn:
-        """Refused, as `objective`."""
-        self.objective()
-
-    def complete(self) -> PatternFit:
-        """As `CoreFit.complete`; there is nothing to let go of."""
-        return self
-
-    def estimable(self, rows: ArrayLike) -> NDArray[np.bool_]:
-        """As `CoreFit.estimable`."""
-        space = self.model.null_space
-        return np.ones(len(np.atleast_2d(rows)), bool) if space is None else space.estimable(rows)
 
     @cached_property
     def half(self) -> Array:
         """H (rank, rank) with Cov(beta) = H H' for the columns kept."""
         root = np.linalg.cholesky(self.point.Phi) if self.rank else np.zeros((0, 0))
         return np.asarray(self.working * self.model.inverse @ root)
-
-    @cached_property
-    def cov_beta(self) -> Array:
-        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
-        cov = np.full((len(self.beta),) * 2, np.nan)
-        cov[np.ix_(self.model.keep, self.model.keep)] = self.half @ self.half.T
-        return cov
 
     @cached_property
     def L(self) -> tuple[Array, ...]:
@@ -376,29 +275,18 @@ class PatternFit(CoreFit):
         )
 
     @cached_property
-    def log(self) -> FitLog:
-        """What the optimiser did."""
-        columns = [np.array(c) for c in zip(*self.evaluations, strict=True)]
-        return FitLog(*columns)
-
-    @cached_property
     def inverses(self) -> list[Array]:
         """V^-1 (k, m, m) of each batch's patterns, relative to `working`^2, weights taken out of the rows."""
         criterion = PatternCriterion(self.model.model, self.parts, self.n, self.rank, self.reml, 0.0)
         return [P for P, _ in criterion.inverses(self.point.phi)[0]]
 
-    @cached_property
-    def linear(self) -> Array:
-        """X beta, (n,)."""
-        return np.asarray(self.model.X @ np.nan_to_num(self.beta))
-
-    def solve(self, columns: Array) -> Array:
-        """V^-1 times columns (n, c), V relative to `working`^2 and with the weights."""
+    def solve(self, columns: Array, within: NDArray[np.integer[Any]] | None = None) -> Array:
+        """V^-1 times columns (n, c), V relative to `working`^2 and with the weights; pairs of equal `within` alone."""
         root = self.model.root
         scaled = columns if root is None else columns * root[:, None]
         out = np.empty_like(scaled)
         for part, P in zip(self.parts, self.inverses, strict=True):
-            out[part.units] = P[part.pattern] @ scaled[part.units]
+            out[part.units] = only(P[part.pattern], alike(within, part.units)) @ scaled[part.units]
         return out if root is None else out * root[:, None]
 
     @cached_property
@@ -453,13 +341,7 @@ class PatternFit(CoreFit):
     @cached_property
     def fitted(self) -> Array:
         """X beta + Z b + offset, (n,)."""
-        out = self.linear.copy()
-        if self.model.offset is not None:
-            out += self.model.offset
-        for term, modes in zip(self.model.terms, self.b, strict=True):
-            rows = modes[term.codes]
-            out += rows[:, 0] if term.z is None else np.einsum("ij,ij->i", term.z, rows)
-        return out
+        return self.with_modes(self.model.terms)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, tuple of (q, l, l)."""
@@ -470,8 +352,8 @@ class PatternFit(CoreFit):
             l, S = z.shape[1], L @ L.T / ratio**2
             assert term.n_levels is not None
             inner = np.zeros((term.n_levels, l, l))
-            # the columns of one level only, at once for all levels: V is block-diagonal in them
-            moved = self.solve(z)
+            # the columns of one level only, at once for all levels
+            moved = self.solve(z, term.codes)
             np.add.at(inner, term.codes, z[:, :, None] * moved[:, None, :])
             out.append(self.working**2 * (S - S @ inner @ S))
         return tuple(out)

@@ -28,17 +28,20 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Effects:
-    """One random-effects term whose levels are whole units.
+    """One random-effects term whose levels are whole units, or lie within them.
 
     Attributes
     ----------
     z : (n, l)
     covariance : Covariance
         Sigma (l, l) as a function of theta.
+    level : (n,) integers, optional
+        Levels, where a unit has several.
     """
 
     z: Array
     covariance: Covariance
+    level: NDArray[np.integer[Any]] | None = None
 
     @property
     def n(self) -> int:
@@ -48,12 +51,30 @@ class Effects:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What equation (1) needs of some rows: k units of m rows each, as keys of their pairs."""
+    """What equation (1) needs of some rows: k units of m rows each, as keys of their pairs.
+
+    `share` has for each term which pairs share a level, None where all do.
+    """
 
     keys: Any
     same: NDArray[np.bool_] | None
     d: Array
     z: tuple[Array, ...]
+    share: tuple[NDArray[np.bool_] | None, ...] = ()
+
+
+def alike(code: NDArray[np.integer[Any]] | None, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Which pairs of rows (k, m) have one code, (k, m, m); None where all have."""
+    if code is None:
+        return None
+    mine = code[rows]
+    same = mine[:, :, None] == mine[:, None, :]
+    return None if same.all() else same
+
+
+def only(values: Array, where: NDArray[np.bool_] | None) -> Array:
+    """Zero outside of `where`."""
+    return values if where is None else values * where
 
 
 class ResidualModel:
@@ -95,16 +116,14 @@ class ResidualModel:
     def prepare(self, rows: NDArray[np.int64]) -> Prepared:
         """Keys of the pairs among rows (k, m)."""
         at = self.positions[rows]
-        same = None
         a, b = at[:, :, None], at[:, None, :]
-        if self.subject is not None:
-            who = self.subject[rows]
-            same = who[:, :, None] == who[:, None, :]
-            if same.all():
-                same = None
-            else:  # pairs of different subjects: any key, they are multiplied by zero
-                a, b = np.where(same, a, a.min()), np.where(same, b, a.min())
-        return Prepared(self.shape.keys(a, b), same, self.log_sd[rows], tuple(e.z[rows] for e in self.effects))
+        same = alike(self.subject, rows)
+        if same is not None:  # pairs of different subjects: any key, they are multiplied by zero
+            a, b = np.where(same, a, a.min()), np.where(same, b, a.min())
+        z, share = (
+            zip(*((e.z[rows], alike(e.level, rows)) for e in self.effects), strict=True) if self.effects else ((), ())
+        )
+        return Prepared(self.shape.keys(a, b), same, self.log_sd[rows], z, share)
 
     def values(self, phi: Array, at: Prepared) -> tuple[Array, Array]:
         """R (k, m, m) and its directions (k, m, n, m)."""
@@ -121,11 +140,11 @@ class ResidualModel:
             out[:, :, self.of_sd] = c[:, :, None] * (at.d[:, :, :, None] + at.d.transpose(0, 2, 1)[:, None])
         out[:, :, self.of_shape] = np.moveaxis(first, 0, 2)
         R = c
-        for term, z, where in zip(self.effects, at.z, self.of_effects, strict=True):
+        for term, z, share, where in zip(self.effects, at.z, at.share, self.of_effects, strict=True):
             across = z.transpose(0, 2, 1)
-            R = R + z @ term.covariance.sigma(phi[where]) @ across
+            R = R + only(z @ term.covariance.sigma(phi[where]) @ across, share)
             for a, direction in enumerate(term.covariance.directions(phi[where]), start=where.start):
-                out[:, :, a] = z @ direction @ across
+                out[:, :, a] = only(z @ direction @ across, share)
         return R, out
 
     def curvature(self, phi: Array, parts: Sequence[Prepared], weights: Sequence[Array]) -> Array:
@@ -133,9 +152,9 @@ class ResidualModel:
         out = np.zeros((self.n, self.n))
         psi, eta = phi[self.of_shape], phi[self.of_sd]
         for at, g in zip(parts, weights, strict=True):
-            for z, term, where in zip(at.z, self.effects, self.of_effects, strict=True):
+            for z, share, term, where in zip(at.z, at.share, self.effects, self.of_effects, strict=True):
                 l = z.shape[2]
-                inner = z.reshape(-1, l).T @ (g @ z).reshape(-1, l)
+                inner = z.reshape(-1, l).T @ (only(g, share) @ z).reshape(-1, l)
                 out[where, where] += term.covariance.curvature(phi[where], inner)
             if at.same is not None:
                 g = g * at.same

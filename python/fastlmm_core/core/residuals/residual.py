@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.distance import Distance
 from fastlmm_core.core.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,
-    Distance,
     Grouped,
     Independent,
     Shape,
@@ -65,6 +65,8 @@ class Residual:
     n_groups : int
     dispersion : (n, e), optional
         Columns in which the log standard deviation is linear.
+    nugget : bool
+        Of `exp`, `gau` and `ou`: part of the variance is not shared with other positions.
     """
 
     subject: Index
@@ -76,6 +78,7 @@ class Residual:
     group: Index | None = None
     n_groups: int = 1
     dispersion: Array | None = None
+    nugget: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -119,7 +122,7 @@ class Residual:
             return Independent()
         if self.kind in SPATIAL:
             assert self.coordinates is not None
-            return Distance(self.coordinates, SPATIAL[self.kind])
+            return Distance(self.coordinates, SPATIAL[self.kind], self.nugget)
         kinds: dict[str, Callable[[int], Shape]] = {
             "cs": CompoundSymmetry,
             "ar1": Autoregressive,

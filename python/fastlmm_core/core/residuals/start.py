@@ -10,12 +10,18 @@ from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["best_scale", "pattern_start"]
+__all__ = ["best_scale", "defined_start", "pattern_start"]
 
 Array = NDArray[np.float64]
 
 SHRINKAGE = (1.0, 0.9, 0.7, 0.4, 0.0)
 """Of mean products of few pairs, which need not fit together in one covariance matrix."""
+
+NEAR_SINGULAR = 1e8
+"""Entries of an inverse, relative to the variance, from which a start keeps away."""
+
+HALVINGS = 20
+"""Of ranges, on the way to a start."""
 
 SIZES = (1.0, 0.1, 10.0, 100.0, 1000.0)
 """Relative standard deviations at which a term's start is tried."""
@@ -33,6 +39,23 @@ def pattern_start(model: ResidualModel, residual: Residual, rest: Array) -> Arra
         found = unstructured_start(residual, rest)
         if found is not None:
             phi[model.of_shape] = found
+    return phi
+
+
+def defined_start(criterion: PatternCriterion, phi: Array) -> Array:
+    """Where the criterion is defined: ranges are halved until all covariances are well above singular.
+
+    Close places make a Gaussian correlation singular at ranges that are not large.
+    """
+    model = criterion.model
+    found = phi.copy()
+    for _ in range(0 if model.shape.definite else HALVINGS):
+        try:
+            if all(np.abs(P).max() < NEAR_SINGULAR for P, _ in criterion.inverses(found)[0]):
+                return found
+        except NumericalError:
+            pass
+        found[model.of_shape] = model.shape.nearer(found[model.of_shape])
     return phi
 
 

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.row_forms import leverages as row_forms
 from fastlmm_core.core.laplace import Effects, Laplace
-from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.fitting.generalised import engine_at
 
 if TYPE_CHECKING:
@@ -43,12 +41,12 @@ def parameter_covariance(result: GeneralisedModel) -> Array:
 
 def mode_derivatives(result: GeneralisedModel) -> list[Array]:
     """D b~ / d(theta, beta, rho) of each term, (n_parameters, q, l); zero for dropped columns."""
-    core, engine = result.core, engine_at(result)
-    design = engine.design
+    core = result.core
     nt, p = len(core.theta), len(core.beta)
-    places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(core.family.n_extra)])
     out = [np.zeros((nt + p + core.family.n_extra, *b.shape)) for b in core.b]
-    with one_blas_thread():
+    with engine_at(result) as engine:
+        design = engine.design
+        places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(core.family.n_extra)])
         for column, k in enumerate(places):
             ends = []
             for sign in (1.0, -1.0):
@@ -93,8 +91,7 @@ def conditional_forms(engine: Engine, parts: Parts) -> Array:
     for at in range(0, len(first), width):
         rows = first[at : at + width]
         right = sides(engine, [(codes[rows], z[rows]) for codes, z in groups])
-        lead, tail, *_ = engine.evaluator.solve(engine.theta, right.lead, right.tail)
-        forms[at : at + width] = (right.lead * lead).sum(axis=1) + (right.tail * tail).sum(axis=1)
+        forms[at : at + width] = engine.forms(right)
     return forms[inverse.ravel()]
 
 
@@ -107,10 +104,10 @@ def sides(engine: Laplace, groups: Sequence[tuple[NDArray[np.int64], Array]]) ->
         l = z.shape[1]
         for c in range(l):
             known = codes >= 0
-            if g == 0:
+            if g < engine.own:
                 lead[rows[known], codes[known] * l + c] = z[known, c]
             else:
-                tail[rows[known], engine.places[g - 1][codes[known], c]] = z[known, c]
+                tail[rows[known], engine.places[g - engine.own][codes[known], c]] = z[known, c]
     return Effects(lead, tail)
 
 
@@ -143,19 +140,16 @@ def variances(
             extra[new] += ((z[new] @ core.L[k]) ** 2).sum(axis=1)
             seen = np.flatnonzero(~new)
             j[seen] += np.einsum("pnl,nl->np", derivatives[k][:, codes[seen]], z[seen])
-        engine = engine_at(result)
-        with one_blas_thread():
+        with engine_at(result) as engine:
             extra += conditional_forms(engine, parts)
     return np.asarray(extra + np.einsum("np,pq,nq->n", j, parameter_covariance(result), j))
 
 
 def leverages(result: GeneralisedModel) -> Array:
     """z_i'C z_i (n,) of the rows of the fit."""
-    engine = engine_at(result)
-    with one_blas_thread():
+    with engine_at(result) as engine:
         if isinstance(engine, Laplace):
-            engine.evaluator.invert(engine.theta)
-            return np.asarray(row_forms(engine.evaluator, engine.theta, engine.rows))
+            return engine.leverages()
         design = engine.design
         z = design.z[0]
         blocks = engine.cond_var()[0][design.codes[0]]

@@ -102,24 +102,10 @@ class MeansMethods:
         degrees of freedom: satterthwaite
         averaged over temperature with equal weights
         """
-        from fastlmm_core.inference.means import emmeans
+        from fastlmm_core.inference.means import Averaging, emmeans
 
-        return emmeans(
-            cast("LmerResult", self),
-            specs,
-            by=by,
-            at=at,
-            weights=weights,
-            over=over,
-            ddf=ddf,
-            level=level,
-            scale=scale,
-            bias_adjust=bias_adjust,
-            cov_reduce=cov_reduce,
-            data=data,
-            cov_type=cov_type,
-            cluster=cluster,
-        )
+        averaging = Averaging(by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster)
+        return emmeans(cast("LmerResult", self), specs, averaging, scale=scale, bias_adjust=bias_adjust)
 
     def emtrends(
         self,
@@ -163,23 +149,10 @@ class MeansMethods:
            estimate  std_error    df  lower
         0    10.467      1.546  17.0  7.206
         """
-        from fastlmm_core.inference.means import emtrends
+        from fastlmm_core.inference.means import Averaging, emtrends
 
-        return emtrends(
-            cast("LmerResult", self),
-            variable,
-            specs,
-            by=by,
-            at=at,
-            weights=weights,
-            over=over,
-            ddf=ddf,
-            level=level,
-            cov_reduce=cov_reduce,
-            data=data,
-            cov_type=cov_type,
-            cluster=cluster,
-        )
+        averaging = Averaging(by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster)
+        return emtrends(cast("LmerResult", self), variable, specs, averaging)
 
     def joint_tests(
         self,

@@ -15,4 +15,4 @@ cdef class Evaluator(Traces):
     cdef void project_information(self) noexcept nogil
     cdef Py_ssize_t place_of(self, Py_ssize_t a) noexcept nogil
     cdef void c_chain(self, const double *lam, const double *sums, double *gradient, double *hessian) noexcept nogil
-    cdef int group_gradients(self) noexcept nogil
+    cdef int group_gradients(self, double scale) noexcept nogil

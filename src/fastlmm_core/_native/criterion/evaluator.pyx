@@ -15,6 +15,7 @@ solve a parameter. Level loops that sum run over the chunks of `traces`.
 import numpy as np
 
 from cython.parallel cimport prange
+from libc.math cimport exp, isfinite
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -133,10 +134,58 @@ cdef class Evaluator(Traces):
         for a in range(nt):
             for b in range(nt):
                 hessian[a * nt + b] = scale * (self.h1[a, b] - gradient[a] * gradient[b] / r2)
-        if self.group_gradients() != 0:
+        if self.group_gradients(scale) != 0:
             return 1
         self.c_chain(&self.lam[0], &self.sums[0], gradient, hessian)
         return 0
+
+    def given_sigma(self, const double[::1] theta not None, double log_sigma):
+        """Gradient and model Hessian of the deviance at a given sigma, not the best one; maximum likelihood only.
+
+        With kappa = r^2 / sigma^2 and d r^2 / d theta_a = -f_a'Py the deviance at sigma is
+
+            log|M| + n log(2 pi sigma^2) + kappa - sum log w
+
+        so kappa takes nu's place in G, and the term that profiling sigma out takes from the information is not taken.
+
+        Returns
+        -------
+        gradient : (1 + n_theta,)
+            In (log sigma, theta); sigma in the units of the response that was loaded.
+        hessian : (1 + n_theta, 1 + n_theta)
+        """
+        cdef Py_ssize_t a, b, nt = self.n_theta
+        gradient_, hessian_ = np.empty(nt + 1), np.empty((nt + 1, nt + 1))
+        inner_, curvature_ = np.empty(nt), np.zeros((nt, nt))
+        cdef double[::1] gradient = gradient_, inner = inner_
+        cdef double[:, ::1] hessian = hessian_, curvature = curvature_
+        cdef double kappa = 0.0
+        cdef int status
+        if self.fixed_scale or self.reml or self.tail.known:
+            raise ValueError("a given sigma is for the deviance of independent levels")
+        self.enter()
+        try:
+            self.check_length(theta)
+            with nogil:
+                status = self.factor_at(&theta[0])
+                if status == 0:
+                    kappa = self.r2 * exp(-2.0 * log_sigma)
+                    status = 0 if isfinite(kappa) else 1
+                if status == 0:
+                    self.solve_modes()
+                    self.information(&inner[0])
+                    gradient[0], hessian[0, 0] = 2.0 * (self.nu - kappa), 4.0 * kappa
+                    for a in range(nt):
+                        hessian[0, a + 1] = hessian[a + 1, 0] = 2.0 * kappa * inner[a] / self.r2
+                        for b in range(nt):
+                            curvature[a, b] = kappa / self.r2 * self.h1[a, b]
+                    status = self.group_gradients(kappa / self.r2)
+                    self.c_chain(&self.lam[0], &self.sums[0], &inner[0], &curvature[0, 0])
+        finally:
+            self.leave()
+        self.check(status, theta)
+        gradient_[1:], hessian_[1:, 1:] = inner_, curvature_
+        return gradient_, hessian_
 
     cdef void information(self, double *fpy) noexcept nogil:
         """h1 = f_a'P f_b and ``fpy`` = f_a'Py; also leaves the leading sums of t_i t_i' and (I - A_i K_i) A_i.
@@ -206,7 +255,7 @@ cdef class Evaluator(Traces):
                 self.h1[b, a] = s
             k += 1
         self.lambda_t(&self.lam[0], &self.ca[0, 0], nt)
-        self.tail.forward(&self.ca[0, 0], nt)
+        self.tail.reduce(&self.ca[0, 0], nt, NULL)
 
     cdef void tail_directions(self, double *fpy) noexcept nogil:
         """v_a of the tail's parameters, in ``va``, and ``fpy``, their products with t."""
@@ -269,10 +318,9 @@ cdef class Evaluator(Traces):
         else:
             information_levels(self, first, last, sums, self.lead.l)
 
-    cdef int group_gradients(self) noexcept nogil:
-        """G of every factor, into ``sums``."""
+    cdef int group_gradients(self, double scale) noexcept nogil:
+        """G of every factor, into ``sums``; ``scale`` is nu / r^2, or one over a given sigma's square."""
         cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
-        cdef double scale = self.nu / self.r2
         cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
         memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
         for r in range(l * l):

@@ -1,13 +1,8 @@
 """Trust-region Newton minimisation of a criterion in parameters theta, without a return to Python between evaluations.
 
-At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian. The step is Newton's, by a
-Cholesky factor, where H is positive definite and the step lies in a ball; otherwise it is the exact minimiser on the
-ball (Moré & Sorensen 1983) through the eigendecomposition H = Q diag(w) Q': s = -Q (g^ / (w + mu)),
-where mu >= 0 is the least shift with w + mu > 0 and |s| <= radius. theta is unconstrained: a variance of zero is an
-ordinary stationary point of a smooth even function, and when it is a saddle the negative curvature leads away from it.
-
-A direction in which neither curvature nor slope is left, as where the criterion does not depend on some combination of
-parameters, is left alone. Parameters that are held at zero take no part.
+At each accepted point the model is f + g's + s'Hs/2 with the average-information Hessian; `trust_region` has the step.
+theta is unconstrained: a variance of zero is an ordinary stationary point of a smooth even function, and when it is a
+saddle the negative curvature leads away from it. Parameters that are held at zero take no part.
 
 Converged when what an interior step will leave is below `tol`: the decrease it promises, times the rate at which those
 promises have been shrinking. That last step is taken and kept unless the criterion rises.
@@ -17,14 +12,13 @@ The log has one row an evaluation. Cost beside the evaluations: a factor of size
 import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport NAN, fabs, sqrt
+from libc.math cimport NAN, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
-from scipy.linalg.cython_lapack cimport dsyev
 
 from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.criterion.evaluator cimport Evaluator
-from fastlmm_core._native.small cimport chol, solve_lower, solve_lower_t
+from fastlmm_core._native.criterion.trust_region cimport TrustRegion
 
 __all__ = ["Newton"]
 
@@ -36,11 +30,10 @@ cdef enum:
     INTERRUPTED = 4
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
-cdef double FLAT = 1e-8  # eigenvalues of the Hessian this much smaller than the largest are no curvature
 cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
 
 
-cdef class Newton:
+cdef class Newton(TrustRegion):
     """Optimiser workspace for one criterion.
 
     Parameters
@@ -52,19 +45,19 @@ cdef class Newton:
         Stop when the criterion is expected to be this near its minimum.
     held : (k,) int64 or None
         Parameters that stay at zero.
+    rough : bool
+        The model Hessian may be far off: the secant correction is made after every step, not only where steps are slow.
     """
 
     cdef readonly Criterion criterion
     cdef readonly Py_ssize_t max_evaluations, n_evaluations, n_derivatives
-    cdef readonly double tol
-    cdef double[::1] theta, trial, gradient, step, eigen, rotated, work
-    cdef double[:, ::1] hessian, correction, vectors, rows
+    cdef double[::1] trial
+    cdef double[:, ::1] rows
     cdef object log_rows
-    cdef double[::1] before, lack, taken
     cdef int64_t[::1] held
     cdef readonly double value
     cdef object on_evaluation, pending
-    cdef bint ready        # the constructor came to its end
+    cdef bint rough
     cdef const int *stop   # nonzero: somebody wants `minimise_many` to end
 
     messages = {
@@ -74,18 +67,15 @@ cdef class Newton:
         FAILED_AT_START: "the criterion could not be evaluated at the start",
     }
 
-    def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol, held=None):
+    def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol, held=None,
+                 bint rough=False):
         cdef Py_ssize_t nt = criterion.n_free
         self.ready = False
         if not criterion.ready:
             raise ValueError("the criterion's constructor did not come to its end")
-        self.criterion, self.max_evaluations, self.tol = criterion, max_evaluations, tol
-        self.theta, self.trial, self.gradient = np.zeros(nt), np.zeros(nt), np.zeros(nt)
-        self.step, self.eigen, self.rotated = np.zeros(nt), np.zeros(nt), np.zeros(nt)
-        self.work = np.zeros(max(64, 34 * nt))
-        self.hessian, self.vectors = np.zeros((nt, nt)), np.zeros((nt, nt))
-        self.correction, self.before = np.zeros((nt, nt)), np.zeros(nt)
-        self.lack, self.taken = np.zeros(nt), np.zeros(nt)
+        TrustRegion.__init__(self, nt, tol)
+        self.criterion, self.max_evaluations, self.rough = criterion, max_evaluations, rough
+        self.trial = np.zeros(nt)
         self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
         self.rows = self.log_rows
         self.held = np.empty(0, np.int64) if held is None else np.array(held, np.int64)
@@ -228,7 +218,7 @@ cdef class Newton:
 
     cdef bint interrupted(self, bint report) noexcept with gil:
         """Signals and the caller's report, between evaluations; an exception is kept for `minimise` to raise."""
-        cdef Py_ssize_t k = self.n_evaluations, nt = self.criterion.n_free
+        cdef Py_ssize_t k = self.n_evaluations, nt = self.n
         try:
             PyErr_CheckSignals()
             if report:
@@ -240,8 +230,8 @@ cdef class Newton:
         return False
 
     cdef int run(self, bint interruptible, bint report) noexcept nogil:
-        cdef Py_ssize_t nt = self.criterion.n_free, i
-        cdef double radius, value = 0.0, noise = 0.0, predicted, ratio, length, norm
+        cdef Py_ssize_t nt = self.n, i
+        cdef double radius, value = 0.0, noise = 0.0, predicted, ratio, length
         cdef double before, rate, walked
         cdef bint last, bad, corrected = False, interior = False, last_interior = False, have = False
         cdef int status = OUT_OF_EVALUATIONS
@@ -279,19 +269,9 @@ cdef class Newton:
                 break
             if ratio > 1e-4:
                 self.accept(value)
-                memcpy(&self.before[0], &self.gradient[0], nt * sizeof(double))
                 noise = self.criterion.rounding(value)
-                if self.criterion.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
+                if self.differentiate() != 0:
                     return FAILED_AT_START if self.n_evaluations == 1 else NO_PROGRESS
-                self.n_derivatives += 1
-                if self.held.shape[0]:
-                    self.hold()
-                norm = 0.0
-                for i in range(nt):
-                    norm += self.gradient[i] * self.gradient[i]
-                norm = sqrt(norm)
-                self.rows[self.n_evaluations - 1, nt + 1] = norm
-                memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
                 have = True
                 if ratio > 0.75 and self.n_evaluations > 1:
                     radius = max(radius, 3.0 * length)
@@ -306,8 +286,11 @@ cdef class Newton:
                 return INTERRUPTED
             before = predicted if last_interior else 0.0
             walked = length
+            if self.rough and ratio > 1e-4 and self.n_derivatives > 1:
+                self.correct(walked)
+                corrected = True
             predicted = self.solve(&radius, &length, &interior)
-            if interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
+            if not self.rough and interior and predicted > SLOW * before > 0.0 and ratio > 1e-4:
                 self.correct(walked)
                 corrected = True
                 predicted = self.solve(&radius, &length, &interior)
@@ -327,13 +310,13 @@ cdef class Newton:
         return status
 
     cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
-        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.criterion.n_free
+        cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.n
         memcpy(&self.rows[k, 0], theta, nt * sizeof(double))
         self.rows[k, nt], self.rows[k, nt + 1], self.rows[k, nt + 2] = value, NAN, radius
 
     cdef void hold(self) noexcept nogil:
         """Take the held parameters out of the gradient and, but for a diagonal, out of the Hessian."""
-        cdef Py_ssize_t nt = self.criterion.n_free, i, j, k
+        cdef Py_ssize_t nt = self.n, i, j, k
         cdef double largest = 0.0
         for k in range(self.held.shape[0]):
             i = self.held[k]
@@ -346,151 +329,21 @@ cdef class Newton:
             self.hessian[self.held[k], self.held[k]] = largest if largest > 0.0 else 1.0
 
     cdef void accept(self, double value) noexcept nogil:
-        memcpy(&self.theta[0], &self.trial[0], self.criterion.n_free * sizeof(double))
+        memcpy(&self.theta[0], &self.trial[0], self.n * sizeof(double))
         self.value = value
 
-    cdef void correct(self, double length) noexcept nogil:
-        """Update E from the step taken last, of the given length, and the gradients at its ends."""
-        cdef Py_ssize_t nt = self.criterion.n_free, i, j
-        cdef double claimed = 0.0, shown = 0.0, scale = 1.0, norm = 0.0, slope = 0.0, es
-        for i in range(nt):  # lack = y - H s, what E s should be
-            self.lack[i] = self.gradient[i] - self.before[i]
-            for j in range(nt):
-                self.lack[i] -= self.hessian[i, j] * self.taken[j]
-            shown += self.taken[i] * self.lack[i]
-            for j in range(nt):
-                claimed += self.taken[i] * self.correction[i, j] * self.taken[j]
-        if fabs(claimed) > fabs(shown):
-            scale = fabs(shown) / fabs(claimed)
+    cdef int differentiate(self) noexcept nogil:
+        """Derivatives at the point just accepted; what was there before is kept for the secant correction."""
+        cdef Py_ssize_t nt = self.n, i
+        cdef double norm = 0.0
+        memcpy(&self.before[0], &self.gradient[0], nt * sizeof(double))
+        if self.criterion.c_derivatives(&self.gradient[0], &self.hessian[0, 0]) != 0:
+            return 1
+        self.n_derivatives += 1
+        if self.held.shape[0]:
+            self.hold()
         for i in range(nt):
-            es = 0.0
-            for j in range(nt):
-                self.correction[i, j] *= scale
-                es += self.correction[i, j] * self.taken[j]
-            self.lack[i] -= es
-        for i in range(nt):
-            norm += self.lack[i] * self.lack[i]
-            slope += self.lack[i] * self.taken[i]
-        if fabs(slope) > 1e-8 * sqrt(norm) * length:
-            for i in range(nt):
-                for j in range(nt):
-                    self.correction[i, j] += self.lack[i] * self.lack[j] / slope
-
-    cdef void decompose(self) noexcept nogil:
-        """Eigendecomposition of the corrected Hessian; row i of ``vectors`` is the i-th eigenvector."""
-        cdef int n = <int>self.criterion.n_free, lwork = <int>self.work.shape[0], info = 0
-        cdef char jobz = b"V", uplo = b"U"
-        cdef Py_ssize_t i, j
-        for i in range(n):
-            for j in range(n):
-                self.vectors[i, j] = self.hessian[i, j] + self.correction[i, j]
-        dsyev(&jobz, &uplo, &n, &self.vectors[0, 0], &n, &self.eigen[0], &self.work[0], &lwork, &info)
-        for i in range(n):
-            self.rotated[i] = 0.0
-            for j in range(n):
-                self.rotated[i] += self.vectors[i, j] * self.gradient[j]
-
-    cdef double length(self, double mu) noexcept nogil:
-        cdef Py_ssize_t i
-        cdef double total = 0.0, s
-        for i in range(self.criterion.n_free):
-            s = self.rotated[i] / (self.eigen[i] + mu)
-            total += s * s
-        return sqrt(total)
-
-    cdef double solve(self, double *radius, double *length, bint *interior) noexcept nogil:
-        """Step into ``step``; returns the predicted decrease. Narrows a ``radius`` that means nothing."""
-        cdef double predicted = self.newton_step(radius[0], length)
-        interior[0] = predicted >= 0.0
-        if interior[0]:
-            return predicted
-        self.decompose()
-        if self.eigen[0] < 0.0:  # far from a minimum the model is good for a step of theta's own size
-            radius[0] = min(radius[0], 2.0 * self.natural_radius())
-        return self.ball_step(radius[0], length, interior)
-
-    cdef double natural_radius(self) noexcept nogil:
-        """max(1, |theta| / 2): conditioning makes one the scale of a relative standard deviation."""
-        cdef Py_ssize_t i
-        cdef double total = 0.0
-        for i in range(self.criterion.n_free):
-            total += self.theta[i] * self.theta[i]
-        return max(1.0, 0.5 * sqrt(total))
-
-    cdef double newton_step(self, double radius, double *length) noexcept nogil:
-        """The unconstrained step by a Cholesky factor; -1 where it is too long, or the Hessian not clearly positive."""
-        cdef Py_ssize_t n = self.criterion.n_free, i, j
-        cdef double *r = &self.vectors[0, 0]
-        cdef double largest = 0.0, total = 0.0, predicted = 0.0
-        for i in range(n):
-            largest = max(largest, self.hessian[i, i] + self.correction[i, i])
-            for j in range(i + 1):
-                r[i * n + j] = self.hessian[i, j] + self.correction[i, j]
-        if chol(r, n) != 0:
-            return -1.0
-        for i in range(n):
-            if not r[i * n + i] * r[i * n + i] > 1e-9 * largest:
-                return -1.0
-            self.step[i] = -self.gradient[i]
-        solve_lower(r, &self.step[0], n, 1)
-        for i in range(n):
-            predicted += 0.5 * self.step[i] * self.step[i]
-        solve_lower_t(r, &self.step[0], n, 1)
-        for i in range(n):
-            total += self.step[i] * self.step[i]
-        if not total <= radius * radius:
-            return -1.0
-        length[0] = sqrt(total)
-        return predicted
-
-    cdef double ball_step(self, double radius, double *length, bint *interior) noexcept nogil:
-        """The minimiser on the ball through the eigendecomposition."""
-        cdef Py_ssize_t nt = self.criterion.n_free, i, j, _it
-        cdef Py_ssize_t least = 0
-        cdef double low, high, mu = 0.0, gap = 0.0, s, total = 0.0, predicted = 0.0, largest, smallest
-        largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
-        gap = 1e-10 * largest + 1e-300
-        for i in range(nt):  # a direction without curvature or slope: nothing to gain, and no obstacle to convergence
-            if fabs(self.eigen[i]) <= FLAT * largest and fabs(self.rotated[i]) * radius <= self.tol:
-                self.eigen[i], self.rotated[i] = largest + 1e-300, 0.0
-        for i in range(nt):
-            if self.eigen[i] < self.eigen[least]:
-                least = i
-        smallest = self.eigen[least]
-        interior[0] = smallest > gap and self.length(0.0) <= radius
-        if not interior[0]:
-            low = max(0.0, gap - smallest)
-            if self.length(low) > radius:
-                high = max(2.0 * low, largest + 1e-300)
-                while self.length(high) > radius:
-                    high *= 4.0
-                for _it in range(200):  # bisection on a monotone function; nt is small
-                    mu = 0.5 * (low + high)
-                    if self.length(mu) > radius:
-                        low = mu
-                    else:
-                        high = mu
-                    if high - low <= 1e-6 * high:
-                        break
-                mu = high
-            else:
-                mu = low
-        for i in range(nt):
-            self.step[i] = 0.0
-        for i in range(nt):
-            s = -self.rotated[i] / (self.eigen[i] + mu)
-            predicted -= s * (self.rotated[i] + 0.5 * self.eigen[i] * s)
-            total += s * s
-            for j in range(nt):
-                self.step[j] += s * self.vectors[i, j]
-        if not interior[0] and smallest < 0.0 and total < 0.98 * radius * radius:
-            # the hard case: no gradient along the negative curvature, so fill the ball with that eigenvector
-            s = sqrt(radius * radius - total)
-            if self.rotated[least] > 0.0:
-                s = -s
-            predicted -= s * (self.rotated[least] + 0.5 * smallest * s)
-            for j in range(nt):
-                self.step[j] += s * self.vectors[least, j]
-            total = radius * radius
-        length[0] = sqrt(total)
-        return predicted
+            norm += self.gradient[i] * self.gradient[i]
+        self.rows[self.n_evaluations - 1, nt + 1] = sqrt(norm)
+        memcpy(&self.taken[0], &self.step[0], nt * sizeof(double))
+        return 0

@@ -73,13 +73,14 @@ cdef inline void gamma_ratio(double x, double y, double *d) noexcept nogil:
 
 
 cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
-    """d (3,) <- log Gamma(size + y) - log Gamma(size) - y log size and its derivatives in size; zero as size grows."""
+    """d (4,) <- log Gamma(size + y) - log Gamma(size) - y log size and its derivatives in size; zero as size grows."""
     cdef double f, g
     cdef int j, n
     cdef double full[4]
     d[0] = 0.0
     d[1] = 0.0
     d[2] = 0.0
+    d[3] = 0.0
     if y <= SHORT_SUM:
         n = <int>(y + 0.5)
         for j in range(1, n):
@@ -88,6 +89,7 @@ cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
             d[0] += log1p(g)
             d[1] -= g * f
             d[2] += g * f * (f + 1.0 / size)
+            d[3] -= 2.0 * g * f * (f * f + (f + 1.0 / size) / size)
         return
     if size > 1e3:  # Stirling's series, whose terms cancel by hand
         f = size + y
@@ -97,17 +99,21 @@ cdef inline void size_ratio(double size, double y, double *d) noexcept nogil:
         d[1] = log1p(g) - g * (f - 0.5) / f + (1.0 / (size * size) - 1.0 / (f * f)) / 12.0
         d[2] = -y / (size * f) - y * (size * f - (f - 0.5) * (size + f)) / (size * size * f * f)
         d[2] += (1.0 / (f * f * f) - 1.0 / (size * size * size)) / 6.0
+        d[3] = -g * g * (3.0 * size + 2.0 * y) / (size * f * f)
+        d[3] += (size * size + size * f + f * f) * g / (size * size * f * f * f)
+        d[3] += 0.5 / (size * size * size * size) - 0.5 / (f * f * f * f)
         return
     gamma_ratio(size, y, full)
     d[0] = full[0] - y * log(size)
     d[1] = full[1] - y / size
     d[2] = full[2] + y / (size * size)
+    d[3] = full[3] - 2.0 * y / (size * size * size)
 
 
 cdef inline double row_constant(int family, double y, double m, double rho, double *dr, double *drr) noexcept nogil:
     """What `family_row` leaves out of the log density, with its two derivatives in rho."""
     cdef double nu, t, v
-    cdef double d[3]
+    cdef double d[4]
     dr[0] = 0.0
     drr[0] = 0.0
     if family == BINOMIAL:
@@ -139,30 +145,68 @@ cdef inline double row_constant(int family, double y, double m, double rho, doub
     return 0.5 * log(nu / (2.0 * M_PI))
 
 
+cdef inline void beta_row(double y, double mu, double m, double rho, bint full, mean_t *o) noexcept nogil:
+    """`mean_row` of proportions, of precision e^rho."""
+    cdef double t, f, g, a, b
+    t = exp(rho)
+    a, b = mu * t, (1.0 - mu) * t
+    if not (a > 0.0 and b > 0.0):
+        o.l = -INFINITY
+        return
+    f, g = log(y), log1p(-y)
+    o.l = m * (-lgamma(a) - lgamma(b) + a * f + b * g)
+    o.l1 = m * t * (f - g - digamma(a) + digamma(b))
+    o.l2 = -m * t * t * (trigamma(a) + trigamma(b))
+    o.e2 = o.l2
+    if full:
+        o.l3 = -m * t * t * t * (tetragamma(a) - tetragamma(b))
+        o.e3 = o.l3
+        o.lr = m * (a * (f - digamma(a)) + b * (g - digamma(b)))
+        o.l1r = o.l1 + m * t * (b * trigamma(b) - a * trigamma(a))
+        o.l2r = 2.0 * o.l2 - m * t * t * (a * tetragamma(a) + b * tetragamma(b))
+        o.e2r = o.l2r
+        o.lrr = o.lr - m * (a * a * trigamma(a) + b * b * trigamma(b))
+
+
+cdef inline void dispersed_row(int family, double y, double mu, double m, double rho, mean_t *o) noexcept nogil:
+    """`mean_row` of the families whose variance is e^rho times a function of the mean."""
+    cdef double f, g, nu
+    nu = m * exp(-rho)
+    if family == GAMMA:
+        f = y / mu
+        g = nu / mu
+        o.l = -nu * (log(mu) + f)
+        o.l1 = g * (f - 1.0)
+        o.l2 = g * (1.0 - 2.0 * f) / mu
+        o.l3 = g * (6.0 * f - 2.0) / (mu * mu)
+        o.e2 = -g / mu
+        o.e3 = 2.0 * g / (mu * mu)
+    elif family == INVERSE_GAUSSIAN:
+        g = nu / (mu * mu * mu)
+        f = y / mu
+        o.l = -0.5 * nu * (y - mu) * (y - mu) / (mu * mu * y)
+        o.l1 = g * (y - mu)
+        o.l2 = g * (2.0 - 3.0 * f)
+        o.l3 = g * (12.0 * f - 6.0) / mu
+        o.e2 = -g
+        o.e3 = 3.0 * g / mu
+    else:
+        o.l = -0.5 * nu * (y - mu) * (y - mu)
+        o.l1 = nu * (y - mu)
+        o.l2 = -nu
+        o.l3 = 0.0
+        o.e2 = -nu
+        o.e3 = 0.0
+    o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
+
+
 cdef inline void mean_row(int family, double y, double mu, double m, double rho, bint full, mean_t *o) noexcept nogil:
     """Derivatives in mu of the families whose rows go through the chain rule."""
-    cdef double t, f, g, r, nu, a, b, q
+    cdef double t, f, g, r, q
     cdef double d[4]
     memset(o, 0, sizeof(mean_t))
     if family == BETA:
-        t = exp(rho)
-        a, b = mu * t, (1.0 - mu) * t
-        if not (a > 0.0 and b > 0.0):
-            o.l = -INFINITY
-            return
-        f, g = log(y), log1p(-y)
-        o.l = m * (-lgamma(a) - lgamma(b) + a * f + b * g)
-        o.l1 = m * t * (f - g - digamma(a) + digamma(b))
-        o.l2 = -m * t * t * (trigamma(a) + trigamma(b))
-        o.e2 = o.l2
-        if full:
-            o.l3 = -m * t * t * t * (tetragamma(a) - tetragamma(b))
-            o.e3 = o.l3
-            o.lr = m * (a * (f - digamma(a)) + b * (g - digamma(b)))
-            o.l1r = o.l1 + m * t * (b * trigamma(b) - a * trigamma(a))
-            o.l2r = 2.0 * o.l2 - m * t * t * (a * tetragamma(a) + b * tetragamma(b))
-            o.e2r = o.l2r
-            o.lrr = o.lr - m * (a * a * trigamma(a) + b * b * trigamma(b))
+        beta_row(y, mu, m, rho, full, o)
         return
     if family != GAUSSIAN and not mu > 0.0:
         if not (family == POISSON and mu == 0.0 and y == 0.0):
@@ -201,49 +245,24 @@ cdef inline void mean_row(int family, double y, double mu, double m, double rho,
     elif family == NB1:
         t = exp(rho)
         r = mu / t
-        gamma_ratio(r, y, d)
+        size_ratio(r, y, d)  # what is left of the Poisson row: none of it is lost as alpha goes to zero
         f = log1p(t)
         q = t / (1.0 + t)
-        o.l = m * (d[0] - (r + y) * f + y * rho)
-        o.l1 = m * (d[1] - f) / t
-        o.l2 = m * d[2] / (t * t)
+        g = y / mu
+        o.l = m * (d[0] + y * log(mu) - (r + y) * f)
+        o.l1 = m * ((d[1] - f) / t + g)
+        o.l2 = m * (d[2] / (t * t) - g / mu)
         o.e2 = -m / (mu * (1.0 + t))  # one over the variance: the expectation has no closed form
         if full:
-            o.l3 = m * d[3] / (t * t * t)
+            o.l3 = m * (d[3] / (t * t * t) + 2.0 * g / (mu * mu))
             o.e3 = -o.e2 / mu
-            o.lr = m * (-r * (d[1] - f) - (r + y) * q + y)
-            o.l1r = m * (f - d[1] - r * d[2] - q) / t
+            o.lr = m * (r * (f - q - d[1]) - y * q)
+            o.l1r = m * (f - q - d[1] - r * d[2]) / t
             o.l2r = -m * (2.0 * d[2] + r * d[3]) / (t * t)
             o.e2r = -o.e2 * q
-            o.lrr = m * (r * (d[1] - f) + r * r * d[2] + 2.0 * r * q - (r + y) * q * (1.0 - q))
+            o.lrr = m * (r * (d[1] + r * d[2] + q - f + q * q) - y * q * (1.0 - q))
     else:
-        nu = m * exp(-rho)
-        if family == GAMMA:
-            f = y / mu
-            g = nu / mu
-            o.l = -nu * (log(mu) + f)
-            o.l1 = g * (f - 1.0)
-            o.l2 = g * (1.0 - 2.0 * f) / mu
-            o.l3 = g * (6.0 * f - 2.0) / (mu * mu)
-            o.e2 = -g / mu
-            o.e3 = 2.0 * g / (mu * mu)
-        elif family == INVERSE_GAUSSIAN:
-            g = nu / (mu * mu * mu)
-            f = y / mu
-            o.l = -0.5 * nu * (y - mu) * (y - mu) / (mu * mu * y)
-            o.l1 = g * (y - mu)
-            o.l2 = g * (2.0 - 3.0 * f)
-            o.l3 = g * (12.0 * f - 6.0) / mu
-            o.e2 = -g
-            o.e3 = 3.0 * g / mu
-        else:
-            o.l = -0.5 * nu * (y - mu) * (y - mu)
-            o.l1 = nu * (y - mu)
-            o.l2 = -nu
-            o.l3 = 0.0
-            o.e2 = -nu
-            o.e3 = 0.0
-        o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
+        dispersed_row(family, y, mu, m, rho, o)
 
 
 cdef inline void truncate(int family, double y, double eta, double m, double rho, row_t *o) noexcept nogil:

@@ -3,6 +3,7 @@
 For grouping factors g, h with codes c_g(i), c_h(i), row vectors z_g(i) (length l_g) and weights w_i:
 
     level_blocks:  A_g[j]      = sum over rows of level j of  w_i z_g(i) z_g(i)'          (q_g, l_g, l_g)
+    add_level_blocks, mirror_blocks:  the same in parts, for rows that come in batches
     level_sums:    (Z'WD)[j]   = sum over rows of level j of  w_i z_g(i) d(i)'            (q_g * l_g, d)
     pair_cells:    Z_g'WZ_h    as block compressed rows, one block per (level, level) pair that occurs
     level_ranks:   levels that have rows, dependent columns within them
@@ -17,7 +18,16 @@ import numpy as np
 from libc.math cimport sqrt
 from libc.stdint cimport int32_t, int64_t
 
-__all__ = ["level_blocks", "level_ranks", "level_sums", "nested_cells", "pair_cells", "sort_rows"]
+__all__ = [
+    "add_level_blocks",
+    "level_blocks",
+    "level_ranks",
+    "level_sums",
+    "mirror_blocks",
+    "nested_cells",
+    "pair_cells",
+    "sort_rows",
+]
 
 
 def sort_rows(const int32_t[::1] codes, Py_ssize_t q):
@@ -72,11 +82,27 @@ def level_blocks(const int32_t[::1] codes, Py_ssize_t q, const double[:, ::1] z,
     -------
     (q, l, l) float64, symmetric blocks
     """
+    out = np.zeros((q, 1 if z is None else z.shape[1], 1 if z is None else z.shape[1]))
+    add_level_blocks(codes, z, w, out)
+    mirror_blocks(out)
+    return out
+
+
+def add_level_blocks(const int32_t[::1] codes, const double[:, ::1] z, const double[::1] w, double[:, :, ::1] out):
+    """Add the lower triangles of `level_blocks` of these rows to ``out`` (q, l, l), so that rows can come in batches.
+
+    Parameters
+    ----------
+    codes, z, w
+        As in `level_blocks`.
+    out : (q, l, l) float64
+        `mirror_blocks` fills the upper triangles in the end.
+    """
     cdef Py_ssize_t n = codes.shape[0], l = 1 if z is None else z.shape[1], i, r, c
-    out_ = np.zeros((q, l, l))
-    cdef double[:, :, ::1] out = out_
     cdef double *block
     cdef double wi = 1.0, zr
+    if out.shape[1] != l or out.shape[2] != l or (z is not None and z.shape[0] != n) or (w is not None and len(w) != n):
+        raise ValueError("rows or columns do not match")
     with nogil:
         for i in range(n):
             if w is not None:
@@ -89,11 +115,16 @@ def level_blocks(const int32_t[::1] codes, Py_ssize_t q, const double[:, ::1] z,
                     zr = wi * z[i, r]
                     for c in range(r + 1):
                         block[r * l + c] += zr * z[i, c]
-        for i in range(q):
-            for r in range(l):
+
+
+def mirror_blocks(double[:, :, ::1] blocks):
+    """Fill the upper triangles of blocks (q, l, l) from the lower ones."""
+    cdef Py_ssize_t i, r, c
+    with nogil:
+        for i in range(blocks.shape[0]):
+            for r in range(blocks.shape[1]):
                 for c in range(r):
-                    out[i, c, r] = out[i, r, c]
-    return out_
+                    blocks[i, c, r] = blocks[i, r, c]
 
 
 def level_sums(const int32_t[::1] codes, const double[:, ::1] z, const double[::1] w,

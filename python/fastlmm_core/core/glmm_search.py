@@ -1,0 +1,185 @@
+"""Minimise the marginal deviance of a generalised mixed model.
+
+The model Hessian costs nothing beside the gradient, but it is only a model: far from normal responses, with effects as
+fine as the rows, or at covariance matrices of lower rank, it can be indefinite at the minimum, and steps by it then
+shrink the error slowly or not at all. A search that has not come to its end after `FEW` evaluations goes on with
+differences of the exact gradient in its place.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core._native.criterion.callback import Callback
+from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core.core.curvature import forward_differences
+from fastlmm_core.core.fit import FAILED
+from fastlmm_core.core.glmm_fit import Engine, Report
+from fastlmm_core.core.theta import SINGULAR
+from fastlmm_core.errors import NumericalError
+
+__all__ = ["FEW", "Searcher"]
+
+Array = NDArray[np.float64]
+Found = tuple[Array, float, int]
+
+FEW = 16
+"""Evaluations with the model Hessian before differences of the gradient take its place."""
+
+NEARER = 0.1
+"""What a start of theta that cannot be evaluated is multiplied with."""
+
+
+class Searcher:
+    """Searches for the minimum of an engine's deviance.
+
+    Parameters
+    ----------
+    engine : Engine
+    max_evaluations : int
+    tol : float
+        Stop when the deviance is expected to be this near its minimum.
+    """
+
+    messages = Newton.messages
+
+    def __init__(self, engine: Engine, max_evaluations: int, tol: float) -> None:
+        self.engine, self.tol = engine, tol
+        self.held = engine.design.theta_map.held
+        self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
+        self.more = max_evaluations - FEW
+        self.evaluations = np.empty((0, engine.design.n_free + 3))
+
+    def search(self, psi: Array, given: bool, on_evaluation: Report | None = None) -> tuple[Array, float, Array, int]:
+        """Minimise the deviance from psi.
+
+        Parameters
+        ----------
+        psi : (n_free,)
+        given : bool
+            The start is the user's: no second search.
+
+        Returns
+        -------
+        psi : (n_free,), canonical signs
+        value : float
+        evaluations : (k, n_free + 3), see `Newton.evaluations`
+        status : int
+            Key of `messages`.
+
+        Raises
+        ------
+        NumericalError
+            The deviance cannot be evaluated at the start.
+        """
+        engine, design = self.engine, self.engine.design
+        parameters, nt = design.theta_map, design.n_theta
+        report = None
+        if on_evaluation is not None:
+
+            def report(k: int, x: Array, value: float, norm: float, radius: float) -> None:
+                on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
+
+        self.evaluations = self.evaluations[:0]
+        found, value, status = self.minimise(psi, report)
+        if status == FAILED and not given:
+            nearer = psi.copy()
+            nearer[:nt] *= NEARER
+            found, value, status = self.minimise(nearer, report)
+        if status == FAILED:
+            raise NumericalError(
+                f"{self.messages[status]}, theta = {parameters.to_user @ psi[:nt]}, beta = "
+                f"{design.to_beta @ psi[nt : nt + design.rank]}: give start="
+            )
+        if parameters.is_singular(found[:nt]):  # or a sign to turn
+            found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
+            if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
+                # covariance matrices of lower rank can be local minima: look once more from a place of full rank
+                again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
+                other, other_value, other_status = self.minimise(again, report)
+                if other_status != FAILED and other_value < value - 1e-9:
+                    found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
+                    value, status = other_value, other_status
+            found, value = self.snapped(found, value)
+        if not np.array_equal(engine.settled(found), found):
+            engine.value(found)
+            found = engine.settled(found)
+        return found, value, self.evaluations, status
+
+    def snapped(self, found: Array, value: float) -> tuple[Array, float]:
+        """The point with standard deviations that are all but zero set to it, where that costs nothing."""
+        parameters, nt = self.engine.design.theta_map, self.engine.design.n_theta
+        for a in np.flatnonzero(parameters.diagonal & (np.abs(found[:nt]) < SINGULAR) & (found[:nt] != 0)):
+            trial = found.copy()
+            trial[a] = 0.0
+            at_zero = self.engine.value(trial)
+            if at_zero <= value + 1e-12 * abs(value) + 1e-9:
+                found, value = trial, at_zero
+        return found, value
+
+    def minimise(self, psi: Array, report: Report | None) -> Found:
+        """The minimum from psi: by the model Hessian, at a limit of the family, by the exact Hessian."""
+        found = self.run(self.newton, psi, report)
+        if found[2] in (0, FAILED) or self.more <= 0:
+            return found
+        found = self.at_limit(found, report)
+        if found[2] == 0:
+            return found
+        exact = Newton(self.exact_criterion(), self.more, self.tol, self.held)
+        better = self.run(exact, found[0], report)
+        return found if better[2] == FAILED else better
+
+    def without_effects(self, psi: Array) -> float:
+        """The minimum with theta held at zero, from the rest of psi."""
+        held = np.arange(self.engine.design.n_theta)
+        newton = Newton(self.engine.criterion, FEW + max(self.more, 0), self.tol, held)
+        start = psi.copy()
+        start[held] = 0.0
+        _, value, status = self.run(newton, start, None)
+        if status == FAILED:
+            raise NumericalError(f"the model without random effects: {self.messages[status]}")
+        return value
+
+    def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
+        """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
+        found = newton.minimise(psi, report)
+        if self.held is not None:  # rounding errors of a step
+            found[0][self.held] = 0.0
+        self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])
+        if isinstance(newton.criterion, Callback):
+            newton.criterion.raise_error()
+        return found
+
+    def at_limit(self, found: Found, report: Report | None) -> Found:
+        """What was found, or the minimum where an extra parameter of the family has its limit if that is no higher.
+
+        The deviance approaches such a limit exponentially, and Newton's steps in the logarithm by one at a time.
+        """
+        family = self.engine.design.family
+        low, high = (np.broadcast_to(end, family.n_extra) for end in family.rho_range)
+        first = len(found[0]) - family.n_extra
+        for k in range(family.n_extra):
+            ends = [end for end in (low[k], high[k]) if np.isfinite(end)]
+            if not ends:
+                continue
+            start = found[0].copy()
+            start[first + k] = min(ends, key=lambda end: abs(end - found[0][first + k]))
+            limit = self.run(self.newton, start, report)
+            if limit[2] != FAILED and limit[1] <= found[1] + self.tol:
+                found = limit
+        return found
+
+    def exact_criterion(self) -> Callback:
+        """The deviance with differences of its gradient for the Hessian."""
+        engine, design = self.engine, self.engine.design
+        last = np.zeros(design.n_free)
+
+        def value(psi: Array) -> float:
+            last[:] = psi
+            return engine.value(psi)
+
+        def derivatives() -> tuple[Array, Array]:
+            return forward_differences(engine.derivatives, last.copy())
+
+        return Callback(design.n_free, value, derivatives, float(design.n))

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fastlmm_core.core.descent import Derivatives, Function, descend
+from fastlmm_core.core.trust_region import model_step
+from fastlmm_core.errors import NumericalError
+
+Whole = Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray, float]]
+
+
+def in_two(function: Whole) -> Function:
+    """Value first, derivatives on demand."""
+
+    def value(x: np.ndarray) -> tuple[float, Derivatives]:
+        found, *rest = function(x)
+        return found, lambda: (rest[0], rest[1], rest[2])
+
+    return value
+
+
+def rosenbrock(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+    a, b = x
+    value = (1 - a) ** 2 + 100 * (b - a * a) ** 2
+    gradient = np.array([-2 * (1 - a) - 400 * a * (b - a * a), 200 * (b - a * a)])
+    hessian = np.array([[2 - 400 * (b - 3 * a * a), -400 * a], [-400 * a, 200.0]])
+    return float(value), gradient, hessian, float(a)
+
+
+def test_a_curved_valley() -> None:
+    found = descend(in_two(rosenbrock), np.array([-1.2, 1.0]), tol=1e-14)
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-5)
+    assert abs(found.value) < 1e-10
+    assert found.figure == found.x[0]
+
+
+def test_a_saddle_is_left() -> None:
+    def well(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        a, b = x
+        value = a**4 - a**2 + b**2
+        return float(value), np.array([4 * a**3 - 2 * a, 2 * b]), np.diag([12 * a**2 - 2, 2.0]), 0.0
+
+    found = descend(in_two(well), np.zeros(2))
+    np.testing.assert_allclose(abs(found.x[0]), np.sqrt(0.5), atol=1e-4)
+    np.testing.assert_allclose(found.value, -0.25, atol=1e-7)
+
+
+def test_flat_directions_stay() -> None:
+    def flat(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        return float(x[0] ** 2), np.array([2 * x[0], 0.0]), np.diag([2.0, 0.0]), 0.0
+
+    found = descend(in_two(flat), np.array([3.0, 5.0]))
+    np.testing.assert_allclose(found.x, [0.0, 5.0], atol=1e-6)
+
+
+def log_barrier(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+    if x[0] <= 0:
+        raise NumericalError("outside")
+    return float(x[0] - np.log(x[0])), 1 - 1 / x, np.array([[1 / x[0] ** 2]]), 0.0
+
+
+def test_places_without_a_value_are_avoided() -> None:
+    found = descend(in_two(log_barrier), np.array([30.0]))
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-3)
+
+
+def test_a_start_without_a_value_is_an_error() -> None:
+    with pytest.raises(NumericalError, match="not defined where"):
+        descend(in_two(log_barrier), np.array([-1.0]))
+
+
+def test_no_minimum_is_an_error() -> None:
+    def slope(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        return float(-x[0]), np.array([-1.0]), np.array([[0.0]]), 0.0
+
+    with pytest.raises(NumericalError, match="not found"):
+        descend(in_two(slope), np.zeros(1))
+
+
+def test_what_the_function_raises_comes_through() -> None:
+    def broken(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        raise KeyError("a fault of its own")
+
+    with pytest.raises(KeyError, match="a fault of its own"):
+        descend(in_two(broken), np.zeros(1))
+
+
+def test_nothing_to_minimise() -> None:
+    step, predicted, settled = model_step(np.empty(0), np.empty((0, 0)), 1.0)
+    assert step.shape == (0,)
+    assert (predicted, settled) == (0.0, True)
+
+
+@pytest.mark.parametrize("model", [np.diag([5.0, 3.0]), np.diag([-5.0, 3.0])])
+def test_a_hessian_that_is_far_off_is_corrected(model: np.ndarray) -> None:
+    calls = 0
+
+    def flat(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        nonlocal calls
+        calls += 1
+        true = np.diag([0.05, 3.0])
+        return float(0.5 * x @ true @ x), true @ x, model, 0.0
+
+    found = descend(in_two(flat), np.array([2.0, -1.0]))
+    np.testing.assert_allclose(found.x, 0.0, atol=1e-2)
+    assert calls < 15

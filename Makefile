@@ -49,20 +49,14 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	printf '==> %s\n' 'Running the tests on that build'
 	$(RUN) -m pytest -q tests $(PYTEST)
 
-# dependencies and tests first, then the adapters, whose own dependencies would lift the others
 oldest: build $(STAMPS)/oldest  ## the tests on the oldest version of everything that pyproject.toml names, in .venv-oldest
 	$(SAY) 'Making .venv-oldest'
 	oldest=.venv-oldest/bin/python uv="$(VENV)/bin/uv"
 	$$uv venv -q --clear --python $(RUN) .venv-oldest
-	install() { $(RUN) -c '$(REQUIREMENTS)' "$$@" >$(STAMPS)/lowest.txt
-		$$uv pip install -q --upgrade --resolution lowest-direct --python $$oldest -r $(STAMPS)/lowest.txt; }
-	install test
+	$(RUN) -c '$(REQUIREMENTS)' test adapters >$(STAMPS)/lowest.txt
+	$$uv pip install -q --resolution lowest-direct --python $$oldest -r $(STAMPS)/lowest.txt
 	printf '==> %s\n' 'Running the tests on it'
-	export PYTHONPATH=python
-	$$oldest -m pytest -q tests --ignore=tests/adapters --ignore=tests/results/test_model_table.py $(PYTEST)
-	install test adapters
-	printf '==> %s\n' 'Running those of the adapters'
-	$$oldest -m pytest -q tests/adapters tests/results/test_model_table.py $(PYTEST)
+	PYTHONPATH=python $$oldest -m pytest -q tests $(PYTEST)
 
 # what the sanitizers look at is the kernels: leaks are the interpreter's own, and the memory that a fit takes is not
 # to be measured among the sanitizers' shadows

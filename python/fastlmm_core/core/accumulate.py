@@ -322,6 +322,14 @@ class Accumulator:
         self.weight_sum += other.weight_sum
         self.log_weight_sum += other.log_weight_sum
 
+    def renumber(self, orders: Sequence[NDArray[np.integer]]) -> None:
+        """Give each level the code that its factor's ``orders`` (q,) has for it, in place; batches to come as well."""
+        given = [np.asarray(order, np.int32) for order in orders]
+        for f, order in enumerate(given):
+            self.sums.renumber(f, order)
+        if self.store is not None:
+            self.store.renumber(given)
+
     def reordered(self, order: Sequence[int]) -> Accumulator:
         """The same sums, shared, with the terms in another order, of which ``order`` has the places."""
         out = copy(self)

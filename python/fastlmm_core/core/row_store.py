@@ -141,6 +141,15 @@ class RowStore:
             z = [None if c is None else c @ change for c, change in zip(columns, changes, strict=True)]
             self.add(own, z, weights)
 
+    def renumber(self, orders: Sequence[Codes]) -> None:
+        """Give each level the code that its factor's ``orders`` (q,) has for it, a batch at a time."""
+        for k, (codes, z, w) in enumerate(self.rows):
+            self.rows[k] = [order[c] for order, c in zip(orders, codes, strict=True)], z, w
+        for (g, h), runs in self.runs.items():
+            runs[:] = [
+                summed(keys_of(orders[g][keys >> 32], orders[h][keys & 0xFFFFFFFF]), values) for keys, values in runs
+            ]
+
     def pair(self, g: int, h: int, orders: Sequence[Codes], sizes: Sequence[int]) -> Cells:
         """Cells of two factors, g before h or after it, as block compressed rows.
 

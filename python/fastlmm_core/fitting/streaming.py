@@ -372,7 +372,7 @@ def progress_of(source: Stream) -> Callable[[int], object]:
     return show
 
 
-def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
+def finalise(partial: Partial, *, check_levels: bool = True, last: bool = False) -> StreamedDesign:
     """The design of rows that have been added up.
 
     Parameters
@@ -380,6 +380,8 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
     partial : Partial
     check_levels : bool
         As in `Control`.
+    last : bool
+        Nothing will be added or merged any more: codes are renumbered where they are, instead of once more beside it.
 
     Raises
     ------
@@ -404,6 +406,10 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
     given = recipe.offset if recipe.offset is not None else False
     answer = Numeric(np.zeros(1))
     prints = partial.prints.tolist()
+    orders = [levels[chain][1] for chain in partial.chains]
+    if last:
+        partial.total.renumber(orders)
+        orders = [np.arange(len(of)) for of in orders]
     return StreamedDesign(
         formula=recipe.parsed,
         y=NO_ROWS,
@@ -425,6 +431,6 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
         grid_source=NoGrid(),
         notes=reading_notes(answer, recipe.parsed.response, partial.n_zero),
         total=partial.total.reordered(order),
-        level_orders=tuple(levels[chain][1] for chain in partial.chains),
+        level_orders=tuple(orders),
         prints=((prints[0], prints[1], prints[2]), tuple(prints[3:])),
     )

@@ -39,7 +39,7 @@ def lmer_streamed(
     control = checked_control(options.control)
     recipe = prepare(formula, source, memory=control.n_bytes, **arguments)
     total = accumulate(recipe, source, keep_rows=control.engine == "iterative")
-    design = finalise(total, check_levels=control.check_levels)
+    design = finalise(total, check_levels=control.check_levels, last=True)
     return fit_streamed(design, formula, options, start, objective_only)
 
 

@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug oldest sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-coverage-glmm bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,15 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	$(RUN) -c 'import fastlmm_core as f; assert "/build/debug/lib/" in f.__file__, f.__file__'
 	printf '==> %s\n' 'Running the tests on that build'
 	$(RUN) -m pytest -q tests $(PYTEST)
+
+oldest: build $(STAMPS)/oldest  ## the tests on the oldest version of everything that pyproject.toml names, in .venv-oldest
+	$(SAY) 'Making .venv-oldest'
+	oldest=.venv-oldest/bin/python uv="$(VENV)/bin/uv"
+	$$uv venv -q --clear --python $(RUN) .venv-oldest
+	$(RUN) -c '$(REQUIREMENTS)' test adapters >$(STAMPS)/lowest.txt
+	$$uv pip install -q --resolution lowest-direct --python $$oldest -r $(STAMPS)/lowest.txt
+	printf '==> %s\n' 'Running the tests on it'
+	PYTHONPATH=python $$oldest -m pytest -q tests $(PYTEST)
 
 # what the sanitizers look at is the kernels: leaks are the interpreter's own, and the memory that a fit takes is not
 # to be measured among the sanitizers' shadows
@@ -78,6 +87,9 @@ bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/bench
 
 bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/coverage.md; five minutes
 	$(RUN) -m benchmarks.coverage $(BENCH)
+
+bench-coverage-glmm: build  ## the same of generalised fits: docs/benchmarks/coverage_glmm.md; five minutes
+	$(RUN) -m benchmarks.coverage_glmm $(BENCH)
 
 bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
 	$(RUN) -m benchmarks.inference $(BENCH)
@@ -121,10 +133,11 @@ wheel: $(STAMPS)/wheel build/cholmod/lib/libcholmod.so build  ## a wheel that ne
 	printf '==> %s\n' 'Checking it, and running the tests where there is no compiler and no library'
 	$(RUN) packaging/check_wheel.py dist/*.whl -- $(PYTEST)
 
-docs: build $(STAMPS)/docs  ## the documentation in build/docs/index.html: pages executed, warnings are errors
+docs: build $(STAMPS)/docs  ## the documentation in build/docs/index.html: pages executed, links followed, warnings are errors
 	$(SAY) 'Building the documentation'
 	rm -rf docs/api
 	$(RUN) -m sphinx -q -W --keep-going -b html -d build/docs-trees docs build/docs
+	$(RUN) docs/check_links.py build/docs
 	printf '==> %s\n' 'Read build/docs/index.html'
 
 clean:  ## remove everything built, keep the environment
@@ -219,6 +232,11 @@ $(STAMPS)/wheel: pyproject.toml $(STAMPS)/dependencies
 	@echo '==> Installing the tools that repair a wheel'
 	$(RUN) -c '$(REQUIREMENTS)' wheel >$(STAMPS)/wheel.txt
 	$(PIP) -r $(STAMPS)/wheel.txt
+	touch $@
+
+$(STAMPS)/oldest: pyproject.toml $(STAMPS)/dependencies
+	$(RUN) -c '$(REQUIREMENTS)' oldest >$(STAMPS)/uv.txt
+	$(PIP) -r $(STAMPS)/uv.txt
 	touch $@
 
 build/cholmod/lib/libcholmod.so: packaging/cholmod.py $(STAMPS)/venv

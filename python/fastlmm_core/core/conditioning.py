@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import qr_delete
 
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import UnitError
@@ -27,6 +28,9 @@ LARGEST, SMALLEST = 1e145, 1e-145
 
 RANK_TOLERANCE = 1e-10
 """A column is dependent when what earlier columns leave of it is this much smaller than itself."""
+
+FEW = 16
+"""Dependent columns that are taken out one by one."""
 
 BLOCK = 64
 """Columns that are freed together of those kept before them."""
@@ -160,6 +164,24 @@ def independent_columns(r: Array) -> NDArray[np.int64]:
     return np.array(keep, np.int64)
 
 
+def without_few(r: Array) -> tuple[NDArray[np.int64], Array] | None:
+    """Columns of a square upper triangular R that do not depend on earlier ones, and their R; None where many do.
+
+    A diagonal element is what earlier columns leave of its own. The first one that is nothing is taken out, and Givens
+    rotations bring back the triangle: p^2 flops each.
+    """
+    keep = np.arange(len(r))
+    identity = np.eye(len(r))
+    norms = np.linalg.norm(r, axis=0)
+    for _ in range(FEW + 1):
+        nothing = np.flatnonzero(np.abs(r.diagonal()[: len(keep)]) <= RANK_TOLERANCE * norms[keep])
+        if not len(nothing):
+            return keep, np.asarray(r[: len(keep)], np.float64)
+        _, r = qr_delete(identity, r, int(nothing[0]), which="col", check_finite=False)
+        keep = np.delete(keep, nothing[0])
+    return None
+
+
 def row_chunks(columns: Array, root: Array | None) -> Callable[[], Iterator[Array]]:
     """Iterators over chunks of rows, scaled by ``root`` (n,) where it is given."""
 
@@ -191,6 +213,10 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     r = columns_factor(row_chunks(X, root), p, None)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
+    few = without_few(r)
+    if few is not None:
+        keep, kept = few
+        return keep, positive_diagonal(kept), null_space(r, keep, len(X))
     keep = independent_columns(r)
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 

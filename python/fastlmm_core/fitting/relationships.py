@@ -65,7 +65,7 @@ def pedigree(table: Any, id: str, sire: str, dam: str) -> Relationship:
     names = pd.Index(own)
     if not names.is_unique:
         twice = names[names.duplicated()][0]
-        raise DataError(f"the pedigree has two rows for {twice!r}")
+        raise DataError(f"the pedigree has two rows for {str(twice)!r}")
     unknown = {None} if "0" in names else {None, "0"}
     founders = [v for v in dict.fromkeys([*sires, *dams]) if v not in unknown and v not in names]
     every = pd.Index([*founders, *own])

@@ -246,10 +246,10 @@ def _pyarrow() -> Any:
 def _frame_of(source: Any) -> Any:
     """A query of DuckDB or polars as a function that runs it, batch by batch; anything else as it is."""
     module = type(source).__module__.partition(".")[0]
-    if module in ("duckdb", "_duckdb") and hasattr(source, "fetch_record_batch"):
-        if hasattr(source, "to_arrow_reader"):
-            return lambda: source.to_arrow_reader(BATCH_SIZE)
-        return lambda: source.fetch_record_batch(BATCH_SIZE)
+    if module in ("duckdb", "_duckdb"):
+        for reader in ("to_arrow_reader", "fetch_record_batch", "fetch_arrow_reader"):  # the newest name first
+            if read := getattr(source, reader, None):
+                return lambda: read(BATCH_SIZE)
     if module == "polars" and hasattr(source, "collect_schema") and hasattr(source, "lazy"):
         if hasattr(source, "collect_batches"):
             return lambda: (frame.to_arrow() for frame in source.collect_batches(maintain_order=False))

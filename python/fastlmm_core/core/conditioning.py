@@ -33,8 +33,8 @@ RANK_TOLERANCE = 1e-10
 BLOCK = 64
 """Columns that are freed together of those kept before them."""
 
-FEW = 8
-"""Columns whose Gram matrix is quicker summed by a plain loop, while the rows are few too."""
+FEW, FEW_NUMBERS = 8, 2_000
+"""Columns, and numbers in them, up to which a plain loop sums their Gram matrix quicker than BLAS is called."""
 
 GRAM_TOLERANCE = 1e-6
 """Least squared pivot of the scaled Gram matrix for which its Cholesky factor is used instead of a QR."""
@@ -167,7 +167,7 @@ def independent_columns(r: Array) -> NDArray[np.int64]:
 
 def easy_factor(columns: Array, root: Array | None) -> Array | None:
     """As `columns_factor`, of a few columns that are far from dependent; None where it has to look."""
-    if not 0 < columns.shape[1] <= FEW or len(columns) > CHUNK:
+    if not 0 < columns.shape[1] <= FEW or columns.size > FEW_NUMBERS:
         return None
     return gram_factor(columns, root, GRAM_TOLERANCE, SMALLEST**2, LARGEST**2)
 

@@ -12,6 +12,8 @@ import builtins
 import importlib
 import pickle
 import re
+import sys
+from collections import ChainMap
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -27,9 +29,17 @@ from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
 from fastlmm_core.formula.transforms import FACTOR_MAKERS, Coded, transforms
 
-__all__ = ["Context", "Evaluator", "column_series", "names_in", "parse_python"]
+__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
+
+
+def caller_names(depth: int) -> Mapping[str, Any]:
+    """The names that code ``depth`` frames up sees, its locals as they are now."""
+    caller = sys._getframe(depth)
+    if caller.f_locals is caller.f_globals:
+        return caller.f_globals
+    return ChainMap(dict(caller.f_locals), caller.f_globals)
 
 
 class Context(Mapping[str, Any]):

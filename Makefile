@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug sanitize lint bench bench-busy bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -88,6 +88,9 @@ bench-glmm: build $(STAMPS)/bench  ## generalised models next to their peers, up
 
 bench-busy: build  ## two threads next to one, beside busy processes: fit, and what follows it
 	$(RUN) -m benchmarks.busy $(BENCH)
+
+bench-large: build $(STAMPS)/bench  ## rows past memory, streamed: each problem in a fresh process; BENCH='panel-100m --rows 1e6'
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m benchmarks.large $(BENCH)
 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)

@@ -2,7 +2,7 @@
 
 import pytest
 
-__all__ = ["MODELS", "criteria", "models", "with_tail"]
+__all__ = ["MODELS", "criteria", "models", "models_of_all_engines", "with_tail"]
 
 MODELS = {
     "one scalar": ((11,), (1,), "auto"),
@@ -22,6 +22,11 @@ MODELS = {
 }
 
 models = pytest.mark.parametrize(("levels", "widths", "engine"), MODELS.values(), ids=MODELS.keys())
+TEXTBOOK = {f"{name}, cholmod": (*MODELS[name][:2], "cholmod") for name in ("one slope",)} | {
+    name.replace("dense", "cholmod"): (*model[:2], "cholmod") for name, model in MODELS.items() if "dense" in name
+}
+every = MODELS | TEXTBOOK
+models_of_all_engines = pytest.mark.parametrize(("levels", "widths", "engine"), every.values(), ids=every.keys())
 tailed = {name: model for name, model in MODELS.items() if len(model[0]) > 1}
 with_tail = pytest.mark.parametrize(("levels", "widths", "engine"), tailed.values(), ids=tailed.keys())
 criteria = pytest.mark.parametrize("reml", [True, False], ids=["REML", "ML"])

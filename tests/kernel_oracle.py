@@ -99,12 +99,13 @@ class Dense:
             incidence(codes, g.n_levels, columns)
             for codes, g, columns in zip(products.codes, groups, products.columns, strict=True)
         ]
-        self.lead_size = z[0].shape[1]
-        self.places = [expand(offset, g.n_columns) for offset, g in zip(plan.offsets, groups[1:], strict=True)]
+        self.own = own = int(plan.leads)  # groups eliminated beforehand
+        self.lead_size = sum(columns.shape[1] for columns in z[:own])
+        self.places = [expand(offset, g.n_columns) for offset, g in zip(plan.offsets, groups[own:], strict=True)]
         tail = np.zeros((products.n, sum(len(place) for place in self.places)))
-        for place, columns in zip(self.places, z[1:], strict=True):
+        for place, columns in zip(self.places, z[own:], strict=True):
             tail[:, place] = columns
-        self.Z = np.hstack([z[0], tail])
+        self.Z = np.hstack([*z[:own], tail])
         self.groups = groups
         self.nu = products.n - c.rank if self.reml else products.n
         self.constant = c.constant(self.nu, self.reml)
@@ -113,8 +114,9 @@ class Dense:
         """Block-diagonal matrix in the order of Z from one (l, l) block a group, repeated over its levels."""
         out = np.zeros((self.Z.shape[1],) * 2)
         repeated = [np.kron(np.eye(g.n_levels), block) for g, block in zip(self.groups, blocks, strict=True)]
-        out[: self.lead_size, : self.lead_size] = repeated[0]
-        for place, block in zip(self.places, repeated[1:], strict=True):
+        if self.own:
+            out[: self.lead_size, : self.lead_size] = repeated[0]
+        for place, block in zip(self.places, repeated[self.own :], strict=True):
             out[np.ix_(self.lead_size + place, self.lead_size + place)] = block
         return out
 

@@ -66,6 +66,25 @@ def log_density(name, y, mu, m, rho):
     raise ValueError(name)
 
 
+def row_density(family, y, eta, m, rho):
+    """Log density of each row at its linear predictor, families with several parameters included."""
+    name, link = family.name, family.link.name
+    if name == "ordinal":
+        bounds = np.concatenate([[-np.inf], rho, [np.inf]])
+        k = y.astype(int)
+        with np.errstate(over="ignore"):
+            return m * np.log(inverse_link(link, bounds[k + 1] - eta) - inverse_link(link, bounds[k] - eta))
+    if not family.vector:
+        return log_density(name, y, inverse_link(link, eta), m, rho)
+    zero = np.ones((len(y), 1)) if family.zero is None else family.zero
+    p, own = expit(zero @ rho[: zero.shape[1]]), rho[-1]
+    counts = np.log1p(-p) + log_density(family.base.name, np.where(y > 0, y, 1.0), np.exp(eta), 1.0, own)
+    if name.startswith("hurdle"):
+        return m * np.where(y == 0, np.log(p), counts)
+    at_zero = np.exp(log_density(family.base.name, 0.0 * y, np.exp(eta), 1.0, own))
+    return m * np.where(y == 0, np.log(p + (1 - p) * at_zero), counts)
+
+
 def dense_z(terms):
     """Z of all terms, the levels of a term one after another."""
     parts = []
@@ -112,13 +131,12 @@ class Dense:
         for block in lam:
             blocks.append(self.Z[:, at : at + len(block)] @ block)
             at += len(block)
-        rho = x[nt + p] if len(x) > nt + p else (self.family.fixed_rho or 0.0)
-        return np.hstack(blocks), self.X @ x[nt : nt + p] + self.o, float(rho)
+        return np.hstack(blocks), self.X @ x[nt : nt + p] + self.o, self.family.rho_of(x[nt + p :])
 
     def loglik(self, eta, rho):
         """Log density of each row."""
         with np.errstate(all="ignore"):
-            return log_density(self.family.name, self.y, inverse_link(self.family.link.name, eta), self.m, rho) * self.f
+            return row_density(self.family, self.y, eta, self.m, rho) * self.f
 
     def modes(self, x):
         """u~ with A and the rows' derivatives there."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks import bits, generators, growth, report
+from benchmarks import bits, generators, growth, large, report
 from benchmarks.__main__ import main, sensible, wanted
 from benchmarks.adapters import ADAPTERS, TASKS, Outcome, adapter, other_response
 from benchmarks.compare import Comparison
@@ -16,6 +17,8 @@ from benchmarks.phases import phases
 from benchmarks.problems import PROBLEMS, SHORT, problem
 from benchmarks.runner import Limits, Series, measure, middle
 from benchmarks.tables import read_table, write_table
+
+from fastlmm_core import lmer
 
 GENERATED = [name for name, p in PROBLEMS.items() if p.small]
 
@@ -48,6 +51,18 @@ def test_every_generalised_problem_can_be_fitted(name):
     assert found.criterion == pytest.approx(-2.0 * result.llf)
     assert p.criterion == f"{p.family}, Laplace"
     assert not p.reml
+
+
+@pytest.mark.parametrize("name", large.PROBLEMS)
+def test_large_problems_are_streams(name, tmp_path):
+    p = large.PROBLEMS[name]
+    fit = lmer(p.formula, p.make(1, **p.small))
+    assert fit.converged
+    assert not fit.is_singular
+    assert fit.nobs == large.BATCH
+    if p.files:
+        large.write(replace(p, files=2, make=lambda n: p.make(n, **p.small)), 2 * large.BATCH, str(tmp_path / "rows"))
+        assert lmer(p.formula, tmp_path / "rows").nobs == 2 * large.BATCH
 
 
 def test_a_pair_is_read_off_the_formula():

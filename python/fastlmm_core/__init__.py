@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from fastlmm_core.fitting.relationships import pedigree
     from fastlmm_core.formula import build_design, parse_formula
+    from fastlmm_core.formula.sources import stream
     from fastlmm_core.inference.comparison import compare
     from fastlmm_core.inference.diagnostics import is_singular
     from fastlmm_core.inference.exact_ratio import exact_test
@@ -103,6 +104,7 @@ __all__ = [
     "pedigree",
     "power",
     "power_curve",
+    "stream",
 ]
 
 # public name -> the module that defines it
@@ -152,11 +154,12 @@ _LAZY = {
     "pedigree": "fitting.relationships",
     "power": "inference.power",
     "power_curve": "results.hypothetical",
+    "stream": "formula.sources",
 }
 
 
 _SUBPACKAGES = frozenset(
-    {"adapters", "core", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
+    {"adapters", "core", "dask", "datasets", "errors", "families", "fitting", "formula", "inference", "results"}
 )
 
 

@@ -93,8 +93,8 @@ def test_dropped_columns_missing_rows_and_offsets():
 
 def test_what_cannot_be_wrapped(tmp_path):
     data = load_dataset("cbpp")
-    with pytest.raises(ModelError, match="not a GlmerResult"):
-        wrap(glmer("incidence / size ~ period + (1 | herd)", data, weights="size"), data)
+    with pytest.raises(ModelError, match="not a DataFrame"):
+        wrap(data, data)
     lmer("incidence ~ period + (1 | herd)", data).save(tmp_path / "fit")
     with pytest.raises(ModelError, match="not a SavedResult"):
         wrap(load(tmp_path / "fit"), data)
@@ -108,3 +108,18 @@ def test_residual_structures_have_their_own_covariance():
     table = fit.coef_table()
     np.testing.assert_allclose(answer["std_error"], table.loc["Days", "std_error"], rtol=1e-3)
     np.testing.assert_allclose(answer["df"], table.loc["Days", "df"], rtol=1e-3)
+
+
+def test_a_generalised_fit_answers_in_means_or_on_its_links_scale():
+    data = load_dataset("cbpp")
+    fit = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", data, "binomial")
+    answer = me.avg_predictions(wrap(fit, data), by="period")
+    means = fit.emmeans("period", scale="response").to_frame()
+    np.testing.assert_allclose(answer["estimate"], means["estimate"], rtol=1e-7)
+    np.testing.assert_allclose(answer["std_error"], means["std_error"], rtol=1e-4)
+    every = me.predictions(wrap(fit, data, re_form="all"))
+    np.testing.assert_allclose(every["estimate"], fit.fittedvalues, rtol=1e-10)
+    linear = me.avg_comparisons(wrap(fit, data, kind="link"), variables="period")
+    np.testing.assert_allclose(np.sort(linear["estimate"]), np.sort(fit.params.iloc[1:]), rtol=1e-7)
+    with pytest.raises(ModelError, match="kind"):
+        wrap(fit, data, kind="mean")

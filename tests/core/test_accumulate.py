@@ -252,7 +252,7 @@ def test_cells_are_dense_cross_products():
             store.add([a[part], b[part]], [z[part], None], w[part])
         if collapsed:
             store.collapse()
-        orders = [np.arange(6), np.arange(5)]
+        orders = [np.arange(6, dtype=np.int32), np.arange(5, dtype=np.int32)]
         for g, h in ((0, 1), (1, 0)):
             ptr, idx, val = store.pair(g, h, orders, [6, 5])
             dense = np.zeros((6, 5, 2, 1)) if g == 0 else np.zeros((5, 6, 1, 2))

@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from fastlmm_core._native.rows.pedigree import mendelian_variances
-from fastlmm_core.core import Term, fit
+from fastlmm_core.core import Term, fit, sparse_factor
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations
 from fastlmm_core.core.equations_fit import EquationsModel
@@ -187,3 +187,22 @@ def test_matrices_that_cannot_be_relationships():
         from_precision("abc", np.eye(2))
     with pytest.raises(DataError, match="a level twice"):
         from_precision("aa", np.eye(2))
+
+
+def test_the_cheaper_of_two_orderings_is_taken(monkeypatch):
+    side = np.arange(400).reshape(20, 20)  # a square grid: nested dissection is as good as minimum degree
+    edges = np.concatenate(
+        [np.stack([side[1:], side[:-1]]).reshape(2, -1), np.stack([side[:, 1:], side[:, :-1]]).reshape(2, -1)], axis=1
+    )
+    graph = sp.coo_array((np.ones(edges.shape[1]), edges), shape=(400, 400))
+    S = (graph + graph.T + 5.0 * sp.eye_array(400)).tocsr()
+    rhs = np.random.default_rng(0).normal(size=(400, 2))
+    work = []
+    for least in (np.inf, 0.0):
+        monkeypatch.setattr(sparse_factor, "LARGE", least)
+        factor = SparseFactor(S)
+        assert factor.refactor(S) == pytest.approx(np.linalg.slogdet(S.toarray())[1], abs=1e-10)
+        np.testing.assert_allclose(S @ factor.solve(rhs), rhs, atol=1e-12)
+        ptr, idx, _ = sparse_factor.lower_rows(400, *factor.given)
+        work.append(sparse_factor._work(ptr, idx, factor.perm))
+    assert work[1] <= work[0]

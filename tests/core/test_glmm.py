@@ -187,10 +187,10 @@ WEIGHTS = ["observed", "expected"]
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("engine", ["dense", "sparse"])
+@pytest.mark.parametrize("engine", ["dense", "sparse", "cholmod"])
 @pytest.mark.parametrize(("name", "link"), [("binomial", "cloglog"), ("negativebinomial", "log"), ("gamma", "log")])
 def test_several_factors(name, link, engine, weights):
-    """A vector and two scalar terms against dense NumPy, on both tails."""
+    """A vector and two scalar terms against dense NumPy, on every engine."""
     family, y, X, terms, x, given = problem(name, link, (2, 1, 1))
     control = Control(engine=engine, weights=weights)
     deviance = Model(X, terms, family, control=control, **given).objective(y)

@@ -1,5 +1,7 @@
 """Searches that the model Hessian does not bring to their end, limits of families, starts that go astray."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
@@ -107,3 +109,34 @@ def test_a_start_that_scoring_leads_astray(seed):
     fit = Model(X, [Term(g), Term(np.arange(230) % 7)], "inverse_gaussian", link="log").fit(y)
     assert fit.converged
     assert np.abs(fit.beta).max() < 5.0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_objective_keeps_its_response_whatever_else_the_model_does(several):
+    rng = np.random.default_rng(3)
+    y, terms = counts(rng)
+    model = Model(np.ones((len(y), 1)), terms if several else terms[1:], "poisson")
+    first, second = model.objective(y), model.objective(y[::-1].copy())
+    x = first.start
+    expected = first(x), second(x)
+    assert expected[0] != expected[1]
+    model.fit(y[::-1].copy())
+    assert_allclose((first(x), second(x)), expected, rtol=1e-12)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: (first, second)[k % 2](x), range(80)))
+    assert_allclose(found, np.tile(expected, 40), rtol=1e-12)
+
+
+def test_fits_of_one_model_answer_from_several_threads():
+    rng = np.random.default_rng(4)
+    y, terms = counts(rng)
+    model = Model(np.ones((len(y), 1)), terms, "poisson")
+    responses = [rng.permutation(y) for _ in range(6)]
+    alone = [model.fit(r).complete() for r in responses]
+    fits = [model.fit(r) for r in responses]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda fit: (fit.eta, fit.cov, fit.b[0]), fits))
+    for fit, (eta, cov, b) in zip(alone, found, strict=True):
+        assert_allclose(eta, fit.eta, atol=1e-9)
+        assert_allclose(cov, fit.cov, rtol=1e-6)
+        assert_allclose(b, fit.b[0], atol=1e-9)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Model, Term, fit, fit_many
+from fastlmm_core.core import Control, Model, Term, fit, fit_many
 from fastlmm_core.core.square_root import SquareRoot
 from fastlmm_core.errors import ConvergenceWarning, NumericalError, RepeatedValuesError
 
@@ -118,3 +118,20 @@ def test_conditional_variances_of_a_near_perfect_fit() -> None:
         got = fit(codes + x + size * noise, np.column_stack([np.ones(120), x]), [Term(codes)])
         exact = got.sigma**2 / (10.0 + got.theta[0] ** -2)
         np.testing.assert_allclose(got.cond_var()[0].ravel(), exact, rtol=1e-8)
+
+
+@pytest.mark.parametrize("crossed_too", [False, True], ids=["one factor", "crossed"])
+def test_every_engine_hands_over_to_the_rows(crossed_too: bool) -> None:
+    rng = np.random.default_rng(0)
+    g, h = np.repeat(np.arange(12), 8), np.tile(np.arange(8), 12)
+    X = np.column_stack([np.ones(96), rng.normal(size=96)])
+    terms = [Term(g), Term(h)] if crossed_too else [Term(g)]
+    y = X @ [1.0, 2.0] + rng.normal(size=12)[g] + crossed_too * rng.normal(size=8)[h] + 1e-7 * rng.normal(size=96)
+    fits = [fit(y, X, terms, control=Control(engine=engine)) for engine in ("dense", "sparse", "cholmod")]
+    assert fits[0].sigma < 1.5e-7
+    for other in fits[1:]:
+        np.testing.assert_allclose(other.sigma, fits[0].sigma, rtol=1e-9)
+        for name in ("theta", "beta", "fitted"):
+            np.testing.assert_allclose(getattr(other, name), getattr(fits[0], name), rtol=1e-9)
+        for ours, theirs in zip((*other.b, *other.cond_var()), (*fits[0].b, *fits[0].cond_var()), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9)

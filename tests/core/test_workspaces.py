@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 
 import problems
+from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.level_values import LevelValues
 from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core._native.criterion.quadrature import Quadrature
 from fastlmm_core._native.criterion.row_forms import row_forms
+from fastlmm_core._native.criterion.values import Values
+from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core._native.symbolic.supernodes import Supernodes
 from fastlmm_core._native.tail.sparse import SparseTail
@@ -200,7 +205,7 @@ from importlib import import_module
 module, name = sys.argv[1].rsplit(".", 1)
 kind = getattr(import_module(module), name)
 x, xx = np.ones(2), np.ones((2, 2))
-calls = [(), (None,), (x,), (xx,), (x, xx, xx), (None, None, None), (x, x, x, 0.0)]
+calls = [(), (None,), (x,), (xx,), (x[:0],), (x, xx, xx), (None, None, None), (x, x, x, 0.0)]
 def attempt(f, *given):
     try:
         f(*given)
@@ -232,7 +237,10 @@ print("alive")
 """
 
 
-@pytest.mark.parametrize("kind", [*WORKSPACES, ResponseProducts, Supernodes], ids=lambda kind: kind.__name__)
+OTHERS = [Quadrature, LevelValues, Callback, Values, RowPlaces, ResponseProducts, Supernodes]
+
+
+@pytest.mark.parametrize("kind", [*WORKSPACES, *OTHERS], ids=lambda kind: kind.__name__)
 def test_no_misuse_ends_the_interpreter(kind):
     """Objects without __init__, or whose __init__ failed, given anything: errors, but the process lives."""
     name = f"{kind.__module__}.{kind.__name__}"

@@ -160,3 +160,17 @@ def test_directions_without_curvature_converge() -> None:
     once = lmer("y ~ x + (x | g)", d)
     assert twice.criterion == pytest.approx(once.criterion, abs=1e-6)
     np.testing.assert_allclose(twice.bse, once.bse, rtol=1e-5)
+
+
+def test_tables_have_no_number_for_a_held_variance() -> None:
+    d = tanks(0)
+    m = quiet("y ~ trt + time + (time | tank)", d)
+    vc = m.var_corr()
+    assert np.isnan(vc["tank"].to_numpy()).tolist() == [[True, True], [True, False]]
+    frame = vc.to_frame()
+    assert frame.sdcor.isna().tolist() == [True, False, True, False]
+    assert "variance of Intercept in (1 + time | tank)" in frame.attrs["notes"][0]
+    assert str(vc).endswith(frame.attrs["notes"][0])
+    assert m.tidy("ran_pars").estimate.isna().tolist() == [True, False, True, False]
+    assert "NaN" in str(m.summary())
+    assert m.conf_int(parm="sd_Intercept|tank").isna().all(axis=None)

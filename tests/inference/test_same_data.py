@@ -9,7 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from fastlmm_core import DataError, LmerResult, anova, compare, lmer, load_dataset
+from fastlmm_core import DataError, LmerResult, ModelError, anova, compare, glmer, lmer, load_dataset
 
 SMALL, LARGE = "Reaction ~ 1 + (1 | Subject)", "Reaction ~ Days + (1 | Subject)"
 
@@ -99,3 +99,20 @@ def test_labels_are_used_and_equal_ones_are_numbered() -> None:
     with pytest.raises(DataError, match="model 1 and model 2 have different offsets"):
         compare(fitted(), changed("offset"))
     assert isinstance(anova(fitted(SMALL), fitted()), pd.DataFrame)
+
+
+@pytest.mark.parametrize("way", [anova, compare])
+def test_only_fits_are_compared(way: Callable[..., object]) -> None:
+    with pytest.raises(ModelError, match="fitted models are compared, not int"):
+        way(fitted(), 3)
+
+
+def test_likelihood_ratios_need_families_that_contain_one_another() -> None:
+    data = load_dataset("cbpp")
+    formula = "incidence ~ period + (1 | herd)"
+    poisson, negative = (glmer(formula, data, family) for family in ("poisson", "negativebinomial"))
+    assert anova(poisson, negative).p.iloc[1] < 0.01
+    with pytest.raises(ModelError, match="links log and sqrt"):
+        anova(poisson, glmer(formula, data, "poisson", link="sqrt"))
+    with pytest.raises(ModelError, match="families negativebinomial and negativebinomial1"):
+        anova(negative, glmer(formula, data, "negativebinomial1"))

@@ -161,11 +161,37 @@ def test_refit_pickle_ml_and_prediction(orthodont):
     assert fit.to_dict()["nobs"] == 108
 
 
-@pytest.mark.parametrize("method", ["profile", "bootstrap", "ranova", "influence", "hatvalues", "cooks_distance"])
+@pytest.mark.parametrize("method", ["profile", "ranova", "influence", "hatvalues", "cooks_distance"])
 def test_what_is_not_there_says_so(method, orthodont):
     fit = lmer(GROWTH, orthodont, residual="cs(age | Subject)")
     with pytest.raises(ModelError, match=f"{method} is not available for a model with a residual structure"):
         getattr(fit, method)()
+
+
+def test_bootstrap_of_a_residual_structure(orthodont):
+    fit = lmer(GROWTH, orthodont, residual="ar1(age | Subject)")
+    draws = fit.bootstrap(40, seed=1)
+    assert list(draws) == ["var Residual", "rho", *fit.params.index]
+    pd.testing.assert_frame_equal(draws.head(5), fit.bootstrap(5, seed=1))
+    errors = draws.std()
+    np.testing.assert_allclose(errors[fit.params.index], fit.bse, rtol=0.4)
+    assert errors["rho"] == pytest.approx(fit.covariance_parameters().loc["rho", "std_error"], rel=0.4)
+    own = fit.bootstrap(3, seed=1, statistic=lambda again: again.covariance_parameters().loc["rho", "estimate"])
+    np.testing.assert_allclose(own["statistic"], draws["rho"].head(3))
+    with pytest.raises(ModelError, match='kind="residual" is not available'):
+        fit.bootstrap(3, kind="residual")
+    for method in ("profile", "boot"):
+        with pytest.raises(ModelError, match=r"quantiles of bootstrap\(\)"):
+            fit.conf_int(method=method)
+
+
+def test_bootstrap_of_structured_effects_of_several_factors():
+    data = load_dataset("sleepstudy").assign(g=lambda d: (d["Days"] % 4).astype(str))
+    fit = lmer("Reaction ~ Days + ar1(0 + Days | Subject) + (1 | g)", data)
+    draws = fit.bootstrap(6, seed=1)
+    assert list(draws) == ["Subject.sd", "Subject.angle", "g.Intercept", "sigma", "Intercept", "Days"]
+    assert draws["Days"].mean() == pytest.approx(fit.params["Days"], abs=4 * fit.bse["Days"])
+    assert fit.simulate(2, seed=1).shape == (180, 2)
 
 
 def test_anything_that_needs_the_equations_says_so(orthodont):

@@ -15,6 +15,7 @@ from fastlmm_core.errors import DataError, DependencyError, ModelError
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.inference.ddf import method_name
+from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.result import LmerResult
 
 try:
@@ -32,8 +33,10 @@ __all__ = ["WrappedModel", "with_ddf", "wrap"]
 class WrappedModel(ModelAbstract):  # type: ignore[misc]  # marginaleffects has no types
     """A result as marginaleffects takes models; made by `wrap`."""
 
-    def __init__(self, result: LmerResult, vault: ModelVault, re_form: str, df: float) -> None:
-        self.re_form, self.df_resid = re_form, df
+    def __init__(
+        self, result: LmerResult | GlmerResult, vault: ModelVault, re_form: str, df: float, kind: str = "link"
+    ) -> None:
+        self.re_form, self.df_resid, self.kind = re_form, df, kind
         self.estimated = ~np.isnan(result.core.beta)
         super().__init__(result, vault)
 
@@ -48,7 +51,12 @@ class WrappedModel(ModelAbstract):  # type: ignore[misc]  # marginaleffects has 
         if vcov is False or vcov is None:
             return None
         kind = "model" if vcov is True else str(vcov)
-        cov = self.model.cov_params(cov_type=kind).to_numpy()
+        if isinstance(self.model, GlmerResult):
+            if kind != "model":
+                raise ModelError(f"a generalised fit has no covariance {kind!r}: vcov=True is the Hessian's")
+            cov = self.model.cov_params().to_numpy()
+        else:
+            cov = self.model.cov_params(cov_type=kind).to_numpy()
         return np.ascontiguousarray(cov[np.ix_(self.estimated, self.estimated)])
 
     def get_exog(self, newdata: pl.DataFrame) -> NDArray[np.float64]:
@@ -69,16 +77,26 @@ class WrappedModel(ModelAbstract):  # type: ignore[misc]  # marginaleffects has 
         """Predictions at other coefficients, a row a row."""
         exog = self.get_exog(newdata) if isinstance(newdata, pl.DataFrame) else np.asarray(newdata)
         estimate = exog[:, :-1] @ np.asarray(params) + exog[:, -1]
+        if self.kind == "response":
+            family = self.model.core.family
+            estimate = family.response_mean(family.link.inverse(estimate), self.model.core.rho)
         rowid = pl.Series("rowid", np.arange(len(estimate)), dtype=pl.Int32)
         return pl.DataFrame({"rowid": rowid, "estimate": estimate})
 
 
-def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: str | float = "normal") -> WrappedModel:
+def wrap(
+    result: LmerResult | GlmerResult,
+    data: Any = None,
+    *,
+    re_form: str = "none",
+    ddf: str | float = "normal",
+    kind: str = "response",
+) -> WrappedModel:
     """A result for the functions of marginaleffects.
 
     Parameters
     ----------
-    result : LmerResult
+    result : LmerResult or GlmerResult
     data : table, optional
         That of the fit; without it the one that the fit remembers, while somebody holds it.
     re_form : str
@@ -86,6 +104,8 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
     ddf : {"normal", "residual"} or float
         Degrees of freedom behind p-values and intervals, one number for all of an answer; `with_ddf` gives each row its
         own.
+    kind : {"response", "link"}
+        Of a generalised fit: means (of a group whose random effects are those of ``re_form``), or linear predictors.
 
     Returns
     -------
@@ -96,7 +116,7 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
     DataError
         The table is not that of the fit, or not kept.
     ModelError
-        No such degrees of freedom; no result of `lmer` with its rows.
+        No such degrees of freedom or kind; no result of `lmer` or `glmer` with its rows.
 
     Examples
     --------
@@ -109,8 +129,12 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
     >>> round(answer["estimate"][0], 3), round(answer["std_error"][0], 3)
     (10.467, 1.546)
     """
-    if not isinstance(result, LmerResult):
-        raise ModelError(f"wrap takes a result of lmer(), or one loaded with its data, not a {type(result).__name__}")
+    if not isinstance(result, (LmerResult, GlmerResult)):
+        raise ModelError(
+            f"wrap takes a result of lmer() or glmer(), or one loaded with its data, not a {type(result).__name__}"
+        )
+    if kind not in ("response", "link"):
+        raise ModelError(f'kind must be "response" or "link", not {kind!r}')
     if isinstance(ddf, str):
         if method_name(ddf) not in ("normal", "residual"):
             raise ModelError(
@@ -129,7 +153,7 @@ def wrap(result: LmerResult, data: Any = None, *, re_form: str = "none", ddf: st
         package="fastlmm_core",
         variable_names=names,
     )
-    return WrappedModel(result, vault, re_form, df)
+    return WrappedModel(result, vault, re_form, df, kind if isinstance(result, GlmerResult) else "link")
 
 
 def with_ddf(answer: MarginaleffectsResult, model: WrappedModel, ddf: str = "satterthwaite") -> pl.DataFrame:
@@ -176,7 +200,7 @@ def with_ddf(answer: MarginaleffectsResult, model: WrappedModel, ddf: str = "sat
     return frame.with_columns(**{name: pl.Series(values) for name, values in columns.items()})
 
 
-def _model_data(result: LmerResult, data: Any) -> tuple[list[str], pl.DataFrame]:
+def _model_data(result: LmerResult | GlmerResult, data: Any) -> tuple[list[str], pl.DataFrame]:
     """Response and predictors by name, and the rows of the fit as marginaleffects wants them: factors as enums."""
     import narwhals as nw
 
@@ -188,7 +212,10 @@ def _model_data(result: LmerResult, data: Any) -> tuple[list[str], pl.DataFrame]
     info = design.grid_info.columns
     response = unquote_name(design.formula.response) or design.formula.response
     grouping = [name for term in design.formula.random for name in term.group if name in table]
-    columns: dict[str, Any] = {response: design.y}
+    y = design.y
+    if isinstance(result, GlmerResult) and result.core.family.name == "binomial" and design.weights is not None:
+        y = y / design.weights  # proportions, as the means are
+    columns: dict[str, Any] = {response: y}
     for name in dict.fromkeys([*info, *grouping, *table.columns]):
         if str(name) not in columns:
             columns[str(name)] = _polars_column(rows[name], info.get(str(name)))

@@ -7,6 +7,7 @@
 
 from fastlmm_core.core import iterative
 from fastlmm_core.core.accumulate import Accumulator, BatchTerm
+from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
@@ -32,6 +33,7 @@ __all__ = [
     "ManyFits",
     "ManyResponses",
     "Model",
+    "ModelArrays",
     "Modes",
     "Objective",
     "Scan",

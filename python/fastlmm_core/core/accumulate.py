@@ -18,6 +18,7 @@ go of. One factor alone keeps nothing a row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,6 +313,17 @@ class Accumulator:
         self.n, self.n_weighted = self.n + other.n, self.n_weighted + other.n_weighted
         self.weight_sum += other.weight_sum
         self.log_weight_sum += other.log_weight_sum
+
+    def reordered(self, order: Sequence[int]) -> Accumulator:
+        """The same sums, shared, with the terms in another order, of which ``order`` has the places."""
+        out = copy(self)
+        out.terms = tuple(self.terms[k] for k in order)
+        place = {k: new for new, k in enumerate(order)}
+        out.members = [[place[k] for k in member] for member in self.members]
+        out.of_terms = [self.of_terms[k] for k in order]
+        if self.origin is not None:
+            out.origin = Origin(self.origin.dense, [self.origin.terms[k] for k in order])
+        return out
 
     def finish(
         self,

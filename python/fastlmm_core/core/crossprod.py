@@ -29,7 +29,15 @@ from fastlmm_core.core.terms import Group, Shaped, Term, as_response, check_desi
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CrossProducts", "DesignProducts", "DesignSums", "Responses", "cross_products", "identified_products"]
+__all__ = [
+    "CrossProducts",
+    "DesignProducts",
+    "DesignSums",
+    "Responses",
+    "cross_products",
+    "identified",
+    "identified_products",
+]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -402,10 +410,10 @@ def identified_products(
 S = TypeVar("S", bound=DesignSums)
 
 
-def identified(make: Callable[[Mapping[int, Sequence[int]]], S], reml: bool) -> S:
+def identified(make: Callable[[Mapping[int, Sequence[int]]], S], reml: bool, noise: bool = True) -> S:
     """What ``make`` makes of the columns to be held, with what the criterion does not depend on held at zero."""
     products = make({})
-    found = identify(products, reml)
+    found = identify(products, reml, noise)
     if found is None:
         return products
     if any(products.terms[k].n_columns > 1 for k, _ in found.spanned):

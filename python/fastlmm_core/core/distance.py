@@ -31,7 +31,7 @@ class Distance:
         Part of the variance is of the place alone.
     """
 
-    scaled, linear = True, False
+    scaled, linear, definite = True, False, False
 
     def __init__(self, coordinates: Array, power: int, nugget: bool = False) -> None:
         self.coordinates, self.power, self.nugget = coordinates, power, nugget

@@ -165,10 +165,10 @@ class EquationsModel(ProjectedModel, TermStructures):
         self, equations: Equations, found: Search[Place], projected: Projected, constant: float
     ) -> EquationsFit:
         phi = self.canonical(found.x)
-        solved = equations.solve(self.factors(phi))
+        same = bool((phi == found.x).all())
+        solved = found.point.solved if same else equations.solve(self.factors(phi))
         if solved.value + constant > found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
-            phi = found.x
-            solved = equations.solve(self.factors(phi))
+            phi, solved = found.x, found.point.solved
         return EquationsFit(
             theta=self.to_user(phi),
             beta=self.coefficients(projected, solved.beta),

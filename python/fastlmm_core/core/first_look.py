@@ -100,7 +100,7 @@ class FirstLook(Laplace):
     def reduced(self, gradient: Array, hessian: Array) -> tuple[Array, Array]:
         """Gamma eliminated; in its place a unit curvature without slope, which the optimiser leaves alone."""
         x = self.gamma
-        self.fixed_information = hessian[x, x].copy()
+        self.fixed_information, self.cross_information = hessian[x, x].copy(), hessian[x].copy()
         hessian = hessian - hessian[:, x] @ np.linalg.solve(self.fixed_information, hessian[x])
         hessian[x], hessian[:, x], gradient[x] = 0.0, 0.0, 0.0
         hessian[x, x] = np.eye(self.design.rank)
@@ -114,10 +114,15 @@ class FirstLook(Laplace):
         return out
 
     def information(self, psi: Array) -> Array:
-        """That of theta and rho with gamma eliminated; of gamma given them."""
+        """That of theta and rho with gamma eliminated; of gamma given them, or with them where rho is an array."""
         out = second_derivatives(self.derivatives, psi)
         self.derivatives(psi)
         x = self.gamma
         out[x], out[:, x] = 0.0, 0.0
+        if self.design.family.vector:  # thresholds and coefficients are of one kind
+            cross = self.cross_information.copy()
+            cross[:, x] = 0.0
+            out += cross.T @ np.linalg.solve(self.fixed_information, cross)
+            out[x], out[:, x] = cross, cross.T
         out[x, x] = self.fixed_information
         return out

@@ -8,7 +8,8 @@ over (theta, beta, rho) together with its exact gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,6 @@ from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.core.quadrature import OneFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import (
     Beta,
@@ -32,14 +32,17 @@ from fastlmm_core.families import (
     Family,
     Gamma,
     Gaussian,
+    Hurdle,
     InverseGaussian,
     Link,
     NegativeBinomial,
     NegativeBinomial1,
+    Ordinal,
     Poisson,
     TruncatedNegativeBinomial,
     TruncatedNegativeBinomial1,
     TruncatedPoisson,
+    ZeroInflated,
     as_family,
 )
 
@@ -51,16 +54,19 @@ __all__ = [
     "Gaussian",
     "GlmmFit",
     "GlmmObjective",
+    "Hurdle",
     "InverseGaussian",
     "Link",
     "ManyGlmmFits",
     "Model",
     "NegativeBinomial",
     "NegativeBinomial1",
+    "Ordinal",
     "Poisson",
     "TruncatedNegativeBinomial",
     "TruncatedNegativeBinomial1",
     "TruncatedPoisson",
+    "ZeroInflated",
     "as_family",
     "fit",
     "fit_many",
@@ -79,7 +85,8 @@ class ManyGlmmFits:
     theta : (k, n_theta)
     beta : (k, p)
         NaN in columns set aside.
-    rho, criterion : (k,)
+    rho : (k,) or (k, n_extra)
+    criterion : (k,)
     converged : (k,) bool
     n_evaluations : (k,) int32
     """
@@ -110,7 +117,6 @@ class GlmmObjective:
     def __init__(self, engine: Engine, y: Array) -> None:
         self.engine, self.y = engine, y
         self.n_free = engine.design.n_free
-        engine.set_response(y)
 
     @property
     def start(self) -> Array:
@@ -127,13 +133,24 @@ class GlmmObjective:
 
     def __call__(self, x: ArrayLike) -> float:
         """The deviance at x (n_free,), all constants included."""
-        with one_blas_thread():
-            return self.engine.value(self._psi(x))
+        psi = self._psi(x)
+        with self._at_work():
+            return self.engine.value(psi)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The engine with this response: fits and other objectives of the model may have used it meanwhile."""
+        with one_blas_thread(), self.engine.turn.reading():
+            if self.engine.holder is not self:
+                self.engine.set_response(self.y)
+                self.engine.holder = self
+            yield
 
     def derivatives(self, x: ArrayLike) -> tuple[float, Array, Array]:
         """Deviance, exact gradient (n_free,) and model Hessian (n_free, n_free) at x."""
-        with one_blas_thread():
-            value, gradient, hessian = self.engine.derivatives(self._psi(x))
+        psi = self._psi(x)
+        with self._at_work():
+            value, gradient, hessian = self.engine.derivatives(psi)
         m = self.engine.design.to_conditioned
         return value, m.T @ gradient, m.T @ hessian @ m
 
@@ -205,11 +222,10 @@ class Model:
         control: Control | None = None,
     ) -> None:
         self.control = checked_control(control)
-        self.n_agq = int(n_agq)
+        self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
             raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")
-        self._turn = Turn()
         with one_blas_thread():
             self.design = GlmmDesign(
                 X,
@@ -222,10 +238,11 @@ class Model:
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             tol = self.control.tol * self.engine.patience
+            self._turn = self.engine.turn
             self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
-        """The marginal deviance with response ``y`` (n,). It shares this model's workspace until the next call."""
+        """The marginal deviance with response ``y`` (n,). Its calls take turns with all else that this model does."""
         return GlmmObjective(self.engine, self.design.response(y))
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> GlmmFit:
@@ -263,7 +280,7 @@ class Model:
         given = np.atleast_1d(np.asarray(start, np.float64))
         p = design.X.shape[1]
         if given.shape == (design.n_theta + p + self.family.n_extra,):
-            rho = float(given[-1]) if self.family.n_extra else 0.0
+            rho = self.family.rho_of(given[design.n_theta + p :])
             return conditioned(design, given[: design.n_theta], given[design.n_theta : design.n_theta + p], rho)
         psi = glmm_start(design, y)
         if given.shape != (design.n_theta,) or not np.isfinite(given).all():
@@ -275,23 +292,32 @@ class Model:
         return psi
 
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
-        design = self.design
         self.engine.set_response(y)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
+        return self._found(y, psi, value, evaluations, status == 0, self.searcher.messages[status])
+
+    def revive(
+        self, y: ArrayLike, psi: Array, criterion: float, evaluations: Array, converged: bool, message: str
+    ) -> GlmmFit:
+        """The fit that once had these figures: attributes psi, criterion, _evaluations, converged and message of it."""
+        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message)
+
+    def _found(self, y: Array, psi: Array, value: float, evaluations: Array, converged: bool, message: str) -> GlmmFit:
+        design = self.design
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
         beta[design.keep] = design.to_beta @ psi[nt : nt + design.rank]
         return GlmmFit(
             theta=design.theta_map.to_user @ psi[:nt],
             beta=beta,
-            rho=design.rho(psi),
+            rho=design.user_rho(psi),
             criterion=value,
             n=design.n,
             rank=design.rank,
             n_agq=self.n_agq,
             is_singular=design.theta_map.is_singular(psi[:nt]),
-            converged=status == 0,
-            message=self.searcher.messages[status],
+            converged=converged,
+            message=message,
             family=self.family,
             control=self.control,
             psi=psi,
@@ -299,6 +325,13 @@ class Model:
             _engine=self.engine,
             _evaluations=evaluations,
         )
+
+    def fixed_criterion(self, y: ArrayLike) -> float:
+        """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""
+        with one_blas_thread(), self._turn:
+            response = self.design.response(y)
+            self.engine.set_response(response)
+            return self.searcher.without_effects(glmm_start(self.design, response))
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None) -> ManyGlmmFits:
         """Fit each row of ``Y`` (k, n).
@@ -318,7 +351,7 @@ class Model:
         out = ManyGlmmFits(
             np.full((k, design.n_theta), np.nan),
             np.full((k, design.X.shape[1]), np.nan),
-            np.full(k, np.nan),
+            np.full((k, self.family.n_extra) if self.family.vector else k, np.nan),
             np.full(k, np.nan),
             np.zeros(k, bool),
             np.zeros(k, np.int32),
@@ -346,7 +379,11 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
         Quadrature with several grouping factors or too many columns.
     """
     one = len(design.groups) == 1 and design.family.code >= 0
+    if design.family.vector and control.weights == "expected":
+        raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
+        if design.family.code < 0:
+            raise ModelError(f"n_agq={n_agq} is for the families with compiled rows, not for {design.family.name}")
         if len(design.groups) > 1:
             raise ModelError(
                 f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"

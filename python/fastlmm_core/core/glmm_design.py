@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums
-from fastlmm_core.core.conditioning import condition_columns, condition_term
-from fastlmm_core.core.crossprod import DesignProducts, group_columns
+from fastlmm_core.core.conditioning import condition_columns
+from fastlmm_core.core.crossprod import DesignProducts, group_columns, identified
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
@@ -73,27 +75,40 @@ class GlmmDesign:
                 raise DataError(f"freq_weights has shape {self.freq.shape}, but there are {n} observations")
             if (self.freq < 0).any():
                 raise DataError(f"freq_weights must not be negative: {int((self.freq < 0).sum())} of {n} are")
-        self.keep, r, *_ = condition_columns(self.X, None)
+        columns = self.X
+        if family.no_intercept:  # the family's parameters have its place, and move with the columns' means
+            self.centre = columns.mean(axis=0)
+            columns = columns - self.centre
+        self.keep, r, *_ = condition_columns(columns, None)
         self.rank = len(self.keep)
         if n <= self.rank:
             raise ModelError(f"{n} observations cannot determine {self.rank} fixed effects")
         self.to_beta = np.linalg.inv(r) * np.sqrt(n)  # beta[keep] = to_beta gamma
         self.from_beta = r / np.sqrt(n)
-        self.columns = np.ascontiguousarray(self.X[:, self.keep] @ self.to_beta)
+        self.columns = np.ascontiguousarray(columns[:, self.keep] @ self.to_beta)
         self.groups = group_terms(terms)
-        self.transforms = tuple(
-            np.eye(1) if term.z is None else condition_term(term.z, term.cov, None) for term in terms
-        )
+        self.transforms: tuple[Array, ...] = (np.eye(1),)
+        self.unidentified: Unidentified | None = None
+        if len(terms) == 1 and terms[0].z is None:
+            self.theta_map = theta_map(terms, self.groups, self.transforms, 1.0)
+        else:  # the linear predictor's covariance Z D Z' may be the same for several D
+            self.transforms, self.theta_map = self.products.transforms, self.products.theta_map
+            self.unidentified = self.products.unidentified
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
         self.z = [group_columns(group, terms, self.transforms, n) for group in self.groups]
-        self.theta_map = theta_map(terms, self.groups, self.transforms, 1.0)
         self.n_theta = len(self.theta_map.index)
         self.n_free = self.n_theta + self.rank + family.n_extra
 
     @cached_property
     def products(self) -> DesignProducts:
-        """Which levels occur together, for the linear model's layout."""
-        return DesignProducts(None, self.terms)
+        """Which levels occur together, for the linear model's layout; what no response can tell is held at zero."""
+        return identified(lambda held: DesignProducts(None, self.terms, held=held), False, noise=False)
+
+    @cached_property
+    def free(self) -> NDArray[np.intp]:
+        """Places of psi that are not held at zero."""
+        held = self.theta_map.held
+        return np.setdiff1d(np.arange(self.n_free), [] if held is None else held)
 
     @property
     def counts(self) -> Array:
@@ -125,19 +140,40 @@ class GlmmDesign:
     @cached_property
     def to_user(self) -> Array:
         """(n_free, n_free): the user's (theta, beta[keep], rho) from psi."""
-        return block_diagonal(self.theta_map.to_user, self.to_beta, self.family.n_extra)
+        out = block_diagonal(self.theta_map.to_user, self.to_beta, self.family.n_extra)
+        if self.family.no_intercept:
+            beta = slice(self.n_theta, self.n_theta + self.rank)
+            out[self.n_theta + self.rank :, beta] = self.centre[self.keep] @ self.to_beta
+        return out
 
     @cached_property
     def to_conditioned(self) -> Array:
         """(n_free, n_free): the inverse of `to_user`."""
-        return block_diagonal(self.theta_map.to_conditioned, self.from_beta, self.family.n_extra)
+        out = block_diagonal(self.theta_map.to_conditioned, self.from_beta, self.family.n_extra)
+        if self.family.no_intercept:
+            beta = slice(self.n_theta, self.n_theta + self.rank)
+            out[self.n_theta + self.rank :, beta] = -self.centre[self.keep]
+        return out
 
-    def rho(self, psi: Array) -> float:
-        """The extra parameter's logarithm: the last of psi, or the one given; 0 where there is none."""
-        if self.family.n_extra:
-            low, high = self.family.rho_range
-            return min(max(float(psi[-1]), low), high)
-        return 0.0 if self.family.fixed_rho is None else self.family.fixed_rho
+    def rho(self, psi: Array) -> Any:
+        """The extra parameter's logarithm: the last of psi, or the one given; 0 where there is none.
+
+        An array where the family has one; it goes with `fixed_part`, not with the user's columns.
+        """
+        family = self.family
+        return family.rho_of(np.clip(psi[len(psi) - family.n_extra :], *family.rho_range))
+
+    def user_rho(self, psi: Array) -> Any:
+        """`rho` for the user's columns."""
+        if not self.family.no_intercept:
+            return self.rho(psi)
+        return self.family.rho_of(self.to_user[-self.family.n_extra :] @ psi)
+
+    def user_shift(self, psi: Array) -> float:
+        """X beta + offset less `fixed_part`."""
+        if not self.family.no_intercept:
+            return 0.0
+        return float(self.centre[self.keep] @ self.to_beta @ psi[self.n_theta : self.n_theta + self.rank])
 
     def fixed_part(self, psi: Array) -> Array:
         """(n,) X beta + offset."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -15,7 +16,9 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import DataError
 from fastlmm_core.families import Family
 
@@ -34,6 +37,10 @@ class Engine(Protocol):
     design: GlmmDesign
     patience: float
     """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
+    turn: Turn
+    """Whoever uses the workspace holds it meanwhile."""
+    holder: object
+    """Whose response was set last, where that was an objective's."""
 
     @property
     def criterion(self) -> Criterion:
@@ -77,10 +84,10 @@ class GlmmFit:
         Covariance factor of each term.
     beta : (p,)
         Fixed effects; NaN where a column depends on earlier ones and was set aside.
-    rho : float
-        Logarithm of the family's extra parameter; 0 where there is none.
+    rho : float or (n_extra,)
+        Logarithm of the family's extra parameter; 0 where there is none; an array for families with several.
     family_params : dict
-        The extra parameter by its name, as users know it; empty where there is none.
+        The extra parameters by their names, as users know them; empty where there is none.
     criterion : float
         Minus twice the marginal log-likelihood, all constants included.
     cov : (n_theta + p + n_extra,) * 2
@@ -111,7 +118,7 @@ class GlmmFit:
 
     theta: Array
     beta: Array
-    rho: float
+    rho: Any
     criterion: float
     n: int
     rank: int
@@ -139,15 +146,15 @@ class GlmmFit:
             object.__setattr__(self, "_engine", None)
         return self
 
-    @property
-    def engine(self) -> Engine:
-        """The engine with this fit's response, at its estimates."""
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """The engine with this fit's response, at its estimates, nobody else's inside a `with` block."""
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
-        with one_blas_thread():
+        with one_blas_thread(), self._engine.turn.reading():
             self._engine.set_response(self._y)
             self._engine.value(self.psi)
-        return self._engine
+            yield self._engine
 
     @property
     def design(self) -> GlmmDesign:
@@ -158,9 +165,8 @@ class GlmmFit:
 
     @property
     def family_params(self) -> dict[str, float]:
-        """The extra parameter by its name."""
-        name = self.family.parameter
-        return {} if name is None else {name: self.family.natural(self.rho)}
+        """The extra parameters by their names."""
+        return dict(zip(self.family.names, self.family.naturals(self.rho).tolist(), strict=True))
 
     @property
     def at_limit(self) -> bool:
@@ -169,13 +175,12 @@ class GlmmFit:
 
     @property
     def family_params_se(self) -> dict[str, float]:
-        """Its standard error, by the delta method; NaN where it was given."""
-        name = self.family.parameter
-        if name is None:
-            return {}
-        if not self.family.n_extra:
-            return {name: float("nan")}
-        return {name: abs(self.family.natural_slope(self.rho)) * float(np.sqrt(self.cov[-1, -1]))}
+        """Their standard errors, by the delta method; NaN where one was given."""
+        family = self.family
+        if not family.n_extra:
+            return dict.fromkeys(family.names, float("nan"))
+        errors = np.abs(family.natural_slopes(self.rho)) * np.sqrt(self.cov.diagonal()[-family.n_extra :])
+        return dict(zip(family.names, errors.tolist(), strict=True))
 
     @property
     def se(self) -> Array:
@@ -199,10 +204,14 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian."""
         design = self.design
-        conditioned = covariance(self.engine.information(self.psi), design.n_theta)
+        free, held = design.free, design.n_free - len(design.free)
+        conditioned = np.full((design.n_free,) * 2, np.nan)
+        with self.engine() as engine:
+            second = engine.information(self.psi)[np.ix_(free, free)]
+        conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
-        small[unknown] = np.nan  # all of theta, or nothing
+        small[unknown] = np.nan  # all of theta, what is held of it, or nothing
         nt, p = design.n_theta, len(self.beta)
         places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
@@ -212,11 +221,13 @@ class GlmmFit:
     @cached_property
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
-        return self.design.user_modes(self.engine.modes())
+        with self.engine() as engine:
+            return self.design.user_modes(engine.modes())
 
     @cached_property
     def _cond_var(self) -> tuple[Array, ...]:
-        return self.design.user_covariances(self.engine.cond_var())
+        with self.engine() as engine:
+            return self.design.user_covariances(engine.cond_var())
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, given the parameters.
@@ -236,7 +247,9 @@ class GlmmFit:
     @cached_property
     def eta(self) -> Array:
         """Linear predictor at the modes, (n,)."""
-        return self.design.fixed_part(self.psi) + self.design.random_part(self.engine.modes())
+        design = self.design
+        with self.engine() as engine:
+            return design.fixed_part(self.psi) + design.random_part(engine.modes()) + design.user_shift(self.psi)
 
     @cached_property
     def mu(self) -> Array:
@@ -252,13 +265,10 @@ class GlmmFit:
         to_user = self.design.theta_map.to_user
         return FitLog(theta @ to_user.T, criterion[:, 0], norm[:, 0], radius[:, 0])
 
-    @property
-    def unidentified(self) -> None:
-        """None: covariance parameters that the design leaves free are not looked for here.
-
-        What the likelihood leaves free shows as NaN in `cov`.
-        """
-        return
+    @cached_property
+    def unidentified(self) -> Unidentified | None:
+        """What the linear predictor's covariance does not depend on: no response can tell it."""
+        return self.design.unidentified
 
     @property
     def sigma(self) -> float:
@@ -279,8 +289,8 @@ class GlmmFit:
 
     @property
     def fitted(self) -> Array:
-        """The response's means, (n,)."""
-        return self.family.response_mean(self.mu, self.rho)
+        """The response's means, (n,); of an ordinal response the probabilities of what was seen."""
+        return self.family.fitted(self._y, self.eta, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.
@@ -295,16 +305,16 @@ class GlmmFit:
         -------
         tuple of (q, l)
         """
-        design, engine = self.design, self.engine
+        design = self.design
         psi = conditioned(design, theta, beta, self.rho)
-        with one_blas_thread():
+        with self.engine() as engine:
             if y is not None:
                 engine.set_response(design.response(y))
             engine.value(psi)
             return design.user_modes(engine.modes())
 
 
-def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: float) -> Array:
+def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: Any) -> Array:
     """Psi (n_free,) for the user's parameters.
 
     Raises
@@ -317,7 +327,7 @@ def conditioned(design: GlmmDesign, theta: ArrayLike, beta: ArrayLike, rho: floa
         raise DataError(f"theta has shape {t.shape}, but the model has {design.n_theta} covariance parameter(s)")
     if b.shape != (design.X.shape[1],):
         raise DataError(f"beta has shape {b.shape}, but the model has {design.X.shape[1]} coefficient(s)")
-    user = np.concatenate([t, b[design.keep], [rho] * design.family.n_extra])
+    user = np.concatenate([t, b[design.keep], design.family.extra(rho)])
     if not np.isfinite(user).all():
         raise DataError("parameters must be finite")
     return np.asarray(design.to_conditioned @ user)

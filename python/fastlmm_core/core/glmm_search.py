@@ -46,7 +46,8 @@ class Searcher:
 
     def __init__(self, engine: Engine, max_evaluations: int, tol: float) -> None:
         self.engine, self.tol = engine, tol
-        self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol)
+        self.held = engine.design.theta_map.held
+        self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
         self.more = max_evaluations - FEW
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
@@ -125,31 +126,49 @@ class Searcher:
         found = self.at_limit(found, report)
         if found[2] == 0:
             return found
-        exact = Newton(self.exact_criterion(), self.more, self.tol)
+        exact = Newton(self.exact_criterion(), self.more, self.tol, self.held)
         better = self.run(exact, found[0], report)
         return found if better[2] == FAILED else better
+
+    def without_effects(self, psi: Array) -> float:
+        """The minimum with theta held at zero, from the rest of psi."""
+        held = np.arange(self.engine.design.n_theta)
+        newton = Newton(self.engine.criterion, FEW + max(self.more, 0), self.tol, held)
+        start = psi.copy()
+        start[held] = 0.0
+        _, value, status = self.run(newton, start, None)
+        if status == FAILED:
+            raise NumericalError(f"the model without random effects: {self.messages[status]}")
+        return value
 
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
         found = newton.minimise(psi, report)
+        if self.held is not None:  # rounding errors of a step
+            found[0][self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])
         if isinstance(newton.criterion, Callback):
             newton.criterion.raise_error()
         return found
 
     def at_limit(self, found: Found, report: Report | None) -> Found:
-        """What was found, or the minimum where the family's extra parameter has its limit if that is no higher.
+        """What was found, or the minimum where an extra parameter of the family has its limit if that is no higher.
 
         The deviance approaches such a limit exponentially, and Newton's steps in the logarithm by one at a time.
         """
         family = self.engine.design.family
-        ends = [end for end in family.rho_range if np.isfinite(end)]
-        if not family.n_extra or not ends:
-            return found
-        start = found[0].copy()
-        start[-1] = ends[0]
-        limit = self.run(self.newton, start, report)
-        return limit if limit[2] != FAILED and limit[1] <= found[1] + self.tol else found
+        low, high = (np.broadcast_to(end, family.n_extra) for end in family.rho_range)
+        first = len(found[0]) - family.n_extra
+        for k in range(family.n_extra):
+            ends = [end for end in (low[k], high[k]) if np.isfinite(end)]
+            if not ends:
+                continue
+            start = found[0].copy()
+            start[first + k] = min(ends, key=lambda end: abs(end - found[0][first + k]))
+            limit = self.run(self.newton, start, report)
+            if limit[2] != FAILED and limit[1] <= found[1] + self.tol:
+                found = limit
+        return found
 
     def exact_criterion(self) -> Callback:
         """The deviance with differences of its gradient for the Hessian."""

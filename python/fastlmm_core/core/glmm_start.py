@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,7 @@ from fastlmm_core._native.criterion.start import ridge_sums
 from fastlmm_core._native.families.scoring import score_glm
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.errors import NumericalError
+from fastlmm_core.families import VectorFamily
 
 __all__ = ["glmm_start"]
 
@@ -34,7 +37,7 @@ def glmm_start(design: GlmmDesign, y: Array) -> Array:
     no other factor contributes: the ridge estimates of `core.start` with a noise of one.
     """
     family = design.family
-    rho = family.fixed_rho or 0.0
+    rho: Any = family.first_rho(y, design.m) if isinstance(family, VectorFamily) else family.fixed_rho or 0.0
     gamma, eta = glm(design, y, rho)
     if family.n_extra:
         rho = family.start_rho(y, family.mean(eta), design.m, design.rank)
@@ -42,10 +45,10 @@ def glmm_start(design: GlmmDesign, y: Array) -> Array:
     out = np.empty((3, design.n))
     family.working(y, eta, design.m, design.freq, rho, out, False)
     theta = moments(design, np.maximum(out[2], 0.0), out[0])
-    return np.concatenate([theta, gamma, [rho] * family.n_extra])
+    return np.concatenate([theta, gamma, family.extra(rho)])
 
 
-def glm(design: GlmmDesign, y: Array, rho: float, eta: Array | None = None) -> tuple[Array, Array]:
+def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tuple[Array, Array]:
     """Coefficients (rank,) of the model without random effects and its linear predictors (n,); rough.
 
     Raises
@@ -75,7 +78,7 @@ def glm(design: GlmmDesign, y: Array, rho: float, eta: Array | None = None) -> t
     return gamma, design.columns @ gamma + design.offset
 
 
-def level_start(design: GlmmDesign, y: Array, rho: float) -> tuple[Array, float]:
+def level_start(design: GlmmDesign, y: Array, rho: Any) -> tuple[Array, float]:
     """Coefficients of the least squares nearest to one mean for all rows, and the log density there."""
     family, x = design.family, design.columns
     mean = float(np.mean(y / design.m) if family.name == "binomial" else np.mean(y))
@@ -89,7 +92,7 @@ def level_start(design: GlmmDesign, y: Array, rho: float) -> tuple[Array, float]
     return gamma, value if np.isfinite(value) else -np.inf
 
 
-def score(design: GlmmDesign, y: Array, rho: float, eta: Array) -> tuple[Array, float]:
+def score(design: GlmmDesign, y: Array, rho: Any, eta: Array) -> tuple[Array, float]:
     """`score_glm` for families written in Python."""
     family, x, counts = design.family, design.columns, design.counts
     gamma, before = np.zeros(design.rank), -np.inf

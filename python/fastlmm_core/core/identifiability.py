@@ -199,13 +199,16 @@ def columns_to_hold(directions: Array) -> tuple[int, ...]:
     return tuple(held)
 
 
-def identify(products: DesignSums, reml: bool) -> Unidentified | None:
+def identify(products: DesignSums, reml: bool, noise: bool = True) -> Unidentified | None:
     """What the criterion of a design does not see; None where everything is identified.
 
     Parameters
     ----------
     products : DesignSums
     reml : bool
+    noise : bool
+        Whether V has a residual variance, which a term of one level a row repeats. The linear predictors of a
+        generalised model have none.
 
     Returns
     -------
@@ -242,6 +245,8 @@ def identify(products: DesignSums, reml: bool) -> Unidentified | None:
         free = [a for a in range(len(rows)) if not held[a]]
         index = [rows[a] for a in free]
         gram, plain = gram_of_parameters(products, index, reml)
+        if not noise:  # nothing is left of it, so that `null_directions` passes it over
+            gram[0], gram[:, 0] = 0.0, 0.0
         null = null_directions(gram, plain, index)
         if not null.shape[1]:
             break

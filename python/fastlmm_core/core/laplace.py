@@ -19,6 +19,8 @@ J. Stat. Softw. 70(5).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,7 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.layout import plan
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Laplace"]
@@ -88,6 +91,8 @@ class Laplace:
         # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
         self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.expected = design, control.weights == "expected"
+        self.turn = Turn()
+        self.holder: object = None
         products = design.products
         self.layout = plan(products, control)
         self.rows = self.layout.rows(products)
@@ -96,13 +101,13 @@ class Laplace:
         self.threads = self.layout.threads
         self.xt = np.ascontiguousarray(design.columns.T)
         n = design.n
-        self.out = np.empty((8 if design.family.n_extra else 5, n))
+        self.out = np.empty((5 + 3 * design.family.n_extra, n))
         self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
-        lead = design.groups[0]
-        self.size = lead.n_levels * lead.n_columns, sum(g.size for g in design.groups[1:])
+        self.own = own = int(self.layout.leads)  # groups beside the tail
+        self.size = sum(g.size for g in design.groups[:own]), sum(g.size for g in design.groups[own:])
         self.places = [
             offset[:, None] + np.arange(group.n_columns)
-            for group, offset in zip(design.groups[1:], self.layout.offsets, strict=True)
+            for group, offset in zip(design.groups[own:], self.layout.offsets, strict=True)
         ]
         self.y = np.zeros(n)
         m = max(1, self.size[1])
@@ -110,6 +115,8 @@ class Laplace:
         factor = (self.layout.factor_bytes / 8.0) ** 2 / (3.0 * m)
         self.slow = next(slow for ratio, slow in SLOW if factor < ratio * step)
         self.n_factors = 0
+        # rows of several parameters bend more: the square of a step promises less
+        self.small = SMALL * 1e-6 if design.family.vector else SMALL
         self._reset()
 
     def _reset(self) -> None:
@@ -120,11 +127,11 @@ class Laplace:
         self.psi_at = np.zeros(self.design.n_free)
         self.theta_at, self.in_hand = self.psi_at[: self.design.n_theta], False
         self.psi_now: Array | None = None
-        self.constants: tuple[float, tuple[float, float, float]] | None = None
+        self.constants: tuple[Any, tuple[float, Any, Any]] | None = None
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
-        self.y = y
+        self.y, self.holder = y, None
         self._reset()
 
     # ------------------------------------------------------------------ Lambda
@@ -138,16 +145,16 @@ class Laplace:
 
     def by_group(self, x: Effects, k: int = 0) -> list[Array]:
         """The k-th vector as (q, l) of each group."""
-        groups = self.design.groups
-        first = x.lead[k].reshape(groups[0].n_levels, groups[0].n_columns)
-        return [first, *(x.tail[k][places] for places in self.places)]
+        first = [x.lead[k].reshape(group.n_levels, group.n_columns) for group in self.design.groups[: self.own]]
+        return [*first, *(x.tail[k][places] for places in self.places)]
 
     def from_groups(self, parts: list[Array]) -> Effects:
         """One vector from (q, l) of each group."""
         tail = np.zeros((1, self.size[1]))
-        for places, part in zip(self.places, parts[1:], strict=True):
+        for places, part in zip(self.places, parts[self.own :], strict=True):
             tail[0, places] = part
-        return Effects(np.ascontiguousarray(parts[0].reshape(1, -1)), tail)
+        lead = parts[0].reshape(1, -1) if self.own else np.empty((1, 0))
+        return Effects(np.ascontiguousarray(lead), tail)
 
     def spherical(self, lam: list[Array], t: Effects) -> tuple[Effects, Effects]:
         """U = Lambda't and b = Lambda u."""
@@ -166,7 +173,7 @@ class Laplace:
 
     # ------------------------------------------------------------------ value
 
-    def row_pass(self, eta: Array, rho: float) -> float:
+    def row_pass(self, eta: Array, rho: Any) -> float:
         """Rows' derivatives into ``out``; the sum of l, those of l_rho and l_rho rho into ``lr`` and ``lrr``."""
         design = self.design
         with np.errstate(all="ignore"):
@@ -175,9 +182,9 @@ class Laplace:
             )
         return total
 
-    def constant(self, rho: float) -> tuple[float, float, float]:
+    def constant(self, rho: Any) -> tuple[float, Any, Any]:
         """The part of the log-likelihood that is free of eta, with derivatives in rho."""
-        if self.constants is None or self.constants[0] != rho:
+        if self.constants is None or not np.array_equal(self.constants[0], rho):
             design = self.design
             self.constants = rho, design.family.constant(self.y, design.m, design.freq, rho)
         return self.constants[1]
@@ -246,7 +253,7 @@ class Laplace:
                 held[:] = w
                 observed = self.factored(held)
                 if not observed:
-                    np.maximum(w, self.out[2], out=held)
+                    np.maximum(w, 0.0 if self.design.family.vector else self.out[2], out=held)
                     if not self.factored(held):
                         raise NumericalError("the rows' weights are not those of a minimum")
                 last = np.inf
@@ -279,7 +286,7 @@ class Laplace:
             u, b, zb = u + step * scale, b + db * scale, zb + scale * dz
             # Newton's steps square the error, those of an old factor shrink it at their rate so far
             rate = decrement if first and observed else decrement / last if not first else 1.0
-            if decrement * rate < SMALL or scale == 0.0:
+            if decrement * rate < self.small or scale == 0.0:
                 return h, b, first and decrement < SMALL
             have = scale == 1.0 and (self.slow > SLOW[0][1] or decrement < SURE)
             last = decrement
@@ -355,7 +362,7 @@ class Laplace:
         np.multiply(w, self.xt, out=d[1 : 1 + p])
         np.multiply(w, self.linear(v), out=d[1 + p : 1 + p + nt])
         if extra:
-            d[-1] = out[5]
+            d[-extra:] = out[5 : 5 + extra]
         x, f = slice(1, 1 + p), slice(1 + p, 1 + p + nt)
         sums, b, rest = self.solve(theta, d)
         xx = d[x] @ self.xt.T - sums[x].dot(b[x])
@@ -385,16 +392,19 @@ class Laplace:
         )
         if extra:
             _, first, second = self.constant(design.rho(self.psi_now))
-            last = slice(1 + p + nt, None)
-            weight_slope = out[7] if self.expected else out[6]
-            gradient[-1] = -2.0 * (self.lr + first) + g @ weight_slope + zb @ out[5]
-            rows = np.concatenate([v.dot(rest[last])[:, 0], self.xt @ out[5] - sums[x].dot(b[last])[:, 0]])
-            hessian[-1, :-1] = -2.0 * rows
-            hessian[:-1, -1] = -2.0 * rows
-            hessian[-1, -1] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])[0, 0]
+            last, own = slice(1 + p + nt, None), slice(nt + p, None)
+            score_slope, weight_slope = out[5 : 5 + extra], out[5 + extra :][:extra]
+            if self.expected:
+                weight_slope = out[5 + 2 * extra :]
+            gradient[own] = -2.0 * (self.lr + first) + weight_slope @ g + score_slope @ zb
+            rows = np.concatenate([v.dot(rest[last]), self.xt @ score_slope.T - sums[x].dot(b[last])])
+            hessian[own, : nt + p] = -2.0 * rows.T
+            hessian[: nt + p, own] = -2.0 * rows
+            hessian[own, own] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])
             low, high = design.family.rho_range
-            if not low < self.psi_now[-1] < high:  # nothing depends on rho any more
-                gradient[-1], hessian[-1], hessian[:, -1], hessian[-1, -1] = 0.0, 0.0, 0.0, 1.0
+            idle = nt + p + np.flatnonzero(~((low < self.psi_now[own]) & (self.psi_now[own] < high)))
+            gradient[idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0  # nothing depends on rho any more
+            hessian[idle, idle] = 1.0
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
@@ -419,10 +429,10 @@ class Laplace:
             part = parts[g]
             v = part[:, r : r + 1] * column
             v[:, r] += part @ column
-            if g == 0:
+            if g < self.own:
                 out.lead[a] = v.ravel()
             else:
-                out.tail[a, self.places[g - 1]] = v
+                out.tail[a, self.places[g - self.own]] = v
         return out
 
     # ------------------------------------------------------------------ what is read off
@@ -453,7 +463,7 @@ class Laplace:
         """Conditioned covariances (q, l, l) of b given the data, of each group, where the deviance was last taken."""
         lead, tail = self.evaluator.cond_var(self.theta)
         return [
-            lead,
+            *[lead] * self.own,
             *(
                 blocks[np.argsort(np.argsort(offset, kind="stable"), kind="stable")]
                 for offset, blocks in zip(self.layout.offsets, tail, strict=True)

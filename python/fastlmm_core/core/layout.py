@@ -169,9 +169,7 @@ class Layout:
         return Values(blocks, val, rows, dense, zd_tail, cross.dtd, cross.n, even)
 
     def rows(self, design: DesignProducts) -> RowPlaces:
-        """Places of a design's rows, to refill the values with other weights; where a group leads."""
-        if not self.leads:
-            raise ModelError(f"the {self.engine} engine does not refill: use another one")
+        """Places of a design's rows, to refill the values with other weights."""
         levels = [group.n_levels for group in self.groups]
         return RowPlaces(design.codes, design.columns, levels, list(self.offsets), self.arrays, self.threads)
 

@@ -14,8 +14,12 @@ from math import ceil
 from pathlib import Path
 
 from fastlmm_core.core.threads import FORKED
+from fastlmm_core.errors import MemoryLimitError
 
-__all__ = ["available_memory", "default_threads"]
+__all__ = ["available_memory", "default_threads", "require_memory"]
+
+NOTICED = 1 << 28
+"""Arrays below this many bytes are made without a question."""
 
 PROC = Path("/proc")
 GROUPS = Path("/sys/fs/cgroup")
@@ -35,6 +39,17 @@ def default_threads() -> int:
 def available_memory() -> int:
     """Bytes that can still be had: by the kernel's own estimate where there is one, and by the container's limits."""
     return max(1, min([machine_memory(), *group_memory()]))
+
+
+def require_memory(n_bytes: int, what: str) -> None:
+    """Refuse arrays that the machine cannot hold, before they are asked for.
+
+    Raises
+    ------
+    MemoryLimitError
+    """
+    if n_bytes > NOTICED and n_bytes > (available := available_memory()):
+        raise MemoryLimitError(f"{what} would take {n_bytes / 2**30:.1f} GiB, but {available / 2**30:.1f} GiB are free")
 
 
 def machine_memory() -> int:

@@ -162,9 +162,7 @@ def fit_responses(
                 _fit_weighted(out, members, Y_here, task, own_weights[np.ix_(members, here)])
             if progress is not None:
                 progress(len(members))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        out.t[:] = out.estimate / out.std_error
-        out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
+    _test(out)
     return out
 
 
@@ -206,6 +204,13 @@ def _empty(k: int, n_theta: int, p: int, c: int) -> ManyResponses:
         nan(k, c),
         np.full(k, "", dtype=object),
     )
+
+
+def _test(out: ManyResponses) -> None:
+    """Statistics t and p-values of every estimate."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out.t[:] = out.estimate / out.std_error
+        out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
 
 
 def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:

@@ -77,6 +77,16 @@ class ManyFits:
         converged, singular = np.zeros((2, k), bool)
         return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
 
+    def warn_of_unfitted(self) -> None:
+        """One `ConvergenceWarning` with the number of responses that could not be fitted."""
+        bad = np.flatnonzero(np.isnan(self.sigma))
+        if len(bad):
+            warn(
+                f"{len(bad)} of {len(self)} responses could not be fitted, the first of them row {bad[0]} of Y: "
+                "constant, reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
+                ConvergenceWarning,
+            )
+
     def some(self, which: NDArray[np.int64]) -> ManyFits:
         """Some of the fits."""
         arrays = {f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "information"}
@@ -303,22 +313,10 @@ class Model:
             with one_blas_thread():
                 work(batches)
         else:
-            with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-                running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
-                try:
-                    for future in running:
-                        future.result()
-                finally:  # Ctrl-C, or an error in one of them: the others end after the evaluation at hand
-                    stop[0] = 1
+            side_by_side(work, batches, workers, stop)
         for i in np.flatnonzero(small):
             self._fit_again(responses[i], int(i), out)
-        bad = np.flatnonzero(np.isnan(out.sigma))
-        if len(bad):
-            warn(
-                f"{len(bad)} of {k} responses could not be fitted, the first of them row {bad[0]} of Y: constant, "
-                "reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
-                ConvergenceWarning,
-            )
+        out.warn_of_unfitted()
         return out
 
     def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
@@ -360,6 +358,19 @@ class Model:
         finally:
             self._workspaces.give_back(first)
         return max(1, min(most, room)), theta0, single
+
+
+def side_by_side(
+    work: Callable[[list[slice]], None], batches: list[slice], workers: int, stop: NDArray[np.int32]
+) -> None:
+    """Share batches out to threads; at Ctrl-C, or an error in one, ``stop`` ends the others after an evaluation."""
+    with one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(work, batches[i::workers]) for i in range(workers)]
+        try:
+            for future in running:
+                future.result()
+        finally:
+            stop[0] = 1
 
 
 def fit_batch(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.machine import require_memory
+
 if TYPE_CHECKING:
     from fastlmm_core.core.crossprod import DesignSums
 
@@ -64,6 +66,7 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
         traces.append(left - np.einsum("rxsx->rs", grams[g]) if reml else left)
         for h in range(g, len(groups)):
             shape = (groups[g].n_columns, groups[h].n_columns)
+            require_memory(32 * (shape[0] * shape[1]) ** 2, f"products of {shape[0]} by {shape[1]} effects a level")
             total, plain = np.zeros((shape[0] * shape[1],) * 2), np.zeros((shape[0] * shape[1],) * 2)
             for i, j, values in cells_of(products, g, h):
                 flat = values.reshape(len(values), -1)

@@ -10,6 +10,7 @@ from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ModelError
 
 __all__ = ["OneFactor", "gauss_hermite"]
@@ -59,6 +60,8 @@ class OneFactor:
         ptr, self.order = sort_rows(design.codes[0], group.n_levels)
         columns = np.ones((design.n, 1)) if z is None else z
         self.design = design
+        self.turn = Turn()
+        self.holder: object = None
         self.criterion = Quadrature(
             family.code,
             family.link.code,
@@ -81,6 +84,7 @@ class OneFactor:
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
+        self.holder = None
         self.criterion.set_response(y[self.order])
 
     def value(self, psi: Array) -> float:

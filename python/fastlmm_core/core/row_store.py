@@ -131,13 +131,13 @@ class RowStore:
             z = [None if c is None else c @ change for c, change in zip(columns, changes, strict=True)]
             self.add(own, z, weights)
 
-    def pair(self, g: int, h: int, orders: Sequence[Longs], sizes: Sequence[int]) -> Cells:
+    def pair(self, g: int, h: int, orders: Sequence[Codes], sizes: Sequence[int]) -> Cells:
         """Cells of two factors, g before h or after it, as block compressed rows.
 
         Parameters
         ----------
         g, h : int
-        orders : sequence of (q,)
+        orders : sequence of (q,) int32
             New code of each level, a factor.
         sizes : sequence of int
             Levels of each.
@@ -149,7 +149,7 @@ class RowStore:
         """
         if not self.collapsed:
             codes, columns, w = self.whole()
-            a, b = (orders[f][codes[f]].astype(np.int32) for f in (g, h))
+            a, b = (orders[f][codes[f]] for f in (g, h))
             cells = nested_cells(a, sizes[g], columns[g], b, columns[h], w)
             if cells is None:
                 cells = pair_cells(*sort_rows(a, sizes[g]), columns[g], b, sizes[h], columns[h], w)
@@ -158,7 +158,7 @@ class RowStore:
         first, second = keys >> 32, keys & 0xFFFFFFFF
         if g > h:
             first, second, values = second, first, values.transpose(0, 2, 1)
-        keys, values = summed((orders[g][first] << 32) | orders[h][second], values)
+        keys, values = summed(keys_of(orders[g][first], orders[h][second]), values)
         ptr = np.searchsorted(keys, np.arange(sizes[g] + 1, dtype=np.int64) << 32)
         return ptr.astype(np.int64), (keys & 0xFFFFFFFF).astype(np.int32), values
 

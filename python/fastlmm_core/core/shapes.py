@@ -58,13 +58,13 @@ class Shape(Protocol):
     """Covariance between two positions, as a function of `n` unconstrained parameters.
 
     `scaled` shapes are correlation matrices: their diagonal is one. `linear` ones stay linear in their natural
-    parameters
-    when they are multiplied by a variance.
+    parameters when they are multiplied by a variance. `definite` ones are well above singular at `start`.
     """
 
     n: int
     scaled: bool
     linear: bool
+    definite: bool
 
     def start(self) -> Array:
         """Parameters (n,) of a moderate correlation."""
@@ -113,7 +113,7 @@ def separate(names: tuple[str, ...], values: Array, first: Array, second: Array)
 class Independent:
     """Zero between different positions."""
 
-    n, scaled, linear = 0, True, True
+    n, scaled, linear, definite = 0, True, True, True
 
     def nearer(self, psi: Array) -> Array:
         return psi
@@ -138,7 +138,7 @@ class _Table:
     """A shape whose covariances are entries of a small table, looked up by an integer key."""
 
     n: int
-    scaled, linear = True, False
+    scaled, linear, definite = True, False, True
 
     def start(self) -> Array:
         return np.full(self.n, 0.3)
@@ -397,6 +397,7 @@ class Grouped:
         self.shapes, self.T, self.names = shapes, T, names
         self.n = sum(s.n for s in shapes)
         self.scaled, self.linear = shapes[-1].scaled, all(s.linear for s in shapes)
+        self.definite = all(s.definite for s in shapes)
         ends = np.cumsum([0, *(s.n for s in shapes)])
         self.slices = [slice(a, b) for a, b in pairwise(ends)]
 

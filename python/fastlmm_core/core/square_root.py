@@ -291,6 +291,7 @@ class RowsEvaluator:
 
     def __init__(self, rows: SquareRoot, offsets: list[NDArray[np.int64]]) -> None:
         self.rows, self.offsets = rows, offsets
+        self.own = len(rows.groups) - len(offsets)  # groups beside the tail: one, or none
         self.nu, self.p, self.reml, self.n_theta = rows.nu, rows.p, rows.reml, len(rows.index)
 
     def __getattr__(self, name: str) -> object:
@@ -309,17 +310,17 @@ class RowsEvaluator:
     def modes(self, theta: Array) -> tuple[Array, Array, Array, Array, float]:
         """As `Evaluator.modes`."""
         gamma, modes, ld, value = self.rows.modes(theta)
-        tail = np.empty(sum(group.size for group in self.rows.groups[1:]))
-        for group, offset, b in zip(self.rows.groups[1:], self.offsets, modes[1:], strict=True):
+        groups = self.rows.groups[self.own :]
+        tail = np.empty(sum(group.size for group in groups))
+        for group, offset, b in zip(groups, self.offsets, modes[self.own :], strict=True):
             tail[offset[:, None] + np.arange(group.n_columns)] = b
-        return gamma, modes[0], tail, ld, value
+        return gamma, modes[0] if self.own else modes[0][:0], tail, ld, value
 
     def cond_var(self, theta: Array) -> tuple[Array, list[Array]]:
         """As `Evaluator.cond_var`."""
-        lead, *tail = self.rows.conditional(theta)
-        return lead, [
-            blocks[np.argsort(offset, kind="stable")] for blocks, offset in zip(tail, self.offsets, strict=True)
-        ]
+        blocks = self.rows.conditional(theta)
+        lead, tail = (blocks[0] if self.own else blocks[0][:0]), blocks[self.own :]
+        return lead, [part[np.argsort(offset, kind="stable")] for part, offset in zip(tail, self.offsets, strict=True)]
 
     def dense_products(self, theta: Array) -> list[Array]:
         """As `SquareRoot.dense_products`."""

@@ -15,6 +15,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import SPAN_TOLERANCE, DesignSums, Responses, identified
 from fastlmm_core.core.estimability import null_space
 from fastlmm_core.core.fit import CoreFit, estimates, minimise
+from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import checked_flag, ordered_groups
 from fastlmm_core.core.theta import theta_map
@@ -60,7 +61,8 @@ class StreamedProducts(DesignSums):
         orders: Sequence[NDArray[np.int64]],
         matrices: Sequence[Array],
     ) -> None:
-        self._store, self._factors, self._orders, self._matrices = store, tuple(factors), orders, matrices
+        self._store, self._factors, self._matrices = store, tuple(factors), matrices
+        self._orders = [np.asarray(order, np.int32) for order in orders]
 
     @property
     def has_rows(self) -> bool:
@@ -89,7 +91,7 @@ class StreamedProducts(DesignSums):
     def codes(self) -> list[NDArray[np.int32]]:
         """Levels (n,) of the rows, one array a group."""
         rows = self._rows()[0]
-        return [self._orders[f][rows[f]].astype(np.int32) for f in self._factors]
+        return [self._orders[f][rows[f]] for f in self._factors]
 
     @property
     def columns(self) -> list[Array | None]:
@@ -291,12 +293,25 @@ class StreamedModel:
         self.response: Responses = responses[-1]
         self._workspaces = Workspaces(self.reml, self.control)
 
+    def objective(self) -> Objective:
+        """The criterion, in a workspace of its own."""
+        return Objective(self.products.complete(self.response), self.reml, self.control)
+
     def fit(
         self,
+        y: object = None,
+        *,
         start: ArrayLike | None = None,
         on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
     ) -> CoreFit:
-        """Fit the model; parameters as of `Model.fit`.
+        """Fit the model.
+
+        Parameters
+        ----------
+        y : object
+            Not used: the response has been added up with the rows. It is here as the other models take one.
+        start, on_evaluation
+            As of `Model.fit`.
 
         Raises
         ------

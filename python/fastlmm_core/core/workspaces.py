@@ -88,6 +88,7 @@ class Turn:
     def __init__(self) -> None:
         self._lock = Lock()
         self._owner: int | None = None
+        self._reading = False
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
@@ -101,3 +102,16 @@ class Turn:
     def __exit__(self, *error: object) -> None:
         self._owner = None
         self._lock.release()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A `with` block like the turn itself, which may contain others of its kind."""
+        if self._owner == get_ident() and self._reading:
+            yield
+            return
+        with self:
+            self._reading = True
+            try:
+                yield
+            finally:
+                self._reading = False

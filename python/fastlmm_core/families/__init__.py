@@ -6,8 +6,11 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.families.exponential import Binomial, Gamma, Gaussian, InverseGaussian, Poisson
 from fastlmm_core.families.family import Family, Rows
 from fastlmm_core.families.links import LINKS, Link
+from fastlmm_core.families.ordinal import Ordinal
 from fastlmm_core.families.overdispersed import Beta, NegativeBinomial, NegativeBinomial1
 from fastlmm_core.families.truncated import TruncatedNegativeBinomial, TruncatedNegativeBinomial1, TruncatedPoisson
+from fastlmm_core.families.two_part import Hurdle, TwoPart, ZeroInflated
+from fastlmm_core.families.vector import VectorFamily
 
 __all__ = [
     "FAMILIES",
@@ -17,15 +20,20 @@ __all__ = [
     "Family",
     "Gamma",
     "Gaussian",
+    "Hurdle",
     "InverseGaussian",
     "Link",
     "NegativeBinomial",
     "NegativeBinomial1",
+    "Ordinal",
     "Poisson",
     "Rows",
     "TruncatedNegativeBinomial",
     "TruncatedNegativeBinomial1",
     "TruncatedPoisson",
+    "TwoPart",
+    "VectorFamily",
+    "ZeroInflated",
     "as_family",
 ]
 
@@ -51,6 +59,8 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         if link is not None and (link.name if isinstance(link, Link) else link) != family.link.name:
             raise ModelError(f"the family given has the {family.link.name} link: give either it or link=, not both")
         return family
+    if family == Ordinal.name:
+        raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
         raise ModelError(f"family {family!r} does not exist: use one of {', '.join(map(repr, FAMILIES))}")

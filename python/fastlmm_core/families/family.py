@@ -69,6 +69,10 @@ class Family(ABC):
         Where the extra parameter does something; searches treat the deviance as constant beyond.
     fixed_rho : float or None
         Its logarithm, where it is given and not estimated.
+    vector : bool
+        Whether rho is an array of parameters (`VectorFamily`).
+    no_intercept : bool
+        Whether the extra parameters have the intercept's place.
     """
 
     link: Link
@@ -79,6 +83,8 @@ class Family(ABC):
     code: ClassVar[int] = -1
     parameter: ClassVar[str | None] = None
     rho_range: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
+    vector: ClassVar[bool] = False
+    no_intercept: ClassVar[bool] = False
 
     def __init__(self, link: str | Link | None = None) -> None:
         object.__setattr__(self, "link", as_link(link, self.links, self.name))
@@ -86,8 +92,13 @@ class Family(ABC):
 
     @property
     def n_extra(self) -> int:
-        """Extra parameters that are estimated: none or one."""
+        """Extra parameters that are estimated: none or one, but for families with an array of them."""
         return int(self.parameter is not None and self.fixed_rho is None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the extra parameters are called, one that is given included."""
+        return () if self.parameter is None else (self.parameter,)
 
     def extra(self, rho: float) -> Array:
         """The extra parameters that are estimated, (n_extra,)."""
@@ -152,6 +163,10 @@ class Family(ABC):
         """The mean of a response where the link's is mu: mu itself, but for counts without zeros or with more."""
         return mu
 
+    def fitted(self, y: Array, eta: Array, rho: float) -> Array:
+        """What a fit says of each row of the data: the response's mean."""
+        return self.response_mean(self.mean(eta), rho)
+
     @property
     def plain(self) -> bool:
         """Whether the link's mean is the response's."""
@@ -208,6 +223,19 @@ class Family(ABC):
     def natural_slope(self, rho: float) -> float:
         """D natural / d rho."""
         return float(np.exp(rho))
+
+    @property
+    def logs(self) -> tuple[bool, ...]:
+        """Which of the estimated extra parameters are logarithms of what users know."""
+        return (True,) * self.n_extra
+
+    def naturals(self, rho: float) -> Array:
+        """The extra parameters as users know them, in the order of `names`."""
+        return np.array([self.natural(rho) for _ in self.names])
+
+    def natural_slopes(self, rho: float) -> Array:
+        """D naturals / d rho, each in its own."""
+        return np.array([self.natural_slope(rho) for _ in self.names])
 
     def scale(self, rho: float) -> float:
         """Dispersion phi: the extra parameter of gaussian, gamma and inverse gaussian families, else one."""

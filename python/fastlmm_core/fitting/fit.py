@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from fastlmm_core.core import objective
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     ConvergenceWarning,
     DataError,
+    FastLMMError,
     IdentifiabilityWarning,
     RankWarning,
     RepeatedValuesError,
@@ -20,7 +20,7 @@ from fastlmm_core.errors import (
     warn,
 )
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.models import core_terms, model_of
+from fastlmm_core.fitting.models import arrays_of, core_terms, model_of
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.formula.checks import constant_response
 
@@ -43,15 +43,7 @@ LATER_ROWS = 100_000
 
 def objective_of(design: Design, options: FitOptions) -> Objective:
     """The criterion as a function of θ, without optimising it."""
-    return objective(
-        design.y,
-        design.X,
-        core_terms(design),
-        weights=design.weights,
-        offset=design.offset,
-        reml=options.reml,
-        control=options.control,
-    )
+    return arrays_of(design).objective(design.y, options.reml, options.control)
 
 
 def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions) -> F:
@@ -84,7 +76,7 @@ def fit_design(kind: type[F], design: Design, formula: str, options: FitOptions)
     """
     with one_blas_thread():  # once for all that nests in it
         core = core_fit(model_of(design, options), design, options.start, options)
-        if len(design.y) > LATER_ROWS:
+        if core.n > LATER_ROWS:
             core.complete()
     return wrap(kind, design, formula, options, core, {})
 
@@ -164,6 +156,8 @@ def new_response(new_y: Any, design: Design) -> NDArray[np.float64]:
     n = len(design.y)
     try:
         y = np.array(design.of_rows(new_y, "new_y"), dtype=float)
+    except FastLMMError:
+        raise
     except (TypeError, ValueError) as error:
         raise DataError(f"new_y is not numeric: {error}") from None
     if y.ndim == 2 and y.shape[1] == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from fastlmm_core.core.glmm import GlmmFit, Model
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import BoundaryWarning, DataError, LaplaceWarning, ModelError, SeparationWarning, warn
+from fastlmm_core.families import Ordinal, TwoPart, ZeroInflated
 from fastlmm_core.fitting.fit import new_response, wrap, write_evaluation
 from fastlmm_core.fitting.models import core_terms
 from fastlmm_core.fitting.separation import separation
@@ -18,20 +20,23 @@ from fastlmm_core.fitting.separation import separation
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastlmm_core.core import Control
+    from fastlmm_core.core import Control, Term
     from fastlmm_core.core.glmm_fit import Engine
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
-    from fastlmm_core.formula import Design
+    from fastlmm_core.formula import Design, NewDesign
+    from fastlmm_core.formula.side import SideMatrix
 
 __all__ = [
     "GlmerOptions",
     "check_identified",
     "engine_at",
+    "family_at",
     "fit_generalised",
     "glmm_of",
     "kept_glmm",
     "refit",
+    "refit_counts",
     "trials_of",
 ]
 
@@ -39,6 +44,9 @@ G = TypeVar("G", bound="GeneralisedModel")
 
 FEW_ROWS = 5
 """Binary rows a level below which Laplace's approximation gets a warning."""
+
+NO_ZEROS = 1e-4
+"""Largest share of extra zeros that counts as none."""
 
 NO_ALPHA = 1e-5
 """Overdispersion below which a negative binomial is Poisson."""
@@ -58,6 +66,8 @@ class GlmerOptions:
         Expression of the trials, for other rows.
     freq_weights : (n,), optional
         Of the rows used.
+    zero : SideMatrix, optional
+        Columns of the zero part.
     control, start, verbose, given
         As in `FitOptions`.
     """
@@ -67,6 +77,7 @@ class GlmerOptions:
     proportions: bool = False
     trials: str | None = None
     freq_weights: NDArray[np.float64] | None = None
+    zero: SideMatrix | None = None
     control: Control | None = None
     start: ArrayLike | None = None
     verbose: int = 0
@@ -74,12 +85,16 @@ class GlmerOptions:
 
 
 def glmm_of(
-    design: Design, options: GlmerOptions, X: NDArray[np.float64] | None = None, n_agq: int | None = None
+    design: Design,
+    options: GlmerOptions,
+    X: NDArray[np.float64] | None = None,
+    n_agq: int | None = None,
+    terms: Sequence[Term] | None = None,
 ) -> Model:
-    """The core's model of a design (with other fixed-effects columns X, if given), ready for any response."""
+    """The core's model of a design (with other fixed-effects columns or terms, if given), ready for any response."""
     return Model(
         design.X if X is None else X,
-        core_terms(design),
+        core_terms(design) if terms is None else terms,
         options.family,
         weights=None if options.family.name == "binomial" else design.weights,
         trials=design.weights if options.family.name == "binomial" else None,
@@ -131,10 +146,20 @@ def fit_generalised(kind: type[G], design: Design, formula: str, options: GlmerO
 
 
 def settled(core: GlmmFit) -> GlmmFit:
-    """A fit whose search for an overdispersion of zero ran towards its limit, where nothing changes, is no failure."""
-    if core.converged or not without_overdispersion(core):
+    """A fit whose search ran towards a limit of the family, where nothing changes any more, is no failure."""
+    if core.converged:
         return core
-    return replace(core, converged=True, message="the overdispersion is at its limit of zero")
+    if without_overdispersion(core):
+        return replace(core, converged=True, message="the overdispersion is at its limit of zero")
+    if extra_zeros(core) < NO_ZEROS:
+        return replace(core, converged=True, message="the share of extra zeros is at its limit of zero")
+    return core
+
+
+def extra_zeros(core: GlmmFit) -> float:
+    """Largest share of zeros beyond the counts' own; one where the family has no such part."""
+    family = core.family
+    return float(family.zero_probability(core.rho).max()) if isinstance(family, ZeroInflated) else 1.0
 
 
 def without_overdispersion(core: GlmmFit) -> bool:
@@ -152,8 +177,16 @@ def _checked(result: G, model: Model, *, few: bool) -> G:
         warn(found, SeparationWarning)
     if without_overdispersion(core):
         alpha = core.family_params["alpha"]
-        enough = "truncated_poisson" if core.family.name.startswith("truncated") else "poisson"
+        enough = core.family.name.replace("negativebinomial", "poisson").replace("nbinom", "poisson").rstrip("12")
         text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the {enough} family is enough"
+        notes.append(text)
+        warn(text, BoundaryWarning)
+    if (share := extra_zeros(core)) < NO_ZEROS:
+        enough = core.family.name.removeprefix(ZeroInflated.prefix)
+        text = (
+            f"the share of zeros beyond the counts' own is at its limit of zero ({share:.2g}): the {enough} family is "
+            "enough"
+        )
         notes.append(text)
         warn(text, BoundaryWarning)
     if few and core.family.name == "binomial" and options.n_agq == 1 and design.weights is None:
@@ -178,33 +211,65 @@ def kept_glmm(result: GeneralisedModel) -> Model:
     return model
 
 
-def engine_at(result: GeneralisedModel) -> Engine:
-    """An engine with the fit's response at its estimates; for a first look, Laplace's."""
+@contextmanager
+def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
+    """An engine with the fit's response at its estimates, alone in a `with` block; for a first look, Laplace's."""
     model = kept_glmm(result)
     if result.options.n_agq == 0:
         model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
     core: GlmmFit = result.core
-    with one_blas_thread():
+    with one_blas_thread(), model.engine.turn.reading():
         model.engine.set_response(core._y)
         model.engine.value(core.psi)
-    return model.engine
+        yield model.engine
 
 
 def refit(result: G, new_y: Any) -> G:
     """The same model and options with another response, on the scale of the first; see `GlmerResult.refit`."""
-    design, options, core = result.design, result.options, result.core
+    design, options = result.design, result.options
+    if isinstance(options.family, Ordinal):
+        new_y = _categories(design.of_rows(new_y, "new_y"), options.family)
     y = new_response(new_y, design)
     if options.proportions:
         assert design.weights is not None
         y = np.rint(y * design.weights)
+    return refit_counts(result, y)
+
+
+def refit_counts(result: G, y: NDArray[np.float64]) -> G:
+    """`refit` to a response (n,) as the core has it: successes, categories numbered from zero."""
+    design, options, core = result.design, result.options, result.core
     model = kept_glmm(result)
     start = options.start
     if start is None and not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, [core.rho] * core.family.n_extra])
+        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
     with one_blas_thread():
         found = model.fit(y, start=start)
     again = wrap(type(result), design.with_response(y), result.formula, options, settled(found), result.kept)  # type: ignore[arg-type]
     return _checked(again, model, few=False)
+
+
+def _categories(new_y: Any, family: Ordinal) -> NDArray[np.float64]:
+    """Numbers from zero for the labels of categories."""
+    values = np.asarray(new_y)
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    place = {level: float(k) for k, level in enumerate(family.levels)}
+    labels = [f"{v:g}" if isinstance(v, (int, float, np.number)) else str(v) for v in values.ravel().tolist()]
+    unknown = sorted({label for label in labels if label not in place})
+    if unknown:
+        raise DataError(f"new_y has the level {unknown[0]!r}, but the response's are {', '.join(family.levels)}")
+    return np.array([place[label] for label in labels])
+
+
+def family_at(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Family:
+    """The family for the rows of a prediction, whose zero part has columns of its own."""
+    family, zero = result.core.family, result.options.zero
+    if newdata is None or not isinstance(family, TwoPart) or family.zero is None:
+        return family
+    if zero is None:
+        raise DataError('the zero part\'s columns were an array: for new rows they have to be a formula, zero="~ x"')
+    columns = zero.rebuild(newdata)
+    return family.at(columns if rows.rows is None else columns[rows.rows])
 
 
 def trials_of(result: GeneralisedModel, data: Any) -> NDArray[np.float64] | None:

@@ -43,10 +43,11 @@ class GeneralisedModel(FittedModel):
 
     @property
     def family_params(self) -> pd.DataFrame:
-        """The family's own parameter with its standard error, a row a parameter; none for binomial and Poisson.
+        """The family's own parameters with their standard errors, a row a parameter; none for binomial and Poisson.
 
         Negative binomial: alpha, as in variance mu + alpha mu^2 (kind 2) or mu (1 + alpha) (kind 1). Gamma, inverse
-        Gaussian, Gaussian: phi. Beta: the precision.
+        Gaussian, Gaussian: phi. Beta: the precision. Ordinal: the thresholds, "low|high". With a part for zeros: the
+        coefficients "zi.Intercept", ... of its log odds.
         """
         values, errors = self.core.family_params, self.core.family_params_se
         return pd.DataFrame({"estimate": pd.Series(values, dtype=float), "std_error": pd.Series(errors, dtype=float)})

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Control, Model, Term
+from fastlmm_core.core import Control, Model, ModelArrays, StreamedModel, Term
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.structured import StructuredModel
 from fastlmm_core.errors import ModelError, UnitError
 from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual
+from fastlmm_core.fitting.streaming import StreamedDesign
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
 
-__all__ = ["AnyModel", "core_structures", "core_terms", "is_structured", "model_of"]
+__all__ = ["AnyModel", "arrays_of", "core_structures", "core_terms", "is_structured", "model_of"]
 
 
 class _Asked(TypedDict):
@@ -31,7 +32,7 @@ class _Asked(TypedDict):
     control: Control | None
 
 
-AnyModel = Model | PatternModel | StructuredModel | EquationsModel
+AnyModel = Model | PatternModel | StructuredModel | EquationsModel | StreamedModel
 
 
 def core_terms(design: Design) -> list[Term]:
@@ -41,6 +42,11 @@ def core_terms(design: Design) -> list[Term]:
             if array is not None:
                 array.setflags(write=False)
     return [Term(t.codes, t.z, n_levels=len(t.level_set)) for t in design.random]
+
+
+def arrays_of(design: Design) -> ModelArrays:
+    """A design as the core takes it, but for the response."""
+    return ModelArrays(design.X, tuple(core_terms(design)), design.weights, design.offset)
 
 
 def core_structures(design: Design) -> list[Structure]:
@@ -59,7 +65,9 @@ def is_structured(design: Design) -> bool:
 
 
 def model_of(design: Design, options: FitOptions) -> AnyModel:
-    """The core's model of a design, ready for any response."""
+    """The core's model of a design, ready for any response; of a streamed one for its own."""
+    if isinstance(design, StreamedDesign):
+        return StreamedModel(design.total, design.level_orders, reml=options.reml, control=options.control)
     terms = core_terms(design)
     asked: _Asked = {
         "weights": design.weights,

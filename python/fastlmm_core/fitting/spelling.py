@@ -92,7 +92,9 @@ GLMER_ARGUMENTS: Mapping[str, str] = {
     "n": "trials=",
     "frequency_weights": "freq_weights=",
     "var_weights": "weights=",
-    "ziformula": "not there yet",
+    "ziformula": 'zero="~ x"',
+    "zi_formula": 'zero="~ x"',
+    "threshold": "not needed: thresholds are flexible",
     "dispformula": "not there yet",
 }
 """The same for generalised models."""
@@ -124,7 +126,6 @@ RESULT_NAMES: Mapping[str, str] = {
     "bse_fe": "bse",
     "scale": "sigma (the standard deviation; scale is its square)",
     "raneftables": "random_effects",
-    "update": "another call of lmer() with the new formula",
     "fit": "not needed: the result is fitted already",
     "formula_": "formula",
     "contest": "f_test() or t_test()",

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.glmm_fit import GlmmFit
     from fastlmm_core.formula import Design
 
-__all__ = ["undetermined_coefficients", "unidentified_elements", "unidentified_rows", "unidentified_words"]
+__all__ = [
+    "undetermined_coefficients",
+    "unidentified_elements",
+    "unidentified_rows",
+    "unidentified_variances",
+    "unidentified_words",
+]
 
 SHOWN = 8
 """Coefficients listed by name, at most."""
 
 
-def undetermined_coefficients(design: Design, core: CoreFit) -> list[str]:
+def undetermined_coefficients(design: Design, core: CoreFit | GlmmFit) -> list[str]:
     """Names of the coefficients whose standard errors depend on what is not identified."""
     if core.unidentified is None or not core.unidentified.basis.size:
         return []
     kept = np.flatnonzero(~np.isnan(core.beta))
-    unknown = kept[~core.determined(np.eye(len(kept)))]
+    unknown = kept[~cast("CoreFit", core).determined(np.eye(len(kept)))]  # of a generalised fit there is no basis
     return [design.x_names[j] for j in unknown]
 
 
-def unidentified_elements(core: CoreFit) -> set[tuple[int, int, int]]:
+def unidentified_elements(core: CoreFit | GlmmFit) -> set[tuple[int, int, int]]:
     """Elements (term, row, column) of covariance matrices that are not identified."""
     found = core.unidentified
     if found is None:
@@ -39,8 +46,8 @@ def unidentified_elements(core: CoreFit) -> set[tuple[int, int, int]]:
     return out
 
 
-def unidentified_words(design: Design, core: CoreFit) -> list[str]:
-    """A sentence for each thing that is not identified, and one for its consequences; empty where all is well."""
+def unidentified_variances(design: Design, core: CoreFit | GlmmFit) -> list[str]:
+    """A sentence for each variance or group of them that is not identified; empty where all is well."""
     found = core.unidentified
     if found is None:
         return []
@@ -68,6 +75,12 @@ def unidentified_words(design: Design, core: CoreFit) -> list[str]:
         names = ", ".join(_element(design, *element) for element in found.flat)
         names += " and the residual variance" if found.residual else ""
         out.append(f"{criterion} depends on fewer combinations of these than there are: {names}; they are not unique")
+    return out
+
+
+def unidentified_words(design: Design, core: CoreFit | GlmmFit) -> list[str]:
+    """`unidentified_variances`, and a sentence for the consequences."""
+    out = unidentified_variances(design, core)
     unknown = undetermined_coefficients(design, core)
     if unknown:
         more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fastlmm_core.core.glmm_fit import GlmmFit
 from fastlmm_core.fitting.text import format_numbers, html_table, text_table
+from fastlmm_core.fitting.unidentified import unidentified_elements, unidentified_variances
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,7 +35,7 @@ class TermCov:
     columns : tuple of str
         Names of the l effects of a level.
     cov : ndarray (l, l)
-        σ² L Lᵀ, in the response's units squared.
+        σ² L Lᵀ, in the response's units squared; NaN where the data do not identify it.
     """
 
     grp: str
@@ -67,6 +68,8 @@ class VarCorr:
         In the model's order.
     sigma : float
         Residual standard deviation; NaN for a generalised model, whose tables have no residual row.
+    notes : tuple of str
+        Why an element is NaN.
 
     Examples
     --------
@@ -80,6 +83,7 @@ class VarCorr:
 
     terms: tuple[TermCov, ...]
     sigma: float
+    notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[TermCov]:
         return iter(self.terms)
@@ -102,7 +106,7 @@ class VarCorr:
         DataFrame
             Columns grp, var1, var2, vcov, sdcor. Per term the variances first (var2 is None; sdcor is the standard
             deviation), then the covariances (both set; sdcor is the correlation), the lower triangle column by column.
-            The last row is the residual's.
+            The last row is the residual's. ``attrs["notes"]`` says why an element is NaN, if one is.
 
         Examples
         --------
@@ -127,7 +131,10 @@ class VarCorr:
         frame = pd.DataFrame(rows, columns=["grp", "var1", "var2", "vcov", "sdcor"])
         # object columns keep None as None, so that a missing name can be told from the text "nan"
         names = [[r[k] for r in rows] for k in (1, 2)]
-        return frame.assign(var1=pd.Series(names[0], dtype=object), var2=pd.Series(names[1], dtype=object))
+        frame = frame.assign(var1=pd.Series(names[0], dtype=object), var2=pd.Series(names[1], dtype=object))
+        if self.notes:
+            frame.attrs["notes"] = self.notes
+        return frame
 
     def cells(self, *, variance: bool, digits: int) -> tuple[list[str], list[list[str]]]:
         """Heading and rows of lme4's table as text: the variance column only where `variance`."""
@@ -150,7 +157,7 @@ class VarCorr:
 
     def __str__(self) -> str:
         header, rows = self.cells(variance=False, digits=5)
-        return text_table(header, rows, left=2, indent=" ")
+        return "\n".join([text_table(header, rows, left=2, indent=" "), *self.notes])
 
     def __repr__(self) -> str:
         return str(self)
@@ -161,14 +168,17 @@ class VarCorr:
 
 
 def var_corr(design: Design, core: CoreFit | GlmmFit) -> VarCorr:
-    """σ² L Lᵀ of every term of a fit; a generalised model has no σ."""
-    sigma2 = core.sigma**2
+    """σ² L Lᵀ of every term of a fit, NaN where the data do not identify it; a generalised model has no σ."""
+    covs = [core.sigma**2 * (L @ L.T) for L in core.L]
+    for k, i, j in unidentified_elements(core):
+        covs[k][i, j] = covs[k][j, i] = np.nan
     return VarCorr(
         tuple(
-            TermCov(term.grp, term.group, tuple(term.columns), sigma2 * (L @ L.T))
-            for term, L in zip(design.random, core.L, strict=True)
+            TermCov(term.grp, term.group, tuple(term.columns), cov)
+            for term, cov in zip(design.random, covs, strict=True)
         ),
         float("nan") if isinstance(core, GlmmFit) else float(core.sigma),
+        tuple(unidentified_variances(design, core)),
     )
 
 

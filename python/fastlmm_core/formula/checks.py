@@ -18,6 +18,7 @@ __all__ = [
     "check_sizes",
     "constant_response",
     "reading_notes",
+    "response_values",
     "sound_offset",
     "sound_response",
     "sound_weights",
@@ -94,6 +95,14 @@ def reading_notes(response: Variable, name: str, n_zero: int) -> tuple[str, ...]
 
 def sound_response(variable: Variable, name: str, rows: Rows) -> Array:
     """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite, not constant."""
+    y = response_values(variable, name, rows)
+    if np.all(y == y[0]):
+        raise constant_response(name, y)
+    return y
+
+
+def response_values(variable: Variable, name: str, rows: Rows) -> Array:
+    """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite."""
     if isinstance(variable, Factor):
         if not _is_boolean(variable):
             raise DataError(f"the response {name} is categorical, not numeric")
@@ -106,8 +115,6 @@ def sound_response(variable: Variable, name: str, rows: Rows) -> Array:
     y = np.array(values, dtype=np.float64)  # a copy: the design must not change with the user's table
     if count := int((~np.isfinite(y)).sum()):
         raise DataError(f"the response {name} is infinite in {count} rows")
-    if np.all(y == y[0]):
-        raise constant_response(name, y)
     return y
 
 

@@ -103,6 +103,11 @@ class Design:
         """Levels, means and joint counts of the fixed part's raw columns over the rows used."""
         return self.grid_source.info()
 
+    @property
+    def x_factor(self) -> Array:
+        """A matrix (k, p) with the same X'X as X: X itself."""
+        return self.X
+
     def with_response(self, y: Array) -> Design:
         """The same design with another response (n,), which nothing else in it depends on."""
         other = object.__new__(type(self))

@@ -51,6 +51,10 @@ class Context(Mapping[str, Any]):
     """
 
     def __init__(self, env: Mapping[str, Any] | None = None) -> None:
+        if env is not None and not isinstance(env, Mapping):
+            raise FormulaError(
+                f"env maps names to what they stand for, such as env={{'f': f}}; it is no {type(env).__name__}"
+            )
         self._env: Mapping[str, Any] = env or {}
         self._used: dict[str, Any] = {}
         self._lost: frozenset[str] = frozenset()

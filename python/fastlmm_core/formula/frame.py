@@ -156,6 +156,10 @@ class Table:
     def _from_narwhals(self, data: Any) -> None:
         import narwhals as nw
 
+        if type(data).__name__ == "RecordBatch" and hasattr(data, "schema"):
+            import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+            data = pa.Table.from_batches([data])
         try:
             frame = nw.from_native(data)
         except TypeError:
@@ -213,7 +217,8 @@ class Table:
         """That there is no such column, and what there is instead."""
         near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5)
         near = near or [other for other in self.names if other.lower() == name.lower()]
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"the data have {_listed(self.names)}"
+        there = f"the data have {_listed(self.names) or 'none'}"
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else there
         return f"there is no column {name!r}: {hint}"
 
     def __contains__(self, name: object) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastlmm_core.formula.checks import Rows
     from fastlmm_core.formula.parse import ParsedFormula
 
-__all__ = ["LEFT_SIDES", "Outcome", "successes", "without_pair"]
+__all__ = ["LEFT_SIDES", "Categories", "Outcome", "successes", "without_pair"]
 
 Array = NDArray[np.float64]
 
@@ -24,6 +24,8 @@ LEFT_SIDES = (
     "a column of 0 and 1 (or true and false), a column with two levels, cbind(successes, failures), counts of "
     "successes with trials=, or proportions with weights="
 )
+
+MOST_CATEGORIES = 50
 
 WHOLE = 1e-3
 """How far a proportion times its trials may be from a whole number: proportions are often rounded."""
@@ -108,6 +110,67 @@ class Outcome:
             raise ModelError(f"the response {name} is constant ({levels[0]!r} in all {len(codes)} rows)")
         self.note = f"the response {name} has two levels: {levels[1]!r} counts as success, {levels[0]!r} as failure"
         return (codes == used[1]).astype(np.float64)
+
+
+class Categories:
+    """Reads a response of ordered categories; `levels` has their labels in order afterwards, `note` says where from."""
+
+    def __init__(self) -> None:
+        self.levels: tuple[str, ...] = ()
+        self.note = ""
+
+    def __call__(self, variable: Variable, name: str, rows: Rows) -> Array:
+        """The response's categories (n,) of the rows used, numbered from zero.
+
+        Raises
+        ------
+        DataError
+            Text or a categorical without an order; numbers that are not whole; levels without rows.
+        ModelError
+            Fewer than three levels.
+        """
+        if isinstance(variable, Factor):
+            codes, levels = self._of_factor(variable, name, rows)
+        else:
+            values = np.array(variable.values if rows is None else variable.values[rows], dtype=np.float64)
+            if values.ndim != 1 or (values != np.rint(values)).any():
+                raise DataError(
+                    f"the response {name} is neither an ordered categorical nor whole numbers: an ordinal model needs "
+                    "categories with an order"
+                )
+            numbers, found = np.unique(values, return_inverse=True)
+            codes, levels = found.astype(np.int64), [f"{v:g}" for v in numbers]
+            if len(levels) > MOST_CATEGORIES:
+                raise DataError(
+                    f"the response {name} has {len(levels)} different numbers: an ordinal model has a threshold "
+                    f"between any two, and at most {MOST_CATEGORIES} categories"
+                )
+            self.note = f"the categories of {name} are its whole numbers in their order: {', '.join(levels)}"
+        if len(levels) < 3:
+            shown = ", ".join(map(repr, levels))
+            raise ModelError(
+                f"the response {name} has {len(levels)} level{'s' if len(levels) != 1 else ''} ({shown}): an ordinal "
+                'one has three or more, and two are family="binomial"'
+            )
+        counts = np.bincount(codes, minlength=len(levels))
+        if (counts == 0).any():
+            empty = ", ".join(repr(level) for level, count in zip(levels, counts, strict=True) if not count)
+            raise DataError(
+                f"no row has the level {empty} of the response {name}: its thresholds have no estimates; "
+                "cat.remove_unused_categories() leaves it out"
+            )
+        self.levels = tuple(levels)
+        return codes.astype(np.float64)
+
+    def _of_factor(self, factor: Factor, name: str, rows: Rows) -> tuple[NDArray[np.int64], list[str]]:
+        if not factor.ordered:
+            shown = ", ".join(str(level) for level in factor.levels[:5]) + (", ..." if len(factor.levels) > 5 else "")
+            raise DataError(
+                f"the response {name} has levels without an order ({shown}): pandas.Categorical(..., categories=[...], "
+                "ordered=True) gives them one"
+            )
+        codes = np.asarray(factor.codes if rows is None else factor.codes[rows], dtype=np.int64)
+        return codes, [str(level) for level in factor.levels]
 
 
 def successes(y: Array, trials: Array | None, name: str, row_index: NDArray[np.int64], *, proportions: bool) -> Array:

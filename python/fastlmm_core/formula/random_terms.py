@@ -19,7 +19,7 @@ from fastlmm_core.formula.parse import RandomTerm
 from fastlmm_core.formula.structures import TermStructure, positions
 from fastlmm_core.formula.terms import Terms
 
-__all__ = ["Part", "RandomDesign", "group_codes", "in_order", "random_parts"]
+__all__ = ["RandomDesign", "RandomPart", "group_codes", "in_order", "lme4_order", "random_parts"]
 
 Array = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class RandomDesign:
 
 
 @dataclass(frozen=True)
-class Part:
+class RandomPart:
     """The left side of one random-effect term over the rows used, or one column of it."""
 
     term: RandomTerm
@@ -77,10 +77,10 @@ class Part:
     structure: TermStructure | None = None
 
 
-def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[Part]:
+def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[RandomPart]:
     """Column names, z and how z came about, for the left side of one term; `diag` is a part a column."""
     if terms.intercept and not terms.terms:
-        return [Part(term, ("Intercept",), None, None)]
+        return [RandomPart(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
     variables, structure = positions(term.structure, terms, variables, str(term))
@@ -88,7 +88,7 @@ def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variabl
     check_finite(z, spec.names, f"the random-effect term {term}")
     if structure.name == "diag" and not structure.hom:
         columns = [spec.only(j) for j in range(len(spec.names))]
-        return [Part(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
+        return [RandomPart(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
     if term.split and z.shape[1] > 1 and spec.factors:
         inner = term.expr.removeprefix("0 + ")
         warn_once(
@@ -96,7 +96,7 @@ def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variabl
             f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
             FormulaWarning,
         )
-    return [Part(term, spec.names, z, spec, None if structure.plain else structure)]
+    return [RandomPart(term, spec.names, z, spec, None if structure.plain else structure)]
 
 
 def group_codes(
@@ -116,17 +116,21 @@ def group_codes(
     return coded
 
 
+def lme4_order(sizes: Sequence[int]) -> list[int]:
+    """Places of terms in lme4's order, from their numbers of levels; see `in_order`."""
+    if any(a < b for a, b in pairwise(sizes)):
+        return [int(k) for k in np.argsort(sizes, kind="stable")[::-1]]
+    return list(range(len(sizes)))
+
+
 def in_order(
-    parts: Sequence[Part], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
+    parts: Sequence[RandomPart], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
 ) -> tuple[RandomDesign, ...]:
     """The terms in lme4's order, which reverses an ascending sort: among equals the last written comes first.
 
     Where the terms stand in non-increasing order already, lme4 leaves them as they are.
     """
-    sizes = [len(coded[part.term.group][1]) for part in parts]
-    order = list(range(len(parts)))
-    if any(a < b for a, b in pairwise(sizes)):
-        order = np.argsort(sizes, kind="stable")[::-1].tolist()
+    order = lme4_order([len(coded[part.term.group][1]) for part in parts])
     seen: dict[str, int] = {}
     designs = []
     for k in order:

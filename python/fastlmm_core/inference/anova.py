@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
-from fastlmm_core.core import fit
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest
@@ -138,18 +137,10 @@ def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -
         return f_table(result, {name: rows[name] for name in columns}, ddf)
     if test.lower() not in ("chisq", "lrt"):
         raise ModelError(f"test {test!r} does not exist: use 'F' or 'chisq'")
-    terms = core_terms(design)
+    arrays = arrays_of(design)
 
     def without(X: NDArray[np.float64]) -> tuple[int, float]:
-        core = fit(
-            design.y,
-            X,
-            terms,
-            weights=design.weights,
-            offset=design.offset,
-            reml=False,
-            control=result.options.control,
-        )
+        core = arrays.with_columns(X).model(False, result.options.control).fit(design.y)
         return core.rank + len(core.theta) + 1, core.criterion
 
     return likelihood_ratios(ml_fit(result), columns, without)

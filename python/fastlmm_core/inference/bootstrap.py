@@ -11,10 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
+from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.start import moment_start
+from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
+from fastlmm_core.fitting.models import structure_labels
+from fastlmm_core.fitting.residual import parameter_labels
+from fastlmm_core.fitting.residual import simulate as of_patterns
 from fastlmm_core.inference.parameters import parameter_values, parameters
+from fastlmm_core.inference.pattern_parameters import covariance_parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
 
 if TYPE_CHECKING:
@@ -51,6 +57,11 @@ def bootstrap(
         raise ModelError(f"n must be at least 1, not {n}")
     if kind not in ("parametric", "residual"):
         raise ModelError(f'kind must be "parametric" or "residual", not {kind!r}')
+    structured = isinstance(result.core, PatternFit | StructuredFit)
+    if structured and kind == "residual":
+        raise ModelError('kind="residual" is not available for covariance structures: use "parametric"')
+    if structured and statistic is None:
+        statistic = structured_parameters
     draw = parametric(result) if kind == "parametric" else residual(result)
     streams = generators(seed, n)
     index = pd.RangeIndex(1, n + 1, name="draw")
@@ -136,8 +147,28 @@ def named(value: Any) -> dict[str, Any]:
     return {f"statistic_{i}": item for i, item in enumerate(array.ravel())}
 
 
+def structured_parameters(result: FittedModel) -> pd.Series:
+    """Parameters of a model with a covariance structure, as they are printed, and coefficients."""
+    import pandas as pd
+
+    coefficients = pd.Series(result.core.beta, index=list(result.design.x_names))
+    if isinstance(result.core, PatternFit) and result.design.residual is not None:
+        covariance = covariance_parameters(result.design, result.core, 0.95)["estimate"]
+        return pd.concat([covariance, coefficients])
+    labels = parameter_labels(result.design) + structure_labels(result.design)
+    theta = pd.Series(result.core.parameters, index=labels)
+    return pd.concat([theta, pd.Series({"sigma": result.core.sigma}), coefficients])
+
+
 def parametric(result: FittedModel) -> Draw:
     """Random effects and residuals from their normal distributions."""
+    if isinstance(result.core, PatternFit):
+        design, core = result.design, result.core
+
+        def of_units(streams: Sequence[np.random.Generator]) -> Array:
+            return np.array([of_patterns(design, core, 1, stream)[:, 0] for stream in streams])
+
+        return of_units
     source, _ = recipe(result)
 
     def draw(streams: Sequence[np.random.Generator]) -> Array:

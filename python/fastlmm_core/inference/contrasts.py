@@ -51,7 +51,7 @@ def term_hypotheses(design: Design, kept: NDArray[np.bool_], kind: int) -> dict[
     if kind == 3:
         return _type3(design, kept)
     if kind == 1:
-        r = _triangular(design.X[:, kept])
+        r = _triangular(design.x_factor[:, kept])
         unit = r / np.diag(r)[:, None]
         place = np.cumsum(kept) - 1
         return {
@@ -79,7 +79,7 @@ def _type2(design: Design, kept: NDArray[np.bool_], names: list[str]) -> dict[st
     # X = Q g, with g triangular over the kept columns
     order = np.concatenate([np.flatnonzero(kept), np.flatnonzero(~kept)])
     g = np.empty((rank, len(kept)))
-    g[:, order] = _triangular(design.X[:, order])[:rank]
+    g[:, order] = _triangular(design.x_factor[:, order])[:rank]
     out = {}
     for name in names:
         behind = [j for other in above[name] for j in where[other]]
@@ -208,7 +208,7 @@ def _from_estimable_functions(
 
     The kept coefficients are G times those of the cells, so that estimable functions are L = M G.
     """
-    X = design.X
+    X = design.x_factor
     reduced = np.zeros((int(kept.sum()), len(kept)))
     reduced[:, kept] = np.eye(len(reduced))
     reduced[:, ~kept] = np.linalg.lstsq(X[:, kept], X[:, ~kept], rcond=None)[0]

@@ -16,8 +16,14 @@ __all__ = ["ProfileCurve", "hermite", "hermite_slope", "slope_at_estimate"]
 Array = NDArray[np.float64]
 
 Transform = Callable[..., Array]
-_TO_VALUE: dict[str, Transform] = {"sd": np.asarray, "beta": np.asarray, "sigma": np.exp, "cor": np.sin}
-_TO_COORDINATE: dict[str, Transform] = {"sd": np.asarray, "beta": np.asarray, "sigma": np.log, "cor": np.arcsin}
+_TO_VALUE: dict[str, Transform] = {
+    **dict.fromkeys(("sd", "beta", "own"), np.asarray),
+    **{"sigma": np.exp, "cor": np.sin},
+}
+_TO_COORDINATE: dict[str, Transform] = {
+    **dict.fromkeys(("sd", "beta", "own"), np.asarray),
+    **{"sigma": np.log, "cor": np.arcsin},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +33,7 @@ class ProfileCurve:
     Attributes
     ----------
     name : str
-    kind : {"sd", "cor", "sigma", "beta"}
+    kind : {"sd", "cor", "sigma", "own", "beta"}
     estimate : float
         Maximum-likelihood estimate.
     coordinate, zeta, slope : ndarray (k,)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,6 +27,7 @@ __all__ = [
     "RESIDUALS",
     "ConvergenceReport",
     "ResidualKind",
+    "advice",
     "convergence_report",
     "cooks_distance",
     "hatvalues",
@@ -256,11 +257,11 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
         negative=negative,
         advice=(),
     )
-    advice = tuple(_advice(report, design))
-    return ConvergenceReport(**{**report.__dict__, "advice": advice})
+    return replace(report, advice=tuple(advice(report, design)))
 
 
-def _advice(report: ConvergenceReport, design: Design) -> list[str]:
+def advice(report: ConvergenceReport, design: Design) -> list[str]:
+    """What to try."""
     out = []
     if not report.converged:
         out.append("more evaluations, control=Control(max_evaluations=...), or another start")

@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fastlmm_core.core import Objective, Term, cross_products, fit
+from fastlmm_core.core import Objective, Term
 from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
 from fastlmm_core.inference.table import Table, table
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["METHODS", "Influence", "Method", "influence"]
+__all__ = ["METHODS", "Deleted", "Influence", "Method", "cases_of", "collect", "influence", "terms_without"]
 
 Method = Literal["fixed", "one-step", "refit"]
 METHODS = ("fixed", "one-step", "refit")
@@ -141,6 +142,7 @@ class Deleted:
 
     @classmethod
     def empty(cls, cases: int, core: CoreFit) -> Deleted:
+        """Nothing known yet, theta that of all rows."""
         p = len(core.beta)
         nan = np.nan
         theta = np.tile(core.theta, (cases, 1))
@@ -165,7 +167,7 @@ def influence(
         raise ModelError(f"influence has no method {method!r}: use one of {', '.join(map(repr, METHODS))}")
     if method != "refit":
         core.require_products()
-    codes, cases, name = _cases(design, by)
+    codes, cases, name = cases_of(design, by)
     out = Deleted.empty(len(cases), core)
     order = np.argsort(codes, kind="stable")
     counts = np.bincount(codes, minlength=len(cases))
@@ -181,10 +183,11 @@ def influence(
         left = [case for batch in _batches(few, counts) for case in _groups(design, core, parts, batch, members, out)]
         for case in [*np.flatnonzero(counts > MANY_ROWS), *left]:
             _reduced(design, core, members[case], "fixed", out, int(case))
-    return _collect(design, core, out, cases, counts, name, method)
+    return collect(design, core, out, cases, counts, name, method)
 
 
-def _cases(design: Design, by: str | ArrayLike) -> tuple[NDArray[np.int64], pd.Index, str]:
+def cases_of(design: Design, by: str | ArrayLike) -> tuple[NDArray[np.int64], pd.Index, str]:
+    """A case's number for each row, the cases' labels, and what they are."""
     if isinstance(by, str):
         if by == "obs":
             return np.arange(len(design.y)), design.row_labels, "obs"
@@ -281,31 +284,23 @@ def _groups(
     return failed
 
 
+def terms_without(design: Design, keep: NDArray[np.bool_]) -> list[Term]:
+    """The core's terms for some of the rows; those of one grouping factor share their codes."""
+    return list(arrays_of(design).rows(keep).terms)
+
+
 def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Method, out: Deleted, case: int) -> None:
     """One case by way of the reduced data; NaN where they cannot be fitted."""
     keep = np.ones(len(design.y), dtype=bool)
     keep[rows] = False
-    shared: dict[int, NDArray[np.int32]] = {}
-    terms = [
-        Term(
-            shared.setdefault(id(t.codes), t.codes[keep]),
-            None if t.z is None else t.z[keep],
-            n_levels=len(t.level_set),
-        )
-        for t in design.random
-    ]
-    weights = None if design.weights is None else design.weights[keep]
-    offset = None if design.offset is None else design.offset[keep]
-    y, X = design.y[keep], design.X[keep]
+    arrays, y = arrays_of(design).rows(keep), design.y[keep]
     try:
         if method == "refit":
-            again = fit(
-                y, X, terms, weights=weights, offset=offset, reml=core.reml, control=core.control, start=core.theta
-            )
+            again = arrays.model(core.reml, core.control).fit(y, start=core.theta)
             out.set(case, again.beta, again.cov_beta, again.sigma, core.cross.conditioning.keep)
             out.theta[case], out.converged[case] = again.theta, again.converged
             return
-        objective = Objective(cross_products(y, X, terms, weights=weights, offset=offset), core.reml, core.control)
+        objective = arrays.objective(y, core.reml, core.control)
         theta = core.theta if method == "fixed" else _one_step(objective, core.theta)
         out.theta[case] = theta
         out.set(case, *_estimates(objective, theta), core.cross.conditioning.keep)
@@ -342,9 +337,10 @@ def _estimates(objective: Objective, theta: Array) -> tuple[Array, Array, float]
     return beta, cov, float(np.sqrt(unit * c.weight_scale))
 
 
-def _collect(
+def collect(
     design: Design, core: CoreFit, out: Deleted, cases: pd.Index, counts: NDArray[np.int64], name: str, method: Method
 ) -> Influence:
+    """The tables."""
     names = list(design.x_names)
     kept = ~np.isnan(core.beta)
     change = (out.beta - core.beta)[:, kept]

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
+from fastlmm_core.core.equations_fit import EquationsFit
+from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.unidentified import undetermined_coefficients, unidentified_elements
 from fastlmm_core.inference.bootstrap import bootstrap, jackknife
@@ -55,6 +58,11 @@ def conf_int(
     every = parameters(result.design)
     chosen = choose(every, parm)
     names = [p.name for p in chosen]
+    if way != "wald" and isinstance(result.core, PatternFit | StructuredFit | EquationsFit):
+        raise ModelError(
+            f'conf_int(method="{way}") is not available for covariance structures: use "wald", covariance_parameters() '
+            "or quantiles of bootstrap()"
+        )
     if way == "profile":
         return profile(result, names, level=level, progress=progress).conf_int(level)
     if way == "wald":
@@ -116,7 +124,7 @@ def _bootstrapped(
         elif p.kind == "cor":
             np.clip(row, -1.0, 1.0, out=row)
         name = result.design.x_names[p.row] if p.kind == "beta" else ""
-        if name in unknown or (p.term, max(p.row, p.column), min(p.row, p.column)) in blind:
+        if name in unknown or p.element in blind:
             row[:] = np.nan
     return limits
 

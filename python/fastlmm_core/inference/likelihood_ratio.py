@@ -12,7 +12,7 @@ from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.same_data import same_columns, same_data
+from fastlmm_core.inference.same_data import check_nested_families, same_columns, same_data
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def anova(
     """
     if len(models) < 2:
         raise ModelError("anova compares at least two models; for the terms of one, use its method anova()")
+    check_nested_families(models)
     labels = [m.formula for m in models] if names is None else [str(name) for name in names]
     if len(labels) != len(models):
         raise DataError(f"{len(labels)} names were given for {len(models)} models")

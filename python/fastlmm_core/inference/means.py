@@ -123,6 +123,8 @@ def _estimates(
 def _response(result: FittedModel) -> Transformation | None:
     """The scale on which the linear predictor stands, where it is a known one."""
     if isinstance(result.core, GlmmFit):
+        if result.core.family.no_intercept:  # the scale has no origin: differences alone mean something
+            return None
         return of_link(result.core.family.link)
     try:
         return of_response(result.design.formula.response)

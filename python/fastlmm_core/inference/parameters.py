@@ -28,7 +28,8 @@ class Parameter:
     ----------
     name : str
         "sd_Intercept|Subject", "cor_Days.Intercept|Subject", "sigma", or the coefficient's own.
-    kind : {"sd", "cor", "sigma", "beta"}
+    kind : {"sd", "cor", "sigma", "own", "beta"}
+        "own": one of a family's parameters that is no logarithm.
     term : int
         Random term of an sd or cor; -1 elsewhere.
     row, column : int
@@ -36,10 +37,15 @@ class Parameter:
     """
 
     name: str
-    kind: Literal["sd", "cor", "sigma", "beta"]
+    kind: Literal["sd", "cor", "sigma", "own", "beta"]
     term: int = -1
     row: int = -1
     column: int = -1
+
+    @property
+    def element(self) -> tuple[int, int, int]:
+        """Term, row and column, in the lower triangle, of an sd's or correlation's element."""
+        return self.term, max(self.row, self.column), min(self.row, self.column)
 
 
 def parameters(design: Design) -> tuple[Parameter, ...]:

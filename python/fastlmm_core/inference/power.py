@@ -20,6 +20,7 @@ from scipy.special import betaincinv, chdtrc, fdtrc
 from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import core_terms, model_of, refit
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
 from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
@@ -286,14 +287,8 @@ def _smaller(model: FittedModel, formula: str) -> _Test:
     if not np.array_equal(smaller.row_index, design.row_index):
         raise DataError(f"{formula!r} uses {len(smaller.y)} rows, and the model {len(design.y)}")
     df = check_nested_designs(smaller, design, formula, model.formula)
-    reduced = Model(
-        smaller.X,
-        core_terms(smaller),
-        weights=design.weights,
-        offset=design.offset,
-        reml=False,
-        control=model.options.control,
-    )
+    arrays = arrays_of(design).with_columns(smaller.X).with_terms(core_terms(smaller))
+    reduced = arrays.model(False, model.options.control)
     return _Test([formula], smaller=reduced, df=df)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,11 +12,8 @@ from scipy.special import chdtrc
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.exact_ratio import exact_test
 from fastlmm_core.inference.nested_tests import bootstrap_reduction
-from fastlmm_core.inference.reductions import criterion_without, reductions
+from fastlmm_core.inference.reductions import Reduction, criterion_without, reductions
 from fastlmm_core.inference.table import Table, table
-
-if TYPE_CHECKING:
-    from fastlmm_core.fitting.fitted import FittedModel
 
 __all__ = ["NOTE", "ranova"]
 
@@ -30,7 +27,13 @@ NOTE = (
 
 
 def ranova(
-    result: FittedModel, *, reduce_terms: bool = True, test: str = "chisq", n: int | None = None, seed: Seed = None
+    result: Any,
+    *,
+    reduce_terms: bool = True,
+    test: str = "chisq",
+    n: int | None = None,
+    seed: Seed = None,
+    without: Callable[[Any, Reduction], float] = criterion_without,
 ) -> Table:
     """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`."""
     if test not in ("chisq", "bootstrap", "exact"):
@@ -39,7 +42,7 @@ def ranova(
     rows = [(npar, result.llf, result.aic, np.nan, np.nan, np.nan, np.nan)]
     labels, simulated, notes = ["<none>"], [np.nan], [NOTE]
     for reduction in reductions(result, reduce_terms):
-        value, df = criterion_without(result, reduction), reduction.df
+        value, df = without(result, reduction), reduction.df
         chisq = max(0.0, value - criterion)
         p = float(chdtrc(df, chisq))
         mixture = np.nan

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core import Model, Term
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.fitting.models import arrays_of
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -90,17 +91,9 @@ def whole_term(result: FittedModel, k: int) -> Reduction:
 
 def model_without(result: FittedModel, reduction: Reduction) -> Model | None:
     """The core's model of what is left, by the fit's criterion; None where no random effect is."""
-    design = result.design
     if not reduction.terms:
         return None
-    return Model(
-        design.X,
-        list(reduction.terms),
-        weights=design.weights,
-        offset=design.offset,
-        reml=result.reml,
-        control=result.options.control,
-    )
+    return arrays_of(result.design).with_terms(reduction.terms).model(result.reml, result.options.control)
 
 
 def criterion_without(result: FittedModel, reduction: Reduction) -> float:

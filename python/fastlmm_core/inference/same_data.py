@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.streaming import StreamedDesign
+from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,7 +17,47 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
-__all__ = ["same_columns", "same_data"]
+__all__ = ["check_nested_families", "same_columns", "same_data"]
+
+LIMITS = {
+    "negativebinomial": "poisson",
+    "negativebinomial1": "poisson",
+    "truncated_nbinom2": "truncated_poisson",
+    "truncated_nbinom1": "truncated_poisson",
+}
+"""Families that have another one as a limit of their own parameter."""
+
+
+def check_fits(models: Sequence[object]) -> None:
+    """ModelError where something among the models is no fit."""
+    for m in models:
+        if not (hasattr(m, "design") and hasattr(m, "core")):
+            raise ModelError(f"fitted models are compared, not {type(m).__name__}")
+
+
+def check_nested_families(models: Sequence[FittedModel]) -> None:
+    """Raise where likelihood ratios mean nothing: what is no fit, or families of which none contains the other.
+
+    Raises
+    ------
+    ModelError
+    """
+    check_fits(models)
+    families = [getattr(m.core, "family", None) for m in models]
+    names = {"gaussian" if f is None else f.name for f in families} - {
+        "zero_inflated"
+    }  # contains the family it inflates
+    links = {"identity" if f is None else f.link.name for f in families}
+    if len(names) > 1 and not any(names == {name, limit} for name, limit in LIMITS.items()):
+        raise ModelError(
+            f"no likelihood-ratio test compares the families {' and '.join(sorted(names))}, neither of which contains "
+            "the other: compare() has their information criteria"
+        )
+    if len(links) > 1:
+        raise ModelError(
+            f"no likelihood-ratio test compares the links {' and '.join(sorted(links))}: compare() has the models' "
+            "information criteria"
+        )
 
 
 def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None) -> None:
@@ -33,6 +75,7 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
     DataError
         Different rows, responses, weights or offsets.
     """
+    check_fits(models)
     names = [m.formula for m in models] if labels is None else list(labels)
     first = models[0].design
     for k in range(1, len(models)):
@@ -46,8 +89,14 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
 
 def _difference(a: Design, b: Design) -> str:
     """In what the data of two fits differ; an empty text where they do not."""
-    if len(a.y) != len(b.y):
-        return f"used {len(a.y)} and {len(b.y)} rows, not the same ones (a missing value in one of them?)"
+    n, other = _rows(a), _rows(b)
+    if n != other:
+        return f"used {n} and {other} rows, not the same ones (a missing value in one of them?)"
+    if isinstance(a, StreamedDesign) or isinstance(b, StreamedDesign):  # in whatever order
+        for mine, theirs, what in zip(_prints(a)[0], _prints(b)[0], ("responses", "weights", "offsets"), strict=True):
+            if mine != theirs:
+                return f"have different {what}"
+        return ""
     if not _same_rows(a, b):
         return f"used {len(a.y)} rows each, but not the same ones"
     if not np.array_equal(a.y, b.y):
@@ -57,6 +106,19 @@ def _difference(a: Design, b: Design) -> str:
         if not np.array_equal(one, two):
             return f"have different {what if what == 'weights' else 'offsets'}"
     return ""
+
+
+def _rows(design: Design) -> int:
+    """Rows used."""
+    return design.total.n if isinstance(design, StreamedDesign) else len(design.y)
+
+
+def _prints(design: Design) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """Fingerprints of the rows, and of the columns of X."""
+    if isinstance(design, StreamedDesign):
+        return design.prints
+    columns = fingerprint_of_columns(design.y, design.X)
+    return fingerprint(design.y, design.weights, design.offset), tuple(columns.tolist())
 
 
 def _filled(values: NDArray[np.float64] | None, fill: float, n: int) -> NDArray[np.float64]:
@@ -72,5 +134,7 @@ def _same_rows(a: Design, b: Design) -> bool:
 
 def same_columns(models: Sequence[FittedModel]) -> bool:
     """Whether the fixed parts have the same columns, so that restricted likelihoods compare."""
+    if any(isinstance(m.design, StreamedDesign) for m in models):
+        return len({_prints(m.design)[1] for m in models}) == 1
     first = models[0].design.X
     return all(m.design.X.shape == first.shape and np.array_equal(m.design.X, first) for m in models[1:])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,10 +175,12 @@ class Plots:
         by: str | None = None,
         at: Any = None,
         level: float = 0.95,
-        ddf: str = "satterthwaite",
+        ddf: str | None = None,
         ax: Any = None,
     ) -> Figure:
         """What the fixed part predicts along one predictor, the others averaged as in `emmeans`, with a band.
+
+        Of a generalised fit on the scale of the response, where the random effects are zero.
 
         Parameters
         ----------
@@ -189,7 +191,7 @@ class Plots:
         at : mapping, optional
             Values of other columns, as in `emmeans`.
         level, ddf
-            Of the band.
+            Of the band; degrees of freedom are Satterthwaite's by default, a generalised fit has none.
         ax : Axes, optional
         """
         from fastlmm_core.plots.effects import effects
@@ -215,20 +217,21 @@ class Plots:
 
         return fitted_lines(self._fit, data, x, group, n=n, ax=ax)
 
-    def influence(self, by: Any = "obs", *, method: str = "fixed", label: int = 5, ax: Any = None) -> Figure:
+    def influence(self, by: Any = "obs", *, method: str | None = None, label: int = 5, ax: Any = None) -> Figure:
         """Cook's distance of every case, and how far each coefficient moves without it.
 
         Parameters
         ----------
         by, method
-            As in `LmerResult.influence`.
+            As in the result's own `influence`, whose method it is by default.
         label : int
             How many of the largest distances are named.
         ax : sequence of two Axes, optional
         """
         from fastlmm_core.plots.influence import influence
 
-        return influence(self._fit.influence(by, method=method), label=label, ax=ax)
+        way = {} if method is None else {"method": method}
+        return influence(self._fit.influence(by, **way), label=label, ax=ax)
 
     def variance(self, *, ax: Any = None) -> Figure:
         """Shares of an observation's variance: fixed effects, each random term, residual (Nakagawa & Schielzeth)."""
@@ -239,6 +242,8 @@ class Plots:
     def _criterion(self) -> Any:
         from fastlmm_core.fitting.fit import objective_of
 
+        if hasattr(self._fit, "family"):
+            raise ModelError("the deviance of a generalised fit is not profiled over theta alone: see profile()")
         return objective_of(self._fit.design, self._fit.options)
 
     def _entry(self, k: int | str) -> int:

@@ -25,7 +25,7 @@ def effects(
     by: str | None = None,
     at: Any = None,
     level: float = 0.95,
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     ax: Any = None,
 ) -> Figure:
     """Marginal predictions along ``x``; see `Plots.effects`."""
@@ -40,7 +40,10 @@ def effects(
     if numeric and x not in given:
         given[x] = np.linspace(column.low, column.high, GRID).tolist()
     names = [x] if by is None else [x, by]
-    frame = fit.emmeans(names, at=given, level=level, ddf=ddf).to_frame(tests=False)
+    generalised = hasattr(fit, "family")
+    options: dict[str, Any] = {"scale": "response"} if generalised else {}
+    options["ddf"] = ddf or ("normal" if generalised else "satterthwaite")
+    frame = fit.emmeans(names, at=given, level=level, **options).to_frame(tests=False)
     value = next(c for c in frame.columns if c not in (*names, "std_error", "df", "lower", "upper"))
     figure, place = canvas(ax)
     parts = [(None, frame)] if by is None else list(frame.groupby(by, sort=False, observed=True))
@@ -73,6 +76,9 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
     if x not in data:
         raise DataError(f"there is no column {x!r} in the table given")
     term = terms[name]
+    y = design.y
+    if hasattr(fit, "family") and fit.family.name == "binomial" and design.weights is not None:
+        y = y / design.weights  # proportions, as the means are
     along = np.asarray(data[x])[design.row_index]
     own = fit.predict(data).to_numpy()[design.row_index]
     population = fit.predict(data, re_form="none").to_numpy()[design.row_index]
@@ -83,7 +89,7 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
     for level, place in zip(shown, axes, strict=True):
         rows = np.flatnonzero(term.codes == level)
         rows = rows[np.argsort(along[rows], kind="stable")]
-        place.plot(along[rows], design.y[rows], "o", color=POINT, markersize=3)
+        place.plot(along[rows], y[rows], "o", color=POINT, markersize=3)
         place.plot(along[rows], population[rows], color=MUTED, linewidth=1.0, linestyle="--")
         place.plot(along[rows], own[rows], color=FIT, linewidth=1.3)
         place.set_title(f"{name} {labels[level]}", fontsize=8)

@@ -86,6 +86,8 @@ def random_qq(fit: Any, group: str | None = None, term: str | None = None, *, ax
 
 def shrinkage(fit: Any, group: str | None = None, *, ax: Any = None) -> Figure:
     """Each level's own estimate beside its shrunken one; see `Plots.shrinkage`."""
+    if hasattr(fit, "family"):
+        raise ModelError("a generalised fit has no least-squares effects of a level by itself: see caterpillar()")
     design = fit.design
     groups = list(dict.fromkeys(t.group for t in design.random))
     if group is None:

@@ -57,6 +57,9 @@ def simulated_ranks(fit: Any, n: int, seed: Any) -> NDArray[np.float64]:
     """
     if n < 20:
         raise ModelError(f"n must be at least 20 simulations, not {n}")
+    if hasattr(fit, "family"):  # counts of trials, weights: its own residuals know
+        own = fit.residuals("simulated", n=n, seed=seed).to_numpy()
+        return np.asarray(own[np.isfinite(own)])
     drawn = fit.simulate(n, seed=seed).to_numpy()
     y = np.asarray(fit.design.y, dtype=float)
     if len(drawn) != len(y):  # padded rows of na_action="exclude"

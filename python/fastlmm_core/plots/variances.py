@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.inference.comparison import variance_shares
+from fastlmm_core.inference.generalised.checks import level_one_variance
 from fastlmm_core.plots.canvas import canvas
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ __all__ = ["variance_decomposition"]
 def variance_decomposition(fit: FittedModel, *, ax: Any = None) -> Figure:
     """Shares of the fixed part, each random term and the residual; see `Plots.variance`."""
     fixed, random, residual = variance_shares(fit.design, fit.core)
+    if isinstance(fit, GeneralisedModel):
+        residual = level_one_variance(fit)
     parts = {"fixed effects": fixed, **{str(k): float(v) for k, v in random.items()}, "residual": residual}
     total = sum(parts.values())
     figure, place = canvas(ax)

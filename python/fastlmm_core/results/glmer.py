@@ -10,15 +10,16 @@ import numpy as np
 
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
-from fastlmm_core.families import Family, Link, as_family
+from fastlmm_core.families import Family, Hurdle, Link, Ordinal, TwoPart, ZeroInflated, as_family
 from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.spelling import GLMER_ARGUMENTS, answered
 from fastlmm_core.formula import build_design, parse_formula
 from fastlmm_core.formula.evaluate import Context, caller_names
 from fastlmm_core.formula.frame import Table
-from fastlmm_core.formula.left_side import Outcome, successes, without_pair
+from fastlmm_core.formula.left_side import Categories, Outcome, successes, without_pair
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
+from fastlmm_core.formula.side import SideRequest, without_intercept
 from fastlmm_core.results.glmer_result import GlmerResult
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import Control
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.design import NaAction
+    from fastlmm_core.formula.side import SideMatrix
 
 __all__ = ["glmer"]
 
@@ -43,6 +45,7 @@ def glmer(
     trials: str | ArrayLike | None = None,
     freq_weights: str | ArrayLike | None = None,
     offset: str | ArrayLike | None = None,
+    zero: str | None = None,
     exposure: str | ArrayLike | None = None,
     control: Control | None = None,
     start: ArrayLike | None = None,
@@ -65,8 +68,8 @@ def glmer(
         As in `lmer`.
     family : str or Family
         "binomial", "poisson", "negativebinomial" (NB2), "negativebinomial1", "gamma", "inverse_gaussian", "gaussian",
-        "beta"; for counts without zeros "truncated_poisson", "truncated_nbinom2", "truncated_nbinom1"; or an object of
-        `fastlmm_core.families`.
+        "beta"; for counts without zeros "truncated_poisson", "truncated_nbinom2", "truncated_nbinom1"; "ordinal" for an
+        ordered categorical response (links logit, probit, cloglog); or an object of `fastlmm_core.families`.
     link : str or Link, optional
         The family's first link when left out.
     n_agq : int
@@ -81,6 +84,9 @@ def glmer(
         How often each row counts (glmmTMB's `weights`).
     offset : str or array_like, optional
         Added to the linear predictor.
+    zero : str, optional
+        One-sided formula of the log odds of a part of its own for zeros, "~ 1" or "~ x" (glmmTMB's `ziformula`): zero
+        inflation of Poisson and negative binomial counts, a hurdle with the truncated ones. Fixed effects only.
     exposure : str or array_like, optional
         Time or size that counts are proportional to: its logarithm is an offset. For the log link only.
     control, verbose, subset, na_action, contrasts, env
@@ -120,7 +126,12 @@ def glmer(
     184.0526
     """
     env = caller_names(3) if env is None else env
-    chosen = as_family(family, link)
+    given = family if isinstance(family, Ordinal) else None
+    ordered = Categories() if family == Ordinal.name or given is not None else None
+    if ordered is None or given is not None:
+        chosen = as_family(family, link)
+    else:
+        chosen = Ordinal(link, levels=3)
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     if chosen.name == "gaussian" and chosen.link.name == "identity" and freq_weights is None and exposure is None:
@@ -131,6 +142,14 @@ def glmer(
     parsed, pair = without_pair(parse_formula(formula))
     binomial = chosen.name == "binomial"
     known = _known_trials(pair, trials, weights, chosen)
+    request = None
+    if zero is not None and zero.replace(" ", "") != "~0":
+        two_part(chosen, None)
+        request = SideRequest(zero, "zero", data, env)
+        request.check_missing(na_action)
+        if request.absent:
+            used = np.ones(len(request.missing), bool) if subset is None else _subset(subset, data, env)
+            lost, subset = int((used & request.missing).sum()), used & ~request.missing
     if exposure is not None:
         offset = _with_exposure(exposure, offset, chosen, data, subset, env)
     counted = None
@@ -146,12 +165,28 @@ def glmer(
         na_action=na_action,
         contrasts=contrasts,
         env=env,
-        response=outcome,
+        response=outcome if ordered is None else ordered,
         observation_level=True,
         check_levels=checked_control(control).check_levels,
     )
     if is_structured(design):
         raise ModelError("generalised models have unstructured random effects only: (x | g) or (x || g)")
+    side = None
+    if request is not None:
+        side = request.matrix(design.row_index)
+        chosen = two_part(chosen, side)
+        if request.absent:
+            design = replace(design, n_missing=design.n_missing + lost)
+    if ordered is not None:
+        if given is not None and given.levels != ordered.levels:
+            raise DataError(
+                f"the response {design.formula.response} has the levels {', '.join(ordered.levels)}, the family given "
+                f"has {', '.join(given.levels)}"
+            )
+        chosen = Ordinal(chosen.link, levels=ordered.levels)
+        design = without_intercept(design)
+        if ordered.note:
+            design = replace(design, notes=(ordered.note, *design.notes))
     proportions = binomial and weights is not None
     if binomial:
         name = parsed.response
@@ -164,7 +199,7 @@ def glmer(
     check_identified(design, chosen)
     arguments = {
         **{"link": link, "weights": weights, "trials": trials, "freq_weights": freq_weights, "exposure": exposure},
-        **{"subset": subset, "offset": offset, "contrasts": contrasts},
+        **{"subset": subset, "offset": offset, "contrasts": contrasts, "zero": zero},
     }
     options = GlmerOptions(
         chosen,
@@ -172,6 +207,7 @@ def glmer(
         proportions=proportions,
         trials=known if binomial and isinstance(known, str) else None,
         freq_weights=None if counted is None else counted[design.row_index],
+        zero=side,
         control=control,
         start=start,
         verbose=int(verbose),
@@ -205,9 +241,29 @@ def _known_trials(
     return pair if pair is not None else trials if trials is not None else weights
 
 
+def two_part(base: Family, side: SideMatrix | None) -> Family:
+    """Counts with a part of their own for zeros: a hurdle where they begin at one, zero inflation elsewhere.
+
+    Raises
+    ------
+    ModelError
+        Not a family of counts.
+    """
+    kind: type[TwoPart] = Hurdle if base.name.startswith("truncated") else ZeroInflated
+    return kind(base) if side is None else kind(base, side.X, side.spec.names)
+
+
+def _subset(subset: str | ArrayLike, data: Any, env: Mapping[str, Any]) -> NDArray[np.bool_]:
+    return np.asarray(subset_rows(subset, Table(data), Context(env)))
+
+
 def _check_varying(design: Design, family: Family) -> None:
     """ModelError for a constant response of a family in which that leaves nothing to model."""
     y, name = design.y, design.formula.response
+    if family.name == "ordinal":
+        return
+    if isinstance(family, TwoPart) and not (y == 0.0).any():
+        raise ModelError(f"the response {name} is zero in none of {len(y)} rows: leave zero= out")
     if family.name.startswith("truncated") and (zeros := y == 0.0).any():
         raise DataError(
             f"the response {name} is zero in {int(zeros.sum())} of {len(y)} rows, first in row "
@@ -275,4 +331,6 @@ def _frequencies(
             f"freq_weights must be finite and not negative, which {int(bad.sum())} of {len(values)} are not, first in "
             f"row {row} ({values[row]:g})"
         )
+    if not (used & (values > 0.0)).any():
+        raise DataError("freq_weights are zero in every row used")
     return values, used & (values > 0.0)

@@ -13,7 +13,10 @@ from fastlmm_core.fitting import generalised, ranef, var_corr
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import Figure, answering
 from fastlmm_core.results import export, glmer_summary
+from fastlmm_core.results.methods.generalised import GeneralisedMethods
 from fastlmm_core.results.methods.means import MeansMethods
+from fastlmm_core.results.methods.pictures import PictureMethods
+from fastlmm_core.results.methods.tables import TableMethods
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,7 +35,7 @@ __all__ = ["GlmerResult"]
 
 @answering
 @dataclass(frozen=True, eq=False, repr=False)
-class GlmerResult(MeansMethods, GeneralisedModel):
+class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods, GeneralisedModel):
     """A fitted generalised linear mixed model, as `glmer` returns it.
 
     Names are those of `LmerResult` where the thing is the same. `criterion` is minus twice the log-likelihood, all
@@ -135,12 +138,15 @@ class GlmerResult(MeansMethods, GeneralisedModel):
         Parameters
         ----------
         full : bool
-            Of (theta, params, rho) jointly, rho the logarithm of the family's parameter (for NB2 of the size 1/alpha).
+            Of (theta, params, rho) jointly, rho the logarithm of the family's parameter (for NB2 of the size 1/alpha),
+            or thresholds or the zero part's coefficients with it.
         """
         names = list(self.design.x_names)
         if not full:
             return pd.DataFrame(self.core.cov_beta.copy(), index=names, columns=names)
-        names = [*var_corr.theta_labels(self.design), *names, *["rho"] * self.core.family.n_extra]
+        family = self.core.family
+        own = family.names if family.vector else ["rho"] * family.n_extra
+        names = [*var_corr.theta_labels(self.design), *names, *own]
         return pd.DataFrame(self.core.cov.copy(), index=names, columns=names)
 
     def coef_table(self, *, exp: bool = False, level: float = 0.95) -> pd.DataFrame:
@@ -215,10 +221,13 @@ class GlmerResult(MeansMethods, GeneralisedModel):
         ----------
         newdata : table, optional
             Rows to predict, with the formula's columns except the response; by default the rows of the fit.
-        kind : {"response", "link", "population", "marginal"}
+        kind : {"response", "link", "population", "marginal", "conditional", "zprob", "class"}
             "response": the mean at the groups' modes. "link": the linear predictor there. "population": the mean of a
             group whose random effects are zero, g⁻¹(xβ). "marginal": the mean over all groups, E g⁻¹(xβ + z'b); for
-            curved links it is another number than that of the average group.
+            curved links it is another number than that of the average group. For models with a part for zeros
+            "conditional" is the counts' mean without it, "zprob" the probability of a zero that is not the counts'.
+            Of an ordinal response "response", "population" and "marginal" are the probabilities of all categories, a
+            column each, and "class" is the likeliest one.
         re_form, allow_new_levels
             As in `LmerResult.predict`.
         interval : {"confidence"}, optional

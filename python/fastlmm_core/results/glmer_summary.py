@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
+from fastlmm_core.fitting.text import format_pvalue, text_table
 from fastlmm_core.results.summary import Summary, correlations, fit_notes
 
 if TYPE_CHECKING:
+    from fastlmm_core.inference.generalised.rows import ResidualKind
     from fastlmm_core.results.glmer_result import GlmerResult
 
 __all__ = ["summary"]
@@ -22,19 +25,40 @@ def method_words(n_agq: int) -> str:
     return "Laplace's approximation" if n_agq == 1 else f"adaptive Gauss-Hermite quadrature, {n_agq} points"
 
 
+def own_table(result: GlmerResult) -> str:
+    """Thresholds, or the zero part's coefficients with z tests, and the counts' own parameter."""
+    family, params = result.core.family, result.family_params
+    ordinal = family.name == "ordinal"
+    lines, rows, notes = [], [], []
+    for (name, row), log in zip(params.iterrows(), family.logs, strict=True):
+        estimate, error = float(row["estimate"]), float(row["std_error"])
+        if log:
+            notes.append(f"Family's parameter: {name} {estimate:.4g} (std. error {error:.4g})")
+            continue
+        z = estimate / error
+        cells = [str(name).removeprefix("zi."), f"{estimate:.4f}", f"{error:.4f}", f"{z:.3f}"]
+        rows.append(cells if ordinal else [*cells, format_pvalue(2.0 * float(ndtr(-abs(z))))])
+    header = ["", "Estimate", "Std. Error", "z value", *([] if ordinal else ["Pr(>|z|)"])]
+    lines.append("Thresholds:" if ordinal else "Zero part, log odds of a zero that is not the counts':")
+    return "\n".join([*lines, text_table(header, rows), *(["", *notes] if notes else [])])
+
+
 def summary(result: GlmerResult) -> Summary:
     """The summary of a fit; see `GlmerResult.summary`."""
     core = result.core
     family = core.family
-    scaled = result.residuals("pearson").to_numpy() / np.sqrt(result.scale)
+    kind: ResidualKind = "quantile" if family.name == "ordinal" else "pearson"
+    scaled = result.residuals(kind).to_numpy() / np.sqrt(result.scale)
     quantiles = np.nanquantile(scaled, [0.0, 0.25, 0.5, 0.75, 1.0])
     estimated = ~np.isnan(core.beta)
     title = (
         f"Generalized linear mixed model fit by maximum likelihood ({method_words(result.options.n_agq)})\n"
         f"Family: {family.name} ({family.link.name}); z-tests use the normal distribution"
     )
-    own = ""
-    for name, row in result.family_params.iterrows():
+    if kind == "quantile":
+        title += "; quantile residuals"
+    own = own_table(result) if family.vector else ""
+    for name, row in () if family.vector else result.family_params.iterrows():
         given = "given" if np.isnan(row["std_error"]) and not family.n_extra else f"std. error {row['std_error']:.4g}"
         own = f"Family's parameter: {name} {row['estimate']:.4g} ({given})"
     return Summary(

@@ -18,7 +18,9 @@ from fastlmm_core.fitting.relationships import relationships
 from fastlmm_core.fitting.spelling import FIT_ARGUMENTS, Fitter, answered
 from fastlmm_core.formula import build_design
 from fastlmm_core.formula.evaluate import caller_names
+from fastlmm_core.formula.sources import is_stream
 from fastlmm_core.results.result import LmerResult
+from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams
 from fastlmm_core.results.structured import fit_structured
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def lmer(
         ``(1 | a/b)``, ``(1 | a:b)``, ``(1 | factor(id))``, any number of them. A formula is code, as in R: its calls
         run as Python, so read none from a stranger.
     data : table
-        pandas, polars, pyarrow, or anything else that narwhals reads.
+        pandas, polars, pyarrow, or anything else that narwhals reads. Or rows to be read in batches, none of which is
+        kept: a path of Parquet files (a file, a folder, a wildcard, a list), a pyarrow Dataset, an iterator of
+        RecordBatches, or `stream(source)`; see the page on scale.
     reml : bool
         Restricted maximum likelihood (default), or maximum likelihood.
     control : Control, optional
@@ -154,6 +158,10 @@ def lmer(
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
+    if isinstance(formula, str) and is_stream(data):
+        refuse_with_streams(residual=residual, dispersion=dispersion, precision=precision, relmat=relmat)
+        rows = {"weights": weights, "offset": offset, "subset": subset, "na_action": na_action}
+        return lmer_streamed(formula, data, options, start, objective_only, contrasts=contrasts, env=env, **rows)
     design = build_design(
         formula,
         data,

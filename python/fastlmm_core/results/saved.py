@@ -13,17 +13,20 @@ import numpy as np
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.saved import read_state, saved_state
-from fastlmm_core.errors import ModelError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import ModelError, NotSavedError, SavedFormatError, StreamedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.fitted import FittedModel
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions
+from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.ddf import method_name
 from fastlmm_core.inference.table import Table, table
 from fastlmm_core.results.codec import Reader, Writer
+from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.result import LmerResult
+from fastlmm_core.results.saved_generalised import contents_of, restored
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -154,9 +157,16 @@ class SavedResult(FittedModel):
         _write(path, {"formula": self.formula, **self.kept["saved"]})
 
 
-def save(result: LmerResult, path: str | PathLike[str], *, data: bool) -> None:
+def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: bool) -> None:
     """Write a fit to a file; see `LmerResult.save`."""
+    if isinstance(result, GlmerResult):
+        if not data:
+            raise ModelError("a generalised fit is saved with its rows: save(path, data=True)")
+        _write(path, {"formula": result.formula, **contents_of(result)})
+        return
     design, core = result.design, result.core
+    if isinstance(design, StreamedDesign):
+        raise StreamedError("save()")
     if is_structured(design):
         raise ModelError("a fit with a covariance structure or a known relationship cannot be saved in such a file yet")
     contents: dict[str, Any] = {"formula": result.formula}
@@ -217,7 +227,8 @@ def load(path: str | PathLike[str]) -> LmerResult:
     Returns
     -------
     LmerResult
-        Where the file has the data: the model is set up again and evaluated from its optimum. Otherwise a
+        Where the file has the data: the model is set up again and evaluated from its optimum (a `GlmerResult`, where
+        it was one). Otherwise a
         `SavedResult`, which has the fit's figures and predicts new rows.
 
     Raises
@@ -253,6 +264,8 @@ def load(path: str | PathLike[str]) -> LmerResult:
     except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
         raise SavedFormatError(f"{path} is no file that fastlmm_core saved a fit in ({error})") from None
     design = contents["design"]
+    if "family" in contents:
+        return cast("LmerResult", restored(design, contents))
     if "figures" not in contents:
         options = FitOptions(
             reml=contents["reml"], control=contents["control"], start=contents["theta"], given=contents["given"]

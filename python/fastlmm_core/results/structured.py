@@ -222,6 +222,8 @@ class StructuredResult(LmerResult):
         DataFrame (n_rows, n)
             Columns sim_1, ..., sim_n.
         """
+        if isinstance(self.core, StructuredFit):
+            return super().simulate(n, seed=seed, **options)
         if options:
             raise ModelError(
                 f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
@@ -253,9 +255,14 @@ class StructuredResult(LmerResult):
         """Refused."""
         self._refuse("profile")
 
-    def bootstrap(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused; `simulate` and `refit` make one in a loop."""
-        self._refuse("bootstrap")
+    def bootstrap(self, n: int = 1000, **options: Any) -> pd.DataFrame:
+        """As `LmerResult.bootstrap`, parametric; by default of the parameters that `covariance_parameters` prints.
+
+        Every draw is a `refit`. Refused for relationships and `sparse()` effects.
+        """
+        if not isinstance(self.core, PatternFit | StructuredFit):
+            self._refuse("bootstrap of relationships and sparse() effects")
+        return super().bootstrap(n, **options)
 
     def ranova(self, **options: Any) -> NoReturn:
         """Refused; fit without the term and compare by `anova`."""

@@ -12,6 +12,7 @@ import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.fitting.text import (
     abbreviate,
     format_pvalue,
@@ -53,8 +54,8 @@ class Summary:
         Methods of estimation and of the tests, and the model.
     criteria : dict
         "REML criterion" alone; or AIC, BIC, logLik, deviance and df.resid of an ML fit.
-    residuals : Series
-        Quantiles of the scaled residuals: Min, 1Q, Median, 3Q, Max.
+    residuals : Series or None
+        Quantiles of the scaled residuals: Min, 1Q, Median, 3Q, Max; None where no rows are kept.
     var_corr : VarCorr
         Variance components.
     nobs, n_missing : int
@@ -74,7 +75,7 @@ class Summary:
     title: str
     formula: str
     criteria: dict[str, float]
-    residuals: pd.Series
+    residuals: pd.Series | None
     var_corr: VarCorr
     nobs: int
     n_missing: int
@@ -86,7 +87,8 @@ class Summary:
 
     def __str__(self) -> str:
         parts = [f"{self.title}\nFormula: {self.formula}", self._criteria_text()]
-        parts.append("Scaled residuals:\n" + text_table(list(self.residuals.index), [self._quantiles()], left=0))
+        if self.residuals is not None:
+            parts.append("Scaled residuals:\n" + text_table(*self._quantiles(self.residuals), left=0))
         header, rows = self.var_corr.cells(variance=True, digits=4)
         heading = "Random effects" if len(self.var_corr) else "Residual variance"
         parts.append(f"{heading}:\n{text_table(header, rows, left=2, indent=' ')}\n{self._counts()}")
@@ -107,7 +109,7 @@ class Summary:
         parts = [
             f"<p><b>{escape(self.title)}</b><br><code>{escape(self.formula)}</code></p>",
             html_table(names, [values], left=0),
-            html_table(list(self.residuals.index), [self._quantiles()], 0, "Scaled residuals"),
+            *([] if self.residuals is None else [self._quantiles_html(self.residuals)]),
             html_table(header, rows, 2, "Random effects"),
             f"<p>{escape(self._counts())}</p>",
             *([f"<pre>{escape(self.residual)}</pre>"] if self.residual else []),
@@ -119,10 +121,13 @@ class Summary:
         parts += [f"<p>{escape(note)}</p>" for note in self.notes]
         return "<div>" + "\n".join(parts) + "</div>"
 
-    def _quantiles(self) -> list[str]:
-        largest = float(self.residuals.abs().max())
+    def _quantiles(self, residuals: pd.Series) -> tuple[list[str], list[list[str]]]:
+        largest = float(residuals.abs().max())
         decimals = 4 - int(np.floor(np.log10(largest))) if 0.0 < largest < np.inf else 4
-        return _fixed(self.residuals, max(0, decimals))
+        return list(residuals.index), [_fixed(residuals, max(0, decimals))]
+
+    def _quantiles_html(self, residuals: pd.Series) -> str:
+        return html_table(*self._quantiles(residuals), 0, "Scaled residuals")
 
     def _criteria_cells(self) -> tuple[list[str], list[str]]:
         return list(self.criteria), [f"{v:.0f}" if k == "df.resid" else f"{v:.1f}" for k, v in self.criteria.items()]
@@ -235,8 +240,10 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
     )
 
 
-def _residual_quantiles(result: LmerResult) -> pd.Series:
-    """Quantiles of √w (y − ŷ)/σ̂."""
+def _residual_quantiles(result: LmerResult) -> pd.Series | None:
+    """Quantiles of √w (y − ŷ)/σ̂; None where the rows are gone."""
+    if isinstance(result.design, StreamedDesign):
+        return None
     if isinstance(result.core, PatternFit):  # a standard deviation for each row
         scaled = result.core.standardized(result.design.y - result.core.fitted, whole=False)
     else:
@@ -261,7 +268,7 @@ def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
-    notes += unidentified_words(result.design, result.core)  # type: ignore[arg-type]
+    notes += unidentified_words(result.design, result.core)
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")
     if not result.converged:

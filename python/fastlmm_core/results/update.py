@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.fitting.fit import fit_design
+from fastlmm_core.fitting.generalised import fit_generalised
 from fastlmm_core.fitting.options import checked_start
 from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.update import updated_formula
 
 if TYPE_CHECKING:
+    from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
 
-__all__ = ["update"]
+__all__ = ["update", "update_generalised"]
 
 WITHOUT_TABLE = frozenset({"reml", "control", "start", "verbose"})
 """Arguments whose change needs nothing but the arrays of the fit."""
@@ -36,20 +39,57 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
         again = fit_design(type(result), result.design, result.formula, replace(options, **changes))
         again.kept.update({k: v for k, v in result.kept.items() if k == "data"})
         return again
+    text, data = changed(result, formula, data)
+    call: dict[str, Any] = {"reml": options.reml, "control": options.control, "verbose": options.verbose}
+    call |= dict(options.given) | {"env": result.design.context} | changes
+    return cast("LmerResult", lmer(text, data, **call))
+
+
+def changed(result: FittedModel, formula: str | None, data: Any) -> tuple[str, Any]:
+    """The new formula and the table to fit it to."""
     if data is None:
         try:
             data = result.kept_data()
         except DataError:
             raise DataError("the data are not kept: pass data=") from None
-    text = result.formula
-    if formula is not None:
-        if not isinstance(formula, str):
-            raise FormulaError(f"the formula must be a string, not {type(formula).__name__}")
-        text = updated_formula(result.formula, formula, Table(data).names)
-    call: dict[str, Any] = {"reml": options.reml, "control": options.control, "verbose": options.verbose}
-    call |= dict(options.given) | {"env": result.design.context} | changes
-    return cast("LmerResult", lmer(text, data, **call))
+    if formula is None:
+        return result.formula, data
+    if not isinstance(formula, str):
+        raise FormulaError(f"the formula must be a string, not {type(formula).__name__}")
+    return updated_formula(result.formula, formula, Table(data).names), data
 
+
+def update_generalised(
+    result: GlmerResult, formula: str | None = None, data: Any = None, **changes: Any
+) -> GlmerResult:
+    """The fit with changes; see `GlmerResult.update`."""
+    from fastlmm_core.results.glmer import glmer
+
+    options = result.options
+    known = {*GENERALISED_WITHOUT_TABLE, *GENERALISED, "env"}
+    for name in changes:
+        if name not in known:
+            raise ModelError(f"update takes arguments of glmer, not {name!r}: {', '.join(sorted(known))}")
+    if formula is None and data is None and set(changes) <= GENERALISED_WITHOUT_TABLE:
+        again = fit_generalised(type(result), result.design, result.formula, replace(options, **changes))
+        again.kept.update({k: v for k, v in result.kept.items() if k == "data"})
+        return again
+    text, data = changed(result, formula, data)
+    family: Any = options.family
+    if "link" in changes and family.fixed_rho is None:
+        family = family.name
+    call: dict[str, Any] = {"family": family, "n_agq": options.n_agq, "control": options.control}
+    given = {k: v for k, v in options.given.items() if k != "link"}  # the family has it
+    call |= {"verbose": options.verbose, **given, "env": result.design.context} | changes
+    return glmer(text, data, **call)
+
+
+GENERALISED_WITHOUT_TABLE = frozenset({"n_agq", "control", "start", "verbose"})
+
+GENERALISED = (
+    *("family", "link", "weights", "trials", "freq_weights", "offset", "exposure", "subset", "na_action", "contrasts"),
+)
+"""Arguments of `glmer` that a fit remembers as they were given, and its family."""
 
 ARGUMENTS = ("subset", "weights", "offset", "na_action", "contrasts", "residual", "dispersion", "precision", "relmat")
 """Arguments of `lmer` that a fit remembers as they were given."""

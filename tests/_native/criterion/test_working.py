@@ -6,7 +6,7 @@ import pytest
 from fastlmm_core._native.criterion.row_forms import leverages
 from fastlmm_core.core import Control, plan
 from fastlmm_core.errors import ModelError
-from kernel_models import criteria, models
+from kernel_models import criteria, models, models_of_all_engines
 from kernel_oracle import Dense, both, problem
 
 
@@ -40,7 +40,7 @@ def split(dense, rhs):
     return rhs[:, : dense.lead_size].copy(), rhs[:, dense.lead_size :].copy()
 
 
-@models
+@models_of_all_engines
 def test_value_is_log_m(levels, widths, engine):
     it = Working(levels, widths, engine)
     for seed in (1, 2):
@@ -49,12 +49,12 @@ def test_value_is_log_m(levels, widths, engine):
         np.testing.assert_allclose(it.evaluator.value(theta), it.logdet(theta), rtol=1e-11)
 
 
-@models
+@models_of_all_engines
 def test_traces(levels, widths, engine):
     it = Working(levels, widths, engine)
     theta = it.dense.random_theta(0)
     inner = it.dense.Z.T @ np.linalg.solve(it.dense.V(theta), it.dense.Z)
-    places = [np.arange(it.dense.lead_size), *(it.dense.lead_size + p for p in it.dense.places)]
+    places = [*[np.arange(it.dense.lead_size)] * it.dense.own, *(it.dense.lead_size + p for p in it.dense.places)]
     got = it.evaluator.traces(theta)
     for group, place, block in zip(it.layout.groups, places, got, strict=True):
         l = group.n_columns
@@ -62,7 +62,7 @@ def test_traces(levels, widths, engine):
         np.testing.assert_allclose(block, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 
 
-@models
+@models_of_all_engines
 @pytest.mark.parametrize("scale", [1e-4, 0.2, 300.0])
 def test_chained_traces_are_the_gradient(levels, widths, engine, scale):
     """Against six-point differences of the value, at weights of any size."""
@@ -77,13 +77,13 @@ def test_chained_traces_are_the_gradient(levels, widths, engine, scale):
         np.testing.assert_allclose(gradient[a], slope, rtol=2e-6, atol=2e-6 * np.abs(gradient).max())
 
 
-@models
+@models_of_all_engines
 def test_traces_at_a_variance_of_zero(levels, widths, engine):
     it = Working(levels, widths, engine)
     theta = it.dense.random_theta(0)
-    theta[it.layout.arrays["theta_group"] == len(levels) - 1] = 0.0
+    theta[it.dense.cross.theta_index[:, 0] == len(levels) - 1] = 0.0
     inner = it.dense.Z.T @ np.linalg.solve(it.dense.V(theta), it.dense.Z)
-    place = it.dense.lead_size + it.dense.places[-1] if len(levels) > 1 else np.arange(it.dense.lead_size)
+    place = it.dense.lead_size + it.dense.places[-1] if it.dense.places else np.arange(it.dense.lead_size)
     l = it.layout.groups[-1].n_columns
     expected = sum(inner[np.ix_(at, at)] for at in place.reshape(-1, l))
     got = it.evaluator.traces(theta)[-1]
@@ -110,7 +110,7 @@ def test_curvature_of_the_chain():
             assert curvature[a, b] == pytest.approx(second / (4 * h * h), abs=1e-6)
 
 
-@models
+@models_of_all_engines
 def test_solves_and_leverages_with_one_factor(levels, widths, engine):
     """Whatever is asked for after the inverse is answered by it."""
     it = Working(levels, widths, engine)
@@ -164,7 +164,7 @@ def test_evaluators_that_share_a_tail_know_whose_factor_it_holds(levels, widths,
             np.testing.assert_array_equal(a, b)
 
 
-@models
+@models_of_all_engines
 def test_factors_of_older_numbers_are_not_used(levels, widths, engine):
     it = Working(levels, widths, engine)
     theta = it.dense.random_theta(0)

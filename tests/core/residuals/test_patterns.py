@@ -10,7 +10,7 @@ import pytest
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.residuals import moments as moments_module
-from fastlmm_core.core.residuals.moments import Symmetric, batches, pattern_moments
+from fastlmm_core.core.residuals.moments import batches
 from fastlmm_core.errors import ModelError
 
 KINDS = [
@@ -197,18 +197,6 @@ def test_order_of_rows_and_subjects_does_not_matter_and_visits_do_where_lags_cou
         assert again == pytest.approx(value, abs=1e-8)
         other = PatternModel(X, residual(kind, True, subject, turned)).fit(y).criterion
         assert (abs(other - value) < 1e-6) is invariant
-
-
-def test_moments_are_sums_over_units():
-    rng = np.random.default_rng(8)
-    D = rng.normal(size=(12, 3))
-    rows = np.arange(12).reshape(4, 3)
-    order = Symmetric(3)
-    packed = pattern_moments(D, rows, order)
-    full = np.einsum("usa,utb->satb", D[rows], D[rows])
-    for at, (s, t) in enumerate(zip(*np.triu_indices(3), strict=True)):
-        expected = full[s, :, t] if s == t else full[s, :, t] + full[t, :, s]
-        np.testing.assert_allclose(order.unpack(packed[at]), 0.5 * (expected + expected.T))
 
 
 def test_units_of_equal_cells_share_a_pattern():

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from fastlmm_core._native.criterion.patterns import add_derivatives, factor
 from fastlmm_core.core.residuals.model import ResidualModel
-from fastlmm_core.core.residuals.moments import Batch
+from fastlmm_core.core.residuals.moments import Batch, Symmetric
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Evaluation", "PatternCriterion"]
@@ -77,8 +78,8 @@ class PatternCriterion:
         self.nu = float(n - p if reml else n)
         self.prepared = [model.prepare(part.rows) for part in parts]
 
-    def inverses(self, phi: Array) -> tuple[list[tuple[Array, Array]], float]:
-        """R^-1 (k, m, m) and directions (k, m, r, m) of each batch, and the log-determinant of all units.
+    def factors(self, phi: Array) -> tuple[list[tuple[Array, Array, Array]], float]:
+        """C with R^-1 = C'C, R^-1 and the directions (k, m, r, m) of each batch; all units' log-determinant.
 
         Raises
         ------
@@ -88,22 +89,23 @@ class PatternCriterion:
         out, logdet = [], 0.0
         for part, at in zip(self.parts, self.prepared, strict=True):
             R, S = self.model.values(phi, at)
-            try:
-                L = np.linalg.cholesky(R)
-            except np.linalg.LinAlgError:
-                raise NumericalError("the residual covariance is not positive definite") from None
-            inverse = np.linalg.inv(L)
-            logdet += 2.0 * float(part.counts @ np.log(np.diagonal(L, axis1=1, axis2=2)).sum(axis=1))
-            out.append((inverse.transpose(0, 2, 1) @ inverse, S))
+            C, P, own = factor(np.ascontiguousarray(R), part.counts)
+            logdet += own
+            out.append((C, P, S))
         return out, logdet
+
+    def inverses(self, phi: Array) -> tuple[list[tuple[Array, Array]], float]:
+        """As `factors`, without C."""
+        found, logdet = self.factors(phi)
+        return [(P, S) for _, P, S in found], logdet
 
     def __call__(self, phi: Array) -> Evaluation:
         """Evaluate at phi (r,); NumericalError where some covariance is not positive definite."""
         p, nu = self.p, self.nu
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            inverses, logdet = self.inverses(phi)
+            factors, logdet = self.factors(phi)
         A = np.zeros((p + 1, p + 1))
-        for part, (P, _) in zip(self.parts, inverses, strict=True):
+        for part, (_, P, _) in zip(self.parts, factors, strict=True):
             A += part.products(P)
         try:
             L = np.linalg.cholesky(0.5 * (A + A.T))
@@ -119,12 +121,12 @@ class PatternCriterion:
         if not np.isfinite(value):
             raise NumericalError("the criterion is not finite")
         c = np.append(-beta, 1.0)
-        gradient, hessian, slopes = self._derivatives(phi, inverses, Phi, c, r2)
+        gradient, hessian, slopes = self._derivatives(phi, factors, Phi, c, r2)
         Ac = slopes @ c
         return Evaluation(float(value), gradient, hessian, phi, beta, Phi, r2, nu, slopes[:, :p, :p], Ac @ c)
 
     def _derivatives(
-        self, phi: Array, inverses: list[tuple[Array, Array]], Phi: Array, c: Array, r2: float
+        self, phi: Array, factors: list[tuple[Array, Array, Array]], Phi: Array, c: Array, r2: float
     ) -> tuple[Array, Array, Array]:
         """Equations (3) and (4), and A_a (r, p + 1, p + 1)."""
         p, nu, r = self.p, self.nu, self.model.n
@@ -132,24 +134,11 @@ class PatternCriterion:
         if self.reml:
             F[:p, :p] += Phi
         gradient, hessian = np.zeros(r), np.zeros((r, r))
-        slopes, weights = np.zeros((r, p + 1, p + 1)), []
-        for part, (P, S) in zip(self.parts, inverses, strict=True):
-            k, m = part.rows.shape
-            PK = P @ part.scores(F)
-            G = part.counts[:, None, None] * P - PK @ P
-            weights.append(G)
-            gradient += np.einsum("ksat,kst->a", S, G)
-            # W (k, m, r, m) holds R^-1 R_a
-            W = (P @ S.reshape(k, m, r * m)).reshape(k, m, r, m)
-            by_parameter = np.ascontiguousarray(W.transpose(0, 2, 1, 3))
-            WP = (by_parameter.reshape(k, r * m, m) @ P).reshape(k, r, m, m)
-            slopes -= part.directional(WP, P, S)
-            turned = np.ascontiguousarray(W.transpose(2, 0, 3, 1)).reshape(r, k * m * m)  # W_a' row by row
-            flat = np.ascontiguousarray(by_parameter.transpose(1, 0, 2, 3)).reshape(r, k * m * m)
-            hessian -= (turned * np.repeat(part.counts, m * m)) @ flat.T
-            WPK = (by_parameter.reshape(k, r * m, m) @ PK).reshape(k, r, m, m).transpose(1, 0, 2, 3)
-            pairs = turned @ np.ascontiguousarray(WPK).reshape(r, k * m * m).T
-            hessian += pairs + pairs.T
+        order = Symmetric(p + 1)
+        packed, weights = np.zeros((r, len(order.rows))), []
+        for part, (C, _, S) in zip(self.parts, factors, strict=True):
+            weights.append(add_derivatives(C, S, part.counts, part.moments, part.E, F, gradient, hessian, packed))
+        slopes = order.unpack(packed)
         hessian += self.model.curvature(phi, self.prepared, weights)
         if self.reml:
             moved = Phi @ slopes[:, :p, :p]

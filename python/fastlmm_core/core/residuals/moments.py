@@ -9,7 +9,7 @@ y the residual scaled to norm one, a pattern's units enter the criterion only th
 of which the entries with s <= t, symmetrised in (a, b), are kept as a matrix (pairs, q), q = d (d + 1) / 2. Then
 
     [X y]'V^-1[X y] = sum over pairs of (R^-1)_st M_st         one product with a vector
-    its derivatives = minus the same with R^-1 R_a R^-1        one product with a matrix
+    its derivatives = minus the same with R^-1 R_a R^-1        one product with a matrix (`_native.criterion.patterns`)
     K_st = <F, M_st>                                           one product with a vector
 
 Units that hardly share patterns are kept as rows: the same three sums are then made from E_i (m, d).
@@ -24,13 +24,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.criterion.patterns import unit_moments
+
 __all__ = ["Batch", "Symmetric", "batches", "patterns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-
-CHUNK = 1 << 22
-"""Numbers of a chunk of units that are multiplied at a time."""
 
 FEW = 1 << 16
 """Moments of a batch below this number are kept whatever they cost."""
@@ -98,21 +97,6 @@ class Batch:
         s, t = self.pairs
         return self.order.unpack(P[:, s, t].ravel() @ self.moments)
 
-    def directional(self, WP: Array, P: Array, S: Array) -> Array:
-        """(r, d, d) sums over units of E'(P S_a P)E; `WP` (k, r, m, m) holds P S_a P."""
-        k, r, m, _ = WP.shape
-        if self.moments is None:
-            assert self.E is not None
-            U = P @ self.E
-            d = U.shape[-1]
-            # S (k, m, r, m) @ U: rows (m, r) of each unit
-            SU = (S.reshape(k, m * r, m) @ U).reshape(k, m, r, d)
-            left = U.reshape(k * m, d).T
-            return np.asarray((left @ SU.reshape(k * m, r * d)).reshape(d, r, d).transpose(1, 0, 2))
-        s, t = self.pairs
-        stacked = np.ascontiguousarray(WP[:, :, s, t].transpose(1, 0, 2)).reshape(r, -1)
-        return self.order.unpack(stacked @ self.moments)
-
     def scores(self, F: Array) -> Array:
         """K (k, m, m) = sum over a pattern's units of E F E' for symmetric F (d, d)."""
         k, m = self.rows.shape
@@ -174,15 +158,16 @@ def batches(unit: Index, cell: Index, n_cells: int, D: Array) -> list[Batch]:
         m, k = rows.shape[1], len(first)
         pairs, q = m * (m + 1) // 2, len(order.rows)
         counts = np.bincount(pattern, minlength=k).astype(np.float64)
-        frequent = counts * m * (m + d) >= pairs * q if k * pairs * q > FEW else np.ones(k, bool)
+        # multiplications of a direction in `add_derivatives`
+        of_unit, of_pattern = m * (3 * m * m + m * d + d * d), 5 * m**3 + pairs * q
+        frequent = counts * of_unit >= of_pattern if k * pairs * q > FEW else np.ones(k, bool)
         chosen = np.flatnonzero(frequent)
         if len(chosen):
             by_pattern = np.argsort(pattern, kind="stable")
             ends = np.cumsum(counts).astype(np.int64)
             moments = np.empty((len(chosen), pairs, q))
             for at, g in enumerate(chosen):
-                mine = rows[by_pattern[ends[g] - int(counts[g]) : ends[g]]]
-                moments[at] = pattern_moments(D, mine, order)
+                unit_moments(D, rows[by_pattern[ends[g] - int(counts[g]) : ends[g]]], moments[at])
             place = np.cumsum(frequent) - 1
             mine = frequent[pattern]
             which = rows[first[chosen]], counts[chosen]
@@ -191,20 +176,3 @@ def batches(unit: Index, cell: Index, n_cells: int, D: Array) -> list[Batch]:
         if len(rest):
             out.append(Batch(rest, np.ones(len(rest)), order, None, D[rest], rest, np.arange(len(rest))))
     return out
-
-
-def pattern_moments(D: Array, rows: Index, order: Symmetric) -> Array:
-    """(pairs, q) moments of one pattern from its units' rows (u, m)."""
-    u, m = rows.shape
-    d = D.shape[1]
-    step = max(1, CHUNK // (m * d))
-    M = np.zeros((m * d, m * d))
-    for at in range(0, u, step):
-        E = D[rows[at : at + step]].reshape(-1, m * d)
-        M += E.T @ E
-    full = M.reshape(m, d, m, d)
-    s, t = np.triu_indices(m)
-    blocks = full[s, :, t, :]  # (pairs, d, d)
-    packed = blocks[:, order.rows, order.columns] + blocks[:, order.columns, order.rows]
-    packed[s == t] *= 0.5
-    return np.asarray(packed)

@@ -49,7 +49,7 @@ def defined_start(criterion: PatternCriterion, phi: Array) -> Array:
     """
     model = criterion.model
     found = phi.copy()
-    for _ in range(HALVINGS):
+    for _ in range(0 if model.shape.definite else HALVINGS):
         try:
             if all(np.abs(P).max() < NEAR_SINGULAR for P, _ in criterion.inverses(found)[0]):
                 return found

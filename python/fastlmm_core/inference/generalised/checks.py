@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
 from fastlmm_core.core.laplace import Laplace
-from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
+from fastlmm_core.inference.generalised.influence import leverage_parts
 from fastlmm_core.inference.generalised.predict import marginal_mean
 from fastlmm_core.inference.generalised.rows import COUNTS, WHOLE, distribution, observed, prior_weights
-from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
+from fastlmm_core.inference.generalised.uncertainty import leverages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,21 +80,16 @@ def row_weights(result: GeneralisedModel, eta: Array) -> tuple[Array, Array]:
 def dispersion(result: GeneralisedModel) -> pd.Series:
     """Pearson's X2 over its degrees of freedom, and zeros; see `GlmerResult.dispersion`."""
     core, design = result.core, result.design
+    if core.family.name == "ordinal":
+        raise ModelError('ordered categories have no variance to compare with: residuals("quantile") show misfit')
     m = prior_weights(result)
     w, _ = row_weights(result, core.eta)
     freq = np.ones(len(w)) if result.options.freq_weights is None else result.options.freq_weights
     x2 = float(freq @ ((observed(result) - core.fitted) ** 2 / core.family.variance(core.mu, m, core.rho)))
-    keep = np.flatnonzero(~np.isnan(core.beta))
-    moved = design.X[:, keep].copy()
-    nt = len(core.theta)
-    for term, slopes in zip(design.random, mode_derivatives(result), strict=True):
-        z = np.ones((len(w), 1)) if term.z is None else term.z
-        moved += np.einsum("pnl,nl->np", slopes[nt + keep][:, term.codes], z)
-    information = design.X[:, keep].T @ (w[:, None] * moved)
-    fixed = np.trace(np.linalg.solve(information, moved.T @ (w[:, None] * moved))) if len(keep) else 0.0
-    df = float(freq.sum() - w @ leverages(result) - fixed)
+    modes, fixed = leverage_parts(result, w)
+    df = float(freq.sum() - modes.sum() - fixed.sum())
     out = {"pearson_x2": x2, "df": df, "ratio": x2 / df, "p": float(chdtrc(df, x2))}
-    if core.family.name in COUNTS and (m == 1.0).all():
+    if (core.family.name in COUNTS or core.family.vector) and (m == 1.0).all():
         _, at_zero = distribution(core.family, np.zeros(len(w)), core.mu, m, core.rho)
         out |= {"zeros_observed": float(freq @ (design.y == 0.0)), "zeros_expected": float(freq @ at_zero)}
     return pd.Series(out)
@@ -140,10 +135,9 @@ def _quadrature(result: GeneralisedModel) -> float:
     if width > 3 or core.family.code < 0:
         return float("nan")
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
-    with one_blas_thread():
+    with engine_at(result) as engine:
         model.engine.set_response(core._y)
-        high = model.engine.value(core.psi)
-        return -0.5 * (high - engine_at(result).value(core.psi))
+        return -0.5 * (model.engine.value(core.psi) - engine.value(core.psi))
 
 
 def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:
@@ -153,8 +147,7 @@ def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:
     fourth = (row_weights(result, eta + STEP)[1] - row_weights(result, eta - STEP)[1]) / (2.0 * STEP)
     c = kappa * g
     square, cube = 0.0, 0.0
-    engine = engine_at(result)
-    with one_blas_thread():
+    with engine_at(result) as engine:
         for rows, columns, block in _covariances(engine):
             square += float(c[rows] @ block @ c[columns])
             cube += float(kappa[rows] @ (block * block * block) @ kappa[columns])
@@ -189,9 +182,9 @@ def level_one_variance(result: GeneralisedModel) -> float:
     """
     family, core = result.core.family, result.core
     known = {"logit": np.pi**2 / 3.0, "probit": 1.0, "cloglog": np.pi**2 / 6.0}
-    if family.name == "binomial" and family.link.name in known:
+    if family.name in ("binomial", "ordinal") and family.link.name in known:
         return float(known[family.link.name])
-    if family.link.name == "log" and family.name != "beta" and family.name not in WHOLE:
+    if family.link.name == "log" and family.name != "beta" and family.name not in WHOLE and not family.vector:
         _, random, _ = variance_shares(result.design, core)
         base = float(np.mean(result.design.X @ np.nan_to_num(core.beta)))
         mean = float(marginal_mean(family.link, np.array([base]), np.array([random.sum()]))[0])

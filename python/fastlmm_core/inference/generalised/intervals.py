@@ -17,10 +17,10 @@ from scipy.optimize import minimize
 
 from fastlmm_core.core.glmm import GlmmObjective
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
-from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit
+from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit_counts
+from fastlmm_core.fitting.unidentified import unidentified_elements
 from fastlmm_core.inference.bootstrap import named
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
-from fastlmm_core.inference.generalised.rows import prior_weights
 from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["bootstrap", "conf_int", "model_parameters", "profile", "values_of"]
 
 Array = NDArray[np.float64]
+Side = tuple[list[tuple[float, float, float]], float | None]
+"""Points (coordinate, zeta, its derivative) on one side of an estimate, and the bound where it was met first."""
+
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 
 SPACING = 0.5
@@ -48,14 +51,14 @@ CHUNK = 256
 
 def model_parameters(result: GeneralisedModel) -> tuple[Parameter, ...]:
     """Standard deviations and correlations, the family's own parameter, coefficients."""
-    name = result.core.family.parameter if result.core.family.n_extra else None
+    family = result.core.family
+    own = [
+        Parameter(name, "sigma" if log else "own", row=k)
+        for k, (name, log) in enumerate(zip(family.names, family.logs, strict=False))
+    ]
     found = []
     for p in parameters(result.design):
-        if p.kind == "sigma":
-            if name is not None:
-                found.append(Parameter(name, "sigma"))
-            continue
-        found.append(p)
+        found += own if p.kind == "sigma" else [p]
     return tuple(found)
 
 
@@ -64,7 +67,7 @@ def values_of(result: GeneralisedModel, theta: Array, beta: Array, rho: Array) -
     family = result.core.family
     every = parameter_values(result.design, theta, np.ones(len(theta)), beta)
     at = every.shape[1] - beta.shape[1] - 1
-    own = [np.array([[family.natural(float(r))] for r in rho])] if family.n_extra else []
+    own = [np.array([family.naturals(r) for r in rho])] if family.n_extra else []
     return np.hstack([every[:, :at], *own, beta])
 
 
@@ -80,11 +83,10 @@ def bootstrap(
     responses = drawn(result, n, seed=seed, source=recipe(result)[0])
     core, model = result.core, kept_glmm(result)
     if statistic is not None:
-        m = prior_weights(result) if result.options.proportions else np.ones(core.n)
-        return pd.DataFrame([named(statistic(refit(result, y / m))) for y in responses], index=index)
+        return pd.DataFrame([named(statistic(refit_counts(result, y))) for y in responses], index=index)
     start = None
     if not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, [core.rho] * core.family.n_extra])
+        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
     blocks, failed = [], 0
     while batch := list(islice(responses, CHUNK)):
         fits = model.fit_many(np.array(batch), start=start)
@@ -123,6 +125,8 @@ def conf_int(
         for row, p in zip(limits, chosen, strict=True):
             if p.kind == "beta":
                 row[:] = core.beta[p.row] + np.array([-z, z]) * core.se[p.row]
+            elif p.kind == "own":
+                row[:] = core.rho[p.row] + np.array([-z, z]) * core.family_params_se[p.name]
     else:
         draws = bootstrap(result, n, seed=seed) if draws is None else draws
         absent = [name for name in names if name not in draws]
@@ -159,30 +163,60 @@ class Profiler:
         self.kept = np.flatnonzero(~np.isnan(core.beta))
         self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core._y)
         self.nt = len(core.theta)
-        self.best = np.concatenate([core.theta, core.beta[self.kept], [core.rho] * core.family.n_extra])
-        _, _, hessian = self.objective.derivatives(self.best)
-        values, vectors = np.linalg.eigh(hessian)
-        # d ~ d-hat + |z|^2 for x = x-hat + unit z
-        self.unit = vectors * np.sqrt(2.0 / np.maximum(values, 1e-10 * values.max()))
+        self.best = np.concatenate([core.theta, core.beta[self.kept], core.family.extra(core.rho)])
+        self.hessian = self.objective.derivatives(self.best)[2]
+        self.free = self.objective.engine.design.free
+        self.unit = self.round(self.free)
+        self.blind = unidentified_elements(core)
+
+    def round(self, free: NDArray[np.intp]) -> Array:
+        """Unit (n, k) such that d ~ d-hat + |z|^2 for x = x-hat + unit z, in k of the parameters."""
+        values, vectors = np.linalg.eigh(self.hessian[np.ix_(free, free)])
+        unit = np.zeros((len(self.best), len(free)))
+        unit[free] = vectors * np.sqrt(2.0 / np.maximum(values, 1e-10 * values.max()))
+        return unit
+
+    def places(self, term: int) -> NDArray[np.intp]:
+        """Places (l, l) of a term's lower triangle among the parameters; -1 above it."""
+        at = 0
+        for other in self.result.design.random[:term]:
+            at += len(other.columns) * (len(other.columns) + 1) // 2
+        l = len(self.result.design.random[term].columns)
+        out = np.full((l, l), -1)
+        columns, rows = np.triu_indices(l)
+        out[rows, columns] = at + np.arange(len(rows))
+        return out
+
+    def without_effect(self, p: Parameter) -> float:
+        """Zeta of a correlation, whatever its value, where the standard deviation of one of its effects is zero."""
+        rises = []
+        for effect in (p.row, p.column):
+            zeros = self.places(p.term)[effect]
+            zeros = zeros[zeros >= 0]
+            start, unit = self.best.copy(), self.round(np.setdiff1d(self.free, zeros))
+            start[zeros] = 0.0
+
+            def deviance(z: Array, start: Array = start, unit: Array = unit) -> tuple[float, Array]:
+                try:
+                    d, gradient, _ = self.objective.derivatives(start + unit @ z)
+                except NumericalError:
+                    return 1e10, np.zeros_like(z)
+                return d - self.result.core.criterion, unit.T @ gradient
+
+            rises.append(float(minimize(deviance, np.zeros(unit.shape[1]), jac=True, method="BFGS").fun))
+        return float(np.sqrt(max(min(rises), 0.0)))
 
     def function(self, p: Parameter) -> Callable[[Array], tuple[float, Array]]:
         """A parameter's coordinate as in `ProfileCurve` (rho with its own sign), and its gradient."""
         n, nt = len(self.best), self.nt
         if p.kind == "beta":
             return linear(n, nt + int(np.flatnonzero(self.kept == p.row)[0]))
-        if p.kind == "sigma":
-            return linear(n, n - 1)
-        at = 0
-        for term in self.result.design.random[: p.term]:
-            at += len(term.columns) * (len(term.columns) + 1) // 2
-        l = len(self.result.design.random[p.term].columns)
+        if p.kind in ("sigma", "own"):
+            return linear(n, n - self.result.core.family.n_extra + p.row)
+        place = self.places(p.term)
         if p.kind == "sd" and p.row == 0:
-            return linear(n, at)
-
-        def place(i: int, j: int) -> int:
-            return at + j * l - j * (j - 1) // 2 + i - j
-
-        first = [place(p.row, j) for j in range(p.row + 1)]
+            return linear(n, int(place[0, 0]))
+        first = place[p.row, : p.row + 1]
         if p.kind == "sd":
 
             def sd(x: Array) -> tuple[float, Array]:
@@ -192,7 +226,7 @@ class Profiler:
                 return value, slope
 
             return sd
-        second = [place(p.column, j) for j in range(p.column + 1)]
+        second = place[p.column, : p.column + 1]
 
         def cor(x: Array) -> tuple[float, Array]:
             a, b = x[first], np.zeros(len(first))
@@ -209,26 +243,31 @@ class Profiler:
     def curve(self, p: Parameter, reach: float) -> ProfileCurve:
         """Walk both ways from the estimate until the deviance has risen by the square of ``reach``."""
         core, family = self.result.core, self.result.core.family
-        if p.kind == "beta" and p.row not in self.kept:
+        blind = p.kind in ("sd", "cor") and p.element in self.blind
+        if blind or (p.kind == "beta" and p.row not in self.kept):
             empty = np.empty(0)
-            return ProfileCurve(p.name, "beta", np.nan, empty, empty, empty, (None, None))
+            return ProfileCurve(p.name, p.kind, np.nan, empty, empty, empty, (None, None))
         phi = self.function(p)
         estimate, gradient = phi(self.best)
         step = SPACING * float(np.linalg.norm(self.unit.T @ gradient))
         low = {"sd": 0.0, "cor": -0.5 * np.pi}.get(p.kind, -np.inf)
         high = 0.5 * np.pi if p.kind == "cor" else np.inf
-        down, low_end = self.walk(phi, estimate, -step, low, reach)
-        up, high_end = self.walk(phi, estimate, step, high, reach)
+        level = self.without_effect(p) if p.kind == "cor" else np.inf
+        down, low_end = self.walk(phi, estimate, -step, low, min(reach, level))
+        up, high_end = self.walk(phi, estimate, step, high, min(reach, level))
+        if p.kind == "cor":
+            down, low_end = levelled(down, low_end, level, reach, low)
+            up, high_end = levelled(up, high_end, level, reach, high)
         points = [*reversed(down), (estimate, 0.0, 0.0), *up]
         w, zeta, slope = (np.array(column) for column in zip(*points, strict=True))
         slope[len(down)] = slope_at_estimate(w, zeta, slope, len(down))
         kind = p.kind
         if kind == "sigma":  # rho is its logarithm, with a sign
-            sign = 1.0 if family.natural_slope(core.rho) > 0 else -1.0
+            sign = 1.0 if family.natural_slopes(core.rho)[p.row] > 0 else -1.0
             w, zeta, slope = sign * w, sign * zeta, slope
             if sign < 0:
                 w, zeta, slope = w[::-1], zeta[::-1], slope[::-1]
-            estimate = family.natural(core.rho)
+            estimate = float(family.naturals(core.rho)[p.row])
         elif kind == "cor":
             estimate = float(np.sin(estimate))
             low_end, high_end = (None if end is None else float(np.sin(end)) for end in (low_end, high_end))
@@ -236,9 +275,9 @@ class Profiler:
 
     def walk(
         self, phi: Callable[[Array], tuple[float, Array]], estimate: float, step: float, bound: float, reach: float
-    ) -> tuple[list[tuple[float, float, float]], float | None]:
+    ) -> Side:
         """Points (value, zeta, d zeta / d value) on one side, and the bound where it was met first."""
-        side, z = np.sign(step), np.zeros(len(self.best))
+        side, z = np.sign(step), np.zeros(self.unit.shape[1])
         out: list[tuple[float, float, float]] = []
         before = z
         for k in range(1, MAX_POINTS):
@@ -290,6 +329,19 @@ class Profiler:
         normal = self.unit.T @ phi(at(found.x))[1]
         multiplier = float(gradient @ normal) / max(float(normal @ normal), 1e-300)
         return float(found.fun) + self.result.core.criterion, multiplier, found.x
+
+
+def levelled(
+    points: list[tuple[float, float, float]], end: float | None, level: float, reach: float, bound: float
+) -> Side:
+    """One side of a correlation's profile where its zeta rises to ``level`` at most, whatever its value."""
+    if level > reach:
+        return points, end
+    kept = [point for point in points if abs(point[1]) < level]
+    if len(kept) < len(points):
+        w, zeta, _ = points[len(kept)]
+        kept.append((w, float(np.copysign(level, zeta)), 0.0))
+    return kept, bound
 
 
 def linear(n: int, k: int) -> Callable[[Array], tuple[float, Array]]:

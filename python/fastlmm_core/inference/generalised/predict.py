@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.coefficients import undetermined
+from fastlmm_core.fitting.generalised import family_at
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
+from fastlmm_core.inference.generalised.classes import check_kind, class_predictions, zero_probabilities
 from fastlmm_core.inference.generalised.uncertainty import parameter_covariance, variances
 from fastlmm_core.inference.prediction import factors_of
 from fastlmm_core.inference.profile import quantile_of_level
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "Kind", "marginal_mean", "predict"]
 
 Array = NDArray[np.float64]
-Kind = Literal["response", "link", "population", "marginal"]
-KINDS = ("response", "link", "population", "marginal")
+Kind = Literal["response", "link", "population", "marginal", "conditional", "zprob", "class"]
+KINDS = ("response", "link", "population", "marginal", "conditional", "zprob", "class")
 
 REACH = 8.5
 """Standard deviations over which a mean is integrated."""
@@ -67,6 +70,9 @@ def averaged(function: Callable[[Array], Array], eta: Array, variance: Array) ->
 
 def marginal_response(family: Family, rho: Any, eta: Array, variance: Array) -> Array:
     """E of the response's mean at eta + e for e ~ N(0, variance), (n,); the link's mean by its closed form."""
+    if isinstance(family, TwoPart):
+        counts = marginal_response(family.base, family.split(rho)[1], eta, variance)
+        return (1.0 - family.zero_probability(rho)) * counts
     mean = marginal_mean(family.link, eta, variance)
     if family.plain:
         return mean
@@ -101,33 +107,44 @@ def predict(
     """Predictions; see `GlmerResult.predict`."""
     if kind not in KINDS:
         raise ModelError(f"kind must be one of {', '.join(map(repr, KINDS))}, not {kind!r}")
+    check_kind(result.core.family, kind, interval)
     if interval not in (None, "confidence"):
         raise ModelError(
             f'interval must be "confidence" or None, not {interval!r}: quantiles of simulate(newdata=...) are limits '
             "of new responses"
         )
     design, core = result.design, result.core
-    if kind in ("population", "marginal"):
+    if kind in ("population", "marginal", "zprob"):
         if re_form not in ("all", "none"):
             raise ModelError(f'kind="{kind}" has no random effects of known groups: leave re_form out')
         re_form = "none"
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, all_columns=kind == "marginal")
     eta = linear_predictor(rows, core, masks)  # type: ignore[arg-type]
-    family, link = core.family, core.family.link
+    family, link = family_at(result, newdata, rows), core.family.link
+    z = None if interval is None else quantile_of_level(level)
+    if isinstance(family, Ordinal) and kind != "link":
+        return class_predictions(
+            family, core.rho, rows, eta, kind, lambda f: averaged(f, eta, term_variance(rows, core.L))
+        )
+    if isinstance(family, TwoPart) and kind == "zprob":
+        return zero_probabilities(result, family, rows, z)
 
     def response(at: Array, rho: Any = core.rho) -> Array:
-        return at if kind == "link" else family.response_mean(link.inverse(at), rho)
+        if kind == "link":
+            return at
+        if isinstance(family, TwoPart) and kind == "conditional":
+            return family.conditional_mean(link.inverse(at), rho)
+        return family.response_mean(link.inverse(at), rho)
 
-    if interval is None:
-        fit = _marginal_mean(result, rows, eta)(core.theta) if kind == "marginal" else response(eta)
+    if z is None:
+        fit = _marginal_mean(result, family, rows, eta)(core.theta) if kind == "marginal" else response(eta)
         found = rows.by_row(fit)
         found.attrs["notes"] = undetermined(design, core, rows)  # type: ignore[arg-type]
         return found
-    z = quantile_of_level(level)
     if kind == "marginal":
-        fit, se = _marginal(result, rows, eta)
-        floor = 0.0 if family.plain else family.response_mean(np.zeros_like(fit), core.rho)
+        fit, se = _marginal(result, family, rows, eta)
+        floor = 0.0 if family.plain or family.vector else family.response_mean(np.zeros_like(fit), core.rho)
         centre = link(fit - floor)
         error = se / np.abs(link.derivatives(centre)[1])
         limits = [link.inverse(centre - z * error) + floor, link.inverse(centre + z * error) + floor]
@@ -168,29 +185,29 @@ def term_variance(rows: NewDesign, factors: Sequence[Array]) -> Array:
     return out
 
 
-def _marginal_mean(result: GeneralisedModel, rows: NewDesign, eta: Array) -> Callable[..., Array]:
+def _marginal_mean(result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array) -> Callable[..., Array]:
     """Marginal means (n,) as a function of theta, a shift of the linear predictor, and rho."""
     core = result.core
     widths = [len(factor) for factor in core.L]
 
     def mean(theta: Array, shift: float = 0.0, rho: Any = core.rho) -> Array:
-        return marginal_response(core.family, rho, eta + shift, term_variance(rows, factors_of(widths, theta)))
+        return marginal_response(family, rho, eta + shift, term_variance(rows, factors_of(widths, theta)))
 
     return mean
 
 
-def _marginal(result: GeneralisedModel, rows: NewDesign, eta: Array) -> tuple[Array, Array]:
+def _marginal(result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array) -> tuple[Array, Array]:
     """Marginal means and their standard errors by the delta method, theta's and rho's uncertainty included."""
     core = result.core
     nt, p = len(core.theta), len(core.beta)
     assert rows.X is not None
-    mean = _marginal_mean(result, rows, eta)
-    j = np.zeros((len(eta), nt + p + core.family.n_extra))
+    mean = _marginal_mean(result, family, rows, eta)
+    j = np.zeros((len(eta), nt + p + family.n_extra))
     for k in range(nt):
         unit = STEP * np.eye(nt)[k]
         j[:, k] = (mean(core.theta + unit) - mean(core.theta - unit)) / (2.0 * STEP)
     slope = (mean(core.theta, STEP) - mean(core.theta, -STEP)) / (2.0 * STEP)
     j[:, nt : nt + p] = slope[:, None] * rows.X
-    if not core.family.plain:
-        j[:, nt + p :] = by_rho(core.family, core.rho, lambda rho: mean(core.theta, 0.0, rho))
+    if not family.plain:
+        j[:, nt + p :] = by_rho(family, core.rho, lambda rho: mean(core.theta, 0.0, rho))
     return mean(core.theta), np.sqrt(np.einsum("np,pq,nq->n", j, parameter_covariance(result), j))

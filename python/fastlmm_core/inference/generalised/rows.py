@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.special import xlogy
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.inference.simulate import generators
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ def residuals(
         raise ModelError(f"kind must be one of {', '.join(map(repr, RESIDUALS))}, not {kind!r}")
     core, y, m = result.core, result.design.y, prior_weights(result)
     family, mu, rho = core.family, core.mu, core.rho
+    if family.vector:
+        known = RESIDUALS[4:] if isinstance(family, Ordinal) else ("pearson", "response", *RESIDUALS[4:])
+        if kind not in known:
+            raise ModelError(
+                f"{kind} residuals of the {family.name} family are not defined: kind is one of "
+                f"{', '.join(map(repr, known))}"
+            )
     r = observed(result) - core.fitted
     if kind == "response":
         values = r
@@ -65,7 +73,13 @@ def residuals(
         values = np.sign(r) * np.sqrt(np.maximum(unit_deviance(family, y, mu, m, rho), 0.0))
     else:
         stream = next(generators(seed, 1))
-        lower, upper = _ranks(result, n, seed) if kind == "simulated" else distribution(family, y, mu, m, rho)
+        if kind == "simulated":
+            lower, upper = _ranks(result, n, seed)
+        elif isinstance(family, Ordinal):
+            upper = np.cumsum(family.probabilities(core.eta, rho), axis=1)[np.arange(len(y)), y.astype(int)]
+            lower = upper - core.fitted
+        else:
+            lower, upper = distribution(family, y, mu, m, rho)
         values = lower + stream.random(len(y)) * (upper - lower)
         if kind == "quantile":
             values = stats.norm.ppf(np.clip(values, 1e-16, 1.0 - 1e-16))
@@ -73,8 +87,10 @@ def residuals(
 
 
 def deviance(result: GeneralisedModel) -> float:
-    """Sum of the rows' deviances at the modes."""
+    """Sum of the rows' deviances at the modes; NaN for families in which a row has none."""
     core = result.core
+    if core.family.vector:
+        return float("nan")
     rows = unit_deviance(core.family, result.design.y, core.mu, prior_weights(result), core.rho)
     return float(rows @ (np.ones(len(rows)) if result.options.freq_weights is None else result.options.freq_weights))
 
@@ -135,6 +151,11 @@ def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> t
     ModelError
         A family of the user's own, or prior weights that no distribution goes with.
     """
+    if isinstance(family, TwoPart):
+        p, own = family.zero_probability(rho), family.split(rho)[1]
+        lower, upper = distribution(family.base, y, mu, m, own)
+        lower, upper = np.where(y > 0.0, lower, 0.0), np.where(upper > 0.0, upper, 0.0)
+        return np.where(y > 0.0, p + (1.0 - p) * lower, 0.0), p + (1.0 - p) * upper
     whole = WHOLE.get(family.name, family.name)
     if whole in (*COUNTS, "beta") and (m != 1.0).any():
         raise ModelError(f"quantile residuals need a distribution, and weighted {family.name} rows have none")

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.generalised import trials_of
+from fastlmm_core.families import Ordinal, TwoPart
+from fastlmm_core.fitting.generalised import family_at, trials_of
+from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import prior_weights
 from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
 
@@ -63,11 +65,20 @@ def simulate(
     if newdata is not None:
         given = trials_of(result, newdata)
         m = np.ones(k) if given is None else rows.taken(given, "trials")
+    family = family_at(result, newdata, rows)
     known = ~np.isnan(source.mean)
+    if isinstance(family, TwoPart) and family.zero is not None:
+        known &= ~np.isnan(family.zero).any(axis=1)
+        family = family.at(family.zero[known])
     out = np.full((k, n), np.nan)
     for column, stream in enumerate(generators(seed, n)):
-        mu = core.family.mean(predictor(source, stream)[known])
-        out[known, column] = core.family.simulate(stream, mu, m[known], core.rho)
+        mu = family.mean(predictor(source, stream)[known])
+        out[known, column] = family.simulate(stream, mu, m[known], core.rho)
     if result.options.proportions:
         out /= m[:, None]
-    return pd.DataFrame(rows.full(out), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])
+    frame = pd.DataFrame(rows.full(out), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])
+    if isinstance(family, Ordinal):
+        return pd.DataFrame(
+            {name: categorical(family, column.to_numpy()) for name, column in frame.items()}, index=frame.index
+        )
+    return frame

@@ -10,20 +10,23 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.families import Ordinal
 from fastlmm_core.fitting.predict import predict as linear_predictions
 from fastlmm_core.inference import tidy as plain
 from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
 from fastlmm_core.inference.coef_table import coef_table as plain_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.contrasts import term_hypotheses
+from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import deviance, residuals
 from fastlmm_core.inference.profile import quantile_of_level
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
+    from fastlmm_core.inference.reductions import Reduction
 
-__all__ = ["augment", "chisq_table", "coef_table", "drop1", "glance", "tidy"]
+__all__ = ["augment", "chisq_table", "coef_table", "criterion_without", "drop1", "glance", "tidy"]
 
 
 def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.95) -> Table:
@@ -70,6 +73,16 @@ def drop1(result: GeneralisedModel, *, test: str = "chisq") -> Table:
     return likelihood_ratios(result, columns, without)
 
 
+def criterion_without(result: GeneralisedModel, reduction: Reduction) -> float:
+    """Minus twice the log-likelihood of the fit with some random effects left out."""
+    from fastlmm_core.fitting.generalised import glmm_of
+
+    design, options = result.design, result.options
+    if reduction.terms:
+        return glmm_of(design, options, terms=reduction.terms).fit(design.y).criterion
+    return glmm_of(design, options).fixed_criterion(design.y)
+
+
 def tidy(
     result: GeneralisedModel,
     effects: str | Sequence[str] = ("fixed", "ran_pars"),
@@ -113,8 +126,11 @@ def augment(result: GeneralisedModel, data: Any = None) -> Table:
     rows = design.own_rows()
     out: dict[str, Any] = {
         "fitted": rows.full(core.fitted),
-        "resid": residuals(result),
+        "resid": residuals(result, "quantile" if core.family.vector else "deviance"),
         "link": rows.full(core.eta),
         "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]
     }
-    return plain.with_answers(design, rows, out, data)
+    frame = plain.with_answers(design, rows, out, data)
+    if isinstance(core.family, Ordinal) and data is None:
+        frame[design.formula.response] = categorical(core.family, rows.full(design.y))
+    return frame

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.laplace import Effects, Laplace
-from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.fitting.generalised import engine_at
 
 if TYPE_CHECKING:
@@ -42,12 +41,12 @@ def parameter_covariance(result: GeneralisedModel) -> Array:
 
 def mode_derivatives(result: GeneralisedModel) -> list[Array]:
     """D b~ / d(theta, beta, rho) of each term, (n_parameters, q, l); zero for dropped columns."""
-    core, engine = result.core, engine_at(result)
-    design = engine.design
+    core = result.core
     nt, p = len(core.theta), len(core.beta)
-    places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(core.family.n_extra)])
     out = [np.zeros((nt + p + core.family.n_extra, *b.shape)) for b in core.b]
-    with one_blas_thread():
+    with engine_at(result) as engine:
+        design = engine.design
+        places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(core.family.n_extra)])
         for column, k in enumerate(places):
             ends = []
             for sign in (1.0, -1.0):
@@ -105,10 +104,10 @@ def sides(engine: Laplace, groups: Sequence[tuple[NDArray[np.int64], Array]]) ->
         l = z.shape[1]
         for c in range(l):
             known = codes >= 0
-            if g == 0:
+            if g < engine.own:
                 lead[rows[known], codes[known] * l + c] = z[known, c]
             else:
-                tail[rows[known], engine.places[g - 1][codes[known], c]] = z[known, c]
+                tail[rows[known], engine.places[g - engine.own][codes[known], c]] = z[known, c]
     return Effects(lead, tail)
 
 
@@ -141,16 +140,14 @@ def variances(
             extra[new] += ((z[new] @ core.L[k]) ** 2).sum(axis=1)
             seen = np.flatnonzero(~new)
             j[seen] += np.einsum("pnl,nl->np", derivatives[k][:, codes[seen]], z[seen])
-        engine = engine_at(result)
-        with one_blas_thread():
+        with engine_at(result) as engine:
             extra += conditional_forms(engine, parts)
     return np.asarray(extra + np.einsum("np,pq,nq->n", j, parameter_covariance(result), j))
 
 
 def leverages(result: GeneralisedModel) -> Array:
     """z_i'C z_i (n,) of the rows of the fit."""
-    engine = engine_at(result)
-    with one_blas_thread():
+    with engine_at(result) as engine:
         if isinstance(engine, Laplace):
             return engine.leverages()
         design = engine.design

@@ -34,7 +34,7 @@ class ModelNames:
 
 
 class TableMethods(FittedModel):
-    """Base of `LmerResult`: the names that statsmodels' `summary_col` reads, and `save`."""
+    """Base of the results: the names that statsmodels' `summary_col` reads, and `save`."""
 
     @property
     def model(self) -> ModelNames:
@@ -55,8 +55,8 @@ class TableMethods(FittedModel):
         Raises
         ------
         ModelError
-            A model with a residual or random-effects structure or a known relationship; something in it, such as levels
-            that are objects of your own, that no such file can hold.
+            A model with a residual or random-effects structure or a known relationship; a generalised one without its
+            rows; something in it, such as levels that are objects of your own, that no such file can hold.
 
         Examples
         --------

@@ -259,7 +259,7 @@ cdef class Evaluator(Traces):
                 self.h1[b, a] = s
             k += 1
         self.lambda_t(&self.lam[0], &self.ca[0, 0], nt)
-        self.tail.forward(&self.ca[0, 0], nt)
+        self.tail.reduce(&self.ca[0, 0], nt, NULL)
 
     cdef void tail_directions(self, double *fpy) noexcept nogil:
         """v_a of the tail's parameters, in ``va``, and ``fpy``, their products with t."""

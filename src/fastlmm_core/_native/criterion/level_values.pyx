@@ -149,10 +149,14 @@ cdef class LevelValues(Criterion):
 
     def modes(self):
         """b = L u~ (q, l) of the last value."""
+        self.enter()
+        self.leave()
         return np.asarray(self.u) @ np.asarray(self.factor).reshape(self.l, self.l).T
 
     def cond_var(self):
         """L M^-1 L' (q, l, l) of the last value: the conditional covariance of b."""
+        self.enter()
+        self.leave()
         factor = np.asarray(self.factor).reshape(self.l, self.l)
         return factor @ np.linalg.inv(np.asarray(self.mat)) @ factor.T
 

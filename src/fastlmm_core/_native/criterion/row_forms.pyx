@@ -104,6 +104,10 @@ def leverages(Evaluator evaluator not None, const double[::1] theta not None, Ro
         evaluator.check_length(theta)
         h_lead = evaluator.conditional_blocks(theta)[0]
         with nogil:
+            if q == 0:
+                for i in prange(rows.n, schedule="static", num_threads=threads):
+                    row_leverage(tail, rows, i, &evaluator.group_lam[0], &evaluator.lam[0], &out[i],
+                                 &work[0] + threadid() * size)
             for i in prange(q, schedule="dynamic", chunksize=64, num_threads=threads):
                 level_leverages(&evaluator.lead, tail, rows, i, &h_lead[i, 0, 0], &evaluator.group_lam[0],
                                 &evaluator.lam[0], &out[0], &work[0] + threadid() * size)
@@ -117,51 +121,63 @@ cdef void level_leverages(const leading_t *s, Tail tail, RowPlaces rows, Py_ssiz
     """`leverages` of one leading level's rows; every entry that they need is on the pattern."""
     cdef const factor_t *f = &rows.factors[0]
     cdef const factor_t *e
-    cdef const factor_t *other
-    cdef Py_ssize_t l = s.l, r, c, x, g, g2, o, o2, row, place
-    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, t, j
-    cdef const double *factor
+    cdef Py_ssize_t l = s.l, r, c, g, o, row, place
+    cdef int64_t first = s.ptr[i], width = s.ptr[i + 1] - first, t
     cdef double *p = work
     cdef double *a = work + l * width
-    cdef double total, zr, inner
+    cdef double zr, inner
     if f.part.ptr[i] == f.part.ptr[i + 1]:
         return
     if width:
         level_product(tail, s.u + l * first, s.idx + first, width, l, p)
     for t in range(f.part.ptr[i], f.part.ptr[i + 1]):
         row = t if f.part.rows is NULL else f.part.rows[t]
-        total = 0.0
+        row_leverage(tail, rows, row, group_lam, lam, &out[row], a)
         for r in range(l):
             zr = 1.0 if f.z is NULL else f.z[row * l + r]
             for c in range(l):
-                total += zr * h[r * l + c] * (1.0 if f.z is NULL else f.z[row * l + c])
-        o = 0
-        for g in range(1, rows.n_factors):  # a = Lambda_t'z_t
-            e = &rows.factors[g]
-            factor = lam + group_lam[g]
-            for c in range(e.l):
-                a[o + c] = 0.0
-                for x in range(c, e.l):
-                    a[o + c] += factor[x * e.l + c] * (1.0 if e.z is NULL else e.z[row * e.l + x])
-            o += e.l
+                out[row] += zr * h[r * l + c] * (1.0 if f.z is NULL else f.z[row * l + c])
         o = 0
         for g in range(1, rows.n_factors):
             e = &rows.factors[g]
-            j = e.offset[e.codes[row]]
             place = e.place[t]
             for c in range(e.l):
                 inner = 0.0
                 for r in range(l):
                     inner += (1.0 if f.z is NULL else f.z[row * l + r]) * p[r * width + place + c]
-                total -= 2.0 * inner * a[o + c]
-                o2 = 0
-                for g2 in range(1, rows.n_factors):
-                    other = &rows.factors[g2]
-                    for x in range(other.l):
-                        total += a[o + c] * a[o2 + x] * entry_of(tail, j + c, other.offset[other.codes[row]] + x)
-                    o2 += other.l
+                out[row] -= 2.0 * inner * a[o + c]
             o += e.l
-        out[row] = total
+
+
+cdef void row_leverage(Tail tail, RowPlaces rows, Py_ssize_t row, const int64_t *group_lam, const double *lam,
+                       double *out, double *a) noexcept nogil:
+    """out <- a'S^-1 a with a = Lambda_t'z_t of one row, which is left in ``a``."""
+    cdef const factor_t *e
+    cdef const factor_t *other
+    cdef const double *factor
+    cdef Py_ssize_t c, x, g, g2, o = 0, o2
+    cdef int64_t j
+    out[0] = 0.0
+    for g in range(1, rows.n_factors):
+        e = &rows.factors[g]
+        factor = lam + group_lam[g]
+        for c in range(e.l):
+            a[o + c] = 0.0
+            for x in range(c, e.l):
+                a[o + c] += factor[x * e.l + c] * (1.0 if e.z is NULL else e.z[row * e.l + x])
+        o += e.l
+    o = 0
+    for g in range(1, rows.n_factors):
+        e = &rows.factors[g]
+        j = e.offset[e.codes[row]]
+        for c in range(e.l):
+            o2 = 0
+            for g2 in range(1, rows.n_factors):
+                other = &rows.factors[g2]
+                for x in range(other.l):
+                    out[0] += a[o + c] * a[o2 + x] * entry_of(tail, j + c, other.offset[other.codes[row]] + x)
+                o2 += other.l
+        o += e.l
 
 
 def explicit_parts(Evaluator evaluator not None):

@@ -320,8 +320,8 @@ cdef class Solver(Workspace):
     cdef int finish(self, double *lam) noexcept nogil:
         """Factor the tail with block factors ``lam``, then the dense columns."""
         cdef Py_ssize_t m = self.tail.m, j
-        cdef int d = <int>self.lead.d, n = <int>(self.lead.q * self.lead.l), k = <int>m, info = 0
-        cdef char uplo = b"U", no = b"N", yes = b"T"
+        cdef int d = <int>self.lead.d, n = <int>(self.lead.q * self.lead.l), info = 0
+        cdef char uplo = b"U", no = b"N"
         cdef double minus = -1.0, one = 1.0
         cdef double *ld = &self.ld[0, 0]
         if self.tail.factor(lam, &self.block_ptr[0], &self.block_lam[0], self.n_blocks, &self.logdet_m) != 0:
@@ -337,8 +337,7 @@ cdef class Solver(Workspace):
         if m:
             memcpy(&self.y_dense[0, 0], &self.c_dense[0, 0], d * m * sizeof(double))
             self.lambda_t(lam, &self.y_dense[0, 0], d)
-            self.tail.forward(&self.y_dense[0, 0], d)
-            dsyrk(&uplo, &yes, &d, &k, &minus, &self.y_dense[0, 0], &k, &one, ld, &d)
+            self.tail.reduce(&self.y_dense[0, 0], d, ld)
         if d <= FEW:
             info = chol(ld, d)
         else:

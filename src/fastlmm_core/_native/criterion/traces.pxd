@@ -1,4 +1,3 @@
-from libc.stdint cimport int64_t
 from fastlmm_core._native.criterion.solver cimport Solver
 
 
@@ -8,7 +7,6 @@ cdef class Traces(Solver):
     cdef void leading_shrinkage(self) noexcept nogil
     cdef int all_traces(self) noexcept nogil
     cdef int add_traces(self, const double *lam, double weight) noexcept nogil
-    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil
     cdef void gather_into(self, double *big_g) noexcept nogil
     cdef int lift_tail(self, double multiple) noexcept nogil
     cdef void make_omega(self) noexcept nogil

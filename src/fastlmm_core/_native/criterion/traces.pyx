@@ -18,14 +18,13 @@ import numpy as np
 
 from cython.parallel cimport prange
 from libc.math cimport fabs, sqrt
-from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dtrsm
 
 from fastlmm_core._native.criterion.solver cimport Solver
 from fastlmm_core._native.leading.level cimport correction_chunk, times_ka
 from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
-from fastlmm_core._native.tail.tail cimport Tail
+from fastlmm_core._native.tail.tail cimport Tail, levels_t
 
 __all__ = ["Traces"]
 
@@ -119,8 +118,8 @@ cdef class Traces(Solver):
 
         The tail's part is L^-T (q I - sum_j [S^-1]_jj) L^-1. Uses up the factors.
         """
-        cdef Py_ssize_t b, r, c, x, g, o, l, p = self.p
-        cdef double s
+        cdef Py_ssize_t r, c, x, g, l, p = self.p
+        cdef levels_t levels
         cdef double *trace = &self.parts[0]
         cdef double *block
         memset(trace, 0, self.parts.shape[0] * sizeof(double))
@@ -137,21 +136,10 @@ cdef class Traces(Solver):
                     self.current = False
                     return 1
             self.gather_into(trace)
-        for b in range(self.n_blocks):
-            g = self.block_group[b]
-            l, o = self.group_l[g], self.block_ptr[b]
-            block = trace + self.group_lam[g]
-            if self.tail.known:
-                self.subtract_precision(b, block)
-                continue
-            for r in range(l):
-                for c in range(r, l):
-                    s = self.tail.inverse_entry(o + r, o + c)
-                    if self.reml:
-                        for x in range(p):
-                            s += self.omega[(o + r) * p + x] * self.omega[(o + c) * p + x]
-                    block[r * l + c] -= s
-                block[r * l + r] += 1.0
+            levels.n = self.n_blocks
+            levels.ptr, levels.group = &self.block_ptr[0], &self.block_group[0]
+            levels.group_l, levels.group_lam = &self.group_l[0], &self.group_lam[0]
+            self.tail.traces(&levels, &self.omega[0], p if self.reml else 0, trace)
         for g in range(1, self.n_groups):
             l = self.group_l[g]
             block = trace + self.group_lam[g]
@@ -165,22 +153,6 @@ cdef class Traces(Solver):
         for x in range(self.parts.shape[0]):
             self.sums[x] += weight * trace[x]
         return 0
-
-    cdef void subtract_precision(self, Py_ssize_t b, double *block) noexcept nogil:
-        """I - sum over k <= b of P_bk ([S^-1]_bk + its transpose), the diagonal block once, added to ``block``."""
-        cdef Py_ssize_t l = self.group_l[self.block_group[b]], o = self.block_ptr[b], r, c, k
-        cdef int64_t t
-        cdef double s
-        for r in range(l):
-            block[r * l + r] += 1.0
-        for t in range(self.tail.p_ptr[b], self.tail.p_ptr[b + 1]):
-            k = self.block_ptr[self.tail.p_idx[t]]
-            for r in range(l):
-                for c in range(r, l):
-                    s = self.tail.inverse_entry(k + r, o + c)
-                    if k != o:
-                        s += self.tail.inverse_entry(k + c, o + r)
-                    block[r * l + c] -= self.tail.p_val[t] * s
 
     cdef void gather_into(self, double *big_g) noexcept nogil:
         cdef Py_ssize_t x, size = self.lead.l * self.lead.l

@@ -38,6 +38,8 @@ cdef class Values:
 
     def recombined(self, to):
         """The same model with other dense columns: [X y] ``to``, (d, k)."""
+        if self.blocks is None:
+            raise ValueError("these Values cannot be used: their constructor did not come to its end")
         m = self.zd_tail.shape[1]
         tail = np.ascontiguousarray(to.T @ self.dense_tail) if m else np.empty((to.shape[1], 0))
         return Values(self.blocks, self.cells, self.tail, np.ascontiguousarray(self.dense_lead @ to), tail,

@@ -94,22 +94,45 @@ cdef inline void no_probability(double *a, double *b) noexcept nogil:
         b[j] = NAN
 
 
+cdef inline void logit_probabilities(double eta, double *a, double *b) noexcept nogil:
+    cdef double t = exp(-fabs(eta))
+    cdef double f = 1.0 / (1.0 + t), r = log1p(t), g
+    a[0] = -r if eta >= 0.0 else eta - r
+    b[0] = -eta - r if eta >= 0.0 else -r
+    b[1] = -f if eta >= 0.0 else -t * f   # -p
+    a[1] = t * f if eta >= 0.0 else f     # 1 - p
+    a[2] = -t * f * f
+    b[2] = a[2]
+    g = (1.0 - t) * f
+    a[3] = -a[2] * (g if eta >= 0.0 else -g)
+    b[3] = a[3]
+
+
+cdef inline void cloglog_probabilities(double eta, double *a, double *b) noexcept nogil:
+    cdef double t = exp(eta), f, g, r
+    cdef int j
+    for j in range(4):
+        b[j] = -t
+        a[j] = 0.0
+    if t > 700.0:
+        return
+    f = expm1(t)
+    a[0] = log(-expm1(-t))
+    r = t / f
+    if t < 1e-2:  # 1 - t - t/(e^t - 1) by its series
+        g = -t * (0.5 + t * (1.0 / 12 - t * t * (1.0 / 720 - t * t / 30240)))
+    else:
+        g = 1.0 - t - r
+    a[1] = r
+    a[2] = r * g
+    a[3] = a[2] * g - r * (t + a[2])
+
+
 cdef inline void log_probabilities(int link, double eta, double *a, double *b) noexcept nogil:
     """a, b (4,) <- log F and log(1 - F) with three derivatives in eta; NaN where F is not a probability."""
     cdef double t, f, g, g1, r
     if link == LOGIT:
-        t = exp(-fabs(eta))
-        f = 1.0 / (1.0 + t)
-        r = log1p(t)
-        a[0] = -r if eta >= 0.0 else eta - r
-        b[0] = -eta - r if eta >= 0.0 else -r
-        b[1] = -f if eta >= 0.0 else -t * f   # -p
-        a[1] = t * f if eta >= 0.0 else f     # 1 - p
-        a[2] = -t * f * f
-        b[2] = a[2]
-        g = (1.0 - t) * f
-        a[3] = -a[2] * (g if eta >= 0.0 else -g)
-        b[3] = a[3]
+        logit_probabilities(eta, a, b)
     elif link == PROBIT:
         a[0] = log_normal_cdf(eta)
         b[0] = log_normal_cdf(-eta)
@@ -120,27 +143,7 @@ cdef inline void log_probabilities(int link, double eta, double *a, double *b) n
         b[2] = -r * (r - eta)
         b[3] = b[2] * (r - eta) - r * (-1.0 - b[2])
     elif link == CLOGLOG:
-        t = exp(eta)
-        b[0] = -t
-        b[1] = -t
-        b[2] = -t
-        b[3] = -t
-        if t > 700.0:
-            a[0] = 0.0
-            a[1] = 0.0
-            a[2] = 0.0
-            a[3] = 0.0
-            return
-        f = expm1(t)
-        a[0] = log(-expm1(-t))
-        r = t / f
-        if t < 1e-2:  # 1 - t - t/(e^t - 1) by its series
-            g = -t * (0.5 + t * (1.0 / 12 - t * t * (1.0 / 720 - t * t / 30240)))
-        else:
-            g = 1.0 - t - r
-        a[1] = r
-        a[2] = r * g
-        a[3] = a[2] * g - r * (t + a[2])
+        cloglog_probabilities(eta, a, b)
     elif link == CAUCHIT:
         f = 1.0 / (1.0 + eta * eta)
         g = -2.0 * eta * f

@@ -145,30 +145,68 @@ cdef inline double row_constant(int family, double y, double m, double rho, doub
     return 0.5 * log(nu / (2.0 * M_PI))
 
 
+cdef inline void beta_row(double y, double mu, double m, double rho, bint full, mean_t *o) noexcept nogil:
+    """`mean_row` of proportions, of precision e^rho."""
+    cdef double t, f, g, a, b
+    t = exp(rho)
+    a, b = mu * t, (1.0 - mu) * t
+    if not (a > 0.0 and b > 0.0):
+        o.l = -INFINITY
+        return
+    f, g = log(y), log1p(-y)
+    o.l = m * (-lgamma(a) - lgamma(b) + a * f + b * g)
+    o.l1 = m * t * (f - g - digamma(a) + digamma(b))
+    o.l2 = -m * t * t * (trigamma(a) + trigamma(b))
+    o.e2 = o.l2
+    if full:
+        o.l3 = -m * t * t * t * (tetragamma(a) - tetragamma(b))
+        o.e3 = o.l3
+        o.lr = m * (a * (f - digamma(a)) + b * (g - digamma(b)))
+        o.l1r = o.l1 + m * t * (b * trigamma(b) - a * trigamma(a))
+        o.l2r = 2.0 * o.l2 - m * t * t * (a * tetragamma(a) + b * tetragamma(b))
+        o.e2r = o.l2r
+        o.lrr = o.lr - m * (a * a * trigamma(a) + b * b * trigamma(b))
+
+
+cdef inline void dispersed_row(int family, double y, double mu, double m, double rho, mean_t *o) noexcept nogil:
+    """`mean_row` of the families whose variance is e^rho times a function of the mean."""
+    cdef double f, g, nu
+    nu = m * exp(-rho)
+    if family == GAMMA:
+        f = y / mu
+        g = nu / mu
+        o.l = -nu * (log(mu) + f)
+        o.l1 = g * (f - 1.0)
+        o.l2 = g * (1.0 - 2.0 * f) / mu
+        o.l3 = g * (6.0 * f - 2.0) / (mu * mu)
+        o.e2 = -g / mu
+        o.e3 = 2.0 * g / (mu * mu)
+    elif family == INVERSE_GAUSSIAN:
+        g = nu / (mu * mu * mu)
+        f = y / mu
+        o.l = -0.5 * nu * (y - mu) * (y - mu) / (mu * mu * y)
+        o.l1 = g * (y - mu)
+        o.l2 = g * (2.0 - 3.0 * f)
+        o.l3 = g * (12.0 * f - 6.0) / mu
+        o.e2 = -g
+        o.e3 = 3.0 * g / mu
+    else:
+        o.l = -0.5 * nu * (y - mu) * (y - mu)
+        o.l1 = nu * (y - mu)
+        o.l2 = -nu
+        o.l3 = 0.0
+        o.e2 = -nu
+        o.e3 = 0.0
+    o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
+
+
 cdef inline void mean_row(int family, double y, double mu, double m, double rho, bint full, mean_t *o) noexcept nogil:
     """Derivatives in mu of the families whose rows go through the chain rule."""
-    cdef double t, f, g, r, nu, a, b, q
+    cdef double t, f, g, r, q
     cdef double d[4]
     memset(o, 0, sizeof(mean_t))
     if family == BETA:
-        t = exp(rho)
-        a, b = mu * t, (1.0 - mu) * t
-        if not (a > 0.0 and b > 0.0):
-            o.l = -INFINITY
-            return
-        f, g = log(y), log1p(-y)
-        o.l = m * (-lgamma(a) - lgamma(b) + a * f + b * g)
-        o.l1 = m * t * (f - g - digamma(a) + digamma(b))
-        o.l2 = -m * t * t * (trigamma(a) + trigamma(b))
-        o.e2 = o.l2
-        if full:
-            o.l3 = -m * t * t * t * (tetragamma(a) - tetragamma(b))
-            o.e3 = o.l3
-            o.lr = m * (a * (f - digamma(a)) + b * (g - digamma(b)))
-            o.l1r = o.l1 + m * t * (b * trigamma(b) - a * trigamma(a))
-            o.l2r = 2.0 * o.l2 - m * t * t * (a * tetragamma(a) + b * tetragamma(b))
-            o.e2r = o.l2r
-            o.lrr = o.lr - m * (a * a * trigamma(a) + b * b * trigamma(b))
+        beta_row(y, mu, m, rho, full, o)
         return
     if family != GAUSSIAN and not mu > 0.0:
         if not (family == POISSON and mu == 0.0 and y == 0.0):
@@ -224,33 +262,7 @@ cdef inline void mean_row(int family, double y, double mu, double m, double rho,
             o.e2r = -o.e2 * q
             o.lrr = m * (r * (d[1] + r * d[2] + q - f + q * q) - y * q * (1.0 - q))
     else:
-        nu = m * exp(-rho)
-        if family == GAMMA:
-            f = y / mu
-            g = nu / mu
-            o.l = -nu * (log(mu) + f)
-            o.l1 = g * (f - 1.0)
-            o.l2 = g * (1.0 - 2.0 * f) / mu
-            o.l3 = g * (6.0 * f - 2.0) / (mu * mu)
-            o.e2 = -g / mu
-            o.e3 = 2.0 * g / (mu * mu)
-        elif family == INVERSE_GAUSSIAN:
-            g = nu / (mu * mu * mu)
-            f = y / mu
-            o.l = -0.5 * nu * (y - mu) * (y - mu) / (mu * mu * y)
-            o.l1 = g * (y - mu)
-            o.l2 = g * (2.0 - 3.0 * f)
-            o.l3 = g * (12.0 * f - 6.0) / mu
-            o.e2 = -g
-            o.e3 = 3.0 * g / mu
-        else:
-            o.l = -0.5 * nu * (y - mu) * (y - mu)
-            o.l1 = nu * (y - mu)
-            o.l2 = -nu
-            o.l3 = 0.0
-            o.e2 = -nu
-            o.e3 = 0.0
-        o.lr, o.l1r, o.l2r, o.e2r, o.lrr = -o.l, -o.l1, -o.l2, -o.e2, o.l
+        dispersed_row(family, y, mu, m, rho, o)
 
 
 cdef inline void truncate(int family, double y, double eta, double m, double rho, row_t *o) noexcept nogil:

@@ -38,7 +38,7 @@ def score_glm(int family, int link, const double[::1] y, const double[::1] m, co
         Less what does not depend on eta; -inf where no coefficients were found.
     """
     cdef Py_ssize_t n = X.shape[0], p = X.shape[1], i, j, k, _step
-    cdef double before = -INFINITY, value = 0.0, scale, change, size, total, f = 1.0, top
+    cdef double before = -INFINITY, value = 0.0, scale, change, size, total, f = 1.0
     cdef bint counted = freq.shape[0] > 0, first = True
     cdef row_t o
     gamma_ = np.zeros(p)
@@ -61,15 +61,8 @@ def score_glm(int family, int link, const double[::1] y, const double[::1] m, co
                     target[j] += total * X[i, j]
                     for k in range(j + 1):
                         gram[j, k] += f * o.we * X[i, j] * X[i, k]
-            top = 0.0
-            for j in range(p):
-                top = max(top, gram[j, j])
-            for j in range(p):
-                gram[j, j] += 1e-10 * top
-            if chol(&gram[0, 0], p) != 0:
+            if solve_ridged(&gram[0, 0], &target[0], p) != 0:
                 break
-            solve_lower(&gram[0, 0], &target[0], p, 1)
-            solve_lower_t(&gram[0, 0], &target[0], p, 1)
             scale = 1.0
             while True:
                 for j in range(p):
@@ -101,3 +94,18 @@ def score_glm(int family, int link, const double[::1] y, const double[::1] m, co
             if change <= enough * size:
                 break
     return gamma_, before
+
+
+cdef inline int solve_ridged(double *gram, double *x, Py_ssize_t p) noexcept nogil:
+    """x <- gram^-1 x, a ridge of 1e-10 of its largest diagonal element added; nonzero where it is not positive."""
+    cdef Py_ssize_t j
+    cdef double top = 0.0
+    for j in range(p):
+        top = max(top, gram[j * p + j])
+    for j in range(p):
+        gram[j * p + j] += 1e-10 * top
+    if chol(gram, p) != 0:
+        return 1
+    solve_lower(gram, x, p, 1)
+    solve_lower_t(gram, x, p, 1)
+    return 0

@@ -7,6 +7,8 @@ beside the leading one), so that a pass is
     sums        Z'D for columns D of the rows                                              (k, q l) and (k, m)
     products    Z b for effects b                                                          (k, n)
 
+Where nothing is eliminated beforehand, the first factor is one of no levels and the rest are the rows' own.
+
 Threads share out levels: each number has one owner, and a level's rows are added in their order, so the result is the
 same for any number of threads, and the same bits as `crossprod`'s. Rows that lie in the order of the leading factor's
 levels are read straight through; others through a list of row numbers, one a factor.
@@ -66,7 +68,7 @@ cdef class RowPlaces:
         Conditioned columns; None for a column of ones.
     levels : list of int
     offsets : list of (q,) int64
-        For each factor but the leading one, the tail column at which each level begins.
+        For each factor but the leading one, the tail column at which each level begins; for all where none leads.
     arrays : dict
         Index arrays of the layout.
     threads : int
@@ -78,50 +80,58 @@ cdef class RowPlaces:
     """
 
     def __init__(self, list codes, list columns, list levels, list offsets, dict arrays, int threads):
-        cdef Py_ssize_t g, h, k = len(codes)
+        cdef Py_ssize_t g, h, k = len(codes), shift = len(offsets) - len(codes) + 1
         cdef factor_t *f
         cdef const int32_t[::1] ints
         cdef const int64_t[::1] longs
         cdef const double[:, ::1] z
-        if k > MOST:
-            raise ValueError(f"{k} grouping factors, at most {MOST}")
-        self.n, self.n_factors, self.n_pairs, self.threads = len(codes[0]), k, 0, threads
+        if k + shift > MOST:
+            raise ValueError(f"{k} grouping factors, at most {MOST - shift}")
+        if shift not in (0, 1):
+            raise ValueError(f"{len(offsets)} lists of places for {k} factors")
+        self.n, self.n_factors, self.n_pairs, self.threads = len(codes[0]), k + shift, 0, threads
         self.m = len(arrays["a_ptr"]) - 1
         self.ptr, self.a_ptr = arrays["ptr"], arrays["a_ptr"]
         self.owned = [codes, columns, offsets, arrays]
-        first = rows = None
-        for g in range(k):
+        if shift:
+            f = &self.factors[0]
+            f.q, f.l, f.codes, f.z, f.offset, f.place = 0, 1, NULL, NULL, NULL, NULL
+            self.keep_part(&f.part, np.zeros(1, np.int64), None)
+        rows = None
+        for g in range(shift, k + shift):
             f = &self.factors[g]
-            ints, z = codes[g], columns[g]
+            ints, z = codes[g - shift], columns[g - shift]
             if ints.shape[0] != self.n or (z is not None and z.shape[0] != self.n) or not self.n:
                 raise ValueError("codes and columns differ in their rows")
-            f.q, f.l, f.codes = levels[g], 1 if z is None else z.shape[1], &ints[0]
+            f.q, f.l, f.codes = levels[g - shift], 1 if z is None else z.shape[1], &ints[0]
             f.z = NULL
             if z is not None:
                 f.z = &z[0, 0]
             f.offset = f.place = NULL
-            ptr, order = grouped(codes[g], f.q)
+            ptr, order = grouped(codes[g - shift], f.q)
             self.keep_part(&f.part, ptr, order)
             if g == 0:
-                first, rows = codes[0], order
+                rows = order
                 continue
             longs = offsets[g - 1]
             f.offset = &longs[0]
-            column = offsets[g - 1][codes[g]].astype(np.int32)
-            if rows is None:
-                ints = leading_places(self.ptr, arrays["idx"], first, column)
-            else:
-                ints = leading_places(self.ptr, arrays["idx"], first[rows], column[rows])
+            if shift:
+                continue
+            first, column = codes[0], offsets[g - 1][codes[g]].astype(np.int32)
+            if rows is not None:
+                first, column = first[rows], column[rows]
+            ints = leading_places(self.ptr, arrays["idx"], first, column)
             self.owned.append(ints)
             f.place = &ints[0]
-        for g in range(1, k):
-            for h in range(g + 1, k):
-                self.add_pair(g, h, offsets[g - 1][codes[g]], offsets[h - 1][codes[h]], arrays)
+        for g in range(1, k + shift):
+            for h in range(g + 1, k + shift):
+                self.add_pair(g, h, offsets[g - 1][codes[g - shift]], offsets[h - 1][codes[h - shift]], arrays)
         l = self.factors[0].l
-        blocks, cells = np.zeros((self.factors[0].q, l, l)), np.zeros(l * len(arrays["idx"]))
+        # an empty leading factor still has an address
+        blocks, cells = np.zeros((max(1, self.factors[0].q), l, l)), np.zeros(l * len(arrays["idx"]))
         tail = np.zeros(len(arrays["a_idx"]))
         self.blocks, self.cells, self.tail = blocks, cells, tail
-        self.values = Values(blocks, cells, tail, np.zeros((self.factors[0].q * l, 1)), np.zeros((1, self.m)),
+        self.values = Values(blocks, cells, tail, np.zeros((max(1, self.factors[0].q * l), 1)), np.zeros((1, self.m)),
                              np.ones((1, 1)), self.n)
 
     cdef keep_part(self, part_t *part, ptr, rows):
@@ -160,6 +170,8 @@ cdef class RowPlaces:
         """
         cdef Py_ssize_t i, g
         cdef double total = 0.0
+        if self.values is None:
+            raise ValueError("these RowPlaces cannot be used: their constructor did not come to its end")
         if w.shape[0] != self.n:
             raise ValueError(f"{w.shape[0]} weights for {self.n} rows")
         self.values.version += 1
@@ -277,7 +289,7 @@ cdef class RowPlaces:
         out_ = np.zeros((k, self.n))
         cdef double[:, ::1] out = out_
         for v in range(k):
-            for g in range(self.n_factors):
+            for g in range(0 if self.factors[0].q else 1, self.n_factors):
                 f = &self.factors[g]
                 for i in prange(self.n, schedule="static", num_threads=self.threads, nogil=True):
                     if g == 0:

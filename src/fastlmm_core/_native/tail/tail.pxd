@@ -2,6 +2,14 @@ from libc.stdint cimport int64_t
 from fastlmm_core._native.leading.rows cimport leading_t
 
 
+cdef struct levels_t:                # how the tail divides into levels (blocks), and these into groups
+    Py_ssize_t n                     # levels
+    const int64_t *ptr               # (n + 1) column at which each begins
+    const int64_t *group             # (n) its group
+    const int64_t *group_l           # columns of each group
+    const int64_t *group_lam         # place of each group's (l, l)
+
+
 cdef class Tail:
     cdef readonly Py_ssize_t m
     cdef bint ready                  # the constructor came to its end
@@ -21,7 +29,10 @@ cdef class Tail:
                     double *logdet) noexcept nogil
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil
+    cdef void reduce(self, double *x, Py_ssize_t k, double *gram) noexcept nogil
     cdef int inverse(self, bint keep) noexcept nogil
+    cdef void traces(self, const levels_t *levels, const double *omega, Py_ssize_t p, double *out) noexcept nogil
+    cdef void subtract_precision(self, const levels_t *levels, Py_ssize_t b, double *block) noexcept nogil
     cdef void solve(self, double *x, Py_ssize_t k) noexcept nogil
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil

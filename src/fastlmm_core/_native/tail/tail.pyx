@@ -6,11 +6,13 @@ of a relationship matrix, or zeros for effects that are fixed.
 
     assemble   C from the tail rows and the leading rows; the dense columns' part goes to ``dense``   (d, m)
     factor     S = L L' for the given block factors of Lambda; log|S|
-    forward    x <- L^-1 x, k vectors one after another                                               (k, m)
-    backward   x <- L^-T x
-    inverse    entries of S^-1 on the pattern of S at least; destroys what forward and backward need
+    reduce     x <- L^-1 x, k vectors one after another, and a Gram matrix less x'S^-1x               (k, m)
+    backward   x <- L^-T x, of reduced vectors or sums of them: S^-1 times what they were
+    inverse    entries of S^-1 on the pattern of S at least; destroys what reduce and backward need
     solve      x <- S^-1 x, after a factor; after an inverse too where `solvable` says so
-    gather     sum_i U_i S^-1 U_i' over the leading rows
+    traces     sum of a group's diagonal blocks of P x I - S^-1, after an inverse
+    gather     sum_i U_i S^-1 U_i' over the leading rows, after an inverse
+    entries    which entries of the inverse there are; `inverse_entry` reads one
     times      y <- C x
 
 ``stamp`` counts factors: whoever made the last one keeps its number, and by it knows whether it is still in hand.
@@ -26,7 +28,7 @@ from cython.parallel cimport prange, threadid
 from libc.math cimport NAN, log
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
-from scipy.linalg.cython_blas cimport dtrsm
+from scipy.linalg.cython_blas cimport dsyrk, dtrsm
 
 from fastlmm_core._native.leading.rows cimport gather_row, leading_t, schur_row
 from fastlmm_core._native.tail.tiles cimport tile_size, tiled_cholesky, tiled_inverse
@@ -88,6 +90,15 @@ cdef class Tail:
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
         pass
 
+    cdef void reduce(self, double *x, Py_ssize_t k, double *gram) noexcept nogil:
+        """x <- L^-1 x; one triangle of ``gram`` (k, k), where there is one, loses x'S^-1x. LAPACK's 'U' by columns."""
+        cdef int n = <int>k, m = <int>self.m
+        cdef char uplo = b"U", yes = b"T"
+        cdef double minus = -1.0, one = 1.0
+        self.forward(x, k)
+        if gram != NULL:
+            dsyrk(&uplo, &yes, &n, &m, &minus, x, &m, &one, gram, &n)
+
     cdef int inverse(self, bint keep) noexcept nogil:
         """With ``keep`` solves stay possible, by a copy of the factor where there is no other way."""
         return -1
@@ -99,6 +110,44 @@ cdef class Tail:
     cdef double inverse_entry(self, Py_ssize_t j, Py_ssize_t k) noexcept nogil:
         """Entry (j, k), j <= k, of the inverse; NaN outside its pattern."""
         return NAN
+
+    cdef void traces(self, const levels_t *levels, const double *omega, Py_ssize_t p, double *out) noexcept nogil:
+        """Add sum_j (I - [S^-1]_jj - omega_j omega_j') of each group to ``out``, upper triangles.
+
+        With a precision P between levels it is sum_j I - sum_jk P_jk [S^-1]_jk, and there is no ``omega``, (m, p).
+        """
+        cdef Py_ssize_t b, r, c, x, l, o
+        cdef double s
+        cdef double *block
+        for b in range(levels.n):
+            l, o = levels.group_l[levels.group[b]], levels.ptr[b]
+            block = out + levels.group_lam[levels.group[b]]
+            if self.known:
+                self.subtract_precision(levels, b, block)
+                continue
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.inverse_entry(o + r, o + c)
+                    for x in range(p):
+                        s += omega[(o + r) * p + x] * omega[(o + c) * p + x]
+                    block[r * l + c] -= s
+                block[r * l + r] += 1.0
+
+    cdef void subtract_precision(self, const levels_t *levels, Py_ssize_t b, double *block) noexcept nogil:
+        """I - sum over k <= b of P_bk ([S^-1]_bk + its transpose), the diagonal block once, added to ``block``."""
+        cdef Py_ssize_t l = levels.group_l[levels.group[b]], o = levels.ptr[b], r, c, k
+        cdef int64_t t
+        cdef double s
+        for r in range(l):
+            block[r * l + r] += 1.0
+        for t in range(self.p_ptr[b], self.p_ptr[b + 1]):
+            k = levels.ptr[self.p_idx[t]]
+            for r in range(l):
+                for c in range(r, l):
+                    s = self.inverse_entry(k + r, o + c)
+                    if k != o:
+                        s += self.inverse_entry(k + c, o + r)
+                    block[r * l + c] -= self.p_val[t] * s
 
     cdef void gather(self, const leading_t *lead, double *out, bint per_level, double *work) noexcept nogil:
         pass

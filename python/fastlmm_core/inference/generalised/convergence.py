@@ -1,0 +1,49 @@
+"""How sure the optimum of a generalised fit is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from fastlmm_core.fitting.generalised import engine_at
+from fastlmm_core.fitting.var_corr import theta_labels
+from fastlmm_core.inference.diagnostics import ConvergenceReport, advice
+
+if TYPE_CHECKING:
+    from fastlmm_core.fitting.generalised_model import GeneralisedModel
+
+__all__ = ["convergence_report"]
+
+
+def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
+    """Gradient, curvature and boundary at the optimum; see `GlmerResult.convergence_report`."""
+    core, design = result.core, result.design
+    with engine_at(result) as engine:
+        plan = engine.design
+        _, gradient, _ = engine.derivatives(core.psi)
+        hessian = engine.information(core.psi)
+    size = np.sqrt(np.maximum(np.abs(hessian.diagonal()), 1e-300))
+    values, vectors = np.linalg.eigh(hessian / np.outer(size, size))
+    along = vectors.T @ (gradient / size)
+    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
+    labels = list(theta_labels(design))
+    nt = plan.n_theta
+    diagonal = plan.theta_map.diagonal
+    zero = np.flatnonzero(diagonal & (np.abs(core.psi[:nt]) < 1e-4))
+    names = [*labels, *(design.x_names[k] for k in plan.keep), *["rho"] * core.family.n_extra]
+    report = ConvergenceReport(
+        converged=core.converged,
+        message=core.message,
+        n_evaluations=len(core.log),
+        gradient=pd.Series(plan.to_conditioned.T @ gradient, index=names),
+        promise=float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum()),
+        eigenvalues=values,
+        boundary=tuple(labels[a] for a in zero),
+        unidentified=(),
+        negative=bool(values[0] < -1e-6),
+        advice=(),
+    )
+    return replace(report, advice=tuple(advice(report, design)))

@@ -1,0 +1,67 @@
+"""What a file keeps of a generalised fit: the rows, what was asked for, and where the optimum lies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import ModelError
+from fastlmm_core.families import as_family
+from fastlmm_core.fitting.fit import wrap
+from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
+from fastlmm_core.results.glmer_result import GlmerResult
+
+if TYPE_CHECKING:
+    from fastlmm_core.families import Family
+    from fastlmm_core.formula import Design
+
+__all__ = ["contents_of", "restored"]
+
+
+def contents_of(result: GlmerResult) -> dict[str, Any]:
+    """The fit in terms of what a file can hold.
+
+    Raises
+    ------
+    ModelError
+        A family of the user's own.
+    """
+    options, core, family = result.options, result.core, result.core.family
+    if family.code < 0 or type(family) is not type(as_family(family.name)):
+        raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
+    given = {k: v for k, v in options.given.items() if k != "link"}
+    return {
+        "design": result.design,
+        "family": {"name": family.name, "link": family.link.name, "given": family.fixed_rho},
+        "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message],
+        "remarks": result.remarks,
+        "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
+        "freq_weights": options.freq_weights,
+        "control": options.control,
+        "given": given,
+    }
+
+
+def family_of(saved: dict[str, Any]) -> Family:
+    """The family with its link and the parameter that was given."""
+    family = as_family(saved["name"], saved["link"])
+    if saved["given"] is not None:
+        object.__setattr__(family, "fixed_rho", saved["given"])
+    return family
+
+
+def restored(design: Design, contents: dict[str, Any]) -> GlmerResult:
+    """The fit: its model set up again, at the optimum that it had."""
+    options = GlmerOptions(
+        family_of(contents["family"]),
+        **contents["options"],
+        freq_weights=contents["freq_weights"],
+        control=contents["control"],
+        given=contents["given"],
+    )
+    with one_blas_thread():
+        model = glmm_of(design, options)
+        core = model.revive(design.y, *contents["search"])
+    result = wrap(GlmerResult, design, contents["formula"], options, core, {"model": model})  # type: ignore[arg-type]
+    return replace(result, remarks=tuple(contents["remarks"]))

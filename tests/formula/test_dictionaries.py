@@ -1,0 +1,82 @@
+"""Levels met batch by batch: one code a level, sorted in the end, whatever the order."""
+
+import pickle
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlmm_core.errors import DataError
+from fastlmm_core.formula import dictionaries
+from fastlmm_core.formula.dictionaries import KeyDictionary, LevelDictionary
+from fastlmm_core.formula.levels import code_values
+
+VALUES = {
+    "text": st.text(max_size=3),
+    "whole numbers": st.integers(-(2**63), 2**63 - 1),
+    "small numbers": st.integers(-5, 5),
+    "floats": st.floats(allow_nan=False, allow_infinity=False),
+    "true and false": st.booleans(),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", VALUES)
+def test_codes_are_those_of_all_values_at_once(kind, data):
+    batches = data.draw(st.lists(st.lists(VALUES[kind], min_size=1, max_size=8), min_size=1, max_size=4))
+    split = data.draw(st.integers(0, len(batches)))
+    first, second = LevelDictionary("g"), LevelDictionary("g")
+    encode = data.draw(st.booleans()) and kind == "text"
+    codes = []
+    for k, batch in enumerate(batches):
+        array = pa.array(batch).dictionary_encode() if encode else pa.array(batch)
+        codes.append((first if k < split else second).code(array, "here"))
+    places = first.places_of(pickle.loads(pickle.dumps(second)), "there")
+    codes = [c if k < split else places[c] for k, c in enumerate(codes)]
+    levels, order = first.finish()
+    expected = code_values(np.array([v for b in batches for v in b], dtype=None if kind != "text" else object))
+    if kind == "true and false":
+        expected = expected.take(None)
+    np.testing.assert_array_equal(order[np.concatenate(codes)], expected.codes)
+    assert levels.labels.tolist() == expected.levels.tolist()
+    assert len(first) == len(levels)
+
+
+def test_keys_far_apart_are_searched_and_near_ones_looked_up(monkeypatch):
+    monkeypatch.setattr(dictionaries, "TABLE", 64)
+    rng, keys = np.random.default_rng(0), KeyDictionary()
+    known = {}
+    for span in (10, 300, 10**12, 50):
+        batch = rng.integers(-span, span, 40)
+        codes = keys.code(batch)
+        for key, code in zip(batch.tolist(), codes.tolist(), strict=True):
+            assert known.setdefault(key, code) == code
+    assert sorted(known.values()) == list(range(len(keys)))
+    assert (keys.keys[list(known.values())] == list(known)).all()
+    assert len(keys.code(np.empty(0, np.int64))) == 0
+
+
+def test_texts_of_a_dictionary_that_no_row_has_are_no_levels():
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 2, 0], pa.int32()), pa.array(["a", "b", "c"]))
+    levels = LevelDictionary("g")
+    levels.code(column, "here")
+    assert levels.finish()[0].labels.tolist() == ["a", "c"]
+    numbers = pa.DictionaryArray.from_arrays(pa.array([1, 1], pa.int32()), pa.array([7, 9]))
+    other = LevelDictionary("h")
+    other.code(numbers, "here")
+    assert other.finish()[0].labels.tolist() == [9]
+
+
+def test_what_cannot_be_a_level_is_named():
+    levels = LevelDictionary("g")
+    levels.code(pa.array(["a"]), "one")
+    with pytest.raises(DataError, match="'g' holds whole numbers in two, but text before"):
+        levels.code(pa.array([1]), "two")
+    with pytest.raises(DataError, match=r"date32.* values in one"):
+        LevelDictionary("day").code(pa.array([date(2020, 1, 1)]), "one")
+    with pytest.raises(DataError, match="beyond"):
+        LevelDictionary("id").code(pa.array([2**63], pa.uint64()), "one")

@@ -100,12 +100,26 @@ def test_residuals_simulations_refits(fits, ticks):
     assert list(fit.cov_params(full=True))[-3:] == ["zi.Intercept", "zi.h", "alpha"]
     assert json.loads(json.dumps(fit.to_dict()))["family_params"]["zi.h"] > 0
     assert ".resid" in fit.augment()
+    zeros = fit.update("~ . - h").family_params.loc["zi.h"]  # a likelihood of its own
+    assert_allclose(zeros, fit.family_params.loc["zi.h"], rtol=1e-3)
+    assert list(fit.convergence_report().gradient.index)[-3:] == ["zi.Intercept", "zi.h", "alpha"]
+    with pytest.raises(ModelError, match="are not saved"):
+        fit.save("never.fit", data=True)
     with pytest.raises(ModelError, match="deviance residuals of the hurdle_nbinom2 family are not defined"):
         fit.residuals()
     with pytest.raises(ModelError, match="no variance of the hurdle"):
         fit.r2()
     with pytest.raises(ModelError, match='kind="class" is for ordinal'):
         fit.predict(kind="class")
+
+
+def test_influence_refits_without_the_rows_of_a_group(ticks):
+    fit = glmer("TICKS ~ h + (1 | LOCATION)", ticks, "truncated_nbinom2", zero="~ h")
+    found = fit.influence("LOCATION", method="refit")
+    rest = ticks[ticks["LOCATION"].astype(str) != "32"]
+    again = glmer("TICKS ~ h + (1 | LOCATION)", rest, "truncated_nbinom2", zero="~ h")
+    assert_allclose(found.params.loc["32"], again.params, rtol=1e-4)
+    assert found.params.notna().all(axis=None)
 
 
 def test_intervals_of_the_zero_part(fits):
@@ -141,6 +155,11 @@ def test_pages_and_comparisons(fits, ticks):
     page = str(fits["truncated_nbinom2 ~ h"].summary())
     for text in ("hurdle_nbinom2 (log)", "Zero part, log odds", "h           0.9507     0.1270", "alpha 0.2906"):
         assert text in page
+    counts = glmer(MODEL, ticks, "poisson")
+    gain = counts.criterion - fits["poisson ~ 1"].criterion
+    assert_allclose(anova(counts, fits["poisson ~ 1"])["chisq"].iloc[1], gain)
+    with pytest.raises(ModelError, match="no likelihood-ratio test compares the families hurdle_poisson and poisson"):
+        anova(counts, fits["truncated_poisson ~ 1"])
     table = anova(fits["poisson ~ 1"], fits["poisson ~ h"])
     assert table["df"].iloc[1] == 1
     assert_allclose(table["chisq"].iloc[1], fits["poisson ~ 1"].criterion - fits["poisson ~ h"].criterion)

@@ -9,15 +9,18 @@ from numbers import Integral, Real
 from fastlmm_core.core.machine import available_memory, default_threads
 from fastlmm_core.errors import ModelError
 
-__all__ = ["ENGINES", "Control", "checked_control", "checked_count"]
+__all__ = ["ENGINES", "MAX_PROBES", "Control", "checked_control", "checked_count"]
 
-ENGINES = ("auto", "dense", "sparse", "cholmod")
+ENGINES = ("auto", "dense", "sparse", "cholmod", "iterative")
 
 MAX_EVALUATIONS = 100_000
 """The log has room for all of them from the start."""
 
 MAX_THREADS = 256
 """More than this many are not asked of the system, which ends the process when it cannot start them."""
+
+MAX_PROBES = 128
+"""Of the iterative engine: the error falls with their square root."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Control:
 
     Parameters
     ----------
-    engine : {"auto", "dense", "sparse", "cholmod"}
+    engine : {"auto", "dense", "sparse", "cholmod", "iterative"}
         How the random effects that remain after the leading factor is eliminated are factored: as one matrix, or by
         supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and
-        gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with.
+        gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with. "iterative" makes no
+        factor: its time and memory grow with the rows only, and the variance parameters have a Monte Carlo error, which
+        is reported. "auto" takes it where no other engine is within reach.
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up.
     tol : float
@@ -46,6 +51,12 @@ class Control:
     weights : {"observed", "expected"}
         Curvature of a generalised model's rows in Laplace's approximation: of the log-likelihood itself, which is the
         approximation proper, or its expectation, which lme4 uses and which differs for links that are not canonical.
+    seed, probes : int
+        Of the iterative engine's probes; the same seed gives the same bits, whatever the number of threads. Probes to
+        begin with, rounded up to eights.
+    mc_error : float
+        Monte Carlo error of the variance parameters to reach there, in their standard errors; probes are added, up to
+        128.
 
     Raises
     ------
@@ -60,6 +71,9 @@ class Control:
     memory_limit: int | None = None
     check_levels: bool = True
     weights: str = "observed"
+    seed: int = 0
+    probes: int = 8
+    mc_error: float = 0.01
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -71,6 +85,11 @@ class Control:
             raise ModelError(f"tol must be positive and finite, not {self.tol!r}")
         if self.threads is not None:
             checked_count("threads", self.threads, MAX_THREADS)
+        checked_count("probes", self.probes, MAX_PROBES)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ModelError(f"seed must be a whole number from 0, not {self.seed!r}")
+        if not (is_real(self.mc_error) and 0 < float(self.mc_error) < inf):
+            raise ModelError(f"mc_error must be positive and finite, not {self.mc_error!r}")
         limit = self.memory_limit
         if limit is not None and not (is_real(limit) and 1 <= float(limit) < inf):
             raise ModelError(f"memory_limit must be a positive number of bytes, not {limit!r}")

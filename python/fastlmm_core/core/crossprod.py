@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -123,6 +123,25 @@ class Responses:
     norms: Array
     dense: tuple[Array, ...]
     xty: Array
+
+
+class RowsAtHand(Protocol):
+    """What `DesignProducts` and `StreamedProducts` have of their rows."""
+
+    @property
+    def codes(self) -> Sequence[NDArray[np.int32]]:
+        """Levels (n,) of the rows, one array a group."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[Array | None]:
+        """Conditioned columns (n, l) of the rows, one array a group; None for ones."""
+        ...
+
+    @property
+    def weights(self) -> Array | None:
+        """Scaled weights (n,) of the rows."""
+        ...
 
 
 class DesignSums(ABC):

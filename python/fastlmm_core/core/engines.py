@@ -22,9 +22,9 @@ from fastlmm_core._native.tail.sparse import SparseTail
 from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core.core.incidence import LeadingRows, Longs, Offsets, Products, TailRows, structures, tail_groups
 from fastlmm_core.core.terms import Group
-from fastlmm_core.errors import MemoryLimitError
+from fastlmm_core.errors import MemoryLimitError, ModelError
 
-__all__ = ["ENGINES", "Choice", "Cost", "Engine", "EngineReport", "TailProblem", "choose"]
+__all__ = ["ENGINES", "Choice", "Cost", "Engine", "EngineReport", "TailProblem", "choose", "dense_cost"]
 
 DENSE_BELOW = 100
 """Tails no larger than this are dense without a look at their pattern, which would cost more than it saves."""
@@ -135,7 +135,7 @@ class TailProblem:
                 f"{what} of {self.m} random effects would take {(cost.bytes + self.work) / 2**30:.1f} GiB, but "
                 f"{self.available / 2**30:.1f} GiB can be used: "
                 "simplify the random effects, raise Control(memory_limit=...) if the machine has more, or fit "
-                "crossed factors without a factor by core.iterative.fit"
+                "crossed factors without a factor, by Control(engine='iterative')"
             )
 
 
@@ -153,6 +153,11 @@ class Engine(Protocol):
         ...
 
 
+def dense_cost(m: int) -> Cost:
+    """Of a dense tail of m columns: both triangles, and a panel."""
+    return Cost(dense_seconds(m), 8 * m * (m + 1 + DenseTail.tile_size(m)))
+
+
 class Dense:
     """All entries, as one supernode."""
 
@@ -160,8 +165,7 @@ class Dense:
 
     def cost(self, problem: TailProblem) -> Cost:
         """As `Engine.cost`."""
-        m = problem.m
-        return Cost(dense_seconds(m), 8 * m * (m + 1 + DenseTail.tile_size(m)))  # both triangles, and a panel
+        return dense_cost(problem.m)
 
     def make(self, problem: TailProblem) -> Tail:
         """As `Engine.make`."""
@@ -224,6 +228,7 @@ class Choice:
     tail: Tail
     bytes: int
     reason: str
+    seconds: float
 
 
 def choose(problem: TailProblem, wanted: str) -> Choice:
@@ -235,7 +240,12 @@ def choose(problem: TailProblem, wanted: str) -> Choice:
         It does not fit into memory.
     """
     if problem.m == 0:
-        return Choice("none", EmptyTail(), 0, "the leading factor is the only one: nothing is left to factor")
+        return Choice("none", EmptyTail(), 0, "the leading factor is the only one: nothing is left to factor", 0.0)
+    if wanted == "iterative":
+        raise ModelError(
+            "the iterative engine fits linear models of independent residuals, and has no factor to evaluate a "
+            "criterion with: use engine='auto', 'dense' or 'sparse' here"
+        )
     forced = wanted != "auto"
     dense = DENSE.cost(problem)
     name, cost, reason = "dense", dense, "it was asked for"
@@ -259,7 +269,7 @@ def choose(problem: TailProblem, wanted: str) -> Choice:
         else:
             name, cost, reason = _faster(problem, dense, found)
     problem.refuse(cost, f"the {name} factor")
-    return Choice(name, ENGINES[name].make(problem), cost.bytes, reason)
+    return Choice(name, ENGINES[name].make(problem), cost.bytes, reason, cost.seconds)
 
 
 def _faster(problem: TailProblem, dense: Cost, sparse: Cost) -> tuple[str, Cost, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
@@ -15,10 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
+from fastlmm_core.core.engines import EngineReport
 from fastlmm_core.core.identifiability import Unidentified
+from fastlmm_core.core.layout import engine_report
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
+from fastlmm_core.core.terms import Shaped
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -204,14 +207,7 @@ class CoreFit:
     @later
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each term, tuple of (l, l)."""
-        factors, at = [], 0
-        for term in self.solution.design.terms:
-            factor = np.zeros((term.n_columns, term.n_columns))
-            rows, columns = zip(*term.index(), strict=True)
-            factor[rows, columns] = self.theta[at : at + term.n_theta]
-            at += term.n_theta
-            factors.append(factor)
-        return tuple(factors)
+        return relative_factors(self.solution.design.terms, self.theta)
 
     @later
     def cov_beta(self) -> Array:
@@ -333,6 +329,11 @@ class CoreFit:
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
         return pool.lent(self.cross)
 
+    def engine_report(self) -> EngineReport:
+        """Which engine factored the random effects, why, and what the others would cost."""
+        with self.workspace() as model:
+            return engine_report(model.plan)
+
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, sigma^2 included.
 
@@ -344,6 +345,18 @@ class CoreFit:
             with self.workspace() as model:
                 self._cache["cond_var"] = conditional_variances(model, self.theta, self.sigma)
         return self._cache["cond_var"]
+
+
+def relative_factors(terms: Sequence[Shaped], theta: Array) -> tuple[Array, ...]:
+    """L (l, l) of each term from theta in the user's units."""
+    factors, at = [], 0
+    for term in terms:
+        factor = np.zeros((term.n_columns, term.n_columns))
+        rows, columns = zip(*term.index(), strict=True)
+        factor[rows, columns] = theta[at : at + term.n_theta]
+        at += term.n_theta
+        factors.append(factor)
+    return tuple(factors)
 
 
 def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:

@@ -67,6 +67,9 @@ class Layout:
         and their cross-products.
     threads : int
         Threads an evaluation uses: one where there is too little work to share.
+    tail : Tail
+    seconds : float
+        Predicted time of a factor and an inverse of the tail, as in `Cost`.
     """
 
     incidence: Incidence
@@ -79,6 +82,7 @@ class Layout:
     total_bytes: int
     threads: int
     tail: Tail
+    seconds: float = 0.0
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -239,6 +243,7 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         choice.bytes + problem.work,
         problem.threads,
         choice.tail,
+        choice.seconds,
     )
 
 

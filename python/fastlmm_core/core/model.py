@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
+from fastlmm_core.core.iterative import factored, iterate
 from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
@@ -150,6 +151,7 @@ class Model:
             self.products = identified_products(X, terms, weights, offset, checked_flag(reml))
         self.reml = checked_flag(reml)
         self._workspaces = Workspaces(self.reml, self.control)
+        self._no_factor = ""  # why the iterative engine fits it, once that is known
 
     def objective(self, y: ArrayLike) -> Objective:
         """The criterion with response ``y`` (n,), in a workspace of its own."""
@@ -191,7 +193,20 @@ class Model:
 
     def _fit(self, y: ArrayLike, start: ArrayLike | None, on_evaluation: Report | None) -> CoreFit:
         found = self.products.response(y)
-        model = self._workspaces.take(self.products, found)
+        model, reason = None, self._no_factor
+        if not reason:
+            model, reason = factored(self.products, found, self._workspaces, self.control)
+        if model is None:
+            self._no_factor = reason
+            return iterate(
+                self.products,
+                found,
+                reml=self.reml,
+                control=self.control,
+                start=start,
+                on_evaluation=on_evaluation,
+                reason=reason,
+            )
         try:
             return self._estimates(y, found, model, start, on_evaluation)
         finally:
@@ -292,6 +307,10 @@ class Model:
         out = ManyFits.unfitted(k, n_theta, products.X.shape[1], kept)
         if k == 0:
             return out
+        if self._no_factor or (self.control.engine == "iterative" and len(products.groups) > 1):
+            if information:
+                raise ModelError("information=True is not available for the iterative engine, which has no factor")
+            return self._fit_each(responses, start, out)
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
@@ -317,6 +336,16 @@ class Model:
         for i in np.flatnonzero(small):
             self._fit_again(responses[i], int(i), out)
         out.warn_of_unfitted()
+        return out
+
+    def _fit_each(self, responses: Array, start: ArrayLike | None, out: ManyFits) -> ManyFits:
+        """Fit responses, less the offset, one after the other: each shares its work among the threads itself."""
+        for i, response in enumerate(responses):
+            fit = self.fit(response if self.products.offset is None else response + self.products.offset, start=start)
+            start = fit.theta if start is None and not fit.is_singular else start
+            out.theta[i], out.beta[i], out.se[i] = fit.theta, fit.beta, np.sqrt(np.diag(fit.cov_beta))
+            out.sigma[i], out.criterion[i], out.converged[i] = fit.sigma, fit.criterion, fit.converged
+            out.n_evaluations[i], out.is_singular[i] = len(fit.log), fit.is_singular
         return out
 
     def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:

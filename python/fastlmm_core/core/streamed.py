@@ -15,6 +15,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import SPAN_TOLERANCE, DesignSums, Responses, identified
 from fastlmm_core.core.estimability import null_space
 from fastlmm_core.core.fit import CoreFit, estimates, minimise
+from fastlmm_core.core.iterative import factored, iterate
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import checked_flag, ordered_groups
@@ -322,7 +323,17 @@ class StreamedModel:
             that only the rows themselves have enough digits.
         """
         with one_blas_thread():
-            objective = self._workspaces.take(self.products, self.response)
+            objective, reason = factored(self.products, self.response, self._workspaces, self.control)
+            if objective is None:
+                return iterate(
+                    self.products,
+                    self.response,
+                    reml=self.reml,
+                    control=self.control,
+                    start=start,
+                    on_evaluation=on_evaluation,
+                    reason=reason,
+                )
             try:
                 minimum = minimise(objective, start, on_evaluation)
                 found = estimates(objective, *minimum, self.products, self.response, self._workspaces)

@@ -45,6 +45,15 @@ class Workspaces:
     def __reduce__(self) -> tuple[type[Workspaces], tuple[bool, Control]]:
         return Workspaces, (self.reml, self.control)  # workspaces are neither pickled nor shared with a copy
 
+    @property
+    def planned(self) -> bool:
+        """Whether there has been a plan."""
+        return self._n_bytes > 0
+
+    def forget(self) -> None:
+        """As if there had been none."""
+        self._n_bytes, self._idle = 0, []
+
     def take(self, design: DesignSums, found: Responses) -> Objective:
         """An objective with the response in ``found``, the caller's alone until `give_back`."""
         try:

@@ -17,6 +17,7 @@ from fastlmm_core.fitting.spelling import Count, Figure, no_attribute
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.iterative import MonteCarlo
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
 
@@ -181,6 +182,13 @@ class FittedModel:
     def is_singular(self) -> bool:
         """Whether the fit lies on the boundary: a variance of zero or a correlation of one."""
         return bool(self.core.is_singular)
+
+    @property
+    def monte_carlo(self) -> MonteCarlo | None:
+        """What is random in a fit by the iterative engine, and how much; None for the exact engines."""
+        from fastlmm_core.core.iterative import IterativeFit
+
+        return self.core.monte_carlo if isinstance(self.core, IterativeFit) else None
 
     @property
     def n_groups(self) -> dict[str, int]:

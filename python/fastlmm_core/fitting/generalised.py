@@ -32,6 +32,7 @@ __all__ = [
     "check_identified",
     "engine_at",
     "family_at",
+    "family_of_rows",
     "fit_generalised",
     "glmm_of",
     "kept_glmm",
@@ -259,6 +260,13 @@ def _categories(new_y: Any, family: Ordinal) -> NDArray[np.float64]:
     if unknown:
         raise DataError(f"new_y has the level {unknown[0]!r}, but the response's are {', '.join(family.levels)}")
     return np.array([place[label] for label in labels])
+
+
+def family_of_rows(family: Family, rows: NDArray[np.bool_]) -> Family:
+    """The family for some of the rows of a fit."""
+    if isinstance(family, TwoPart) and family.zero is not None:
+        return family.at(family.zero[rows])
+    return family
 
 
 def family_at(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Family:

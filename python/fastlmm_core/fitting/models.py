@@ -88,6 +88,12 @@ def model_of(design: Design, options: FitOptions) -> AnyModel:
 def _model(design: Design, terms: list[Term], asked: _Asked) -> AnyModel:
     if not is_structured(design):
         return Model(design.X, terms, **asked)
+    control = asked["control"]
+    if control is not None and control.engine == "iterative":
+        raise ModelError(
+            "the iterative engine fits linear models of independent residuals without covariance structures: use "
+            "engine='auto'"
+        )
     structures = core_structures(design)
     if design.sparse or any(t.relationship is not None for t in design.random):
         if design.residual is not None:

@@ -14,6 +14,7 @@ the exact gradient. Nothing here has n rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import TYPE_CHECKING
@@ -26,12 +27,14 @@ from fastlmm_core.core.threads import bounded
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.iterative import IterativeFit
 
 __all__ = [
     "VarianceInformation",
     "covariance_root",
     "dense_products",
     "group_factors",
+    "iterative_information",
     "observed_hessian",
     "pseudo_inverse",
     "variance_information",
@@ -96,11 +99,50 @@ def variance_information(core: CoreFit) -> VarianceInformation:
 
 def _variance_information(core: CoreFit, model: Objective) -> VarianceInformation:
     cross = model.cross
-    rank, k = cross.conditioning.rank, model.n_theta
+    rank = cross.conditioning.rank
     at = model.at(core.theta)
     theta, gamma, ld = at.theta, at.modes.gamma, at.modes.ld
-    cells = dense_products(at)
-    fixed_factor = ld[:rank, :rank]
+    levels = []
+    for group, products in zip(cross.groups, dense_products(at), strict=True):
+        t = products[:, rank] - products[:, :rank] @ gamma
+        levels.append((products[:, :rank], t.reshape(group.n_levels, group.n_columns)))
+    profiled = observed_hessian(model, theta)
+    return assembled(core, theta, levels, ld[:rank, :rank], profiled, model.nu, ld[-1, -1] ** 2)
+
+
+def iterative_information(core: IterativeFit) -> VarianceInformation:
+    """Equations (1) and (2) with the average information for the profiled Hessian, and no factor; kept with the fit."""
+    if "variance_information" not in core._cache:
+        at, design = core.at, core.design
+        levels = [(at.lead_x.reshape(-1, design.rank), at.lead_y)]
+        start = 0
+        for group in design.groups[1:]:  # there, all levels of a column come first
+            part, l = slice(start, start + group.size), group.n_columns
+            x = at.tail_x[part].reshape(l, group.n_levels, design.rank).transpose(1, 0, 2)
+            levels.append((x.reshape(-1, design.rank), at.tail_y[part].reshape(l, -1).T))
+            start += group.size
+        profiled = np.where(np.isfinite(core.search.sampling), core.search.hessian, 0.0)
+        nu = float(core.n - core.rank if core.reml else core.n)
+        factor = np.asarray(np.linalg.cholesky(at.gram), np.float64)
+        core._cache["variance_information"] = assembled(core, core.search.theta, levels, factor, profiled, nu, at.r2)
+    found: VarianceInformation = core._cache["variance_information"]
+    return found
+
+
+def assembled(
+    core: CoreFit,
+    theta: Array,
+    levels: Sequence[tuple[Array, Array]],
+    fixed_factor: Array,
+    profiled: Array,
+    nu: float,
+    r2: float,
+) -> VarianceInformation:
+    """Equations (1) and (2) from Z'V^-1X (q * l, rank) and Z'Py (q, l) of each group, conditioned.
+
+    ``fixed_factor`` (rank, rank) is L of X'V^-1X = L L', ``profiled`` (k, k) the Hessian with sigma profiled out.
+    """
+    cross, k, rank = core.cross, len(theta), len(fixed_factor)
     half = covariance_root(core, fixed_factor)
     index = cross.theta_index.tolist()
     factors = group_factors(cross.theta_index, theta, [g.n_columns for g in cross.groups])
@@ -108,11 +150,10 @@ def _variance_information(core: CoreFit, model: Objective) -> VarianceInformatio
     slopes[k] = 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
     of_r2 = np.zeros(k)
     whiten = np.linalg.inv(fixed_factor).T
-    for g, (group, products) in enumerate(zip(cross.groups, cells, strict=True)):
+    for g, (group, (x, t)) in enumerate(zip(cross.groups, levels, strict=True)):
         l = group.n_columns
-        f = (products[:, :rank] @ whiten).reshape(group.n_levels, l * rank)
+        f = (x @ whiten).reshape(group.n_levels, l * rank)
         gram = (f.T @ f).reshape(l, rank, l, rank)
-        t = (products[:, rank] - products[:, :rank] @ gamma).reshape(group.n_levels, l)
         tt = t.T @ t
         gram = gram.transpose(0, 1, 3, 2)
         for a, (of, i, j) in enumerate(index):
@@ -121,11 +162,8 @@ def _variance_information(core: CoreFit, model: Objective) -> VarianceInformatio
                 part = gram[i] @ column
                 slopes[a] = part + part.T
                 of_r2[a] = -2.0 * (tt[i] @ column)
-
-    nu = model.nu
-    r2 = ld[-1, -1] ** 2
     hessian = np.empty((k + 1, k + 1))
-    hessian[:k, :k] = observed_hessian(model, theta) + nu / r2**2 * (of_r2[:, None] * of_r2)
+    hessian[:k, :k] = profiled + nu / r2**2 * (of_r2[:, None] * of_r2)
     hessian[k, :k] = hessian[:k, k] = -2.0 * nu / r2 * of_r2
     hessian[k, k] = 4.0 * nu
     inverse, dropped = pseudo_inverse(hessian)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,8 +25,19 @@ LIMITS = {
     "negativebinomial1": "poisson",
     "truncated_nbinom2": "truncated_poisson",
     "truncated_nbinom1": "truncated_poisson",
+    "hurdle_nbinom2": "hurdle_poisson",
+    "hurdle_nbinom1": "hurdle_poisson",
 }
 """Families that have another one as a limit of their own parameter."""
+
+INFLATED = "zero_inflated_"
+"""What the names of zero-inflated families begin with; these contain those of their counts."""
+
+
+def contains(family: str, other: str) -> bool:
+    """Whether a family is another one, or has it as a limit."""
+    counts, plain = family.removeprefix(INFLATED), other.removeprefix(INFLATED)
+    return (counts == plain or LIMITS.get(counts) == plain) and (family != counts or other == plain)
 
 
 def check_fits(models: Sequence[object]) -> None:
@@ -44,11 +56,9 @@ def check_nested_families(models: Sequence[FittedModel]) -> None:
     """
     check_fits(models)
     families = [getattr(m.core, "family", None) for m in models]
-    names = {"gaussian" if f is None else f.name for f in families} - {
-        "zero_inflated"
-    }  # contains the family it inflates
+    names = {"gaussian" if f is None else f.name for f in families}
     links = {"identity" if f is None else f.link.name for f in families}
-    if len(names) > 1 and not any(names == {name, limit} for name, limit in LIMITS.items()):
+    if not all(contains(a, b) or contains(b, a) for a, b in combinations(sorted(names), 2)):
         raise ModelError(
             f"no likelihood-ratio test compares the families {' and '.join(sorted(names))}, neither of which contains "
             "the other: compare() has their information criteria"

@@ -18,11 +18,17 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
 from fastlmm_core.core.equations_fit import EquationsFit
+from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.structured import StructuredFit, factor_derivatives
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
-from fastlmm_core.inference.information import VarianceInformation, pseudo_inverse, variance_information
+from fastlmm_core.inference.information import (
+    VarianceInformation,
+    iterative_information,
+    pseudo_inverse,
+    variance_information,
+)
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment
 from fastlmm_core.inference.patterns import pattern_adjustment, pattern_information
 
@@ -38,6 +44,8 @@ def information_of(core: CoreFit) -> VarianceInformation:
     """Information on the covariance parameters of any fit; kept with it."""
     if isinstance(core, PatternFit):
         return pattern_information(core)
+    if isinstance(core, IterativeFit):
+        return iterative_information(core)
     if not isinstance(core, StructuredFit | EquationsFit):
         return variance_information(core)
     if "information" not in core._cache:

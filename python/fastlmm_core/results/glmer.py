@@ -249,6 +249,10 @@ def two_part(base: Family, side: SideMatrix | None) -> Family:
     ModelError
         Not a family of counts.
     """
+    if isinstance(
+        base, TwoPart
+    ):  # of an object, or of a fit that is updated: the formula's columns take its own's place
+        base = base.base
     kind: type[TwoPart] = Hurdle if base.name.startswith("truncated") else ZeroInflated
     return kind(base) if side is None else kind(base, side.X, side.spec.names)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
-from fastlmm_core.families import as_family
+from fastlmm_core.families import Ordinal, TwoPart, as_family
 from fastlmm_core.fitting.fit import wrap
 from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
 from fastlmm_core.results.glmer_result import GlmerResult
@@ -25,9 +25,13 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        A family of the user's own.
+        A family of the user's own, or one with several parameters.
     """
     options, core, family = result.options, result.core, result.core.family
+    if isinstance(family, (Ordinal, TwoPart)):
+        raise ModelError(
+            f"fits of families with several parameters, such as {family.name}, are not saved: pickle keeps them"
+        )
     if family.code < 0 or type(family) is not type(as_family(family.name)):
         raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
     given = {k: v for k, v in options.given.items() if k != "link"}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.streaming import StreamedDesign
@@ -268,6 +269,8 @@ def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
+    if isinstance(result.core, IterativeFit):
+        notes.append(f"iterative engine: {result.core.monte_carlo}")
     notes += unidentified_words(result.design, result.core)
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")

@@ -87,7 +87,8 @@ def update_generalised(
 GENERALISED_WITHOUT_TABLE = frozenset({"n_agq", "control", "start", "verbose"})
 
 GENERALISED = (
-    *("family", "link", "weights", "trials", "freq_weights", "offset", "exposure", "subset", "na_action", "contrasts"),
+    *("family", "link", "weights", "trials", "freq_weights", "offset", "exposure", "zero"),
+    *("subset", "na_action", "contrasts"),
 )
 """Arguments of `glmer` that a fit remembers as they were given, and its family."""
 

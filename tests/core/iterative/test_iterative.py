@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from fastlmm_core.core import Model, Term, fit, iterative, objective
+from fastlmm_core.core import Control, Model, Term, fit, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative.derivatives import derivatives
 from fastlmm_core.core.iterative.log_determinant import log_determinant
@@ -81,7 +81,16 @@ def test_system_projection_and_curvature_are_exact(name):
     expected = Model(X, terms, weights=w).at(y, theta)
     nothing = np.linalg.slogdet(S)[1]
     found = iterative.estimates.estimates(
-        design, design.response(y), system, project(system), stopped(system), (nothing, 0.0), design.n - 2.0, True, 0, 0
+        design,
+        design.response(y),
+        system,
+        project(system),
+        stopped(system),
+        (nothing, 0.0),
+        design.n - 2.0,
+        True,
+        Control(engine="iterative"),
+        "",
     )
     np.testing.assert_allclose(found.beta, expected.beta, rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(found.cov_beta, expected.cov_beta, rtol=1e-8, atol=1e-12)
@@ -94,7 +103,7 @@ def test_system_projection_and_curvature_are_exact(name):
 def stopped(system):
     """A search that ended where it began."""
     k = len(system.theta)
-    return iterative.newton.Found(system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, True)
+    return iterative.newton.Found(system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, True, np.eye(k), ())
 
 
 @pytest.mark.parametrize("reml", [True, False])

@@ -2,95 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
-from fastlmm_core.core.control import Control, checked_count, is_real
-from fastlmm_core.core.crossprod import DesignProducts, Responses
+from fastlmm_core.core.control import Control
+from fastlmm_core.core.crossprod import DesignSums, Responses, identified_products
+from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 from fastlmm_core.core.iterative.log_determinant import log_determinant
-from fastlmm_core.core.iterative.newton import MAX_PROBES, Found, Search
+from fastlmm_core.core.iterative.newton import Found, Search
 from fastlmm_core.core.iterative.problem import crossed_problem, refuse_unidentified
 from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, MonteCarloWarning, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, MonteCarloWarning, warn
 
-__all__ = ["IterativeFit", "MonteCarlo", "fit"]
+__all__ = ["fit", "iterate"]
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class MonteCarlo:
-    """What is random in a fit, and how much.
-
-    Attributes
-    ----------
-    seed, probes : int
-    theta_se : (n_theta,)
-        Monte Carlo standard errors of theta; zero where theta is at zero.
-    theta_sd : (n_theta,)
-        Sampling standard errors, from the model's information; NaN where theta is at zero.
-    max_relative : float
-        Largest ratio of the two.
-    criterion_se : float
-        Monte Carlo standard error of the criterion.
-    evaluations, iterations, products : int
-        Of the gradient, of conjugate gradients in all solves, and with blocks of eight vectors.
-    """
-
-    seed: int
-    probes: int
-    theta_se: Array
-    theta_sd: Array
-    max_relative: float
-    criterion_se: float
-    evaluations: int
-    iterations: int
-    products: int
-
-
-@dataclass(frozen=True, eq=False)
-class IterativeFit:
-    """A fitted model as plain arrays, in the user's units.
-
-    Attributes
-    ----------
-    theta : (n_theta,)
-        As `CoreFit.theta`, with a Monte Carlo error.
-    beta, se : (p,)
-        Fixed effects and standard errors at that theta, exact to the solver's tolerance; NaN in columns set aside.
-    cov_beta : (p, p)
-    sigma : float
-    criterion : float
-        REML criterion or deviance, with a Monte Carlo error.
-    reml : bool
-    n, rank : int
-    is_singular : bool
-    b : tuple of (q, l)
-        Conditional modes of each term at that theta, exact to the solver's tolerance.
-    monte_carlo : MonteCarlo
-    converged : bool
-    """
-
-    theta: Array
-    beta: Array
-    se: Array
-    cov_beta: Array
-    sigma: float
-    criterion: float
-    reml: bool
-    n: int
-    rank: int
-    is_singular: bool
-    b: tuple[Array, ...]
-    monte_carlo: MonteCarlo
-    converged: bool
 
 
 def fit(
@@ -156,43 +89,68 @@ def fit(
     >>> found.monte_carlo.max_relative < 0.01
     True
     """
-    reml, control = checked_flag(reml), Control(threads=threads)
-    count = checked_count("probes", probes, MAX_PROBES)
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ModelError(f"seed must be a whole number from 0, not {seed!r}")
-    if not (is_real(mc_error) and 0.0 < float(mc_error) < np.inf):
-        raise ModelError(f"mc_error must be positive and finite, not {mc_error!r}")
+    control = Control(engine="iterative", threads=threads, seed=seed, probes=probes, mc_error=mc_error)
     response = as_response(y, None)
     fixed = np.empty((len(response), 0)) if X is None else X
+    reml = checked_flag(reml)
     with one_blas_thread():
-        design = DesignProducts(fixed, terms, weights=weights, offset=offset)
-        found = design.response(response)
-        problem = crossed_problem(design, found, control.n_threads)
-        refuse_unidentified(design, reml)
-        nu = float(design.n - design.rank if reml else design.n)
-        search = Search(problem, nu, reml, int(seed), design.theta_map.diagonal)
-        end = search.run(checked_start(start, design, problem.start), count, float(mc_error))
-        system = System(problem, design.theta_map.canonical(end.theta))
-        at = project(system)
-        log_det, log_det_se = log_determinant(system, int(seed), -(-count // WIDTH))
-        products = problem.rows.products
-        out = estimates(design, found, system, at, end, (log_det, log_det_se), nu, reml, int(seed), products)
-    if not end.converged:
-        warn(
-            f"the search over the variance parameters did not end in {end.evaluations} evaluations: give another "
-            "start, or fewer parameters",
-            ConvergenceWarning,
-        )
-    elif end.ratio > mc_error:
+        design = identified_products(fixed, terms, weights, offset, reml)
+        out = iterate(design, design.response(response), reml=reml, control=control, start=start)
+    if not out.converged:
+        warn(f"{out.message}: give another start, or fewer parameters", ConvergenceWarning)
+    return out
+
+
+def iterate(
+    design: DesignSums,
+    found: Responses,
+    *,
+    reml: bool,
+    control: Control,
+    start: ArrayLike | None = None,
+    on_evaluation: Callable[[int, Array, float, float, float], None] | None = None,
+    reason: str = "it was asked for",
+) -> IterativeFit:
+    """Fit one response of a design whose rows are at hand; see `fit`.
+
+    Parameters
+    ----------
+    design, found
+        From `DesignProducts`, or of rows that a stream has kept.
+    reml, control, start
+        As in `Model` and `Model.fit`.
+    on_evaluation : callable, optional
+        As in `Model.fit`; the criterion and the radius it gets are NaN.
+    reason : str
+        Why this engine, for its report.
+    """
+    problem = crossed_problem(design, found, control.n_threads)
+    refuse_unidentified(design)
+    nu = float(design.n - design.rank if reml else design.n)
+    back = design.theta_map.to_user
+    report = None
+    if on_evaluation is not None:
+
+        def report(k: int, theta: Array, norm: float) -> None:
+            on_evaluation(k, back @ theta, np.nan, norm, np.nan)
+
+    search = Search(problem, nu, reml, control.seed, design.theta_map.diagonal, report)
+    end = search.run(checked_start(start, design, problem.start), control.probes, control.mc_error)
+    system = System(problem, design.theta_map.canonical(end.theta))
+    end = replace(end, theta=system.theta)
+    at = project(system)
+    log_det = log_determinant(system, control.seed, -(-control.probes // WIDTH))
+    out = estimates(design, found, system, at, end, log_det, nu, reml, control, reason)
+    if end.converged and end.ratio > control.mc_error:
         warn(
             f"with {end.probes} probes the Monte Carlo error of the variance parameters is still {end.ratio:.2g} "
-            f"standard errors, above mc_error={mc_error:g}",
+            f"standard errors, above mc_error={control.mc_error:g}",
             MonteCarloWarning,
         )
     return out
 
 
-def checked_start(start: ArrayLike | None, design: DesignProducts, moments: Array) -> Array:
+def checked_start(start: ArrayLike | None, design: DesignSums, moments: Array) -> Array:
     """Conditioned theta to start from."""
     if start is None:
         return moments
@@ -203,7 +161,7 @@ def checked_start(start: ArrayLike | None, design: DesignProducts, moments: Arra
 
 
 def estimates(
-    design: DesignProducts,
+    design: DesignSums,
     found: Responses,
     system: System,
     at: Projection,
@@ -211,33 +169,21 @@ def estimates(
     log_det: tuple[float, float],
     nu: float,
     reml: bool,
-    seed: int,
-    products: int,
+    control: Control,
+    reason: str,
 ) -> IterativeFit:
     """Everything in the user's units."""
-    norm, p = float(found.norms[0]), design.rank
-    size = design.X.shape[1]
-    beta, cov = np.full(size, np.nan), np.full((size, size), np.nan)
+    norm = float(found.norms[0])
+    beta = np.full(design.n_columns, np.nan)
     shift = 0.0 if found.shift is None else found.shift[:, 0]
     beta[design.keep] = design.inverse @ (found.coefficients[:, 0] + norm * at.beta) + shift
-    variance = at.r2 / nu * norm**2
-    cov[np.ix_(design.keep, design.keep)] = variance * design.inverse @ at.inverse @ design.inverse.T
     criterion = system.log_det_lead + log_det[0] + nu * (1.0 + np.log(2.0 * np.pi * at.r2 / nu))
     criterion += float(design.constant(nu, reml, np.float64(norm)))
-    if reml and p:
+    if reml and design.rank:
         criterion += float(np.linalg.slogdet(at.gram)[1])
-    b: list[Array] = [np.empty(0)] * len(design.terms)
-    for g, group in enumerate(design.groups):
-        if g == 0:
-            conditioned = at.b_lead
-        else:
-            conditioned = np.column_stack([at.b_tail[t.columns] for t in system.problem.tail if t.group == g])
-        for k, o in zip(group.terms, group.offsets, strict=True):
-            transform = design.transforms[k]
-            b[k] = norm * conditioned[:, o : o + len(transform)] @ transform.T
     back = design.theta_map.to_user
     errors = MonteCarlo(
-        seed,
+        control.seed,
         end.probes,
         np.sqrt(np.diag(back @ end.monte_carlo @ back.T)),
         user_deviations(end.sampling, back),
@@ -245,22 +191,30 @@ def estimates(
         log_det[1],
         end.evaluations,
         end.iterations,
-        products,
+        system.problem.rows.products,
     )
+    message = "converged"
+    if not end.converged:
+        message = f"the search over the variance parameters did not end in {end.evaluations} evaluations"
     return IterativeFit(
-        back @ system.theta,
-        beta,
-        np.sqrt(np.diag(cov)),
-        cov,
-        float(np.sqrt(variance * design.weight_scale)),
-        float(criterion),
-        reml,
-        design.n,
-        p,
-        design.theta_map.is_singular(system.theta),
-        tuple(b),
-        errors,
-        end.converged,
+        theta=back @ system.theta,
+        beta=beta,
+        sigma=norm * float(np.sqrt(at.r2 / nu * design.weight_scale)),
+        criterion=float(criterion),
+        reml=reml,
+        n=design.n,
+        rank=design.rank,
+        is_singular=design.theta_map.is_singular(system.theta),
+        converged=end.converged,
+        message=message,
+        control=control,
+        _solution=None,
+        monte_carlo=errors,
+        design=design,
+        found=found,
+        at=at,
+        search=end,
+        reason=reason,
     )
 
 

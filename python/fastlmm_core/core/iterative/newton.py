@@ -8,25 +8,27 @@ H^-1 Cov(g) H^-1, to be compared with the sampling covariance 2 H^-1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core.core.control import MAX_PROBES
 from fastlmm_core.core.iterative.derivatives import Derivatives, derivatives
 from fastlmm_core.core.iterative.problem import Problem
 from fastlmm_core.core.iterative.projection import project
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import Probes
 
-__all__ = ["MAX_PROBES", "Found", "Search"]
+__all__ = ["Found", "Search"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
+Report = Callable[[int, Array, float], None]
 
 MAX_EVALUATIONS = 60
-MAX_PROBES = 128
 STEP = 1e-3
 """A step of fewer standard errors may be the last one, where it is also small beside the Monte Carlo error."""
 
@@ -55,6 +57,10 @@ class Found:
         Largest Monte Carlo error in sampling errors.
     probes, evaluations, iterations : int
     converged : bool
+    hessian : (n_theta, n_theta)
+        Average information and curvature of the last evaluation.
+    trace : tuple of (theta, gradient norm)
+        Of each evaluation.
     """
 
     theta: Array
@@ -65,6 +71,8 @@ class Found:
     evaluations: int
     iterations: int
     converged: bool
+    hessian: Array
+    trace: tuple[tuple[Array, float], ...]
 
 
 class Search:
@@ -79,9 +87,14 @@ class Search:
     seed : int
     diagonal : (n_theta,) bool
         Diagonal elements of the factors.
+    report : callable, optional
+        Called with (number, theta, gradient norm) after each evaluation.
     """
 
-    def __init__(self, problem: Problem, nu: float, reml: bool, seed: int, diagonal: Mask) -> None:
+    def __init__(
+        self, problem: Problem, nu: float, reml: bool, seed: int, diagonal: Mask, report: Report | None = None
+    ) -> None:
+        self.report, self.trace = report, list[tuple[Array, float]]()
         self.problem, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
         self.probes = Probes(problem, seed)
         self.evaluations = self.iterations = 0
@@ -99,6 +112,9 @@ class Search:
         out = derivatives(system, project(system), traces, self.nu, self.reml)
         self.evaluations += 1
         self.iterations += system.iterations
+        self.trace.append((theta.copy(), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
+        if self.report is not None:
+            self.report(self.evaluations, *self.trace[-1])
         return out
 
     def run(self, start: Array, probes: int, error: float) -> Found:
@@ -141,9 +157,8 @@ class Search:
                     continue
                 sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
                 sampling[:, ~free] = np.nan
-                return Found(
-                    theta, error_now, sampling, ratio, blocks * WIDTH, self.evaluations, self.iterations, small
-                )
+                counts = blocks * WIDTH, self.evaluations, self.iterations
+                return Found(theta, error_now, sampling, ratio, *counts, small, at.hessian, tuple(self.trace))
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             theta = self.moved(theta, step, pinned)

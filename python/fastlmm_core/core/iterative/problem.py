@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, RowForm
 from fastlmm_core._native.rows.crossprod import sort_rows
-from fastlmm_core.core.crossprod import DesignProducts, Responses
-from fastlmm_core.core.identifiability import identify
+from fastlmm_core.core.crossprod import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import ModelError
 
@@ -74,7 +74,7 @@ class Problem:
     start: Array
 
 
-def tail_terms(design: DesignProducts) -> tuple[TailTerm, ...]:
+def tail_terms(design: DesignSums) -> tuple[TailTerm, ...]:
     """Columns of the tail factors, in the order of groups; ModelError where two of one factor are correlated."""
     place = {}
     for a, (g, i, j) in enumerate(design.theta_map.index.tolist()):
@@ -93,9 +93,9 @@ def tail_terms(design: DesignProducts) -> tuple[TailTerm, ...]:
     return tuple(out)
 
 
-def refuse_unidentified(design: DesignProducts, reml: bool) -> None:
+def refuse_unidentified(design: DesignSums) -> None:
     """ModelError where the criterion does not depend on some variance: the search would have nowhere to go."""
-    found = identify(design, reml)
+    found = design.unidentified
     if found is not None:
         names = ", ".join(map(str, found.terms))
         raise ModelError(
@@ -104,7 +104,7 @@ def refuse_unidentified(design: DesignProducts, reml: bool) -> None:
         )
 
 
-def crossed_problem(design: DesignProducts, found: Responses, threads: int) -> Problem:
+def crossed_problem(design: DesignSums, found: Responses, threads: int) -> Problem:
     """The problem of one response.
 
     Raises
@@ -124,19 +124,20 @@ def crossed_problem(design: DesignProducts, found: Responses, threads: int) -> P
         raise ModelError(
             f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
         )
-    ptr, order = sort_rows(design.codes[0], q)
+    at_hand = cast(RowsAtHand, design)
+    of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
+    ptr, order = sort_rows(of_group[0], q)
     codes = np.empty((design.n, len(tail)), np.int32)
     t = None
-    if any(design.columns[term.group] is not None for term in tail):
+    if any(columns[term.group] is not None for term in tail):
         t = np.ones((design.n, len(tail)))
     for f, term in enumerate(tail):
-        codes[:, f] = design.codes[term.group][order]
+        codes[:, f] = of_group[term.group][order]
         codes[:, f] += term.columns.start
-        z = design.columns[term.group]
+        z = columns[term.group]
         if t is not None and z is not None:
             t[:, f] = z[order, term.column]
-    z = design.columns[0]
-    w = design.weights
+    z = columns[0]
     rows = RowForm(
         ptr,
         codes,

@@ -33,7 +33,8 @@ def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
     nt = plan.n_theta
     diagonal = plan.theta_map.diagonal
     zero = np.flatnonzero(diagonal & (np.abs(core.psi[:nt]) < 1e-4))
-    names = [*labels, *(design.x_names[k] for k in plan.keep), *["rho"] * core.family.n_extra]
+    own = core.family.names if core.family.vector else ["rho"] * core.family.n_extra
+    names = [*labels, *(design.x_names[k] for k in plan.keep), *own]
     report = ConvergenceReport(
         converged=core.converged,
         message=core.message,

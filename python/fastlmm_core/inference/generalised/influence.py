@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fastlmm_core.core.glmm import Model
 from fastlmm_core.core.glmm_fit import covariance
 from fastlmm_core.errors import FastLMMError, ModelError
+from fastlmm_core.fitting.generalised import family_of_rows
 from fastlmm_core.inference.generalised.rows import residuals
 from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
 from fastlmm_core.inference.influence import Deleted, Influence, cases_of, collect, terms_without
@@ -101,7 +102,7 @@ def _without(result: GeneralisedModel, rows: NDArray[np.int64], method: str, out
     model = Model(
         design.X[left],
         terms_without(design, left),
-        options.family,
+        family_of_rows(options.family, left),
         weights=None if binomial else m,
         trials=m if binomial else None,
         freq_weights=None if options.freq_weights is None else options.freq_weights[left],

@@ -174,10 +174,7 @@ class DiagnosticMethods(FittedModel):
         >>> print(str(report).splitlines()[0])
         Engine: dense (6 random effects in its tail), since they are too few for a look at their pattern to pay.
         """
-        from fastlmm_core.core.layout import engine_report
-
-        with self.core.workspace() as objective:
-            return engine_report(objective.plan)
+        return self.core.engine_report()
 
     # ------------------------------------------------------------------ figures to compare models by
 

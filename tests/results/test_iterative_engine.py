@@ -1,0 +1,162 @@
+"""`lmer` by the iterative engine: the results that it has, those that it refuses, and when it is chosen."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastlmm_core import lmer
+from fastlmm_core.core import Control, Model, Term
+from fastlmm_core.core.iterative import choice
+from fastlmm_core.errors import MemoryLimitError, ModelError
+
+FORMULA = "y ~ x + (x | user) + (1 | item)"
+
+
+@pytest.fixture(scope="module")
+def ratings():
+    rng = np.random.default_rng(4)
+    n = 6000
+    user, item, x = rng.integers(0, 300, n), rng.integers(0, 150, n), rng.normal(size=n)
+    slopes = rng.normal(size=(300, 2)) @ [[0.7, 0.2], [0.0, 0.3]]
+    y = 2.0 + 0.3 * x + slopes[user, 0] + slopes[user, 1] * x + 0.5 * rng.normal(size=150)[item] + rng.normal(size=n)
+    return pd.DataFrame({"y": y, "x": x, "user": user, "item": item})
+
+
+@pytest.fixture(scope="module")
+def exact(ratings):
+    return lmer(FORMULA, ratings)
+
+
+@pytest.fixture(scope="module")
+def fit(ratings):
+    return lmer(FORMULA, ratings, control=Control(engine="iterative"))
+
+
+def test_estimates_are_the_exact_ones_within_the_errors_claimed(fit, exact):
+    errors = fit.monte_carlo
+    assert (np.abs(fit.theta - exact.theta) < 4.0 * errors.theta_se + 1e-5 * errors.theta_sd).all()
+    assert errors.max_relative < 0.01
+    np.testing.assert_allclose(fit.params, exact.params, atol=1e-4 * exact.bse.min())
+    np.testing.assert_allclose(fit.bse, exact.bse, rtol=1e-4)
+    assert abs(fit.criterion - exact.criterion) < 4.0 * errors.criterion_se + 1e-3
+    assert exact.monte_carlo is None
+
+
+def test_what_is_exact_at_a_theta(ratings, fit):
+    """β, its covariance, σ and the modes are those of the exact engine at the θ that was found."""
+    columns = np.column_stack([np.ones(len(ratings)), ratings.x])
+    terms = [Term(ratings.user.to_numpy(), columns), Term(ratings.item.to_numpy())]
+    at = Model(columns, terms).at(ratings.y.to_numpy(), fit.theta.to_numpy())
+    np.testing.assert_allclose(fit.core.beta, at.beta, rtol=1e-9)
+    np.testing.assert_allclose(fit.core.cov_beta, at.cov_beta, rtol=1e-8, atol=1e-14)
+    np.testing.assert_allclose(fit.core.fitted, at.fitted, atol=1e-8)
+    for one, two in zip(fit.core.L, at.L, strict=True):
+        np.testing.assert_array_equal(one, two)
+    for one, two, error in zip(fit.core.cond_var(), at.cond_var(), fit.core.cond_sd_error(), strict=True):
+        sd = np.sqrt(np.diagonal(two, axis1=1, axis2=2))
+        over = (np.sqrt(np.diagonal(one, axis1=1, axis2=2)) - sd) / error
+        assert 0.7 < np.sqrt((over**2).mean()) < 1.3  # the errors claimed are those made
+        assert (error < 0.05 * sd).all()
+
+
+def test_degrees_of_freedom(fit, exact):
+    """By the average information, which differs from the observed one by what large samples forget."""
+    np.testing.assert_allclose(fit.coef_table()["df"], exact.coef_table()["df"], rtol=0.03)
+    np.testing.assert_allclose(fit.coef_table()["p"], exact.coef_table()["p"], rtol=1e-2, atol=1e-12)
+
+
+def test_pages_and_tables(fit, exact):
+    text = str(fit.summary())
+    assert "iterative engine: variance parameters have a Monte Carlo error of at most" in text
+    assert str(fit.engine_report()).startswith("Engine: iterative (150 random effects in its tail), since it was asked")
+    assert len(fit.ranef()) == len(exact.ranef())
+    np.testing.assert_allclose(fit.ranef()["condsd"], exact.ranef()["condsd"], rtol=0.1)
+    assert len(fit.fit_log) == fit.monte_carlo.evaluations
+    again = pickle.loads(pickle.dumps(fit))
+    assert again.params.equals(fit.params)
+    assert again.monte_carlo.max_relative == fit.monte_carlo.max_relative
+
+
+def test_the_same_seed_gives_the_same_bits(ratings, fit):
+    one = lmer(FORMULA, ratings, control=Control(engine="iterative", threads=1))
+    assert one.theta.equals(fit.theta)
+    assert one.criterion == fit.criterion
+    other = lmer(FORMULA, ratings, control=Control(engine="iterative", seed=7))
+    assert not other.theta.equals(fit.theta)
+
+
+def test_refits_begin_where_the_fit_ended(ratings, fit, exact):
+    y = ratings.y + np.random.default_rng(0).normal(size=len(ratings)) / 10
+    moved = fit.refit(y)
+    assert moved.monte_carlo.evaluations <= fit.monte_carlo.evaluations
+    np.testing.assert_allclose(moved.theta, exact.refit(y).theta, atol=0.05 * moved.monte_carlo.theta_sd.min())
+
+
+def test_many_responses(ratings, fit):
+    columns = np.column_stack([np.ones(len(ratings)), ratings.x])
+    terms = [Term(ratings.user.to_numpy(), columns), Term(ratings.item.to_numpy())]
+    model = Model(columns, terms, control=Control(engine="iterative"))
+    y = ratings.y.to_numpy()
+    found = model.fit_many([y, y + 1.0])
+    np.testing.assert_allclose(found.theta[0], fit.theta, rtol=1e-6)
+    np.testing.assert_allclose(found.beta[1], [fit.params.iloc[0] + 1.0, fit.params.iloc[1]], rtol=1e-5)
+    with pytest.raises(ModelError, match="information=True"):
+        model.fit_many([y], information=True)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda fit: fit.profile(),
+        lambda fit: fit.hatvalues(),
+        lambda fit: fit.coef_table(ddf="kenward-roger"),
+        lambda fit: fit.predict(interval="confidence"),
+        lambda fit: fit.influence(),
+        lambda fit: fit.convergence_report(),
+    ],
+)
+def test_what_needs_a_factor_is_refused_in_a_sentence(fit, question):
+    with pytest.raises(ModelError, match="not available for a fit by the iterative engine, which has no factor"):
+        question(fit)
+
+
+def test_other_models_are_refused(ratings):
+    by_iteration = Control(engine="iterative")
+    with pytest.raises(ModelError, match="without covariance structures"):
+        lmer("y ~ x + ar1(0 + factor(item) | user)", ratings.assign(item=ratings.item % 5), control=by_iteration)
+    with pytest.raises(ModelError, match="independent of their intercepts"):
+        lmer("y ~ x + (1 | user) + (x | item)", ratings, control=by_iteration)
+    with pytest.raises(ModelError, match="has no factor to evaluate a criterion with"):
+        lmer(FORMULA, ratings, objective_only=True, control=by_iteration)
+
+
+def test_one_factor_leaves_nothing_to_iterate_over(ratings):
+    one = lmer("y ~ x + (1 | user)", ratings, control=Control(engine="iterative"))
+    assert one.monte_carlo is None
+    assert one.criterion == lmer("y ~ x + (1 | user)", ratings).criterion
+
+
+def test_auto_takes_it_where_no_exact_engine_is_within_reach(ratings, monkeypatch):
+    monkeypatch.setattr(choice, "SMALL", 10)
+    assert lmer(FORMULA, ratings).engine_report().engine == "dense"  # within reach
+    small = Control(memory_limit=200_000)
+    found = lmer(FORMULA, ratings, control=small)
+    report = found.engine_report()
+    assert report.engine == "iterative"
+    assert "would take" in report.reason
+    with pytest.raises(MemoryLimitError):  # correlated effects in the tail: not one for the iterative engine
+        lmer("y ~ x + (x | user) + (x | item)", ratings, control=Control(memory_limit=400_000))
+    monkeypatch.setattr(choice, "ENTRIES", 10.0)
+    assert "a sample shows" in lmer(FORMULA, ratings, control=small).engine_report().reason
+    monkeypatch.setattr(choice, "REACH", 0.0)
+    monkeypatch.setattr(choice, "ENTRIES", np.inf)
+    assert "would take" in lmer(FORMULA, ratings).engine_report().reason
+
+
+def test_the_sample_counts_the_pattern(ratings):
+    """Of a tail no larger than the sample the count is the pattern's own."""
+    few = ratings.item.to_numpy() % 20
+    design = Model(np.ones((len(ratings), 1)), [Term(ratings.user.to_numpy()), Term(few)]).products
+    assert choice.sampled_entries(design) == 0.5 * 20 * 20

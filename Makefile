@@ -24,7 +24,7 @@ REQUIREMENTS := import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb
 	print(*p["build-system"]["requires"], *x["dependencies"], \
 	*(r for e in sys.argv[1:] for r in x["optional-dependencies"][e]), sep="\n")
 
-.PHONY: help demo test build debug sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-inference wheel docs clean distclean
+.PHONY: help demo test build debug sanitize lint bench bench-busy bench-large bench-growth bench-glmm bench-readme bench-docs bench-kernels bench-compare bench-coverage bench-coverage-glmm bench-inference wheel docs clean distclean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -78,6 +78,9 @@ bench-growth: build $(STAMPS)/bench  ## time against rows and levels: docs/bench
 
 bench-coverage: build  ## how often 95 % intervals cover: docs/benchmarks/coverage.md; five minutes
 	$(RUN) -m benchmarks.coverage $(BENCH)
+
+bench-coverage-glmm: build  ## the same of generalised fits: docs/benchmarks/coverage_glmm.md; five minutes
+	$(RUN) -m benchmarks.coverage_glmm $(BENCH)
 
 bench-inference: build  ## inference next to the fit and to lme4: docs/benchmarks/inference.md
 	$(RUN) -m benchmarks.inference $(BENCH)

@@ -250,7 +250,19 @@ def section(outcome: Outcome, compared: int) -> list[str]:
     ]
 
 
-NOTES: tuple[str, ...] = ()
+NOTES = """
+## Reading it (seed 20240501)
+
+- A hundred draws tell no more than two to four per cent; the last column says which misses are larger than that. In the
+  larger Poisson design 800 draws of the same seed gave 94.1, 95.0 and 93.4 % for Wald's intervals of Intercept, x and
+  w, where the first hundred have 91, 87 and 93.
+- **Bootstrap, standard deviations of groups** (and negative binomial w): percentiles of estimates that are biased
+  downwards are biased twice over. Maximum likelihood does not count the coefficients between groups, and binary rows
+  add Laplace's own bias; with 96 groups it is gone. Profiles do better, and are lme4's to a thousandth of their
+  width.
+- **Known groups with four binary rows**: the modes' intervals take the likelihood of a group for normal at its mode and
+  theta's standard error for all its uncertainty; which of the two matters was not established.
+""".rstrip().splitlines()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -59,23 +59,40 @@ def crossed():
     return lmer("y ~ x + (x | a) + (1 | b)", table, control=Control(threads=1))
 
 
-@pytest.mark.parametrize(
-    "question",
-    [
-        lambda fit: fit.bootstrap(300, seed=1),
-        lambda fit: fit.bootstrap(100, seed=1, statistic=lambda f: f.sigma),
-        lambda fit: fit.profile(),
-        lambda fit: fit.influence("obs", method="refit"),
-        lambda fit: fit.influence("b", method="one-step"),
-        lambda fit: fit.refit_ml().conf_int(method="profile"),
-        lambda fit: fit.ranova(),
-        lambda fit: fit.summary(ddf="kenward-roger"),
-    ],
-    ids=["bootstrap", "statistic", "profile", "refits", "one-step", "conf_int", "ranova", "kenward-roger"],
-)
-def test_questions_after_a_fit(ctrl_c, crossed, question):
-    theta = crossed.refit(crossed.design.y).theta
+NAMES = ["sd_Intercept|a", "cor_x.Intercept|a", "sd_x|a", "sd_Intercept|b", "sigma", "Intercept", "x"]
+
+QUESTIONS = {
+    "bootstrap": lambda fit: fit.bootstrap(1_000_000, seed=1),
+    "statistic": lambda fit: fit.bootstrap(1_000_000, seed=1, statistic=lambda again: again.sigma),
+    "jackknife": lambda fit: fit.conf_int("boot", kind="bca", draws=pd.DataFrame(np.zeros((9, 7)), columns=NAMES)),
+    "profile": lambda fit: fit.profile(),
+    "profile, maximum likelihood": lambda fit: fit.refit_ml().conf_int(method="profile"),
+    "influence, refits": lambda fit: fit.influence("obs", method="refit"),
+    "influence, refits of groups": lambda fit: fit.influence("a", method="refit"),
+    "influence, one step": lambda fit: fit.influence("b", method="one-step"),
+    "ranova": lambda fit: fit.ranova(),
+    "kenward-roger": lambda fit: fit.summary(ddf="kenward-roger"),
+}
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_questions_after_a_fit(ctrl_c, crossed, name):
+    before = answers(crossed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert interrupted(ctrl_c, lambda: question(crossed)) < 1.0
-    np.testing.assert_array_equal(crossed.refit(crossed.design.y).theta, theta)
+        assert interrupted(ctrl_c, lambda: QUESTIONS[name](crossed)) < 1.0
+    for one, two in zip(before, answers(crossed), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def answers(fit):
+    """What a fit says, by each of the workspaces that a question may have been interrupted in."""
+    again = fit.refit(fit.design.y[::-1].copy())
+    rows = pd.DataFrame({"x": [0.0, 1.0], "a": [3, 4], "b": [5, 6]})
+    return [
+        fit.coef_table().to_numpy(),
+        fit.predict(rows, interval="confidence").to_numpy(),
+        again.theta.to_numpy(),
+        fit.bootstrap(3, seed=2).to_numpy(),
+        fit.ranef_cov()["a"].to_numpy(),
+    ]

@@ -8,7 +8,7 @@ import pytest
 PAGES = Path(__file__).parents[1] / "docs" / "tutorial"
 
 
-@pytest.mark.parametrize("name", ["post_hoc", "power", "many_responses"])
+@pytest.mark.parametrize("name", ["post_hoc", "power", "many_responses", "trials_growth_animals"])
 def test_cells_run(name: str) -> None:
     text = (PAGES / f"{name}.md").read_text(encoding="utf-8")
     cells = re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -104,6 +104,7 @@ def test_any_cut_order_and_tree_is_the_fit_in_memory(name, data):
 @pytest.mark.parametrize("name", ["crossed", "crossed slopes", "nested", "three"])
 def test_rows_collapse_into_cells(name, monkeypatch):
     monkeypatch.setattr(row_store, "FIRST_LOOK", 100)
+    monkeypatch.setattr(row_store, "SAMPLE", 1)
     monkeypatch.setattr(row_store, "COLLAPSE", 0.1)
     rows = Rows(name)
     total, other = rows.empty(), rows.empty()
@@ -128,8 +129,10 @@ def test_codes_of_another_coding_are_merged_by_their_places(collapsed):
     first.merge(second, [np.argsort(m) for m in maps])
     orders = [rng.permutation(q) for q in first.n_levels]
     found, expected = StreamedModel(first, orders).fit(), rows.model()
-    for b, mine, term in zip(found.b, expected.b, rows.terms, strict=True):
-        np.testing.assert_allclose(b[orders[term.factor]], mine, rtol=1e-6, atol=1e-7)
+    first.renumber(orders)
+    for one in (found, StreamedModel(first).fit()):
+        for b, mine, term in zip(one.b, expected.b, rows.terms, strict=True):
+            np.testing.assert_allclose(b[orders[term.factor]], mine, rtol=1e-6, atol=1e-7)
 
 
 def test_maximum_likelihood_conditional_variances_and_the_criterion():
@@ -237,6 +240,16 @@ def test_blocks_of_parts_are_the_blocks_of_the_whole_to_the_bit():
         np.testing.assert_allclose(out, dense, rtol=1e-12)
     with pytest.raises(ValueError, match="do not match"):
         add_level_blocks(codes, z, w, np.zeros((9, 2, 2)))
+
+
+@pytest.mark.parametrize(("levels", "collapses"), [(40, True), (3000, False)])
+def test_rows_collapse_where_that_saves_memory(levels, collapses, monkeypatch):
+    monkeypatch.setattr(row_store, "FIRST_LOOK", 15_000)
+    rng, store = np.random.default_rng(0), RowStore([1, 1])
+    for _ in range(4):
+        store.add([rng.integers(0, levels, 5000).astype(np.int32) for _ in range(2)], [None, None], None)
+    assert store.collapsed == collapses
+    assert (store.n_kept == 0) == collapses
 
 
 def test_cells_are_dense_cross_products():

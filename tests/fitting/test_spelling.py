@@ -155,3 +155,25 @@ def test_methods_that_answer_keep_their_signature_and_text() -> None:
     assert list(inspect.signature(LmerResult.hatvalues).parameters) == ["self"]
     assert "level" in inspect.signature(LmerResult.conf_int).parameters
     assert LmerResult.conf_int.__doc__
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda m: m.conf_int(parm=3), "by name"),
+        (lambda m: m.emmeans(3), "names of columns"),
+        (lambda m: m.bootstrap("a"), "n must be a whole number, not 'a'"),
+        (lambda m: m.simulate(1.5), "n must be a whole number, not 1.5"),
+        (lambda m: m.simulate(0), "n must be at least 1"),
+        (lambda m: m.augment(3), "cannot read a table from int"),
+        (lambda m: m.save(3), "to a path"),
+        (lambda m: m.update(rml=True), "update.. takes arguments of lmer, not 'rml'"),
+        (lambda m: m.refit(m.design.y[:3]), "the fit used 180 rows"),
+        (lambda m: m.refit(pd.Series(m.design.y, index=range(500, 680))), "^the index of new_y differs"),
+    ],
+)
+def test_wrong_arguments_of_methods_are_errors_of_ours(
+    sleepstudy: pd.DataFrame, ask: Callable[[Any], Any], message: str
+) -> None:
+    with pytest.raises(FastLMMError, match=message):
+        ask(lmer(FORMULA, sleepstudy))

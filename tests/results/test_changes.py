@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import Control, DataError, ModelError, lmer, load_dataset
+from fastlmm_core import Control, DataError, ModelError, SpellingError, lmer, load_dataset
 
 
 def test_criterion_and_control_need_no_table(sleepstudy: pd.DataFrame) -> None:
@@ -59,7 +59,7 @@ def test_residual_structure_is_kept(sleepstudy: pd.DataFrame) -> None:
 
 def test_unknown_argument(sleepstudy: pd.DataFrame) -> None:
     fit = lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
-    with pytest.raises(ModelError, match="not 'REML'"):
+    with pytest.raises(SpellingError, match="not 'REML'"):
         fit.update(REML=False)
 
 

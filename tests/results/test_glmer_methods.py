@@ -109,7 +109,7 @@ def test_changes(cbpp, crossed):
     assert_allclose(fit.update(n_agq=9).params, glmer(fit.formula, data, n_agq=9).params, rtol=1e-8)
     assert fit.refit_ml() is fit
     assert fit.update(family="poisson", formula="incidence ~ .", exposure="size").family.name == "poisson"
-    with pytest.raises(ModelError, match="update takes arguments of glmer, not 'reml'"):
+    with pytest.raises(SpellingError, match=r"update\(\) takes arguments of glmer, not 'reml'"):
         fit.update(reml=True)
     smaller = crossed[1].update(". ~ . - (0 + situ | id)")
     assert len(smaller.theta) == 2

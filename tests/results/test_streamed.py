@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import anova, lmer, stream
-from fastlmm_core.core import Control
+from fastlmm_core.core import Control, row_store
 from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, ModelError, StreamedError
 from fastlmm_core.fitting.streaming import accumulate, finalise, merge, prepare, stats
 from fastlmm_core.formula.sources import Stream
+from fastlmm_core.results import cluster
 
 N = 900
 
@@ -299,6 +300,26 @@ def test_progress_tells_the_rows(folder, capsys):
     assert seen == sorted(seen)
     lmer("y ~ x + (1 | user)", stream(folder, progress=True))
     assert "rows" in capsys.readouterr().err
+
+
+def test_streams_reach_the_iterative_engine(monkeypatch):
+    formula, control = "y ~ x + (1 | user) + (1 | item)", Control(engine="iterative", seed=1)
+    expected = lmer(formula, DATA, control=control)
+    monkeypatch.setattr(row_store, "FIRST_LOOK", 200)
+    monkeypatch.setattr(row_store, "SAMPLE", 1)
+    found = lmer(formula, stream(ARROW, batch_size=100), control=control)
+    np.testing.assert_allclose(found.theta, expected.theta, rtol=1e-5)
+    assert_series_equal(found.params, expected.params, rtol=1e-6)
+    assert "iterative" in str(found.summary())
+    np.testing.assert_allclose(found.predict(DATA[:9]), expected.predict(DATA[:9]), rtol=1e-5)
+    with pytest.raises(StreamedError, match="streamed"):
+        print(found.resid)
+    recipe = prepare(formula, Stream(ARROW))
+    total = stats(recipe, stream(ARROW, batch_size=100))
+    total.total.store.collapse()
+    with pytest.raises(ModelError, match="added up to cells"):
+        cluster.finalise(total, control=control)
+    assert_same(cluster.finalise(total), lmer(formula, DATA))
 
 
 class Killed(BaseException):

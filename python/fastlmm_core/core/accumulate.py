@@ -90,6 +90,8 @@ class Accumulator:
         answer does not depend on their origins; without it they are taken as they are.
     names : sequence of str, optional
         Of the columns of X, for messages.
+    keep_rows : bool
+        Keep the codes of the rows of several factors however many they are, as the iterative engine needs them.
 
     Notes
     -----
@@ -111,7 +113,13 @@ class Accumulator:
     """
 
     def __init__(
-        self, terms: Sequence[BatchTerm], n_fixed: int, intercept: int | None = None, names: Sequence[str] | None = None
+        self,
+        terms: Sequence[BatchTerm],
+        n_fixed: int,
+        intercept: int | None = None,
+        names: Sequence[str] | None = None,
+        *,
+        keep_rows: bool = False,
     ) -> None:
         if not terms:
             raise ModelError("a mixed model needs at least one random-effects term")
@@ -123,7 +131,7 @@ class Accumulator:
             raise ModelError("a factor of the batches has no term")
         widths = [sum(terms[k].n_columns for k in member) for member in self.members]
         self.sums = LevelSums(widths, self.p + 1, [0] * n_factors)
-        self.store = RowStore(widths) if n_factors > 1 else None
+        self.store = RowStore(widths, keep_rows) if n_factors > 1 else None
         self.n, self.n_weighted = 0, 0
         self.weight_sum, self.log_weight_sum = 0.0, 0.0
         self.origin: Origin | None = None
@@ -313,6 +321,14 @@ class Accumulator:
         self.n, self.n_weighted = self.n + other.n, self.n_weighted + other.n_weighted
         self.weight_sum += other.weight_sum
         self.log_weight_sum += other.log_weight_sum
+
+    def renumber(self, orders: Sequence[NDArray[np.integer]]) -> None:
+        """Give each level the code that its factor's ``orders`` (q,) has for it, in place; batches to come as well."""
+        given = [np.asarray(order, np.int32) for order in orders]
+        for f, order in enumerate(given):
+            self.sums.renumber(f, order)
+        if self.store is not None:
+            self.store.renumber(given)
 
     def reordered(self, order: Sequence[int]) -> Accumulator:
         """The same sums, shared, with the terms in another order, of which ``order`` has the places."""

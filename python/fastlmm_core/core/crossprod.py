@@ -196,6 +196,11 @@ class DesignSums(ABC):
         return len(self.keep)
 
     @property
+    def has_rows(self) -> bool:
+        """Whether codes, columns and weights of the rows are there, for products by the row."""
+        return True
+
+    @property
     @abstractmethod
     def pairs(self) -> dict[tuple[int, int], Cells]:
         """Cells of Z_g'WZ_h, g < h, as in `CrossProducts`."""

@@ -222,6 +222,8 @@ class Model:
         control: Control | None = None,
     ) -> None:
         self.control = checked_control(control)
+        if self.control.engine == "iterative":
+            raise ModelError("the iterative engine is for linear models: generalised ones need a factor")
         self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:

@@ -34,7 +34,7 @@ from fastlmm_core.core.parameter_gram import Parameter, gram_of_parameters, null
 if TYPE_CHECKING:
     from fastlmm_core.core.crossprod import DesignProducts, DesignSums
 
-__all__ = ["Unidentified", "identify", "is_spanned", "seems_identified", "spanned_columns"]
+__all__ = ["Unidentified", "identify", "is_spanned", "orthonormal", "seems_identified", "spanned_columns"]
 
 Array = NDArray[np.float64]
 

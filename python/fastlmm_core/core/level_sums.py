@@ -73,6 +73,14 @@ class LevelSums:
         mirror_blocks(blocks)
         return blocks, self._dense[g][: q * l].reshape(q, l, self.n_dense)
 
+    def renumber(self, g: int, order: NDArray[np.integer]) -> None:
+        """Give each level of a factor the code ``order`` (q,) has for it."""
+        l, q = self.widths[g], self.levels[g]
+        blocks, dense = self._blocks[g][:q], self._dense[g][: q * l].reshape(q, l, self.n_dense)
+        self._blocks[g], moved = np.empty_like(blocks), np.empty_like(dense)
+        self._blocks[g][order], moved[order] = blocks, dense
+        self._dense[g] = moved.reshape(q * l, self.n_dense)
+
     def finish(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Blocks (q, l, l) and dense sums (q * l, n_dense) of each factor."""
         for blocks in self._blocks:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,16 +13,14 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
 from fastlmm_core.core.iterative import factored, iterate
-from fastlmm_core.core.many_information import ManyInformation, Probes, empty_information, fill_information, probe
+from fastlmm_core.core.many_fits import ManyFits
+from fastlmm_core.core.many_information import Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, ModelError, NumericalError, warn
-
-if TYPE_CHECKING:
-    import pandas as pd
+from fastlmm_core.errors import DataError, FastLMMError, ModelError, NumericalError
 
 __all__ = ["ManyFits", "Model", "fit", "fit_many"]
 
@@ -38,75 +35,6 @@ PARTS = 16
 
 BATCH_NUMBERS = 1 << 25
 """Numbers in a batch of responses, at most, unless one response has more."""
-
-
-@dataclass(frozen=True)
-class ManyFits:
-    """Estimates of k responses with one design, in the user's units.
-
-    Attributes
-    ----------
-    theta : (k, n_theta)
-    beta, se : (k, p)
-        Fixed effects and their standard errors; NaN in columns set aside, errors also where they are not determined.
-    sigma, criterion : (k,)
-    converged : (k,) bool
-    n_evaluations : (k,) int32
-    is_singular : (k,) bool
-        A variance of zero or a correlation of one.
-    information : ManyInformation or None
-        Covariances of beta and what Satterthwaite's degrees of freedom need, where asked for.
-
-    A response that cannot be fitted has NaN and False.
-    """
-
-    theta: Array
-    beta: Array
-    se: Array
-    sigma: Array
-    criterion: Array
-    converged: NDArray[np.bool_]
-    n_evaluations: NDArray[np.int32]
-    is_singular: NDArray[np.bool_]
-    information: ManyInformation | None = None
-
-    @classmethod
-    def unfitted(cls, k: int, n_theta: int, p: int, information: ManyInformation | None = None) -> ManyFits:
-        """Room for k fits: NaN, not converged."""
-        theta, beta, se = (np.full((k, columns), np.nan) for columns in (n_theta, p, p))
-        sigma, criterion = np.full((2, k), np.nan)
-        converged, singular = np.zeros((2, k), bool)
-        return cls(theta, beta, se, sigma, criterion, converged, np.zeros(k, np.int32), singular, information)
-
-    def warn_of_unfitted(self) -> None:
-        """One `ConvergenceWarning` with the number of responses that could not be fitted."""
-        bad = np.flatnonzero(np.isnan(self.sigma))
-        if len(bad):
-            warn(
-                f"{len(bad)} of {len(self)} responses could not be fitted, the first of them row {bad[0]} of Y: "
-                "constant, reproduced by the fixed effects, or beyond what can be computed. Their estimates are NaN",
-                ConvergenceWarning,
-            )
-
-    def some(self, which: NDArray[np.int64]) -> ManyFits:
-        """Some of the fits."""
-        arrays = {f.name: getattr(self, f.name)[which] for f in fields(self) if f.name != "information"}
-        return ManyFits(**arrays, information=None if self.information is None else self.information.some(which))
-
-    def __len__(self) -> int:
-        return len(self.sigma)
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row a response: theta_0, ..., beta_0, ..., se_0, ..., sigma, criterion, converged, n_evaluations."""
-        import pandas as pd
-
-        columns = {}
-        for name in ("theta", "beta", "se"):
-            values = getattr(self, name)
-            columns.update({f"{name}_{j}": values[:, j] for j in range(values.shape[1])})
-        for name in ("sigma", "criterion", "converged", "n_evaluations"):
-            columns[name] = getattr(self, name)
-        return pd.DataFrame(columns)
 
 
 class Model:
@@ -193,11 +121,8 @@ class Model:
 
     def _fit(self, y: ArrayLike, start: ArrayLike | None, on_evaluation: Report | None) -> CoreFit:
         found = self.products.response(y)
-        model, reason = None, self._no_factor
-        if not reason:
-            model, reason = factored(self.products, found, self._workspaces, self.control)
+        model = self._exact(found)
         if model is None:
-            self._no_factor = reason
             return iterate(
                 self.products,
                 found,
@@ -205,12 +130,19 @@ class Model:
                 control=self.control,
                 start=start,
                 on_evaluation=on_evaluation,
-                reason=reason,
+                reason=self._no_factor,
             )
         try:
             return self._estimates(y, found, model, start, on_evaluation)
         finally:
             self._workspaces.give_back(model)
+
+    def _exact(self, found: Responses) -> Objective | None:
+        """An exact engine's workspace, the caller's alone; None where the iterative engine fits the model."""
+        model = None
+        if not self._no_factor:
+            model, self._no_factor = factored(self.products, found, self._workspaces, self.control)
+        return model
 
     def _estimates(
         self, y: ArrayLike, found: Responses, model: Objective, start: ArrayLike | None, on_evaluation: Report | None
@@ -307,15 +239,16 @@ class Model:
         out = ManyFits.unfitted(k, n_theta, products.X.shape[1], kept)
         if k == 0:
             return out
-        if self._no_factor or (self.control.engine == "iterative" and len(products.groups) > 1):
+        first = self._first_response(responses)
+        model = self._exact(first)
+        if model is None:
             if information:
                 raise ModelError("information=True is not available for the iterative engine, which has no factor")
             return self._fit_each(responses, start, out)
         # cut without regard to the threads: the columns of a batch decide how BLAS rounds
         size = min(BATCH, -(-k // PARTS), max(1, BATCH_NUMBERS // products.n))
         batches = [slice(s, min(s + size, k)) for s in range(0, k, size)]
-        first = self._first_response(responses)
-        workers, theta0, single = self._workers(first, start, min(chosen.n_threads, len(batches)))
+        workers, theta0, single = self._workers(model, start, min(chosen.n_threads, len(batches)))
         stop, small = np.zeros(1, np.int32), np.zeros(k, bool)
 
         def work(part: list[slice]) -> None:
@@ -340,12 +273,17 @@ class Model:
 
     def _fit_each(self, responses: Array, start: ArrayLike | None, out: ManyFits) -> ManyFits:
         """Fit responses, less the offset, one after the other: each shares its work among the threads itself."""
+        offset = self.products.offset
         for i, response in enumerate(responses):
-            fit = self.fit(response if self.products.offset is None else response + self.products.offset, start=start)
+            try:
+                fit = self.fit(response if offset is None else response + offset, start=start)
+            except (ModelError, NumericalError):
+                continue
             start = fit.theta if start is None and not fit.is_singular else start
             out.theta[i], out.beta[i], out.se[i] = fit.theta, fit.beta, np.sqrt(np.diag(fit.cov_beta))
             out.sigma[i], out.criterion[i], out.converged[i] = fit.sigma, fit.criterion, fit.converged
             out.n_evaluations[i], out.is_singular[i] = len(fit.log), fit.is_singular
+        out.warn_of_unfitted()
         return out
 
     def _fit_again(self, response: Array, i: int, out: ManyFits) -> None:
@@ -370,9 +308,11 @@ class Model:
                 continue
         return self.products.responses(np.ascontiguousarray(responses[-1:].T))
 
-    def _workers(self, found: Responses, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
-        """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each."""
-        first = self._workspaces.take(self.products, found)
+    def _workers(self, first: Objective, start: ArrayLike | None, most: int) -> tuple[int, Array, Workspaces]:
+        """Threads for `fit_many`, where its fits start (conditioned), and workspaces that use one thread each.
+
+        ``first`` is a workspace with the first response, which is given back.
+        """
         try:
             theta0 = first.to_conditioned(first.start if start is None else start)
             shared = first.plan.threads == 1

@@ -196,11 +196,18 @@ class ProjectedFit(CoreFit):
         raise NotImplementedError
 
     @cached_property
-    def cov_beta(self) -> Array:
-        """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
+    def cov_held(self) -> Array:
+        """Covariance (p, p) of the fixed effects as if all that the criterion does not see were known."""
         cov = np.full((len(self.beta),) * 2, np.nan)
         cov[np.ix_(self.model.keep, self.model.keep)] = self.half @ self.half.T
         return cov
+
+    def determined(self, rows: ArrayLike) -> NDArray[np.bool_]:
+        """See `CoreFit.determined`."""
+        given = np.atleast_2d(np.asarray(rows, dtype=np.float64))
+        if self.unidentified is None:
+            return np.ones(len(given), dtype=bool)
+        return self.unidentified.determined(given @ self.model.inverse)
 
     @cached_property
     def log(self) -> FitLog:

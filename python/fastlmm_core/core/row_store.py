@@ -30,6 +30,10 @@ COLLAPSE = 4
 """Rows a cell, over all pairs of factors, from which on cells are kept instead."""
 
 
+SAMPLE = 32
+"""One pair of levels in as many is looked at for that."""
+
+
 class RowStore:
     """Rows, or their cells, of two or more factors.
 
@@ -37,6 +41,8 @@ class RowStore:
     ----------
     widths : sequence of int
         Columns of each factor.
+    keep_rows : bool
+        Never collapse, whatever memory that takes.
 
     Attributes
     ----------
@@ -44,15 +50,15 @@ class RowStore:
         The rows are gone.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.widths = tuple(widths)
+    def __init__(self, widths: Sequence[int], keep_rows: bool = False) -> None:
+        self.widths, self.keep_rows = tuple(widths), keep_rows
         self.rows: list[Rows] = []
         self.runs: dict[tuple[int, int], list[Run]] = {pair: [] for pair in combinations(range(len(widths)), 2)}
         self.collapsed, self.n_kept, self.next_look = False, 0, FIRST_LOOK
 
     def snapshot(self) -> RowStore:
         """The store as it stands, which later additions do not change."""
-        out = RowStore(self.widths)
+        out = RowStore(self.widths, self.keep_rows)
         out.rows, out.runs = list(self.rows), {pair: list(runs) for pair, runs in self.runs.items()}
         out.collapsed, out.n_kept, out.next_look = self.collapsed, self.n_kept, self.next_look
         return out
@@ -64,17 +70,18 @@ class RowStore:
             return
         self.rows.append((list(codes), list(columns), weights))
         self.n_kept += len(codes[0])
-        if self.n_kept >= self.next_look:
+        if self.n_kept >= self.next_look and not self.keep_rows:
             self._look()
 
     def _look(self) -> None:
-        """Collapse the rows if that saves enough."""
+        """Collapse the rows if that saves enough, by the cells of a sample of the pairs of levels."""
         self.next_look = 2 * self.n_kept
-        codes = self.whole()[0]
-        most, cells = self.n_kept // COLLAPSE, 0
+        cells = 0.0
         for g, h in self.runs:
-            cells += len(np.unique(keys_of(codes[g], codes[h])))
-            if cells > most:
+            sample = np.sort(np.concatenate([sampled(keys_of(codes[g], codes[h])) for codes, _, _ in self.rows]))
+            if len(sample):
+                cells += (1 + np.count_nonzero(sample[1:] != sample[:-1])) / len(sample)  # a row
+            if COLLAPSE * cells > 1.0:
                 return
         self.collapse()
 
@@ -110,11 +117,14 @@ class RowStore:
     def whole(self) -> Rows:
         """All rows kept, as one array each."""
         if len(self.rows) > 1:
-            codes, columns, weights = zip(*self.rows, strict=True)
-            self.rows = []  # a batch at a time is no longer needed
-            joined = [np.concatenate(of_factor) for of_factor in zip(*codes, strict=True)]
-            z = [None if parts[0] is None else np.concatenate(parts) for parts in zip(*columns, strict=True)]
-            self.rows = [(joined, z, None if weights[0] is None else np.concatenate(weights))]
+            joined: list[Codes] = []
+            columns: list[Array | None] = []
+            for f in range(len(self.widths)):
+                joined.append(np.concatenate([codes[f] for codes, _, _ in self.rows]))
+                parts = [z[f] for _, z, _ in self.rows]
+                columns.append(None if parts[0] is None else np.concatenate([z for z in parts if z is not None]))
+            weights = [w for _, _, w in self.rows if w is not None]
+            self.rows = [(joined, columns, np.concatenate(weights) if weights else None)]
         return self.rows[0]
 
     def merge(self, other: RowStore, places: Sequence[Longs], changes: Sequence[Array]) -> None:
@@ -130,6 +140,15 @@ class RowStore:
             own = [place[c].astype(np.int32) for place, c in zip(places, codes, strict=True)]
             z = [None if c is None else c @ change for c, change in zip(columns, changes, strict=True)]
             self.add(own, z, weights)
+
+    def renumber(self, orders: Sequence[Codes]) -> None:
+        """Give each level the code that its factor's ``orders`` (q,) has for it, a batch at a time."""
+        for k, (codes, z, w) in enumerate(self.rows):
+            self.rows[k] = [order[c] for order, c in zip(orders, codes, strict=True)], z, w
+        for (g, h), runs in self.runs.items():
+            runs[:] = [
+                summed(keys_of(orders[g][keys >> 32], orders[h][keys & 0xFFFFFFFF]), values) for keys, values in runs
+            ]
 
     def pair(self, g: int, h: int, orders: Sequence[Codes], sizes: Sequence[int]) -> Cells:
         """Cells of two factors, g before h or after it, as block compressed rows.
@@ -169,6 +188,12 @@ def keys_of(a: Codes, b: Codes) -> Longs:
     out <<= 32
     out |= b
     return out
+
+
+def sampled(keys: Longs) -> Longs:
+    """Those of some keys whose scrambled bits begin with zeros: all rows of one in `SAMPLE` pairs of levels."""
+    scrambled = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return keys[(scrambled >> np.uint64(32)) < np.uint64(2**32 // SAMPLE)]
 
 
 def outer(a: Array | None, b: Array | None, weights: Array | None, n: int) -> Array:

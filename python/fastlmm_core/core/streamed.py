@@ -64,6 +64,7 @@ class StreamedProducts(DesignSums):
     ) -> None:
         self._store, self._factors, self._matrices = store, tuple(factors), matrices
         self._orders = [np.asarray(order, np.int32) for order in orders]
+        self._moved = [not np.array_equal(order, np.arange(len(order))) for order in orders]
 
     @property
     def has_rows(self) -> bool:
@@ -92,7 +93,7 @@ class StreamedProducts(DesignSums):
     def codes(self) -> list[NDArray[np.int32]]:
         """Levels (n,) of the rows, one array a group."""
         rows = self._rows()[0]
-        return [self._orders[f][rows[f]] for f in self._factors]
+        return [self._orders[f][rows[f]] if self._moved[f] else rows[f] for f in self._factors]
 
     @property
     def columns(self) -> list[Array | None]:

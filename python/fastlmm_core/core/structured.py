@@ -24,11 +24,13 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.covariances import Covariance, Entries, Structure
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.fit import CoreFit, estimates
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
+from fastlmm_core.core.unseen import unseen_by_products
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError, NumericalError
 
@@ -172,6 +174,7 @@ class StructuredModel(TermStructures):
         with one_blas_thread():
             self.products = DesignProducts(X, self.terms, weights=weights, offset=offset)
         self._workspaces = Workspaces(self.reml, self.control)
+        self._found: dict[str, Unidentified | None] = {}
 
     def objective(self, y: ArrayLike) -> Objective:
         """The criterion of entries of the factors with response ``y`` (n,), in a workspace of its own."""
@@ -238,8 +241,10 @@ class StructuredModel(TermStructures):
             finally:
                 spaces.give_back(objective)
         out = object.__new__(StructuredFit)
+        if "unseen" not in self._found:
+            self._found["unseen"] = unseen_by_products(self)
         out.__dict__.update(
-            core.__dict__,
+            {**core.__dict__, "unidentified": self._found["unseen"]},
             phi=self.to_user(phi),
             working=phi,
             structured=self,

@@ -19,6 +19,7 @@ __all__ = [
     "as_floats",
     "as_response",
     "check_design",
+    "checked_count",
     "checked_flag",
     "factor_index",
     "group_terms",
@@ -267,6 +268,20 @@ def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
         return np.ascontiguousarray(given, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         raise DataError(f"{name} must hold real numbers, not {given.dtype}") from None
+
+
+def checked_count(value: object, name: str) -> int:
+    """A whole number of at least one.
+
+    Raises
+    ------
+    ModelError
+    """
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise ModelError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise ModelError(f"{name} must be at least 1, not {value}")
+    return int(value)
 
 
 def checked_flag(reml: object) -> bool:

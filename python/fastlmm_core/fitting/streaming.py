@@ -102,7 +102,7 @@ class StreamedDesign(Design):
 class Partial:
     """What has been added up of a recipe's rows, and the levels met."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, keep_rows: bool = False) -> None:
         assert recipe.spec is not None
         self.recipe = recipe
         self.chains = list(dict.fromkeys(part.term.group for part in recipe.parts))  # a grouping factor each
@@ -112,7 +112,7 @@ class Partial:
             terms.append(BatchTerm(self.chains.index(part.term.group), len(part.columns), ones))
         names = recipe.spec.names
         intercept = 0 if recipe.fixed_terms.intercept else None
-        self.total = Accumulator(terms, len(names), intercept, names)
+        self.total = Accumulator(terms, len(names), intercept, names, keep_rows=keep_rows)
         self.columns = {name: LevelDictionary(name) for name in recipe.groups}
         prefixes = dict.fromkeys(chain[:k] for chain in self.chains for k in range(2, len(chain) + 1))
         self.crossings = {prefix: KeyDictionary() for prefix in prefixes}
@@ -286,11 +286,11 @@ def merge(partials: Iterable[Partial]) -> Partial:
     return out
 
 
-def accumulate(recipe: Recipe, source: Stream) -> Partial:
-    """Sums of all rows of a source, with its progress shown and its checkpoint kept."""
+def accumulate(recipe: Recipe, source: Stream, keep_rows: bool = False) -> Partial:
+    """Sums of all rows of a source, with its progress shown and its checkpoint kept; ``keep_rows`` of `Accumulator`."""
     report = progress_of(source)
     if source.checkpoint is None:
-        out, rows = Partial(recipe), 0
+        out, rows = Partial(recipe, keep_rows), 0
         for where, batch in source.batches(recipe.needed):
             out.add(batch, where)
             rows += batch.num_rows
@@ -298,12 +298,11 @@ def accumulate(recipe: Recipe, source: Stream) -> Partial:
         report(-1)
         return out
     folder = Checkpoint(source.checkpoint, recipe, source.parts)
-    out = Partial(recipe)
-    rows = 0
+    out, rows = Partial(recipe, keep_rows), 0
     for k, name in enumerate(source.parts):
         part = folder.read(k)
         if part is None:
-            part = Partial(recipe)
+            part = Partial(recipe, keep_rows)
             for where, batch in source.batches(recipe.needed, [other for other in source.parts if other != name]):
                 part.add(batch, where)
                 report(rows + part.n_total)
@@ -374,7 +373,7 @@ def progress_of(source: Stream) -> Callable[[int], object]:
     return show
 
 
-def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
+def finalise(partial: Partial, *, check_levels: bool = True, last: bool = False) -> StreamedDesign:
     """The design of rows that have been added up.
 
     Parameters
@@ -382,6 +381,8 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
     partial : Partial
     check_levels : bool
         As in `Control`.
+    last : bool
+        Nothing will be added or merged any more: codes are renumbered where they are, instead of once more beside it.
 
     Raises
     ------
@@ -406,6 +407,10 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
     given = recipe.offset if recipe.offset is not None else False
     answer = Numeric(np.zeros(1))
     prints = partial.prints.tolist()
+    orders = [levels[chain][1] for chain in partial.chains]
+    if last:
+        partial.total.renumber(orders)
+        orders = [np.arange(len(of)) for of in orders]
     return StreamedDesign(
         formula=recipe.parsed,
         y=NO_ROWS,
@@ -427,6 +432,6 @@ def finalise(partial: Partial, *, check_levels: bool = True) -> StreamedDesign:
         grid_source=NoGrid(),
         notes=reading_notes(answer, recipe.parsed.response, partial.n_zero),
         total=partial.total.reordered(order),
-        level_orders=tuple(levels[chain][1] for chain in partial.chains),
+        level_orders=tuple(orders),
         prints=((prints[0], prints[1], prints[2]), tuple(prints[3:])),
     )

@@ -71,10 +71,16 @@ def unidentified_variances(design: Design, core: CoreFit | GlmmFit) -> list[str]
         out.append(
             f"{criterion} cannot tell the variance of {_term(design, k)} from {whose}; the former is held at zero"
         )
-    if found.flat:
-        names = ", ".join(_element(design, *element) for element in found.flat)
-        names += " and the residual variance" if found.residual else ""
-        out.append(f"{criterion} depends on fewer combinations of these than there are: {names}; they are not unique")
+    if found.flat or found.residual:
+        residual = "the residual variance" if design.residual is None else "the residuals' covariance"
+        elements = ", ".join(_element(design, *element) for element in found.flat)
+        names = " and ".join([elements] * bool(elements) + [residual] * found.residual)
+        if len(found.flat) == 1 and not found.residual:
+            out.append(f"{criterion} does not depend on {names}, as other terms or the fixed effects say the same")
+        else:
+            out.append(
+                f"{criterion} depends on fewer combinations of these than there are: {names}; they are not unique"
+            )
     return out
 
 

@@ -23,20 +23,28 @@ def _bits(values: Array) -> Hashes:
     return (np.ascontiguousarray(values) + 0.0).view(np.uint64)  # -0 is 0
 
 
+def _sum(rows: Hashes, values: Array | None, neutral: float) -> int:
+    """Sum of the scrambles of rows with a value each; those of the neutral value, or None for all, count nothing."""
+    if values is None:
+        return 0
+    counts = values != neutral
+    if not counts.any():
+        return 0
+    if not counts.all():
+        rows, values = rows[counts], values[counts]
+    return int(mixed(rows ^ mixed(_bits(values))).sum(dtype=np.uint64))
+
+
 def fingerprint(y: Array, weights: Array | None, offset: Array | None) -> tuple[int, int, int]:
     """Sums over rows of a scramble of the response, and of it with the weights and with the offset, modulo 2^64.
 
     Weights None are ones, an offset None is zero.
     """
     rows = mixed(_bits(y))
-    out = [rows]
-    for values, fill in ((weights, 1.0), (offset, 0.0)):
-        other = _bits(np.full(1, fill)) if values is None else _bits(values)
-        out.append(mixed(rows ^ mixed(other)))
-    return tuple(int(part.sum(dtype=np.uint64)) for part in out)  # type: ignore[return-value]
+    return int(rows.sum(dtype=np.uint64)), _sum(rows, weights, 1.0), _sum(rows, offset, 0.0)
 
 
 def fingerprint_of_columns(y: Array, X: Array) -> NDArray[np.uint64]:
     """The same of the response with each column of X, (p,)."""
     rows = mixed(_bits(y))
-    return np.array([mixed(rows ^ mixed(_bits(column))).sum(dtype=np.uint64) for column in X.T], np.uint64)
+    return np.array([_sum(rows, column, 1.0) for column in X.T], np.uint64)

@@ -15,6 +15,7 @@ from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest
+from fastlmm_core.inference.monte_carlo import warn_of_error
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
@@ -163,6 +164,7 @@ def likelihood_ratios(
     for where in columns.values():
         npar, deviance = without(np.delete(design.X, np.arange(design.X.shape[1])[where], axis=1))
         chisq, df = max(0.0, deviance - full.criterion), full.df_model - npar
+        warn_of_error(full, chisq)
         p = float(chdtrc(df, chisq)) if df else np.nan
         rows.append((npar, deviance + 2.0 * npar, deviance, chisq, df, p))
     names = ("npar", "aic", "deviance", "chisq", "df", "p")

@@ -14,6 +14,7 @@ from fastlmm_core.core import Model, Term
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.fitting.models import structure_labels
@@ -53,8 +54,7 @@ def bootstrap(
     """Fit drawn responses; see `LmerResult.bootstrap`."""
     import pandas as pd
 
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     if kind not in ("parametric", "residual"):
         raise ModelError(f'kind must be "parametric" or "residual", not {kind!r}')
     structured = isinstance(result.core, PatternFit | StructuredFit)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
+from fastlmm_core.inference.monte_carlo import check_pair
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_columns, same_data
 from fastlmm_core.inference.table import Table, table
@@ -118,8 +119,11 @@ def compare(*fits: FittedModel, refit: bool = True) -> Table:
             )
         warn("REML fits were refitted by maximum likelihood to be compared", FastLMMWarning)
         fits = tuple(ml_fit(fit) for fit in fits)
+    best = min(fits, key=lambda fit: fit.aic)
     rows = []
     for fit in fits:
+        if fit is not best:
+            check_pair(fit, best)
         explained = r2(fit.design, fit.core)
         rows.append(
             {

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.nested_tests import NestedTest, tie_bound
 from fastlmm_core.inference.reductions import column_basis, criterion_without, whole_term
@@ -78,8 +79,7 @@ def exact_test(result: FittedModel, term: str | int, *, n: int = 100_000, seed: 
     >>> round(test.lrt, 3), bool(0.003 < test.p < 0.006)
     (6.369, True)
     """
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     design = result.design
     k = _term_position(design, term)
     random = design.random[k]

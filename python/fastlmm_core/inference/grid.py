@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -360,6 +360,8 @@ def read_specs(
         wanted, _, given = right.partition("|")
         names, inner = _names(wanted), [*_names(given), *inner]
     else:
+        if not isinstance(specs, Iterable):
+            raise ModelError(f"means are asked for by names of columns, not by {specs!r}")
         names = [specs] if isinstance(specs, str) else [str(name) for name in specs]
     names = [name for name in names if name not in ("1", "") and name not in inner]
     for name in dict.fromkeys([*names, *inner]):

@@ -10,6 +10,7 @@ from scipy.special import chdtrc
 
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
+from fastlmm_core.inference.monte_carlo import check_pair
 from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import check_nested_families, same_columns, same_data
@@ -54,7 +55,8 @@ def anova(
     DataError
         The models were fitted to different rows, responses, weights or offsets.
     ModelError
-        Fewer than two models, or REML fits that `refit=False` cannot compare.
+        Fewer than two models, REML fits that `refit=False` cannot compare, or an exact fit and one of the iterative
+        engine whose criteria differ by less than four Monte Carlo errors.
 
     Warns
     -----
@@ -106,6 +108,7 @@ def anova(
         chisq = df = p = p_bootstrap = np.nan
         if at:
             smaller = fits[order[at - 1]]
+            check_pair(smaller, m)
             df = float(m.df_model - smaller.df_model)
             chisq = max(0.0, smaller.criterion - m.criterion)
             p = float(chdtrc(df, chisq)) if df else np.nan

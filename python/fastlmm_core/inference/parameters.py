@@ -116,7 +116,7 @@ def choose(every: Sequence[Parameter], wanted: str | Iterable[str] | None) -> li
     """
     if wanted is None:
         return list(every)
-    names = {wanted} if isinstance(wanted, str) else set(wanted)
+    names = {wanted} if isinstance(wanted, str) else set(wanted) if isinstance(wanted, Iterable) else {wanted}
     if not all(isinstance(name, str) for name in names):
         raise ModelError(f"parameters are chosen by name, not by {names}")
     if "theta_" in names:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtrc, fdtrc
 
 from fastlmm_core.core import Model
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.fitting.models import arrays_of
@@ -203,8 +204,7 @@ def power(
     >>> bool(0.6 < found.table().loc["group[T.b]:time", "power"] < 0.8)
     True
     """
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     if not 0.0 < alpha < 1.0:
         raise DataError(f"alpha must lie between 0 and 1, not {alpha}")
     refuse_structures(model.design, "the power")

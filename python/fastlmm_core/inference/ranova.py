@@ -11,6 +11,7 @@ from scipy.special import chdtrc
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.exact_ratio import exact_test
+from fastlmm_core.inference.monte_carlo import warn_of_error
 from fastlmm_core.inference.nested_tests import bootstrap_reduction
 from fastlmm_core.inference.reductions import Reduction, criterion_without, reductions
 from fastlmm_core.inference.table import Table, table
@@ -44,6 +45,7 @@ def ranova(
     for reduction in reductions(result, reduce_terms):
         value, df = without(result, reduction), reduction.df
         chisq = max(0.0, value - criterion)
+        warn_of_error(result, chisq)
         p = float(chdtrc(df, chisq))
         mixture = np.nan
         if reduction.n_effects == 1:

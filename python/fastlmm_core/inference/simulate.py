@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.predict import included_columns
 
@@ -193,8 +194,7 @@ def simulate(
     """Draw responses; see `LmerResult.simulate`."""
     import pandas as pd
 
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     source, rows = recipe(result, re_form=re_form, newdata=newdata, params=params)
     drawn = draw_responses(source, list(generators(seed, n)))
     return pd.DataFrame(rows.full(drawn.T), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])

@@ -182,7 +182,10 @@ def _table_rows(design: Design, rows: NewDesign, data: Any) -> pd.DataFrame:
     if isinstance(data, (pd.DataFrame, Mapping)):
         frame = pd.DataFrame(data)
     else:
-        frame = nw.from_native(data, eager_only=True).to_pandas()
+        try:
+            frame = nw.from_native(data, eager_only=True).to_pandas()
+        except TypeError:
+            raise DataError(f"cannot read a table from {type(data).__name__}") from None
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
     used = frame.iloc[design.row_index] if rows.rows is None else frame

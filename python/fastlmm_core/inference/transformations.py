@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -125,7 +126,7 @@ def _logistic_third(eta: Array) -> Array:
 
 
 TRANSFORMATIONS = {
-    "log": _logarithm("log", np.e),
+    "log": _logarithm("log", math.e),
     "log2": _logarithm("log2", 2.0),
     "log10": _logarithm("log10", 10.0),
     "log1p": Transformation("log1p", np.expm1, np.exp, np.exp, np.exp, floor=-1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -13,7 +14,7 @@ import numpy as np
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fit import FitLog
 from fastlmm_core.core.saved import read_state, saved_state
-from fastlmm_core.errors import ModelError, NotSavedError, SavedFormatError, StreamedError
+from fastlmm_core.errors import DataError, ModelError, NotSavedError, SavedFormatError, StreamedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.fitted import FittedModel
@@ -75,6 +76,11 @@ class SavedCore:
     def n_parameters(self) -> int:
         """As of the fit."""
         return len(self.theta)
+
+    @property
+    def unidentified(self) -> None:
+        """None: fits with variances that the data do not identify are saved with their rows."""
+        return
 
     def cond_var(self) -> tuple[NDArray[np.float64], ...]:
         """As of the fit."""
@@ -208,6 +214,8 @@ def _without_rows(design: Design) -> Design:
 def _write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
     from fastlmm_core import __version__
 
+    if not isinstance(path, (str, os.PathLike)) and not hasattr(path, "write"):
+        raise DataError(f"a result is saved to a path or a file that is open for writing, not to {path!r}")
     writer = Writer()
     text = json.dumps(saved_state({"fastlmm_core": __version__, "contents": writer(contents)}), allow_nan=False)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:

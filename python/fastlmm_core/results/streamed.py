@@ -38,7 +38,8 @@ def lmer_streamed(
     source = data if isinstance(data, Stream) else stream(data)
     control = checked_control(options.control)
     recipe = prepare(formula, source, memory=control.n_bytes, **arguments)
-    design = finalise(accumulate(recipe, source), check_levels=control.check_levels)
+    total = accumulate(recipe, source, keep_rows=control.engine == "iterative")
+    design = finalise(total, check_levels=control.check_levels, last=True)
     return fit_streamed(design, formula, options, start, objective_only)
 
 

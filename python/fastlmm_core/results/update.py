@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core.errors import DataError, FormulaError, SpellingError
 from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.generalised import fit_generalised
 from fastlmm_core.fitting.options import checked_start
@@ -31,7 +31,7 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
     known = {*WITHOUT_TABLE, *ARGUMENTS, "env"}
     for name in changes:
         if name not in known:
-            raise ModelError(f"update takes arguments of lmer, not {name!r}: {', '.join(sorted(known))}")
+            raise SpellingError(f"update() takes arguments of lmer, not {name!r}: {', '.join(sorted(known))}")
     if formula is None and data is None and set(changes) <= WITHOUT_TABLE:
         start = changes.pop("start", options.start)
         if start is not None:
@@ -69,7 +69,7 @@ def update_generalised(
     known = {*GENERALISED_WITHOUT_TABLE, *GENERALISED, "env"}
     for name in changes:
         if name not in known:
-            raise ModelError(f"update takes arguments of glmer, not {name!r}: {', '.join(sorted(known))}")
+            raise SpellingError(f"update() takes arguments of glmer, not {name!r}: {', '.join(sorted(known))}")
     if formula is None and data is None and set(changes) <= GENERALISED_WITHOUT_TABLE:
         again = fit_generalised(type(result), result.design, result.formula, replace(options, **changes))
         again.kept.update({k: v for k, v in result.kept.items() if k == "data"})

@@ -11,7 +11,7 @@ from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import DesignSums, RowsAtHand
 from fastlmm_core.core.engines import dense_cost
-from fastlmm_core.errors import MemoryLimitError
+from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
     from fastlmm_core.core.crossprod import Responses
@@ -48,6 +48,10 @@ def factored(
     """
     tail = sum(g.size for g in design.groups[1:])
     if control.engine == "iterative" and tail:  # of one factor nothing is left to factor
+        if not design.has_rows:
+            raise ModelError(
+                "the rows have been added up to cells, which the iterative engine does not take: use 'auto'"
+            )
         return None, "it was asked for"
     if control.engine != "auto" or workspaces.planned or tail <= SMALL or not suits(design):
         return workspaces.take(design, found), ""
@@ -70,6 +74,7 @@ def suits(design: DesignSums) -> bool:
     correlated = ((index[:, 0] > 0) & (index[:, 1] != index[:, 2])).any()
     return bool(
         len(design.groups) > 1
+        and design.has_rows
         and design.groups[0].n_columns <= MAX_LEADING
         and not correlated
         and design.unidentified is None

@@ -17,9 +17,10 @@ from fastlmm_core.core.iterative.newton import Found, Search
 from fastlmm_core.core.iterative.problem import crossed_problem, refuse_unidentified
 from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, DataError, MonteCarloWarning, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, MonteCarloWarning, NumericalError, warn
 
 __all__ = ["fit", "iterate"]
 
@@ -139,6 +140,11 @@ def iterate(
     system = System(problem, design.theta_map.canonical(end.theta))
     end = replace(end, theta=system.theta)
     at = project(system)
+    if at.r2 < NEAR_PERFECT**2:
+        raise NumericalError(
+            "residuals are too small beside the random effects for the iterative engine: the cross-products have too "
+            "few digits for them"
+        )
     log_det = log_determinant(system, control.seed, -(-control.probes // WIDTH))
     out = estimates(design, found, system, at, end, log_det, nu, reml, control, reason)
     if end.converged and end.ratio > control.mc_error:

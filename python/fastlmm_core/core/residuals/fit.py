@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure, lower_factor
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
@@ -31,6 +32,7 @@ from fastlmm_core.core.terms import Term, as_floats
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
+from fastlmm_core.core.unseen import unseen_by_patterns
 from fastlmm_core.errors import ModelError, NumericalError
 
 __all__ = ["PatternFit", "PatternModel"]
@@ -76,6 +78,7 @@ class PatternModel(ProjectedModel):
     ) -> None:
         self.residual, self.terms = residual, tuple(terms)
         self.structures = tuple(Structure(t.cov) for t in terms) if structures is None else tuple(structures)
+        self._found: dict[str, Unidentified | None] = {}
         super().__init__(X, len(residual.subject), weights, offset, reml, control)
         self._model()
 
@@ -167,6 +170,12 @@ class PatternModel(ProjectedModel):
                     on_evaluation(k, self.to_user(x), value, size, radius)
             return self._estimates(criterion, found, projected)
 
+    def unseen(self, criterion: PatternCriterion) -> Unidentified | None:
+        """What the criterion does not see of the parameters, whatever the response: looked for once."""
+        if "unseen" not in self._found:
+            self._found["unseen"] = unseen_by_patterns(criterion)
+        return self._found["unseen"]
+
     def canonical(self, criterion: PatternCriterion, found: Search[Evaluation]) -> Search[Evaluation]:
         """Signs of the factors' columns such that diagonals are not negative; all but zero ones are set to zero."""
         x = found.point.phi.copy()
@@ -223,6 +232,7 @@ class PatternModel(ProjectedModel):
             converged=found.converged,
             message=found.message,
             control=self.control,
+            unidentified=self.unseen(criterion),
             _solution=None,
             model=self,
             parts=criterion.parts,

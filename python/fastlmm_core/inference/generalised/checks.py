@@ -111,8 +111,8 @@ def laplace_check(result: GeneralisedModel) -> LaplaceCheck:
     shown = ", ".join(f"{part:+.2f}" for part in parts)
     if np.isnan(best):
         verdict = (
-            f"unknown: the parts of the second-order term ({shown}) are too large for it to say anything; effects as "
-            "fine as the rows have no such expansion"
+            f"unknown: the parts of the second-order term ({shown}) are too large for it to say anything, as where "
+            "levels have few rows for their effects; quadrature or bootstrap() can tell"
         )
     else:
         how = "quadrature" if not known else "the second-order term"

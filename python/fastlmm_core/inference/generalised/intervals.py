@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from fastlmm_core.core.glmm import GlmmObjective
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
 from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit_counts
 from fastlmm_core.fitting.unidentified import unidentified_elements
@@ -77,8 +78,7 @@ def bootstrap(
     """Fit drawn responses; see `GlmerResult.bootstrap`."""
     import pandas as pd
 
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     index = pd.RangeIndex(1, n + 1, name="draw")
     responses = drawn(result, n, seed=seed, source=recipe(result)[0])
     core, model = result.core, kept_glmm(result)

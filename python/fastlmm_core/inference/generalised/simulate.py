@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.generalised import family_at, trials_of
@@ -55,8 +56,7 @@ def simulate(
     """Draw responses; see `GlmerResult.simulate`."""
     import pandas as pd
 
-    if n < 1:
-        raise ModelError(f"n must be at least 1, not {n}")
+    checked_count(n, "n")
     if params and "sigma" in params:
         raise ModelError("params takes beta and theta: a generalised model has no sigma")
     source, rows = recipe(result, re_form=re_form, newdata=newdata, params=params)

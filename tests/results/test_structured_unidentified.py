@@ -1,0 +1,79 @@
+"""Structured models with parameters that no response can tell: they are named, and what depends on them is NaN."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastlmm_core import IdentifiabilityWarning, LmerResult, lmer
+
+
+@pytest.fixture(scope="module")
+def data() -> pd.DataFrame:
+    rng = np.random.default_rng(11)
+    d = pd.DataFrame(
+        {"site": np.repeat(list("ABCD"), 48), "k": np.repeat(np.arange(24), 8), "t": np.tile(range(8), 24)}
+    )
+    d["x"], d["trt"], d["k2"] = rng.normal(size=192), "t" + d.site, rng.integers(0, 15, 192)
+    d["y"] = 0.5 * d.x + rng.normal(0, 0.7, 24)[d.k] + rng.normal(size=192)
+    return d
+
+
+def told(formula: str, data: pd.DataFrame, match: str, **options: object) -> LmerResult:
+    with pytest.warns(IdentifiabilityWarning, match=match):
+        return lmer(formula, data, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("formula", "options"),
+    [
+        ("y ~ trt + x + (1 | site)", {"residual": "ar1(t | k)"}),
+        ("y ~ trt + x + (1 | site)", {"dispersion": "~ x"}),
+        ("y ~ trt + x + (1 | site) + ar1(0 + factor(t) | k) + (1 | k2)", {}),
+    ],
+)
+def test_the_fixed_effects_span_a_term(data, formula, options):
+    m = told(formula, data, r"does not depend on var\(Intercept \| site\)", **options)
+    lines = [name for name in m.params.index if name != "x"]
+    table = m.coef_table()
+    assert table.loc[lines, ["std_error", "p"]].isna().all(axis=None)
+    assert np.isfinite(table.loc["x", ["std_error", "p"]].to_numpy(float)).all()
+    assert m.cov_params().loc[lines].isna().all(axis=None)
+    frame = m.var_corr().to_frame()
+    assert frame[frame.grp == "site"].vcov.isna().all()
+    assert "site" in frame.attrs["notes"][0]
+    assert "NaN" in str(m.summary())
+    without = lmer(formula.replace(" + (1 | site)", ""), data, **options)
+    assert m.criterion == pytest.approx(without.criterion, abs=1e-4)
+    assert table.loc["x", "std_error"] == pytest.approx(without.bse["x"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("formula", "options"),
+    [
+        ("y ~ x + (1 | k) + (1 | k)", {"residual": "ar1(t | k)"}),
+        ("y ~ x + (1 | k) + (1 | k)", {"dispersion": "~ x", "reml": False}),
+        ("y ~ x + us(x | k) + homcs(x | k) + (1 | k2)", {}),
+    ],
+)
+def test_terms_that_say_the_same(data, formula, options):
+    m = told(formula, data, r"fewer combinations of these than there are: var\(Intercept \| k\)", **options)
+    assert m.coef_table().p.notna().all()
+    frame = m.var_corr().to_frame()
+    assert frame[frame.grp.str.startswith("k") & (frame.grp != "k2")].vcov.isna().any()
+
+
+def test_a_residual_correlation_within_levels_of_a_fixed_factor(data):
+    m = told("y ~ factor(k)", data, "residuals' covariance", residual="cs(t | k)")
+    assert m.coef_table().p.isna().all()
+
+
+@pytest.mark.parametrize("structure", ["cs", "csh", "ar1", "ar1h", "toep", "toeph", "ad", "us", "exp"])
+@pytest.mark.parametrize("reml", [True, False])
+def test_sound_structures_are_not_suspected(data, structure, reml):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", IdentifiabilityWarning)
+        lmer("y ~ trt * x", data, residual=f"{structure}(t | k)", reml=reml)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core.core.conditioning import independent_columns
+from fastlmm_core.core.conditioning import independent_columns, qr_triangle, without_few
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -29,3 +29,23 @@ def test_the_earliest_independent_columns_are_kept(seed):
 def test_no_columns_and_empty_ones():
     assert len(independent_columns(np.zeros((0, 0)))) == 0
     assert len(independent_columns(np.zeros((3, 3)))) == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_taking_few_columns_out_keeps_the_earliest_too(seed):
+    random = np.random.default_rng(seed)
+    p = int(random.integers(2, 40))
+    X = random.normal(size=(60, p))
+    for j in random.integers(0, p, 4):
+        weights = random.integers(0, 2, p) * random.normal(size=p)
+        weights[j] = 0.0
+        X[:, j] = X @ weights
+    r = qr_triangle(X)
+    keep, kept = without_few(r)
+    np.testing.assert_array_equal(keep, independent_columns(r))
+    np.testing.assert_allclose(kept.T @ kept, X[:, keep].T @ X[:, keep], atol=1e-10 * np.abs(X).max() ** 2 * 60)
+    np.testing.assert_array_equal(np.tril(kept, -1), 0.0)
+
+
+def test_many_dependent_columns_are_left_to_the_blocks():
+    assert without_few(qr_triangle(np.ones((90, 40)))) is None

@@ -14,6 +14,7 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import qr_delete
 
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
@@ -30,10 +31,13 @@ LARGEST, SMALLEST = 1e145, 1e-145
 RANK_TOLERANCE = 1e-10
 """A column is dependent when what earlier columns leave of it is this much smaller than itself."""
 
+FEW = 16
+"""Dependent columns that are taken out one by one."""
+
 BLOCK = 64
 """Columns that are freed together of those kept before them."""
 
-FEW, FEW_NUMBERS = 8, 2_000
+FEW_COLUMNS, FEW_NUMBERS = 8, 2_000
 """Columns, and numbers in them, up to which a plain loop sums their Gram matrix quicker than BLAS is called."""
 
 GRAM_TOLERANCE = 1e-6
@@ -167,9 +171,27 @@ def independent_columns(r: Array) -> NDArray[np.int64]:
 
 def easy_factor(columns: Array, root: Array | None) -> Array | None:
     """As `columns_factor`, of a few columns that are far from dependent; None where it has to look."""
-    if not 0 < columns.shape[1] <= FEW or columns.size > FEW_NUMBERS:
+    if not 0 < columns.shape[1] <= FEW_COLUMNS or columns.size > FEW_NUMBERS:
         return None
     return gram_factor(columns, root, GRAM_TOLERANCE, SMALLEST**2, LARGEST**2)
+
+
+def without_few(r: Array) -> tuple[NDArray[np.int64], Array] | None:
+    """Columns of a square upper triangular R that do not depend on earlier ones, and their R; None where many do.
+
+    A diagonal element is what earlier columns leave of its own. The first one that is nothing is taken out, and Givens
+    rotations bring back the triangle: p^2 flops each.
+    """
+    keep = np.arange(len(r))
+    identity = np.eye(len(r))
+    norms = np.linalg.norm(r, axis=0)
+    for _ in range(FEW + 1):
+        nothing = np.flatnonzero(np.abs(r.diagonal()[: len(keep)]) <= RANK_TOLERANCE * norms[keep])
+        if not len(nothing):
+            return keep, np.asarray(r[: len(keep)], np.float64)
+        _, r = qr_delete(identity, r, int(nothing[0]), which="col", check_finite=False)
+        keep = np.delete(keep, nothing[0])
+    return None
 
 
 def row_chunks(columns: Array, root: Array | None) -> Callable[[], Iterator[Array]]:
@@ -206,6 +228,10 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     r = columns_factor(row_chunks(X, root), p, None)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
+    few = without_few(r)
+    if few is not None:
+        keep, kept = few
+        return keep, positive_diagonal(kept), null_space(r, keep, len(X))
     keep = independent_columns(r)
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 

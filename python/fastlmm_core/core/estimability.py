@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import solve_triangular
 
 __all__ = ["NullSpace", "null_space"]
 
@@ -75,7 +76,10 @@ def null_space(r: Array, keep: NDArray[np.int64], n: int) -> NullSpace | None:
     unit = r / scale
     dropped = np.setdiff1d(np.arange(p), keep)
     basis = np.zeros((p, len(dropped)))
-    basis[keep] = -np.linalg.lstsq(unit[:, keep], unit[:, dropped], rcond=None)[0]
+    triangle = np.asarray(np.linalg.qr(unit[:, [*keep, *dropped]], mode="r"))
+    rank = len(keep)
+    if rank:
+        basis[keep] = -solve_triangular(triangle[:rank, :rank], triangle[:rank, rank:])
     basis[dropped] = np.eye(len(dropped))
     scale = scale / np.sqrt(n)
     return NullSpace(np.linalg.qr(basis)[0] / scale[:, None], scale)

@@ -23,6 +23,15 @@ def test_core_loads_neither_tables_nor_formulas(statement):
     assert loaded_by(statement).isdisjoint({"pandas", "formulaic", "narwhals", "polars", "pyarrow", "matplotlib"})
 
 
+def test_a_formula_of_columns_loads_neither_formulaic_nor_what_it_loads():
+    fit = "from fastlmm_core import lmer, load_dataset\n"
+    fit += 'lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy")).coef_table()\n'
+    code = f"{fit}import sys\nprint(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"formulaic", "narwhals", "matplotlib", "scipy.interpolate", "scipy.optimize", "scipy.sparse.csgraph"}
+    assert heavy.isdisjoint(answer.stdout.split())
+
+
 def test_package_itself_loads_nothing_heavy():
     assert loaded_by("import fastlmm_core").isdisjoint({"numpy", "scipy", "pandas", "formulaic"})
 

@@ -1,8 +1,11 @@
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastlmm_core.errors import FormulaError
+from fastlmm_core.formula import terms as module
 from fastlmm_core.formula.terms import Terms, coding, parse_terms
 
 
@@ -90,3 +93,20 @@ def test_errors(text: str) -> None:
 def test_contrasts_or_dummies(text: str, codes: list[tuple[int, ...]]) -> None:
     reduced = coding(parse_terms(text), {"f", "g", "h"})
     assert [tuple(1 if r else 2 for r in term) for term in reduced] == codes
+
+
+@given(
+    st.sampled_from(["", "0", "1"]), st.lists(st.sampled_from(["x", "y1", "_z", "Days", "if_"]), max_size=4), st.data()
+)
+def test_a_sum_of_columns_is_read_as_formulaic_reads_it(first: str, names: list[str], data: st.DataObject) -> None:
+    parts = [first, *names] if first else names or ["1"]
+    plus = data.draw(st.sampled_from(["+", " + ", "  +"]))
+    text = plus.join(parts)
+    assert module._sum_of_columns(text) == module._of_formulaic(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["x - 1", "x + 0", "x + 1", "a:b", "a*b", "log(x)", "`a b`", "x.1", "2", "x + if", "x +", "é"]
+)
+def test_any_other_text_is_formulaic_s(text: str) -> None:
+    assert module._sum_of_columns(text) is None

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import qr_delete
 
+from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import UnitError
 
@@ -34,6 +36,9 @@ FEW = 16
 
 BLOCK = 64
 """Columns that are freed together of those kept before them."""
+
+FEW_COLUMNS, FEW_NUMBERS = 8, 2_000
+"""Columns, and numbers in them, up to which a plain loop sums their Gram matrix quicker than BLAS is called."""
 
 GRAM_TOLERANCE = 1e-6
 """Least squared pivot of the scaled Gram matrix for which its Cholesky factor is used instead of a QR."""
@@ -164,6 +169,13 @@ def independent_columns(r: Array) -> NDArray[np.int64]:
     return np.array(keep, np.int64)
 
 
+def easy_factor(columns: Array, root: Array | None) -> Array | None:
+    """As `columns_factor`, of a few columns that are far from dependent; None where it has to look."""
+    if not 0 < columns.shape[1] <= FEW_COLUMNS or columns.size > FEW_NUMBERS:
+        return None
+    return gram_factor(columns, root, GRAM_TOLERANCE, SMALLEST**2, LARGEST**2)
+
+
 def without_few(r: Array) -> tuple[NDArray[np.int64], Array] | None:
     """Columns of a square upper triangular R that do not depend on earlier ones, and their R; None where many do.
 
@@ -210,6 +222,9 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
         None where all columns are independent.
     """
     p = X.shape[1]
+    easy = easy_factor(X, root)
+    if easy is not None:
+        return np.arange(p, dtype=np.int64), easy, None
     r = columns_factor(row_chunks(X, root), p, None)
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
@@ -231,6 +246,9 @@ def condition_term(z: Array, cov: str, root: Array | None, held: Sequence[int] =
         t = condition_term(z, "diag", root, (), number)
         t[np.ix_(kept, kept)] = condition_term(np.ascontiguousarray(z[:, kept]), cov, root, (), number)
         return t
+    easy = easy_factor(z[:, ::-1], root) if cov == "us" else None
+    if easy is not None:
+        return triangle_inverse(easy)[::-1, ::-1] * sqrt(len(z))
     reversed_r = columns_factor(row_chunks(z[:, ::-1], root), z.shape[1], number) / np.sqrt(len(z))
     norms = np.linalg.norm(reversed_r, axis=0)
     if cov == "us" and (reversed_r.diagonal() > RANK_TOLERANCE * norms).all():

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core._native.rows.crossprod import nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import (
@@ -284,7 +285,7 @@ class DesignProducts(DesignSums):
             raise ModelError(
                 f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance"
             )
-        self.inverse = np.asarray(np.linalg.inv(self.r), np.float64)
+        self.inverse = triangle_inverse(self.r)
         self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
         self.groups = group_terms(terms)
         self.transforms = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -202,7 +203,7 @@ def workspace_bytes(cross: Products, leading: LeadingRows, rows: TailRows) -> in
     """Memory of the index structures and of the evaluator's workspace, the tail's matrices left out."""
     lead, d, parameters = cross.groups[0], cross.rank + 1, cross.theta_map.index
     q, l, m, n_theta = len(leading[0]) - 1, lead.n_columns, len(rows[0]) - 1, len(parameters)
-    own = int((parameters[:, 0] == 0).sum())
+    own = parameters[:, 0].tolist().count(0)
     structure = sum(a.nbytes for a in (*leading, *rows)) + 8 * (2 * l * len(leading[1]) + len(rows[1]))  # B, U, A_tt
     structure += 2 * len(leading[1]) if m <= SHORT else 0  # the columns once more, as 16-bit numbers
     levels = 8 * q * (l * l + 1 + l * (2 * d + 2 + own))
@@ -280,13 +281,13 @@ def evaluator_arrays(
     columns, levels = ([g.n_columns for g in cross.groups], [g.n_levels for g in cross.groups])
     if not leads:
         columns, levels = [1, *columns], [0, *levels]
-    group_l = np.array(columns, np.int64)
-    group_lam = np.concatenate([[0], np.cumsum(group_l**2)])
-    starts = np.concatenate([*offsets, np.empty(0, np.int64)])
-    owner = np.repeat(np.arange(1, len(tail) + 1), [g.n_levels for g in tail])
-    order = np.argsort(starts, kind="stable")
-    block_group = owner[order].astype(np.int64)
-    widths = group_l[block_group] if len(block_group) else np.empty(0, np.int64)
+    sizes = [0, *accumulate(l * l for l in columns)]
+    group_l, group_lam = np.array(columns, np.int64), np.array(sizes, np.int64)
+    block_group = np.empty(0, np.int64)
+    if tail:
+        owner = np.repeat(np.arange(1, len(tail) + 1), [g.n_levels for g in tail])
+        block_group = owner[np.argsort(np.concatenate(offsets), kind="stable")].astype(np.int64)
+    widths, of_theta = group_l[block_group], index.T.copy()
     # one spare entry at the end of each: an empty tail still has an address
     return {
         "ptr": ptr,
@@ -297,14 +298,28 @@ def evaluator_arrays(
         "t_pos": t_pos,
         "a_ptr": rows[0],
         "a_idx": rows[1],
-        "block_ptr": np.concatenate([[0], np.cumsum(widths)]).astype(np.int64),
-        "block_group": np.append(block_group, 0),
-        "block_lam": np.append(group_lam[block_group], 0).astype(np.int64),
-        "column_block": np.append(np.repeat(np.arange(len(order)), widths), 0).astype(np.int64),
+        "block_ptr": _after(np.cumsum(widths)),
+        "block_group": _spared(block_group),
+        "block_lam": _spared(group_lam[block_group]),
+        "column_block": _spared(np.repeat(np.arange(len(widths)), widths)),
         "group_l": group_l,
-        "group_lam": group_lam.astype(np.int64),
+        "group_lam": group_lam,
         "group_levels": np.array(levels, np.int64),
-        "theta_group": np.ascontiguousarray(index[:, 0] + (not leads)),
-        "theta_row": np.ascontiguousarray(index[:, 1]),
-        "theta_col": np.ascontiguousarray(index[:, 2]),
+        "theta_group": of_theta[0] + (not leads),
+        "theta_row": of_theta[1],
+        "theta_col": of_theta[2],
     }
+
+
+def _spared(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """With a zero at the end."""
+    out = np.zeros(len(values) + 1, np.int64)
+    out[:-1] = values
+    return out
+
+
+def _after(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """With a zero before."""
+    out = np.zeros(len(values) + 1, np.int64)
+    out[1:] = values
+    return out

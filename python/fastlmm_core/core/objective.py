@@ -143,6 +143,11 @@ class Objective:
         """The model at ``theta`` (n_theta,): value, derivatives, modes, solves, variances."""
         return Evaluation(self, self.to_conditioned(theta))
 
+    def gradients(self, points: Array) -> Array:
+        """Exact gradients (k, n_theta) at k conditioned thetas (k, n_theta), in conditioned coordinates."""
+        with one_blas_thread(), self._lock:
+            return np.array([self.evaluator.derivatives(at)[1] for at in points]).reshape(points.shape)
+
     def at_conditioned(self, theta: Array) -> Evaluation:
         """The same at conditioned ``theta``."""
         return Evaluation(self, theta)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.terms import Group, Shaped
 
 __all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
@@ -126,9 +128,9 @@ def theta_map(
     place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
     rows = [(place[k][0], place[k][1] + i, place[k][1] + j) for k, term in enumerate(terms) for i, j in term.index()]
     out = np.zeros((len(rows), len(rows)))
-    at = 0
+    at, root = 0, sqrt(weight_scale)
     for term, t in zip(terms, transforms, strict=True):
-        inverse = np.linalg.inv(t.T).T * np.sqrt(weight_scale)  # upper triangular: no pivoting
+        inverse = triangle_inverse(t.T).T * root
         l = len(t)
         for c in range(l):
             width = 1 if term.cov == "diag" else l - c

@@ -37,7 +37,7 @@ __all__ = ["core_terms", "fit_design", "model_of", "new_response", "objective_of
 
 F = TypeVar("F", bound="FittedModel")
 
-LATER_ROWS = 10_000
+LATER_ROWS = 100_000
 """Fits of more rows make all of their figures at once, which takes little of their time, and let go of the rows."""
 
 

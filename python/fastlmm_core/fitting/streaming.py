@@ -24,12 +24,13 @@ from fastlmm_core.core import Accumulator, BatchTerm
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, ModelError, StreamedError
 from fastlmm_core.formula.checks import check_sizes, reading_notes
-from fastlmm_core.formula.design import Design, in_order, lme4_order
+from fastlmm_core.formula.design import Design
 from fastlmm_core.formula.dictionaries import KeyDictionary, LevelDictionary
 from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 from fastlmm_core.formula.frame import Numeric
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.levels import Factor, Interaction, Levels
+from fastlmm_core.formula.random_terms import in_order, lme4_order
 from fastlmm_core.formula.recipe import Recipe, Survey
 from fastlmm_core.formula.sources import Stream
 

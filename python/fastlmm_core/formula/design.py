@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import FormulaWarning, ModelError, warn_once
+from fastlmm_core.errors import ModelError
 from fastlmm_core.formula import newdata
 from fastlmm_core.formula.checks import (
     Rows,
@@ -27,64 +26,22 @@ from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
-from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.random_terms import RandomDesign, group_codes, in_order, random_parts
 from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
-from fastlmm_core.formula.structures import TermStructure, check_identifiable, positions
+from fastlmm_core.formula.structures import check_identifiable
 from fastlmm_core.formula.terms import Terms, parse_terms
 
-__all__ = ["Design", "NaAction", "RandomDesign", "RandomPart", "build_design", "in_order", "lme4_order", "random_parts"]
+__all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
 
 NaAction = Literal["drop", "exclude", "raise"]
 NA_ACTIONS = ("drop", "exclude", "raise")
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class RandomDesign:
-    """One random-effect term as arrays.
-
-    Attributes
-    ----------
-    group : str
-        The grouping factor, "cask:batch".
-    grp : str
-        The same made unique over the model's terms: a second term on Subject is "Subject.1".
-    columns : tuple of str
-        Names of the l columns of `z`, ("Intercept", "Days").
-    codes : ndarray (n,) of int32
-        Level of each row, 0..q-1, every one present. Terms on one group share the array.
-    z : ndarray (n, l) of float64, or None
-        None stands for a single column of ones.
-    level_set : Levels
-        The levels and their lookup.
-    spec : MatrixSpec or None
-        How `z` is computed for other rows; None where `z` is None.
-    structure : TermStructure or None
-        Covariance of the columns, where it is not unstructured.
-    relationship : object or None
-        Known covariance between the levels, of the core; the codes are in its order.
-    """
-
-    group: str
-    grp: str
-    columns: tuple[str, ...]
-    codes: NDArray[np.int32]
-    z: Array | None
-    level_set: Levels = field(repr=False)
-    spec: MatrixSpec | None = field(repr=False, default=None)
-    structure: TermStructure | None = field(repr=False, default=None)
-    relationship: Any = field(repr=False, default=None)
-
-    @property
-    def levels(self) -> NDArray[np.object_]:
-        """(q,) the levels in order, "a:A" for an interaction."""
-        return self.level_set.labels
 
 
 @dataclass(frozen=True)
@@ -309,30 +266,12 @@ def build_design(
         raise ModelError(
             f'na_action must be "drop" (R\'s na.omit), "exclude" (na.exclude) or "raise" (na.fail), not {na_action!r}'
         )
-    structured = residual is not None or dispersion is not None
-    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula, fixed_only=structured)
-    table, context = Table(data), Context(env)
-    request = ResidualRequest(residual, dispersion, table, env) if structured else None
-    state: dict[str, Any] = {}
-    evaluate = Evaluator(table, context, state)
-    answer_name = unquote_name(parsed.response)
-    needed = [answer_name] if answer_name is not None else evaluate.names(parsed.response)
-    groups = {name: name in term.computed for term in parsed.random for name in term.group}
-    for name, computed in groups.items():
-        needed += evaluate.names(name) if computed and name not in table else [name]
-    if "." in parsed.fixed:
-        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns(parsed.offsets, offset, evaluate)})
-    fixed_terms = parse_terms(parsed.fixed, table.names)
-    random_terms = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
-    needed += columns_of([fixed_terms, *random_terms.values()], evaluate)
-    needed += parsed.sparse
-    needed += request.needed if request is not None else []
-    table.require(needed + table.mentioned_in([subset, weights, offset, *parsed.offsets]))
-
-    answer = evaluate(parsed.response) if answer_name is None else table[answer_name]
-    fixed_variables = variables_of(fixed_terms, evaluate)
-    random_variables = {expr: variables_of(terms, evaluate) for expr, terms in random_terms.items()}
-    factors = {name: grouping_factor(name, evaluate) for name in groups}
+    read = _read(formula, data, env, (subset, weights, offset), residual, dispersion)
+    parsed, evaluate, request, table = read.parsed, read.evaluate, read.request, read.evaluate.table
+    answer = evaluate(parsed.response) if read.answer is None else table[read.answer]
+    fixed_variables = variables_of(read.fixed, evaluate)
+    random_variables = {expr: variables_of(terms, evaluate) for expr, terms in read.random.items()}
+    factors = {name: grouping_factor(name, evaluate) for name in read.groups}
     variables: dict[str, Variable] = {parsed.response: answer, **fixed_variables}
     for of_term in random_variables.values():
         variables.update(of_term)
@@ -344,10 +283,10 @@ def build_design(
     total = offset_values(parsed.offsets, offset, evaluate)
     if total is not None:
         variables["the offset"] = Numeric(total)
-    prior = None if weights is None else numeric_argument(weights, "weights", table, context)
+    prior = None if weights is None else numeric_argument(weights, "weights", table, evaluate.context)
     if prior is not None:
         variables["the weights"] = Numeric(prior)
-    kept = None if subset is None else subset_rows(subset, table, context)
+    kept = None if subset is None else subset_rows(subset, table, evaluate.context)
 
     rows, n_missing, n_zero = used_rows(variables, kept, prior, table.n, na_action)
     n = table.n if rows is None else len(rows)
@@ -360,23 +299,23 @@ def build_design(
                 taken[expr] = variable.take(rows)
         return {expr: taken[expr] for expr in of}
 
-    spec, X = fit_matrix(fixed_terms, take(fixed_variables), n, contrasts)
+    spec, X = fit_matrix(read.fixed, take(fixed_variables), n, contrasts)
     check_finite(X, spec.names, "the fixed part")
-    coded = {name: factor.take(rows) for name, factor in factors.items()}
     parts = [
         part
         for term in parsed.random
-        for part in random_parts(term, random_terms[term.expr], take(random_variables[term.expr]), n)
+        for part in random_parts(term, read.random[term.expr], take(random_variables[term.expr]), n)
     ]
-    designs = with_relationships(in_order(parts, _group_codes(parsed.random, coded)), relationships or {})
+    coded = group_codes(parsed.random, {name: factor.take(rows) for name, factor in factors.items()})
+    designs = with_relationships(in_order(parts, coded), relationships or {})
     final_weights = None if prior is None else sound_weights(prior, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
     check_sizes(ordinary, n, final_weights, check=check_levels, residual=not observation_level)
-    sparse = sparse_designs(take(of_sparse), fixed_terms.intercept)
+    sparse = sparse_designs(take(of_sparse), read.fixed.intercept)
     within = None if request is None else request.design(take(of_residual), n)
-    grid_source = _grid_source(fixed_terms, spec, [*parsed.offsets], offset, evaluate, rows, n)
-    context.forget()
+    grid_source = _grid_source(read.fixed, spec, [*parsed.offsets], offset, evaluate, rows, n)
+    evaluate.context.forget()
     return Design(
         formula=parsed,
         y=y,
@@ -392,8 +331,8 @@ def build_design(
         row_index=np.arange(n, dtype=np.int64) if rows is None else rows,
         index=None if table.index is None else (table.index if rows is None else table.index[rows]),
         spec=spec,
-        context=context,
-        state=state,
+        context=evaluate.context,
+        state=evaluate.state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
         residual=within,
         sparse=sparse,
@@ -402,6 +341,53 @@ def build_design(
         na_action=na_action,
         table_index=table.index if na_action == "exclude" else None,
     )
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A formula over a table, before any row is chosen."""
+
+    parsed: ParsedFormula
+    evaluate: Evaluator
+    request: ResidualRequest | None
+    answer: str | None
+    """The response's column; None where it is computed."""
+    fixed: Terms
+    random: Mapping[str, Terms]
+    groups: Sequence[str]
+
+
+def _read(
+    formula: str | ParsedFormula,
+    data: Any,
+    env: Mapping[str, Any] | None,
+    arguments: tuple[Any, Any, Any],
+    residual: str | None,
+    dispersion: str | None,
+) -> _Reading:
+    """The terms of a formula, and the table with the columns that it reads; ``arguments`` are subset, weights, offset.
+
+    Raises as `build_design`.
+    """
+    structured, offset = residual is not None or dispersion is not None, arguments[2]
+    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula, fixed_only=structured)
+    table = Table(data)
+    request = ResidualRequest(residual, dispersion, table, env) if structured else None
+    evaluate = Evaluator(table, Context(env), {})
+    answer = unquote_name(parsed.response)
+    needed = [answer] if answer is not None else evaluate.names(parsed.response)
+    groups = {name: name in term.computed for term in parsed.random for name in term.group}
+    for name, computed in groups.items():
+        needed += evaluate.names(name) if computed and name not in table else [name]
+    if "." in parsed.fixed:
+        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns(parsed.offsets, offset, evaluate)})
+    fixed = parse_terms(parsed.fixed, table.names)
+    random = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
+    needed += columns_of([fixed, *random.values()], evaluate)
+    needed += parsed.sparse
+    needed += request.needed if request is not None else []
+    table.require(needed + table.mentioned_in([*arguments, *parsed.offsets]))
+    return _Reading(parsed, evaluate, request, answer, fixed, random, list(groups))
 
 
 def _grid_source(
@@ -419,79 +405,3 @@ def _grid_source(
     return GridSource(
         {name: evaluate.table[name] for name in names}, rows, n, calls, frozenset(names) - frozenset(fixed)
     )
-
-
-@dataclass(frozen=True)
-class RandomPart:
-    """The left side of one random-effect term over the rows used, or one column of it."""
-
-    term: RandomTerm
-    columns: tuple[str, ...]
-    z: Array | None
-    spec: MatrixSpec | None
-    structure: TermStructure | None = None
-
-
-def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[RandomPart]:
-    """Column names, z and how z came about, for the left side of one term; `diag` is a part a column."""
-    if terms.intercept and not terms.terms:
-        return [RandomPart(term, ("Intercept",), None, None)]
-    if not terms.intercept and not terms.terms:
-        raise ModelError(f"the random-effect term {term} has no columns")
-    variables, structure = positions(term.structure, terms, variables, str(term))
-    spec, z = fit_matrix(terms, variables, n)
-    check_finite(z, spec.names, f"the random-effect term {term}")
-    if structure.name == "diag" and not structure.hom:
-        columns = [spec.only(j) for j in range(len(spec.names))]
-        return [RandomPart(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]
-    if term.split and z.shape[1] > 1 and spec.factors:
-        inner = term.expr.removeprefix("0 + ")
-        warn_once(
-            f"({inner} || {term.label}) keeps the covariances between the levels of a factor, as lme4 has it: "
-            f"({term.expr} | {term.label}); diag({inner} | {term.label}) has independent ones",
-            FormulaWarning,
-        )
-    return [RandomPart(term, spec.names, z, spec, None if structure.plain else structure)]
-
-
-def _group_codes(
-    terms: Sequence[RandomTerm], factors: Mapping[str, Factor]
-) -> dict[tuple[str, ...], tuple[NDArray[np.int32], Levels]]:
-    """Codes and levels of every grouping factor, interactions combined part by part."""
-    coded: dict[tuple[str, ...], tuple[NDArray[np.int32], Levels]] = {}
-    for term in terms:
-        for k in range(1, len(term.group) + 1):
-            group = term.group[:k]
-            if group in coded:
-                continue
-            factor = factors[group[-1]]
-            # a copy: the codes of a pandas Categorical are the user's own array
-            single = np.array(factor.codes, dtype=np.int32), Levels(factor.levels)
-            coded[group] = single if k == 1 else combine(*coded[group[:-1]], *single)
-    return coded
-
-
-def lme4_order(sizes: Sequence[int]) -> list[int]:
-    """Places of terms in lme4's order, from their numbers of levels; see `in_order`."""
-    if any(a < b for a, b in pairwise(sizes)):
-        return [int(k) for k in np.argsort(sizes, kind="stable")[::-1]]
-    return list(range(len(sizes)))
-
-
-def in_order(
-    parts: Sequence[RandomPart], coded: Mapping[tuple[str, ...], tuple[NDArray[np.int32], Levels]]
-) -> tuple[RandomDesign, ...]:
-    """The terms in lme4's order, which reverses an ascending sort: among equals the last written comes first.
-
-    Where the terms stand in non-increasing order already, lme4 leaves them as they are.
-    """
-    order = lme4_order([len(coded[part.term.group][1]) for part in parts])
-    seen: dict[str, int] = {}
-    designs = []
-    for k in order:
-        part = parts[k]
-        label, (codes, levels) = part.term.label, coded[part.term.group]
-        repeat = seen[label] = seen.get(label, -1) + 1
-        grp = f"{label}.{repeat}" if repeat else label
-        designs.append(RandomDesign(label, grp, part.columns, codes, part.z, levels, part.spec, part.structure))
-    return tuple(designs)

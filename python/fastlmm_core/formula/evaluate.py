@@ -12,6 +12,8 @@ import builtins
 import importlib
 import pickle
 import re
+import sys
+from collections import ChainMap
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -19,19 +21,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic.utils.layered_mapping import LayeredMapping
-from formulaic.utils.stateful_transforms import stateful_eval
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FastLMMError, FormulaError
 from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, from_pandas, moments
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
-from fastlmm_core.formula.transforms import FACTOR_MAKERS, TRANSFORMS, Coded
+from fastlmm_core.formula.transforms import FACTOR_MAKERS, Coded, transforms
 
-__all__ = ["Context", "Evaluator", "column_series", "names_in", "parse_python"]
+__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
+
+
+def caller_names(depth: int) -> Mapping[str, Any]:
+    """The names that code ``depth`` frames up sees, its locals as they are now."""
+    caller = sys._getframe(depth)
+    if caller.f_locals is caller.f_globals:
+        return caller.f_globals
+    return ChainMap(dict(caller.f_locals), caller.f_globals)
 
 
 class Context(Mapping[str, Any]):
@@ -57,7 +65,7 @@ class Context(Mapping[str, Any]):
         if name in self._lost:
             raise FormulaError(f"{name!r}, which the formula uses, could not be stored with the model")
         value = self._env[name]
-        if name in TRANSFORMS and (not callable(value) or getattr(value, "__module__", "") == "math"):
+        if name in transforms() and (not callable(value) or getattr(value, "__module__", "") == "math"):
             raise KeyError(name)
         self._used[name] = value
         return value
@@ -144,16 +152,16 @@ class Evaluator:
     def _columns_of(self, expr: str) -> Iterator[str]:
         for name, role in _Names(expr, self.table).roles():
             if role == "call":
-                if not (name in self.context or name in TRANSFORMS or hasattr(builtins, name)):
+                if not (name in self.context or name in transforms() or hasattr(builtins, name)):
                     raise FormulaError(
                         f"{expr} calls {name}, which is neither a built-in transform nor a name known to the caller; "
                         f"functions of other scopes are given as env={{{name!r}: {name}}}"
                     )
-            elif role == "root" and isinstance(self.context.get(name, TRANSFORMS.get(name)), ModuleType):
+            elif role == "root" and isinstance(self.context.get(name, transforms().get(name)), ModuleType):
                 continue  # np.log(x), whatever the data call np
             elif name in self.table:
                 yield name
-            elif role == "quoted" or not (name in self.context or name in TRANSFORMS or hasattr(builtins, name)):
+            elif role == "quoted" or not (name in self.context or name in transforms() or hasattr(builtins, name)):
                 raise DataError(
                     f"{self.table.no_column(name)}. Where {name} is a name of the calling code that the formula cannot "
                     f"see (an enclosing function's), give it as env={{{name!r}: {name}}}"
@@ -169,6 +177,9 @@ class Evaluator:
         return self._values[expr]
 
     def _evaluate(self, expr: str) -> Variable:
+        from formulaic.utils.layered_mapping import LayeredMapping
+        from formulaic.utils.stateful_transforms import stateful_eval
+
         names = self.names(expr)
         learnt: Learnt = self.state[expr]
         self.table.require(names)
@@ -191,7 +202,7 @@ class Evaluator:
         }
         try:
             with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
-                env = LayeredMapping(series, self.context, TRANSFORMS)
+                env = LayeredMapping(series, self.context, transforms())
                 value = stateful_eval(code, env, {}, learnt.transforms, None)
             if isinstance(value, pd.Series) and len(value) == n:  # otherwise labels did not meet: refused below
                 value = aligned(value, index, f"the value of {expr}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts, PolyContrasts
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError
@@ -17,6 +16,9 @@ from fastlmm_core.formula.evaluate import Evaluator
 from fastlmm_core.formula.frame import Numeric, Variable, as_factor
 from fastlmm_core.formula.levels import Factor, Levels
 from fastlmm_core.formula.terms import Terms, coding
+
+if TYPE_CHECKING:
+    from formulaic.transforms.contrasts import Contrasts
 
 __all__ = ["MatrixSpec", "columns_of", "fit_matrix", "variables_of"]
 
@@ -192,7 +194,7 @@ def _coding_of(expr: str, factor: Factor, contrasts: Any) -> _FactorCoding:
     if contrasts is None and not factor.ordered:
         names = tuple(f"{expr}[T.{level}]" for level in levels[1:])
         return _FactorCoding(Levels(factor.levels), np.eye(len(levels))[:, 1:], names, dummies)
-    scheme = PolyContrasts() if contrasts is None else _scheme(expr, contrasts)
+    scheme = _scheme(expr, "poly" if contrasts is None else contrasts)
     try:
         matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
         fields = scheme.get_coding_column_names(levels, reduced_rank=True)
@@ -207,6 +209,8 @@ def _coding_of(expr: str, factor: Factor, contrasts: Any) -> _FactorCoding:
 
 def _scheme(expr: str, contrasts: Any) -> Contrasts:
     """Formulaic's contrasts object for a name, a class, an object or a matrix."""
+    from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts
+
     if isinstance(contrasts, str):
         name = contrasts.removeprefix("contr.")
         known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}

@@ -11,15 +11,17 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import narwhals as nw
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError
 from fastlmm_core.formula.levels import Factor, code_native, code_values
+
+if TYPE_CHECKING:
+    import narwhals as nw
 
 __all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments"]
 
@@ -125,12 +127,12 @@ class Table:
             self._from_narwhals(data)
 
     def _from_pandas(self, data: pd.DataFrame) -> None:
-        _refuse_duplicates(data.columns, data.columns.is_unique)
-        labels = {str(label): label for label in data.columns}
-        self.names, self.n, self.index = list(labels), len(data), data.index
-        if len(labels) < len(data.columns):
-            _refuse_duplicates(map(str, data.columns))
-        self._read = lambda name: from_pandas(data[labels[name]], name)
+        labels = [str(label) for label in data.columns.tolist()]
+        places = {name: k for k, name in enumerate(labels)}
+        if len(places) < len(labels):
+            _refuse_duplicates(labels)
+        self.names, self.n, self.index = labels, len(data), data.index
+        self._read = lambda name: _from_frame(data, places[name], name)
 
     def _from_mapping(self, data: Mapping[str, Any]) -> None:
         _refuse_duplicates(map(str, data))
@@ -152,6 +154,8 @@ class Table:
         self._read = lambda name: from_pandas(arrays[name], name)
 
     def _from_narwhals(self, data: Any) -> None:
+        import narwhals as nw
+
         if type(data).__name__ == "RecordBatch" and hasattr(data, "schema"):
             import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
@@ -226,6 +230,23 @@ class Table:
         return self._columns[name]
 
 
+def _from_frame(data: pd.DataFrame, k: int, name: str) -> Variable:
+    """Column k of a frame, numbers and categories without a Series, whose making takes longer than their reading."""
+    values_of = getattr(data._mgr, "iget_values", None) if type(data) is pd.DataFrame else None  # pandas' own
+    values = None if values_of is None else values_of(k)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iuf":
+        values = values.view()
+        values.setflags(write=False)  # it is the user's, as a Series' would say
+        return Numeric(_wide(values))
+    if isinstance(values, pd.Categorical):
+        return _from_categorical(values)
+    return from_pandas(data.iloc[:, k], name)
+
+
+def _from_categorical(values: pd.Categorical) -> Factor:
+    return Factor(np.asarray(values.codes), np.asarray(values.categories, dtype=object), bool(values.ordered))
+
+
 def from_pandas(series: Any, name: str) -> Variable:
     """Read a pandas Series.
 
@@ -233,8 +254,7 @@ def from_pandas(series: Any, name: str) -> Variable:
     """
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        categories = np.asarray(dtype.categories, dtype=object)
-        return Factor(np.asarray(series.array.codes), categories, bool(dtype.ordered))
+        return _from_categorical(series.array)
     if isinstance(dtype, pd.ArrowDtype):
         import pyarrow as pa  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
@@ -380,7 +400,7 @@ def _unreadable(name: str, kind: str) -> DataError:
 def _one_dimensional(values: Any, name: str) -> Any:
     if isinstance(values, pd.Series):
         return values
-    if isinstance(values, nw.Series) or hasattr(values, "to_pandas"):
+    if hasattr(values, "to_pandas"):
         return values.to_pandas()
     if not isinstance(values, pd.api.extensions.ExtensionArray):
         values = np.asarray(values)
@@ -391,8 +411,8 @@ def _one_dimensional(values: Any, name: str) -> Any:
     return pd.Series(values, copy=False)
 
 
-def _refuse_duplicates(names: Iterable[Any], unique: bool = False) -> None:
-    if not unique and (twice := [str(name) for name, count in Counter(names).items() if count > 1]):
+def _refuse_duplicates(names: Iterable[Any]) -> None:
+    if twice := [str(name) for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"duplicate column names: {_listed(twice)}")
 
 

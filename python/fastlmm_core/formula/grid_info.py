@@ -20,8 +20,11 @@ from fastlmm_core.formula.levels import Factor
 
 __all__ = ["ColumnInfo", "GridInfo", "grid_info", "set_apart"]
 
+KEPT_ROWS = 100_000
+"""Columns of more rows are summarised at once rather than copied."""
+
 LATER_ROWS = 10_000
-"""Columns of fewer rows are copied and summarised when somebody asks; longer ones at once, and let go."""
+"""The median of longer columns is not looked for, nor are the distinct values of one that has many at once."""
 
 FEW_VALUES = 200
 """Distinct values of a covariate are kept up to this many."""
@@ -199,7 +202,7 @@ class GridSource:
     ) -> None:
         self._info: GridInfo | None = None
         self._given = (set_apart(variables, rows), calls, offset_only)
-        if n > LATER_ROWS:
+        if n > KEPT_ROWS:
             self.info()
 
     def info(self) -> GridInfo:

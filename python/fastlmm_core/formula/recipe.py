@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.formula.checks import check_finite, response_values, sound_offset, sound_weights
-from fastlmm_core.formula.design import RandomPart, random_parts
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
@@ -26,9 +25,10 @@ from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.newdata import grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.random_terms import RandomPart, random_parts
 from fastlmm_core.formula.rowwise import argument_columns, numeric_argument, subset_rows
 from fastlmm_core.formula.terms import Terms, parse_terms
-from fastlmm_core.formula.transforms import TRANSFORMS
+from fastlmm_core.formula.transforms import transforms
 
 __all__ = ["BatchArrays", "Recipe", "Survey"]
 
@@ -424,7 +424,7 @@ def _stateful(expr: str, context: Context) -> bool:
         return False
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            function = context[node.func.id] if node.func.id in context else TRANSFORMS.get(node.func.id)
+            function = context[node.func.id] if node.func.id in context else transforms().get(node.func.id)
             if getattr(function, "__is_stateful_transform__", False):
                 return True
     return False

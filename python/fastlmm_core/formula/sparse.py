@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.csgraph import connected_components
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.formula.frame import Variable, as_factor
@@ -93,6 +92,8 @@ def sparse_designs(factors: Mapping[str, Variable], intercept: bool) -> tuple[Sp
 
 def part_representatives(a: NDArray[np.int64], q: int, b: NDArray[np.int64], r: int) -> NDArray[np.int64]:
     """A level of the second factor in each connected part of the graph in which levels of one row are joined."""
+    from scipy.sparse.csgraph import connected_components
+
     graph = sp.coo_array((np.ones(len(a), np.int8), (a, q + b)), shape=(q + r, q + r))
     _, part = connected_components(graph, directed=False)
     _, first = np.unique(part[q:], return_index=True)

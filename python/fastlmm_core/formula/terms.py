@@ -8,19 +8,16 @@ import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-from formulaic import Formula, SimpleFormula
-from formulaic.errors import FormulaicError
-from formulaic.parser import DefaultFormulaParser
-from formulaic.parser.types import ASTNode, Factor
+from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import FormulaError
 from fastlmm_core.formula.quoting import quote_dotted, shown
 
+if TYPE_CHECKING:
+    from formulaic.errors import FormulaicError
+
 __all__ = ["Terms", "coding", "parse_terms"]
 
-_LITERAL, _PYTHON = Factor.EvalMethod.LITERAL, Factor.EvalMethod.PYTHON
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 MOST_TERMS = 100_000  # products written out; more is a slip of the pen, and would take for ever
 MOST_POWER = 16
@@ -62,6 +59,31 @@ def parse_terms(text: str, columns: Container[str] = ()) -> Terms:
 @lru_cache(maxsize=256)  # reading a formula takes as long as fitting it to some hundred rows
 def _read(text: str) -> Terms:
     """`parse_terms` of a text whose dotted names are quoted."""
+    return _sum_of_columns(text) or _of_formulaic(text)
+
+
+_COLUMN = r"[A-Za-z_][A-Za-z0-9_]*"
+_SUM = re.compile(rf"\s*(?:[01]|{_COLUMN})(?:\s*\+\s*{_COLUMN})*\s*")
+
+
+def _sum_of_columns(text: str) -> Terms | None:
+    """The terms of `x + y`, `0 + x`, `1`: most formulas, for which formulaic need not be loaded; None for another."""
+    if _SUM.fullmatch(text) is None:
+        return None
+    names = [name.strip() for name in text.split("+")]
+    intercept = names[0] != "0"
+    names = names[1:] if names[0] in ("0", "1") else names
+    if any(keyword.iskeyword(name) for name in names):
+        return None
+    return Terms(intercept, tuple((name,) for name in dict.fromkeys(names)), frozenset())
+
+
+def _of_formulaic(text: str) -> Terms:
+    """The terms of any other text."""
+    from formulaic import Formula, SimpleFormula
+    from formulaic.errors import FormulaicError
+    from formulaic.parser.types import Factor
+
     try:
         readable, aliases = _readable(text)
         if any(symbol in text for symbol in "*:^/"):
@@ -86,14 +108,14 @@ def _read(text: str) -> Terms:
             written[factor.expr] = _as_written(factor.expr, aliases)
     intercept, terms, computed = False, [], set()
     for term in formula:
-        if any(factor.eval_method is _LITERAL for factor in term.factors):
+        if any(factor.eval_method is Factor.EvalMethod.LITERAL for factor in term.factors):
             if len(term.factors) > 1:
                 raise FormulaError(f"a number cannot multiply a term in {shown(text)}: write I(2 * x)")
             intercept = True
             continue
         exprs = sorted((factor.expr for factor in term.factors), key=place.__getitem__)
         terms.append(tuple(written[expr] for expr in exprs))
-        computed |= {written[factor.expr] for factor in term.factors if factor.eval_method is _PYTHON}
+        computed |= {written[factor.expr] for factor in term.factors if factor.eval_method is Factor.EvalMethod.PYTHON}
     return Terms(intercept, tuple(terms), frozenset(computed))
 
 
@@ -139,6 +161,9 @@ def _plain_message(error: FormulaicError, text: str) -> str:
 
 def _check_size(text: str) -> None:
     """Refuse what would be written out to more than `MOST_TERMS` products, before it is."""
+    from formulaic.parser import DefaultFormulaParser
+    from formulaic.parser.types import ASTNode
+
     node = DefaultFormulaParser().parse(text, target="ast")
     if not isinstance(node, ASTNode):
         return

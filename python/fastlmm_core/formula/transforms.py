@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from formulaic.transforms import TRANSFORMS as FORMULAIC
-from formulaic.utils.stateful_transforms import stateful_transform
 from numpy.typing import ArrayLike, NDArray
-from scipy.interpolate import BSpline
 
 from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.formula.frame import as_factor, from_pandas
 from fastlmm_core.formula.levels import Factor, Levels, combine
 
-__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "TRANSFORMS", "Coded"]
+__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "Coded", "transforms"]
 
 
 class Coded:
@@ -122,6 +120,8 @@ def natural_spline(
         The cubic B-splines on the knots, times a basis of the null space of their second derivatives at the two
         boundary knots (de Boor 1978, ch. IX): of the orthogonal factor of those derivatives, all columns but two.
     """
+    from scipy.interpolate import BSpline
+
     state: dict[str, Any] = {} if _state is None else _state
     values = np.asarray(x, dtype=np.float64)
     if not state:
@@ -161,9 +161,12 @@ FACTOR_MAKERS: Mapping[str, Any] = {
     **{"interaction": interaction, "as_character": factor, "droplevels": factor},
 }
 """Functions whose arguments are levels: they are given whole numbers as they are, others get them as float64."""
-TRANSFORMS: Mapping[str, Any] = {
-    **FORMULAIC,
-    **ELEMENTWISE,
-    **FACTOR_MAKERS,
-    "ns": stateful_transform(natural_spline),
-}
+
+
+@cache
+def transforms() -> Mapping[str, Any]:
+    """All of them by name; formulaic's own are loaded when a formula first has a call."""
+    from formulaic.transforms import TRANSFORMS as FORMULAIC
+    from formulaic.utils.stateful_transforms import stateful_transform
+
+    return {**FORMULAIC, **ELEMENTWISE, **FACTOR_MAKERS, "ns": stateful_transform(natural_spline)}

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlmm_core.inference.ddf import t_pvalues
+from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.inference.ddf import Method, t_pvalues
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
@@ -24,7 +25,12 @@ def coef_table(
     cluster: Any = None,
 ) -> Table:
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
-    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
+    with one_blas_thread():  # once for all that nests in it
+        method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
+        return _table(result, method)
+
+
+def _table(result: FittedModel, method: Method) -> Table:
     kept = ~np.isnan(result.core.beta)
     columns = np.full((5, len(kept)), np.nan)
     every = np.eye(len(method.beta))
@@ -33,4 +39,4 @@ def coef_table(
     t = method.beta / se
     columns[:, kept] = method.beta, se, df, t, t_pvalues(t, df)
     names = ("estimate", "std_error", "df", "t", "p")
-    return table(dict(zip(names, columns, strict=True)), list(result.design.x_names), method.notes)
+    return table(columns.T, result.design.x_names, method.notes, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from html import escape
 from typing import Any
 
@@ -53,8 +54,21 @@ class Table(pd.DataFrame):  # type: ignore[misc]  # pandas has no types of its o
         return {name: format_pvalue for name in self.columns if name in PVALUES}
 
 
-def table(columns: Any, index: Any = None, notes: Iterable[str] = ()) -> Table:
-    """A table of columns by name, with its notes."""
-    frame = Table(columns, index=index)
+@lru_cache(maxsize=64)
+def _labels(names: tuple[str, ...]) -> pd.Index:
+    return pd.Index(names)
+
+
+def labels_of(names: tuple[str, ...]) -> pd.Index:
+    """Texts as an Index, made once: that takes longer than what is labelled."""
+    return _labels(names).view()  # whoever gives it a name gives one to this view
+
+
+def table(columns: Any, index: Any = None, notes: Iterable[str] = (), names: tuple[str, ...] | None = None) -> Table:
+    """A table with its notes, of columns by name; or of an array (k, c) with the names of its columns and k labels."""
+    if names is None:
+        frame = Table(columns, index=index)
+    else:
+        frame = Table(columns, index=labels_of(tuple(index)), columns=labels_of(names), copy=False)
     frame.attrs["notes"] = list(notes)
     return frame

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +15,7 @@ from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.spelling import GLMER_ARGUMENTS, answered
 from fastlmm_core.formula import build_design, parse_formula
-from fastlmm_core.formula.evaluate import Context
+from fastlmm_core.formula.evaluate import Context, caller_names
 from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.left_side import Categories, Outcome, successes, without_pair
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
@@ -127,11 +125,7 @@ def glmer(
     >>> round(fit.criterion, 4)
     184.0526
     """
-    if env is None:
-        caller = sys._getframe(2)
-        env = caller.f_globals
-        if caller.f_locals is not env:
-            env = ChainMap(dict(caller.f_locals), env)
+    env = caller_names(3) if env is None else env
     given = family if isinstance(family, Ordinal) else None
     ordered = Categories() if family == Ordinal.name or given is not None else None
     if ordered is None or given is not None:
@@ -141,19 +135,13 @@ def glmer(
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     if chosen.name == "gaussian" and chosen.link.name == "identity" and freq_weights is None and exposure is None:
-        from fastlmm_core.results.lmer import lmer
-
-        warn("a gaussian model with the identity link is lmer(..., reml=False), which fits it exactly", FastLMMWarning)
         common: dict[str, Any] = {"control": control, "start": start, "verbose": verbose, "subset": subset}
         common |= {"weights": weights, "na_action": na_action, "offset": offset, "contrasts": contrasts}
-        linear = lmer(formula, data, reml=False, objective_only=objective_only, env=env, **common)
-        return cast("GlmerResult", linear)
+        warn("a gaussian model with the identity link is lmer(..., reml=False), which fits it exactly", FastLMMWarning)
+        return cast("GlmerResult", _linear(formula, data, objective_only=objective_only, env=env, **common))
     parsed, pair = without_pair(parse_formula(formula))
     binomial = chosen.name == "binomial"
-    if pair is not None and not binomial:
-        raise ModelError(f"cbind(successes, failures) belongs to the binomial family, not to {chosen.name}")
-    if (pair is not None) + (trials is not None) + (binomial and weights is not None) > 1:
-        raise ModelError("give one of cbind(successes, failures), trials= and weights=: each says how many trials")
+    known = _known_trials(pair, trials, weights, chosen)
     request = None
     if zero is not None and zero.replace(" ", "") != "~0":
         two_part(chosen, None)
@@ -162,9 +150,6 @@ def glmer(
         if request.absent:
             used = np.ones(len(request.missing), bool) if subset is None else _subset(subset, data, env)
             lost, subset = int((used & request.missing).sum()), used & ~request.missing
-    if trials is not None and not binomial:
-        raise ModelError(f"trials belong to the binomial family, not to {chosen.name}")
-    known: str | ArrayLike | None = pair if pair is not None else trials if trials is not None else weights
     if exposure is not None:
         offset = _with_exposure(exposure, offset, chosen, data, subset, env)
     counted = None
@@ -233,6 +218,27 @@ def glmer(
     result = fit_generalised(GlmerResult, design, formula, options)
     result.keep_data(data)
     return result
+
+
+def _linear(formula: str, data: Any, **options: Any) -> Any:
+    """The same model by `lmer`."""
+    from fastlmm_core.results.lmer import lmer
+
+    return lmer(formula, data, reml=False, **options)
+
+
+def _known_trials(
+    pair: str | None, trials: str | ArrayLike | None, weights: str | ArrayLike | None, family: Family
+) -> str | ArrayLike | None:
+    """What says how many trials a row has, or the weights; ModelError where several do, or the family has none."""
+    binomial = family.name == "binomial"
+    if pair is not None and not binomial:
+        raise ModelError(f"cbind(successes, failures) belongs to the binomial family, not to {family.name}")
+    if (pair is not None) + (trials is not None) + (binomial and weights is not None) > 1:
+        raise ModelError("give one of cbind(successes, failures), trials= and weights=: each says how many trials")
+    if trials is not None and not binomial:
+        raise ModelError(f"trials belong to the binomial family, not to {family.name}")
+    return pair if pair is not None else trials if trials is not None else weights
 
 
 def two_part(base: Family, side: SideMatrix | None) -> Family:

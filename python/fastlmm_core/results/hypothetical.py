@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.formula import build_design, parse_formula
-from fastlmm_core.formula.evaluate import names_in
+from fastlmm_core.formula.evaluate import caller_names, names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
 from fastlmm_core.results.result import LmerResult
@@ -105,9 +103,7 @@ def hypothetical(
     Intercept      10.0      0.400  9.0  25.000  0.000
     time            0.6      0.187  9.0   3.207  0.011
     """
-    if env is None:
-        caller = sys._getframe(1)
-        env = ChainMap(dict(caller.f_locals), caller.f_globals)
+    env = caller_names(2) if env is None else env
     _check_scale(sigma)
 
     def wanted(design: Design) -> tuple[Array, Covariances]:

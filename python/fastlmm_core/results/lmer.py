@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
@@ -19,6 +17,7 @@ from fastlmm_core.fitting.options import FitOptions, checked_start
 from fastlmm_core.fitting.relationships import relationships
 from fastlmm_core.fitting.spelling import FIT_ARGUMENTS, Fitter, answered
 from fastlmm_core.formula import build_design
+from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.formula.sources import is_stream
 from fastlmm_core.results.result import LmerResult
 from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams
@@ -149,11 +148,7 @@ def lmer(
     >>> round(objective([1.0]), 3)
     1787.399
     """
-    if env is None:
-        caller = sys._getframe(2)
-        env = caller.f_globals
-        if caller.f_locals is not env:
-            env = ChainMap(dict(caller.f_locals), env)
+    env = caller_names(3) if env is None else env
     arguments = {
         **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
         **{"residual": residual, "dispersion": dispersion, "precision": precision, "relmat": relmat},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from fastlmm_core.core.many_responses import ManyResponses, fit_responses
 from fastlmm_core.errors import DataError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.formula import build_design
+from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.moderated import moderated_table
@@ -142,9 +141,7 @@ def lmer_many(
     >>> found.table()["p"].idxmin()
     '4'
     """
-    if env is None:
-        caller = sys._getframe(1)
-        env = ChainMap(dict(caller.f_locals), caller.f_globals)
+    env = caller_names(2) if env is None else env
     frame = as_pandas(data)
     Y, names = _responses(responses, frame)
     right = formula.split("~", 1)[-1]

@@ -1,9 +1,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+_Array = NDArray[np.float64]
 
-def ordinal_rows(link: int, y: Array, eta: Array, bounds: Array, threads: int) -> Array: ...
+def ordinal_rows(link: int, y: _Array, eta: _Array, bounds: _Array, threads: int) -> _Array: ...
 def two_part_rows(
-    family: int, link: int, hurdle: bool, y: Array, eta: Array, z: Array, rho: float, threads: int
-) -> Array: ...
+    family: int, link: int, hurdle: bool, y: _Array, eta: _Array, z: _Array, rho: float, threads: int
+) -> _Array: ...

@@ -38,10 +38,14 @@ cdef class Evaluator(Traces):
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
         self.x_lead = np.zeros(self.lead.q * self.lead.l * self.n_lead_theta + 1)
         self.chunk_sums = np.zeros(self.n_chunks * self.chunk_size())
-        leading = np.flatnonzero(np.asarray(arrays["theta_group"]) == 0)
         # one spare entry each: an empty leading group still has an address
-        self.lead_row = np.append(arrays["theta_row"][leading], 0)
-        self.lead_col = np.append(arrays["theta_col"][leading], 0)
+        cdef int64_t[:, ::1] places = np.zeros((2, self.n_lead_theta + 1), np.int64)
+        cdef Py_ssize_t a, at = 0
+        for a in range(nt):
+            if self.theta_group[a] == 0:
+                places[0, at], places[1, at] = self.theta_row[a], self.theta_col[a]
+                at += 1
+        self.lead_row, self.lead_col = places[0], places[1]
         self.ready = True
 
     cdef Py_ssize_t chunk_size(self) noexcept nogil:

@@ -69,7 +69,10 @@ cdef class Workspace(Criterion):
         # an empty leading group still has an address
         self.dtd, self.zd_tail, self.zd = np.zeros((d, d)), np.zeros((d, m)), np.zeros((max(1, q * l), d))
         self.n_theta = self.n_free = self.theta_group.shape[0]
-        self.n_lead_theta = int(np.sum(np.asarray(arrays["theta_group"]) == 0))
+        cdef Py_ssize_t a
+        self.n_lead_theta = 0
+        for a in range(self.n_theta):
+            self.n_lead_theta += self.theta_group[a] == 0
         self.n_groups = self.group_l.shape[0]
         self.n_blocks = self.block_ptr.shape[0] - 1
 

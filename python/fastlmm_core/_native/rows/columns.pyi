@@ -1,0 +1,11 @@
+import numpy as np
+from numpy.typing import NDArray
+
+def gram_factor(
+    columns: NDArray[np.float64],
+    root: NDArray[np.float64] | None,
+    tolerance: float,
+    smallest: float,
+    largest: float,
+) -> NDArray[np.float64] | None: ...
+def triangle_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]: ...

@@ -1,0 +1,92 @@
+"""R of a few columns by the Cholesky factor of their Gram matrix, and the inverse of a small triangle.
+
+For columns A (n, w), rows times the roots of their weights: G = A'A, scaled to a unit diagonal, G = R'R; R is given in
+the columns' own units. In models of some hundred rows an array operation takes longer than all of this. Cost: O(n w^2).
+"""
+
+import numpy as np
+
+from libc.math cimport sqrt
+
+from fastlmm_core._native.small cimport FEW, chol
+
+__all__ = ["gram_factor", "triangle_inverse"]
+
+
+def gram_factor(const double[:, :] columns not None, const double[::1] root, double tolerance, double smallest,
+                double largest):
+    """Upper triangular R (w, w) with R'R the Gram matrix, its diagonal positive.
+
+    Parameters
+    ----------
+    columns : (n, w) float64
+        w at most 8.
+    root : (n,) float64 or None
+        Roots of the weights.
+    tolerance : float
+        Least squared pivot of the scaled Gram matrix.
+    smallest, largest : float
+        Between which the columns' squared norms have to lie.
+
+    Returns
+    -------
+    (w, w) or None
+        None where a pivot or a norm is beyond these.
+    """
+    cdef Py_ssize_t n = columns.shape[0], w = columns.shape[1], i, a, b
+    cdef double v, x
+    cdef double gram[FEW * FEW]
+    cdef double scale[FEW]
+    cdef double row[FEW]
+    cdef int status = 0
+    if w > FEW:
+        raise ValueError(f"{w} columns: at most {FEW} are few")
+    if root is not None and root.shape[0] != n:
+        raise ValueError(f"{root.shape[0]} roots of weights for {n} rows")
+    out_ = np.zeros((w, w))
+    cdef double[:, ::1] out = out_
+    with nogil:
+        for a in range(w * w):
+            gram[a] = 0.0
+        for i in range(n):
+            v = 1.0 if root is None else root[i]
+            for a in range(w):
+                x = columns[i, a] * v
+                row[a] = x
+                for b in range(a + 1):
+                    gram[a * w + b] += x * row[b]
+        for a in range(w):
+            if not smallest < gram[a * w + a] < largest:
+                status = 1
+            scale[a] = sqrt(gram[a * w + a])
+        if status == 0:
+            for a in range(w):
+                for b in range(a + 1):
+                    gram[a * w + b] /= scale[a] * scale[b]
+            status = chol(gram, w)
+        if status == 0:
+            for a in range(w):
+                if not gram[a * w + a] * gram[a * w + a] > tolerance:
+                    status = 1
+                for b in range(a + 1):
+                    out[b, a] = gram[a * w + b] * scale[a]
+    return out_ if status == 0 else None
+
+
+def triangle_inverse(const double[:, :] r not None):
+    """Inverse (w, w) of an upper triangle without zeros on its diagonal, by back substitution."""
+    cdef Py_ssize_t w = r.shape[0], i, j, k
+    cdef double s
+    if r.shape[1] != w:
+        raise ValueError(f"a triangle of {w} x {r.shape[1]}")
+    out_ = np.zeros((w, w))
+    cdef double[:, ::1] out = out_
+    with nogil:
+        for j in range(w):
+            out[j, j] = 1.0 / r[j, j]
+            for i in range(j - 1, -1, -1):
+                s = 0.0
+                for k in range(i + 1, j + 1):
+                    s += r[i, k] * out[k, j]
+                out[i, j] = -s / r[i, i]
+    return out_

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
+
+LIMITS = 1e-6, 1e-290, 1e290
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_factor_of_the_gram_matrix(width: int, weighted: bool) -> None:
+    rng = np.random.default_rng(width)
+    columns = rng.normal(size=(40, width)) * 10.0 ** rng.integers(-6, 7, width)
+    root = rng.uniform(0.5, 2.0, 40) if weighted else None
+    r = gram_factor(columns[:, ::-1], root, *LIMITS)
+    assert r is not None
+    rows = columns[:, ::-1] if root is None else columns[:, ::-1] * root[:, None]
+    expected = np.linalg.qr(rows, mode="r")
+    expected *= np.sign(expected.diagonal())[:, None]
+    scale = np.sqrt(np.square(rows).sum(axis=0))
+    assert np.array_equal(r, np.triu(r))
+    assert np.abs((r - expected) / scale).max() < 1e-13
+    inverse = triangle_inverse(r)
+    assert np.array_equal(inverse, np.triu(inverse))
+    assert np.abs((scale[:, None] * inverse) @ (r / scale) - np.eye(width)).max() < 1e-13
+
+
+def test_columns_that_need_a_closer_look_have_none() -> None:
+    x = np.linspace(0.0, 1.0, 20)
+    assert gram_factor(np.column_stack([x, 2 * x]), None, *LIMITS) is None
+    assert gram_factor(np.column_stack([x, np.zeros(20)]), None, *LIMITS) is None
+    assert gram_factor(np.column_stack([x, np.full(20, 1e200)]), None, *LIMITS) is None
+    assert gram_factor(np.column_stack([np.ones(20), 1e6 + x]), None, *LIMITS) is None
+
+
+def test_wrong_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most 8"):
+        gram_factor(np.ones((3, 9)), None, *LIMITS)
+    with pytest.raises(ValueError, match="2 roots of weights for 3 rows"):
+        gram_factor(np.ones((3, 1)), np.ones(2), *LIMITS)
+    with pytest.raises(ValueError, match="2 x 3"):
+        triangle_inverse(np.ones((2, 3)))
+    assert triangle_inverse(np.empty((0, 0))).shape == (0, 0)

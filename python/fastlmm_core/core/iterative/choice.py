@@ -23,7 +23,7 @@ __all__ = ["REACH", "beyond_reach", "factored", "suits"]
 REACH = 300.0
 """Predicted seconds of an evaluation on one core above which an exact fit, which takes about five, is out of reach."""
 
-ENTRIES = 1e8
+ENTRIES = 2e7
 """Entries of the tail's pattern from which on it is not formed."""
 
 SMALL = 5_000

@@ -134,6 +134,17 @@ def test_thresholds_are_rows_of_tidy(fit):
     assert set(fit.tidy("ran_vals")["component"]) == {"cond"}
 
 
+def test_means_say_that_their_scale_has_no_origin(fit):
+    note = (
+        "linear predictors without the thresholds, on the logit scale: it has no origin, and only differences mean "
+        "something"
+    )
+    means = fit.emmeans("temp")
+    assert note in means.to_frame().attrs["notes"]
+    assert note in str(means)
+    assert note in means.pairs().to_frame().attrs["notes"]
+
+
 def test_whole_numbers_are_categories_in_their_order(fit, wine):
     numbers = glmer("score ~ temp + contact + (1 | judge)", wine, "ordinal")
     assert_allclose(numbers.criterion, fit.criterion, atol=1e-9)

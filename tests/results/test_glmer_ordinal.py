@@ -117,6 +117,34 @@ def test_tests_and_intervals(fit, wine):
     assert_allclose(np.abs(fit.emmeans("temp").pairs().estimate), fit.params["temp[T.warm]"])
 
 
+def test_thresholds_are_rows_of_tidy(fit):
+    rows = fit.tidy(conf_int=True)
+    assert list(rows["component"]) == ["cond"] * 2 + ["alpha"] * 4 + ["cond"]
+    assert list(rows["effect"]) == ["fixed"] * 6 + ["ran_pars"]
+    own = rows[rows["component"] == "alpha"].set_index("term")
+    reference = fit.family_params
+    assert list(own.index) == list(reference.index)
+    assert_allclose(own["estimate"], reference["estimate"])
+    assert_allclose(own["std_error"], reference["std_error"])
+    assert_allclose(own["statistic"], reference["estimate"] / reference["std_error"])
+    assert own["p_value"].isna().all()
+    assert_allclose(own["conf_high"] - own["estimate"], 1.959963984540054 * own["std_error"])
+    assert_allclose(fit.tidy("fixed", exp=True)["estimate"], np.exp(rows["estimate"][:6]))
+    assert list(fit.tidy(["ran_pars", "fixed"])["component"]) == ["cond"] * 3 + ["alpha"] * 4
+    assert set(fit.tidy("ran_vals")["component"]) == {"cond"}
+
+
+def test_means_say_that_their_scale_has_no_origin(fit):
+    note = (
+        "linear predictors without the thresholds, on the logit scale: it has no origin, and only differences mean "
+        "something"
+    )
+    means = fit.emmeans("temp")
+    assert note in means.to_frame().attrs["notes"]
+    assert note in str(means)
+    assert note in means.pairs().to_frame().attrs["notes"]
+
+
 def test_whole_numbers_are_categories_in_their_order(fit, wine):
     numbers = glmer("score ~ temp + contact + (1 | judge)", wine, "ordinal")
     assert_allclose(numbers.criterion, fit.criterion, atol=1e-9)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.stats import norm
 
 from fastlmm_core import BoundaryWarning, DataError, FormulaError, ModelError, SpellingError, anova, glmer, load_dataset
 from fastlmm_core.families import Poisson, ZeroInflated
@@ -149,6 +150,26 @@ def held(fit, value):
         return d, g[free]
 
     return minimize(f, x[free], jac=True, method="BFGS").fun
+
+
+def test_the_zero_part_has_rows_of_tidy(fits):
+    name = "truncated_nbinom2 ~ h"
+    fit, reference = fits[name], REFERENCE[name]
+    rows = fit.tidy(conf_int=True, level=0.9)
+    assert list(rows["component"]) == ["cond"] * len(fit.params) + ["zi"] * 2 + ["cond"] * len(fit.theta)
+    own = rows[rows["component"] == "zi"].set_index("term")
+    assert list(own.index) == ["Intercept", "h"]
+    assert_allclose(own["estimate"], reference["zi"], atol=1e-4)
+    assert_allclose(own["std_error"], reference["zi_se"], rtol=1e-4)
+    z = own["estimate"] / own["std_error"]
+    assert_allclose(own["statistic"], z)
+    assert_allclose(own["p_value"], 2 * norm.sf(np.abs(z)))
+    assert_allclose(own["conf_low"], own["estimate"] - norm.ppf(0.95) * own["std_error"])
+    ratios = fit.tidy("fixed", exp=True)
+    assert_allclose(ratios.loc[ratios["component"] == "zi", "estimate"], np.exp(own["estimate"]))
+    pytest.importorskip("matplotlib")
+    drawn = fit.plot.forest().axes[0].get_yticklabels()
+    assert [label.get_text() for label in drawn] == [name for name in fit.params.index if name != "Intercept"]
 
 
 def test_pages_and_comparisons(fits, ticks):

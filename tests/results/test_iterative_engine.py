@@ -1,6 +1,8 @@
 """`lmer` by the iterative engine: the results that it has, those that it refuses, and when it is chosen."""
 
 import pickle
+import re
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,9 @@ import pytest
 from fastlmm_core import lmer
 from fastlmm_core.core import Control, Model, Term
 from fastlmm_core.core.iterative import choice
+from fastlmm_core.core.iterative.problem import crossed_problem, row_form_bytes
+from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.iterative.traces import Probes
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 FORMULA = "y ~ x + (x | user) + (1 | item)"
@@ -141,18 +146,52 @@ def test_one_factor_leaves_nothing_to_iterate_over(ratings):
 def test_auto_takes_it_where_no_exact_engine_is_within_reach(ratings, monkeypatch):
     monkeypatch.setattr(choice, "SMALL", 10)
     assert lmer(FORMULA, ratings).engine_report().engine == "dense"  # within reach
-    small = Control(memory_limit=200_000)
+    small = Control(memory_limit=500_000)
     found = lmer(FORMULA, ratings, control=small)
     report = found.engine_report()
     assert report.engine == "iterative"
     assert "would take" in report.reason
     with pytest.raises(MemoryLimitError):  # correlated effects in the tail: not one for the iterative engine
         lmer("y ~ x + (x | user) + (x | item)", ratings, control=Control(memory_limit=400_000))
-    monkeypatch.setattr(choice, "ENTRIES", 10.0)
-    assert "a sample shows" in lmer(FORMULA, ratings, control=small).engine_report().reason
     monkeypatch.setattr(choice, "REACH", 0.0)
+    monkeypatch.setattr(choice, "ENTRIES", 10.0)
+    assert "a sample shows" in lmer(FORMULA, ratings).engine_report().reason
     monkeypatch.setattr(choice, "ENTRIES", np.inf)
     assert "would take" in lmer(FORMULA, ratings).engine_report().reason
+
+
+@pytest.mark.parametrize("engine", ["iterative", "auto"])
+def test_its_own_memory_has_the_limit_too(ratings, monkeypatch, engine):
+    monkeypatch.setattr(choice, "SMALL", 10)
+    design = Model(
+        np.column_stack([np.ones(6000), ratings.x]),
+        [Term(ratings.user, np.column_stack([np.ones(6000), ratings.x])), Term(ratings.item)],
+    ).products
+    needed = row_form_bytes(design, 1, 150, 8)
+    assert needed > 6000 * (4 + 2 * 8) + 8 * 150 * 64  # codes and columns, a buffer of eight parts
+    words = re.escape(f"would take {needed / 2**30:.3g} GiB for 6000 rows and 150 random effects")
+    limit = re.escape(f"but {(needed - 1) / 2**30:.3g} GiB can be used")
+    with pytest.raises(MemoryLimitError, match=f"{words}.*{limit}"):
+        lmer(FORMULA, ratings, control=Control(engine=engine, memory_limit=needed - 1))
+    assert lmer(FORMULA, ratings, control=Control(engine=engine, memory_limit=needed)).converged
+
+
+def test_the_prediction_covers_what_is_allocated(ratings):
+    """Traced bytes at the peak of one evaluation, of a problem whose vectors are most of it."""
+    rng = np.random.default_rng(0)
+    n, q, m = 60_000, 12_000, 20_000
+    x = rng.normal(size=n)
+    X = np.column_stack([np.ones(n), x])
+    model = Model(X, [Term(rng.integers(0, q, n), X), Term(rng.integers(0, m, n))])
+    found = model.products.response(rng.normal(size=n))
+    tracemalloc.start()
+    problem = crossed_problem(model.products, found, Control())
+    Probes(problem, 0).traces(System(problem, problem.start + 0.5), 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    groups = model.products.groups
+    predicted = row_form_bytes(model.products, 1, groups[1].n_levels * groups[1].n_columns, 8)
+    assert 0.75 * predicted < peak < 1.25 * predicted
 
 
 def test_the_sample_counts_the_pattern(ratings):

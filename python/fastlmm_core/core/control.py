@@ -43,8 +43,8 @@ class Control:
         Threads of the kernels, at most 256; None takes every processor this process may use, by its affinity and by
         its container's quota. A forked child runs on one thread whatever is asked for.
     memory_limit : int or None
-        Bytes a factor may take; None takes what the machine and the container have free. A larger prediction is
-        refused.
+        Bytes a factor may take, or the iterative engine's rows and vectors; None takes what the machine and the
+        container have free. A larger prediction is refused.
     check_levels : bool
         Refuse a grouping factor with as many levels as rows, whose variance the residuals' hides. Where known weights
         differ they tell the two apart, as in a meta-analysis: False then fits it.
@@ -101,7 +101,7 @@ class Control:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes a factor may take."""
+        """Bytes an engine may take."""
         return int(self.memory_limit) if self.memory_limit is not None else available_memory()
 
 

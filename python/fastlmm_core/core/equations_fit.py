@@ -14,12 +14,15 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
+from fastlmm_core.core.fixed_space import FixedSpace
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.structured import Report, TermStructures, factor_derivatives
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.trust_region import Search, minimise
+from fastlmm_core.core.unseen import unseen_by_equations
 
 __all__ = ["EquationsFit", "EquationsModel"]
 
@@ -73,6 +76,7 @@ class EquationsModel(ProjectedModel, TermStructures):
     ) -> None:
         n = len(terms[0].codes) if terms else len(sparse[0].codes)
         self.terms, self.sparse, self.relationships = tuple(terms), tuple(sparse), tuple(relationships)
+        self._found: dict[str, tuple[Unidentified | None, tuple[NDArray[np.bool_], ...]]] = {}
         TermStructures.__init__(self, self.terms, structures)
         absorbed = sum(int(t.n_levels or 0) for t in self.sparse)
         ProjectedModel.__init__(self, X, n, weights, offset, reml, control, absorbed)
@@ -85,9 +89,7 @@ class EquationsModel(ProjectedModel, TermStructures):
         outer = found[0]
         X = self.X[:, outer] if self.root is None else self.X[:, outer] * self.root[:, None]
         X = X / np.maximum(np.sqrt(np.square(X).sum(axis=0)), 1e-300)
-        absorbed = Equations(self.sparse, (), len(self.sparse), self.root, X, np.ones(self.n), True)
-        absorbed.factor.refactor(absorbed.matrix(()))
-        left = X.T @ X - absorbed.ZE[:, :-1].T @ absorbed.factor.solve(absorbed.ZE[:, :-1])
+        left = X.T @ FixedSpace(self.sparse, self.root, X).rest
         chosen: list[int] = []
         for j in range(X.shape[1]):
             rest = left[j, j]
@@ -141,6 +143,12 @@ class EquationsModel(ProjectedModel, TermStructures):
                     on_evaluation(k, self.to_user(x), value, size, radius)
             return self._estimates(equations, found, projected, constant)
 
+    def unseen(self, equations: Equations) -> tuple[Unidentified | None, tuple[NDArray[np.bool_], ...]]:
+        """What the criterion does not see, whatever the response, and sparse levels (q,) that depend on it."""
+        if "unseen" not in self._found:
+            self._found["unseen"] = unseen_by_equations(self, equations)
+        return self._found["unseen"]
+
     def factors(self, phi: Array) -> list[Array]:
         """L (l, l) of each term in working coordinates."""
         return [factor_derivatives(c, phi[where])[0] for c, where in zip(self.covariances, self.slices, strict=True)]
@@ -169,6 +177,7 @@ class EquationsModel(ProjectedModel, TermStructures):
         solved = found.point.solved if same else equations.solve(self.factors(phi))
         if solved.value + constant > found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
             phi, solved = found.x, found.point.solved
+        unidentified, blind = self.unseen(equations)
         return EquationsFit(
             theta=self.to_user(phi),
             beta=self.coefficients(projected, solved.beta),
@@ -181,6 +190,8 @@ class EquationsModel(ProjectedModel, TermStructures):
             converged=found.converged,
             message=found.message,
             control=self.control,
+            unidentified=unidentified,
+            blind=blind,
             _solution=None,
             model=self,
             working=phi,
@@ -214,6 +225,7 @@ class EquationsFit(ProjectedFit):
     norm: float = field(repr=False)
     solved: Solved = field(repr=False)
     constant: float = field(repr=False)
+    blind: tuple[NDArray[np.bool_], ...] = field(repr=False)
 
     @property
     def n_parameters(self) -> int:
@@ -289,9 +301,12 @@ class EquationsFit(ProjectedFit):
         return tuple(self.sigma**2 * (L @ T @ L.T) for L, T in zip(self.L, joint, strict=False))
 
     def absorbed_var(self) -> tuple[Array, ...]:
-        """Variances of `absorbed`, tuple of (q,)."""
+        """Variances of `absorbed`, tuple of (q,); NaN where they depend on what is not identified."""
         _, joint = self.inverse_blocks
-        return tuple(self.sigma**2 * T[:, 0, 0] for T in joint[len(self.model.terms) :])
+        return tuple(
+            np.where(blind, np.nan, self.sigma**2 * T[:, 0, 0])
+            for T, blind in zip(joint[len(self.model.terms) :], self.blind, strict=True)
+        )
 
     @cached_property
     def fitted(self) -> Array:

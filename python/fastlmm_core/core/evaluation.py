@@ -114,6 +114,9 @@ class Evaluation:
         self.objective, self.theta = objective, theta
         self._evaluator, self._layout = objective.evaluator, objective.plan
 
+    def __reduce__(self) -> tuple[type[Evaluation], tuple[Objective, Array]]:
+        return Evaluation, (self.objective, self.theta)
+
     @cached_property
     def value(self) -> float:
         """The criterion."""

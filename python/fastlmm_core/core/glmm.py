@@ -240,7 +240,6 @@ class Model:
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             tol = self.control.tol * self.engine.patience
-            self._turn = self.engine.turn
             self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
@@ -270,7 +269,7 @@ class Model:
         NumericalError
             The deviance cannot be evaluated at the start.
         """
-        with one_blas_thread(), self._turn:
+        with one_blas_thread(), self.engine.turn:
             response = self.design.response(y)
             return self._fit(response, self._start(response, start), start is not None, on_evaluation)
 
@@ -330,7 +329,7 @@ class Model:
 
     def fixed_criterion(self, y: ArrayLike) -> float:
         """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""
-        with one_blas_thread(), self._turn:
+        with one_blas_thread(), self.engine.turn:
             response = self.design.response(y)
             self.engine.set_response(response)
             return self.searcher.without_effects(glmm_start(self.design, response))
@@ -358,7 +357,7 @@ class Model:
             np.zeros(k, bool),
             np.zeros(k, np.int32),
         )
-        with one_blas_thread(), self._turn:
+        with one_blas_thread(), self.engine.turn:
             for i, y in enumerate(responses):
                 try:
                     response = design.response(y)

@@ -51,6 +51,9 @@ class Searcher:
         self.more = max_evaluations - FEW
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
+    def __reduce__(self) -> tuple[type[Searcher], tuple[Engine, int, float]]:
+        return Searcher, (self.engine, self.more + FEW, self.tol)
+
     def search(self, psi: Array, given: bool, on_evaluation: Report | None = None) -> tuple[Array, float, Array, int]:
         """Minimise the deviance from psi.
 

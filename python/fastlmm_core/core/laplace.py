@@ -90,7 +90,7 @@ class Laplace:
     def __init__(self, design: GlmmDesign, control: Control) -> None:
         # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
         self.patience = 100.0 * max(1.0, design.n / 1e5)
-        self.design, self.expected = design, control.weights == "expected"
+        self.design, self.control, self.expected = design, control, control.weights == "expected"
         self.turn = Turn()
         self.holder: object = None
         products = design.products
@@ -118,6 +118,9 @@ class Laplace:
         # rows of several parameters bend more: the square of a step promises less
         self.small = SMALL * 1e-6 if design.family.vector else SMALL
         self._reset()
+
+    def __reduce__(self) -> tuple[type[Laplace], tuple[GlmmDesign, Control]]:
+        return type(self), (self.design, self.control)  # a copy has a workspace of its own
 
     def _reset(self) -> None:
         """Modes begin at zero."""

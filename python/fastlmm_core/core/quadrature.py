@@ -59,7 +59,7 @@ class OneFactor:
             nodes, weights = gauss_hermite(n_agq, group.n_columns)
         ptr, self.order = sort_rows(design.codes[0], group.n_levels)
         columns = np.ones((design.n, 1)) if z is None else z
-        self.design = design
+        self.design, self.n_agq, self.control = design, n_agq, control
         self.turn = Turn()
         self.holder: object = None
         self.criterion = Quadrature(
@@ -81,6 +81,9 @@ class OneFactor:
             control.n_threads,
             family.rho_range,
         )
+
+    def __reduce__(self) -> tuple[type[OneFactor], tuple[GlmmDesign, int, Control]]:
+        return OneFactor, (self.design, self.n_agq, self.control)  # a copy has a workspace of its own
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""

@@ -8,6 +8,9 @@ of
 
 at a point in general position: the start, moved at random. The estimate and the variance of L beta do not depend on
 such a direction Delta if L (X'X)^-1 X'Delta = 0, as in `core.identifiability`.
+
+Where levels are related, V_a = Z (A x E) Z' has no small blocks. Then (1) is replaced by its estimate from a few random
+vectors, <M V_a M w, M V_b M w>, in which the same directions are null.
 """
 
 from __future__ import annotations
@@ -18,14 +21,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.identifiability import Unidentified, orthonormal
+from fastlmm_core.core.fixed_space import FixedSpace
+from fastlmm_core.core.identifiability import TOUCHED, Unidentified, orthonormal
 from fastlmm_core.core.parameter_gram import NULL, VISIBLE, gram_of_parameters, touched_by
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.equations import Equations
+    from fastlmm_core.core.equations_fit import EquationsModel
     from fastlmm_core.core.residuals.criterion import PatternCriterion
     from fastlmm_core.core.structured import StructuredModel
 
-__all__ = ["unseen_by_patterns", "unseen_by_products"]
+__all__ = ["unseen_by_equations", "unseen_by_patterns", "unseen_by_products"]
 
 Array = NDArray[np.float64]
 
@@ -37,6 +43,12 @@ WIDEST = 40
 
 MOST = 400
 """Parameters beyond which a structure is not searched."""
+
+PROBES = 16
+"""Random vectors, besides one a column of the widest term."""
+
+KEPT = 1 << 22
+"""Numbers of one chunk of random vectors' images."""
 
 
 def general(start: Array) -> Array:
@@ -142,3 +154,81 @@ def unseen_by_products(model: StructuredModel) -> Unidentified | None:
         return None
     touched = touched_by(products, index, list((chain @ null).T)) if model.reml else []
     return summed_up(null, plain, owners, orthonormal(touched, products.rank), model.reml)
+
+
+class Images:
+    """What V_0 = I and the derivatives V_a = Z (A x E_a) Z' make of columns, rows times the roots of weights."""
+
+    def __init__(self, model: EquationsModel, equations: Equations) -> None:
+        self.model, self.equations = model, equations
+        phi = general(np.concatenate([c.start() for c in model.covariances]))
+        self.directions = [c.directions(phi[where]) for c, where in zip(model.covariances, model.slices, strict=True)]
+
+    def chunks(self, columns: int) -> list[slice]:
+        """Columns that are handled at once."""
+        step = max(1, KEPT // (self.model.n * (self.model.n_parameters + 1)))
+        return [slice(i, i + step) for i in range(0, columns, step)]
+
+    def __call__(self, columns: Array) -> Array:
+        """(r + 1, n, c) of columns (n, c)."""
+        out = np.empty((self.model.n_parameters + 1, *columns.shape))
+        out[0] = columns
+        equations, at = self.equations, 1
+        for k, directions in enumerate(self.directions):
+            q, l = equations.levels[k], equations.widths[k]
+            Z = equations.Z[:, equations.slices[k]]
+            inner = Z.T @ columns
+            relationship = equations.relationships[k]
+            if relationship is not None:
+                inner = relationship.times(inner.reshape(q, -1))
+            inner = inner.reshape(q, l, -1)
+            for E in directions:
+                out[at] = Z @ (E @ inner).reshape(q * l, -1)
+                at += 1
+        return out
+
+    def along(self, direction: Array, columns: Array) -> Array:
+        """The direction's combination (n, c) of them."""
+        parts = [np.tensordot(direction, self(columns[:, part]), axes=1) for part in self.chunks(columns.shape[1])]
+        return np.column_stack([np.zeros((self.model.n, 0)), *parts])
+
+
+def unseen_by_equations(
+    model: EquationsModel, equations: Equations
+) -> tuple[Unidentified | None, tuple[NDArray[np.bool_], ...]]:
+    """Search a model of known relationships and sparse fixed effects.
+
+    Besides what is found: of each sparse factor, the levels (q,) whose variances depend on it.
+    """
+    r = model.n_parameters
+    ends = np.cumsum([0, *(int(t.n_levels or 0) for t in model.sparse)])
+    depends = np.zeros(int(ends[-1]), np.bool_)
+    if not 0 < r <= MOST:
+        return None, tuple(np.split(depends, ends[1:-1]))
+    images, fixed = Images(model, equations), FixedSpace(model.sparse, model.root, model.Q)
+    noise = np.random.default_rng(0).normal(size=(model.n, PROBES + max(equations.widths)))
+    gram, plain = np.zeros((r + 1, r + 1)), np.zeros(r + 1)
+    for part in images.chunks(noise.shape[1]):
+        w = noise[:, part]
+        whole = images(w)
+        plain += np.square(whole).sum(axis=(1, 2))
+        seen = np.stack([fixed.left(v) for v in images(fixed.left(w))]) if model.reml else whole
+        gram += np.tensordot(seen, seen, axes=([1, 2], [1, 2]))
+    plain, gram = plain / noise.shape[1], gram / noise.shape[1]
+    null = null_space(gram, plain)
+    if not null.shape[1]:
+        return None, tuple(np.split(depends, ends[1:-1]))
+    touched = []
+    for c in null.T if model.reml else ():
+        T = images.along(c, fixed.weights)
+        sizes, vectors = np.linalg.eigh(T.T @ T)
+        keep = sizes > VISIBLE * max(float(sizes.max(initial=0.0)), 1.0 / equations.nu)
+        touched.append(vectors[:, keep])
+        if model.sparse:
+            moved = np.linalg.norm(fixed.sparse_coefficients(images.along(c, noise)), axis=1)
+            depends |= moved > TOUCHED * np.linalg.norm(fixed.sparse_coefficients(noise), axis=1) / np.sqrt(model.n)
+    owners: list[tuple[int, int] | None] = [None]
+    for k, covariance in enumerate(model.covariances):
+        owners += [(k, covariance.l)] * covariance.n
+    found = summed_up(null, plain, owners, orthonormal(touched, model.rank), model.reml)
+    return found, tuple(np.split(depends, ends[1:-1]))

@@ -131,6 +131,8 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
         term = design.random[k]
         cov = core.sigma**2 * np.diag(core.L[k] @ core.L[k].T)
         error = np.diagonal(core.prediction_var()[k], axis1=1, axis2=2)
+        if core.unidentified is not None and k in core.unidentified.terms:
+            error = np.full_like(error, np.nan)
         variance = term.relationship.variances[:, None] * cov
         with np.errstate(divide="ignore", invalid="ignore"):
             reliability = np.where(variance > 0, 1.0 - error / variance, np.nan)

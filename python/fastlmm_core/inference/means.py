@@ -116,7 +116,7 @@ def _estimates(
         checked_level(level),
         response=_response(result),
         total_sd=_total_sd(result),
-        notes=tuple(_notes(grid, keep, weights, over, variable)),
+        notes=(*_notes(grid, keep, weights, over, variable), *([] if variable else _scale_notes(result))),
     )
 
 
@@ -165,6 +165,16 @@ def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variab
         listed = ", ".join(dict.fromkeys(involved))
         notes.append(f"{listed} may mislead on its own: the model has interactions with what was averaged over")
     return notes
+
+
+def _scale_notes(result: FittedModel) -> list[str]:
+    """What means on a scale without an origin can be used for."""
+    if not isinstance(result.core, GlmmFit) or not result.core.family.no_intercept:
+        return []
+    return [
+        f"linear predictors without the thresholds, on the {result.core.family.link.name} scale: it has no origin, and "
+        "only differences mean something"
+    ]
 
 
 def _mentions(term: Sequence[str], name: str) -> bool:

@@ -22,10 +22,12 @@ def forest(
     """Intervals of the fixed effects, a colour a model; see `Plots.forest`."""
     if not fits:
         raise ModelError("no model to draw")
-    tables = {
-        name: fit.tidy("fixed", conf_int=True, level=checked_level(level)).set_index("term")
-        for name, fit in fits.items()
-    }
+    tables = {}
+    for name, fit in fits.items():
+        table = fit.tidy("fixed", conf_int=True, level=checked_level(level))
+        if "component" in table:  # thresholds and zero parts are on scales of their own
+            table = table[table["component"] == "cond"]
+        tables[name] = table.set_index("term")
     terms = list(dict.fromkeys(t for table in tables.values() for t in table.index))
     if not intercept:
         terms = [t for t in terms if t not in ("Intercept", "(Intercept)")]

@@ -427,10 +427,13 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
     ) -> pd.DataFrame:
         """One row a parameter, as broom.mixed's `tidy`; see `LmerResult.tidy`.
 
+        Ordinal models and those with a part for zeros have a `component`: "cond"; "alpha" for thresholds, which have
+        no p; "zi" for the zero part's coefficients, whose terms may have the names of the others'.
+
         Parameters
         ----------
         exp : bool
-            Fixed effects as odds, rate or mean ratios.
+            Fixed effects as odds, rate or mean ratios, those of every component.
         ddf : None
             For the sake of code that asks any model: there are none.
         """

@@ -56,7 +56,7 @@ def parts(name, theta=None, reml=True):
     """Design, problem and system of a case at conditioned theta, and the exact engine's objective."""
     y, X, terms, w = data(name)
     design = DesignProducts(X, terms, weights=w)
-    problem = crossed_problem(design, design.response(y), 1)
+    problem = crossed_problem(design, design.response(y), Control(threads=1))
     at = np.linspace(0.4, 0.8, problem.n_theta) if theta is None else theta
     return design, problem, System(problem, at), objective(y, X, terms, weights=w, reml=reml)
 
@@ -130,7 +130,7 @@ def test_a_complete_basis_makes_the_traces_exact(name):
     y, X, terms, _ = data(name)
     few = [terms[0], *(Term(t.codes % 8, n_levels=8) for t in terms[1:])]
     design = DesignProducts(X, few)
-    problem = crossed_problem(design, design.response(y), 1)
+    problem = crossed_problem(design, design.response(y), Control(threads=1))
     system = System(problem, np.linspace(0.4, 0.8, problem.n_theta))
     _, gradient, _ = objective(y, X, few).evaluator.derivatives(system.theta)
     out = derivatives(system, project(system), Probes(problem, 3).traces(system, 1), problem.n - problem.p, True)
@@ -281,7 +281,7 @@ def test_a_variance_at_zero_is_left_when_the_others_have_moved():
     """Begun at zero, a factor that has a variance leaves it."""
     y, X, terms, _ = data("three factors")
     design = DesignProducts(X, terms)
-    problem = crossed_problem(design, design.response(y), 1)
+    problem = crossed_problem(design, design.response(y), Control(threads=1))
     search = Search(problem, float(problem.n - problem.p), True, 0, design.theta_map.diagonal)
     end = search.run(np.array([0.5, 0.0, 0.5]), 8, 0.01)
     assert end.converged

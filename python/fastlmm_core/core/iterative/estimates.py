@@ -69,6 +69,8 @@ def fit(
     ------
     DataError, ModelError
         The input cannot support the model, or the model is not one for this engine.
+    MemoryLimitError
+        Its rows and vectors do not fit into memory.
     NumericalError
         A solve did not converge: the levels are too loosely connected.
 
@@ -125,7 +127,7 @@ def iterate(
     reason : str
         Why this engine, for its report.
     """
-    problem = crossed_problem(design, found, control.n_threads)
+    problem = crossed_problem(design, found, control)
     refuse_unidentified(design)
     nu = float(design.n - design.rank if reml else design.n)
     back = design.theta_map.to_user

@@ -172,7 +172,7 @@ class IterativeFit(CoreFit):
 
     def system(self) -> System:
         """The equations at `theta`, made again from the rows."""
-        problem = crossed_problem(self.design, self.found, self.control.n_threads)
+        problem = crossed_problem(self.design, self.found, self.control)
         return System(problem, self.search.theta)
 
     def cond_var(self) -> tuple[Array, ...]:

@@ -8,15 +8,19 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import MAX_LEADING, RowForm
+from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
 from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import MemoryLimitError, ModelError
 
-__all__ = ["Problem", "TailTerm", "crossed_problem", "refuse_unidentified"]
+__all__ = ["Problem", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes"]
 
 Array = NDArray[np.float64]
+
+SOLVER_BLOCKS = 8
+"""Blocks (m, 8) of a solve and of the products in it; each tail term keeps one a block of probes, and Q, beside."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,29 @@ def refuse_unidentified(design: DesignSums) -> None:
         )
 
 
-def crossed_problem(design: DesignSums, found: Responses, threads: int) -> Problem:
+def row_form_bytes(design: DesignSums, n_tail: int, m: int, probes: int) -> int:
+    """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve."""
+    at_hand = cast(RowsAtHand, design)
+    columns, n, l, q = at_hand.columns, design.n, design.groups[0].n_columns, design.groups[0].n_levels
+    covariates = n_tail if any(z is not None for z in columns[1:]) else 0
+    doubles = covariates + (0 if columns[0] is None else l) + (at_hand.weights is not None)
+    rows = n * (4 * n_tail + 8 * doubles) + 8 * (n + q + 1)  # the order of the rows too
+    parts = 8 if m <= 1_000_000 else 4  # each has sums of its own
+    blocks = parts + SOLVER_BLOCKS + n_tail * (1 - (-probes // WIDTH))
+    vectors = 8 * WIDTH * (blocks * m + 2 * q * l)
+    levels = 8 * (3 * q * l * l + m * l * l + (q * l + m) * (design.rank + 1))
+    return rows + vectors + levels
+
+
+def crossed_problem(design: DesignSums, found: Responses, control: Control) -> Problem:
     """The problem of one response.
 
     Raises
     ------
     ModelError
         One grouping factor only, correlated effects on a tail factor, or a leading factor of more than 16 columns.
+    MemoryLimitError
+        The rows in this form, and the vectors, do not fit into memory.
     """
     if len(design.groups) < 2:
         raise ModelError(
@@ -123,6 +143,13 @@ def crossed_problem(design: DesignSums, found: Responses, threads: int) -> Probl
     if m >= 2**31:
         raise ModelError(
             f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
+        )
+    needed, available = row_form_bytes(design, len(tail), m, control.probes), control.n_bytes
+    if needed > available:
+        raise MemoryLimitError(
+            f"the iterative engine would take {needed / 2**30:.3g} GiB for {design.n} rows and {m} random effects "
+            f"beside the leading factor, but {available / 2**30:.3g} GiB can be used: raise "
+            "Control(memory_limit=...) if the machine has more, or fit fewer rows"
         )
     at_hand = cast(RowsAtHand, design)
     of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
@@ -145,7 +172,7 @@ def crossed_problem(design: DesignSums, found: Responses, threads: int) -> Probl
         None if z is None else np.ascontiguousarray(z[order]),
         t,
         None if w is None else np.ascontiguousarray(w[order]),
-        threads,
+        control.n_threads,
     )
     dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]
     cross = design.complete(found, pairs=False)

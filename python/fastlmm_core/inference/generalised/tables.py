@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import chdtrc
+from scipy.special import chdtrc, ndtr
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal
@@ -94,6 +94,14 @@ def tidy(
     """One row a parameter; see `GlmerResult.tidy`."""
     found = plain.tidy(result, effects, conf_int=conf_int, level=level, ddf="normal")
     frame = pd.DataFrame(found).drop(columns="df", errors="ignore")
+    if result.core.family.vector:
+        wanted = [effects] if isinstance(effects, str) else list(effects)
+        frame.insert(1, "component", "cond")
+        if "fixed" in wanted:
+            own = _own_coefficients(result, level).reindex(columns=frame.columns)
+            frame = pd.DataFrame({name: [*frame[name], *own[name]] for name in frame})
+            places = frame["effect"].map({effect: place for place, effect in enumerate(wanted)})
+            frame = frame.iloc[np.argsort(places.to_numpy(), kind="stable")].reset_index(drop=True)
     if exp:
         fixed = frame["effect"] == "fixed"
         ratio = np.exp(frame.loc[fixed, "estimate"].astype(float))
@@ -103,6 +111,30 @@ def tidy(
             if name in frame:
                 frame.loc[fixed, name] = np.exp(frame.loc[fixed, name].astype(float))
     return table(frame, None, found.notes)
+
+
+def _own_coefficients(result: GeneralisedModel, level: float) -> pd.DataFrame:
+    """Thresholds, or the zero part's coefficients, as rows of `tidy`; that a threshold is zero is no hypothesis."""
+    ordinal = isinstance(result.core.family, Ordinal)
+    rows = result.family_params[~np.array(result.core.family.logs, dtype=bool)]
+    estimate, error = rows["estimate"].to_numpy(), rows["std_error"].to_numpy()
+    z = estimate / error
+    half = quantile_of_level(level) * error
+    return pd.DataFrame(
+        {
+            "effect": "fixed",
+            "component": "alpha" if ordinal else "zi",
+            "group": None,
+            "level": None,
+            "term": [str(name).removeprefix("zi.") for name in rows.index],
+            "estimate": estimate,
+            "std_error": error,
+            "statistic": z,
+            "p_value": np.full(len(z), np.nan) if ordinal else 2.0 * ndtr(-np.abs(z)),
+            "conf_low": estimate - half,
+            "conf_high": estimate + half,
+        }
+    )
 
 
 def glance(result: GeneralisedModel) -> Table:

@@ -30,7 +30,11 @@ class Page(HTMLParser):
 
 def broken(site: Path) -> tuple[list[str], set[str]]:
     """One line for each link that leads nowhere, and the addresses outside."""
-    pages = {path.resolve(): Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    pages = {
+        path.resolve(): Page(path.read_text(encoding="utf-8"))
+        for path in site.rglob("*.html")
+        if "_static" not in path.parts
+    }
     lines, outside = [], set()
     for path, page in pages.items():
         for link in page.links:

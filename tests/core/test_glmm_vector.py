@@ -157,7 +157,8 @@ def test_first_look(name):
     family, y, X, terms, _, given = problem(name, (1,), n=400)
     quick, full = (Model(X, terms, family, n_agq=n, **given).fit(y) for n in (0, 1))
     assert quick.converged
-    assert 0 <= quick.criterion - full.criterion < 0.5
+    # where both have the same theta they are equal but for the rounding of sums of 3,000
+    assert -1e-9 <= quick.criterion - full.criterion < 0.5
     assert_allclose(quick.beta, full.beta, atol=0.3 * full.se.max())
     assert_allclose(np.sqrt(np.diag(quick.cov)), np.sqrt(np.diag(full.cov)), rtol=0.1)
 

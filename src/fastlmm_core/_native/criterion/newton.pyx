@@ -307,6 +307,8 @@ cdef class Newton(TrustRegion):
                 break
             for i in range(nt):
                 self.trial[i] = self.theta[i] + self.step[i]
+            for i in range(self.held.shape[0]):
+                self.trial[self.held[i]] = 0.0  # rounding of the eigenvectors would move it
         return status
 
     cdef void record(self, const double *theta, double value, double radius) noexcept nogil:

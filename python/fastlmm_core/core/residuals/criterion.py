@@ -99,6 +99,16 @@ class PatternCriterion:
         found, logdet = self.factors(phi)
         return [(P, S) for _, P, S in found], logdet
 
+    def share_left(self, phi: Array) -> float:
+        """The least part of a row's variance that the unit's other rows do not explain."""
+        worst = 1.0
+        for part, at in zip(self.parts, self.prepared, strict=True):
+            R = np.ascontiguousarray(self.model.values(phi, at)[0])
+            _, P, _ = factor(R, part.counts)
+            inflation = np.diagonal(R, axis1=1, axis2=2) * np.diagonal(P, axis1=1, axis2=2)
+            worst = max(worst, float(inflation.max(initial=1.0)))
+        return 1.0 / worst
+
     def __call__(self, phi: Array) -> Evaluation:
         """Evaluate at phi (r,); NumericalError where some covariance is not positive definite."""
         p, nu = self.p, self.nu

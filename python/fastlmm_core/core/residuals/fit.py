@@ -40,6 +40,12 @@ __all__ = ["PatternFit", "PatternModel"]
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+LEAST_SHARE = 1e-13
+"""Part of a row's variance beside the unit's other rows below which the criterion has no three digits left."""
+
+LEAST_UNSETTLED = 1e-10
+"""The same where a search could not settle: the criterion's rounding is then what it could not settle in."""
+
 
 class PatternModel(ProjectedModel):
     """A model with independent units, without its response.
@@ -164,6 +170,7 @@ class PatternModel(ProjectedModel):
             else:
                 first = self.to_working(np.asarray(start, np.float64))
             found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
+            refuse_repeated(criterion, found)
             found = self.canonical(criterion, found)
             if on_evaluation is not None:
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
@@ -240,6 +247,17 @@ class PatternModel(ProjectedModel):
             working=float(working),
             response=projected.response,
             evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
+        )
+
+
+def refuse_repeated(criterion: PatternCriterion, found: Search[Evaluation]) -> None:
+    """NumericalError where a search ended with rows of a unit so alike that double precision has lost the criterion."""
+    share = criterion.share_left(found.x)
+    if share < (LEAST_SHARE if found.converged else LEAST_UNSETTLED):
+        raise NumericalError(
+            "the rows of a subject, or of a level of the random effects, all but determine one another: what is "
+            f"left is {np.sqrt(share):.1g} of their standard deviation, and double precision leaves the residuals' "
+            "covariance too few digits. Fit one row a level, or the means"
         )
 
 

@@ -7,7 +7,7 @@ import pytest
 from fastlmm_core import anova, compare, glmer, lmer
 from fastlmm_core.core import Control, Model, Term
 from fastlmm_core.core.iterative import IterativeFit, choice
-from fastlmm_core.errors import ConvergenceWarning, ModelError, MonteCarloWarning, NumericalError
+from fastlmm_core.errors import ConvergenceWarning, MemoryLimitError, ModelError, MonteCarloWarning, NumericalError
 
 ITERATIVE = Control(engine="iterative")
 FORMULA = "y ~ x + (x | u) + (x || i) + (1 | k)"
@@ -101,6 +101,24 @@ def test_many_responses_go_where_one_goes(monkeypatch):
     np.testing.assert_array_equal(model.fit_many([y]).theta[0], model.fit(y).theta)
     with pytest.raises(ModelError, match="information=True"):
         Model(X, terms).fit_many([y], information=True)
+
+
+def test_estimates_at_a_theta_say_what_they_need(monkeypatch):
+    effects, noise, X, terms = arrays()
+    y, small = sum(effects) + noise, Control(memory_limit=20_000)
+    monkeypatch.setattr(choice, "SMALL", 10)
+    words = (
+        r"^estimates at a given theta need a factor, and the dense factor of 60 random effects would take .* GiB can "
+        r"be used: `fit` takes the iterative engine here, which has none; raise Control\(memory_limit=...\) if the "
+        r"machine has more, or fit, with start=theta$"
+    )
+    with pytest.raises(MemoryLimitError, match=words):
+        Model(X, terms, control=small).at(y, [1.0, 1.0])
+    with pytest.raises(ModelError, match=r"the iterative engine .* has no factor to evaluate a criterion with: use"):
+        Model(X, terms, control=ITERATIVE).at(y, [1.0, 1.0])
+    monkeypatch.setattr(choice, "SMALL", 60)  # `fit` refuses it, too
+    with pytest.raises(MemoryLimitError, match=r"^the dense factor of 60 random effects"):
+        Model(X, terms, control=small).at(y, [1.0, 1.0])
 
 
 def test_generalised_models_do_not_ignore_it(data):

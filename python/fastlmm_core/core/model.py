@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts, Responses, identified_products
 from fastlmm_core.core.fit import FAILED, CoreFit, estimates, minimise, near_perfect
-from fastlmm_core.core.iterative import factored, iterate
+from fastlmm_core.core.iterative import factored, iterate, may_iterate
 from fastlmm_core.core.many_fits import ManyFits
 from fastlmm_core.core.many_information import Probes, empty_information, fill_information, probe
 from fastlmm_core.core.objective import Objective
@@ -20,7 +20,7 @@ from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
-from fastlmm_core.errors import DataError, FastLMMError, ModelError, NumericalError
+from fastlmm_core.errors import DataError, FastLMMError, MemoryLimitError, ModelError, NumericalError
 
 __all__ = ["ManyFits", "Model", "fit", "fit_many"]
 
@@ -173,12 +173,25 @@ class Model:
 
         Raises
         ------
+        MemoryLimitError
+            No exact engine fits into memory; the iterative one, which may fit the model, has no factor.
+        ModelError
+            The iterative engine was asked for.
         NumericalError
             The criterion cannot be evaluated there.
         """
         with one_blas_thread():
             found = self.products.response(y)
-            model = self._workspaces.take(self.products, found)
+            try:
+                model = self._workspaces.take(self.products, found)
+            except MemoryLimitError as error:
+                if not may_iterate(self.products, self.control):
+                    raise
+                raise MemoryLimitError(
+                    f"estimates at a given theta need a factor, and {str(error).split(': ')[0]}: `fit` takes the "
+                    "iterative engine here, which has none; raise Control(memory_limit=...) if the machine has more, "
+                    "or fit, with start=theta"
+                ) from None
             try:
                 at = model.to_conditioned(np.asarray(theta, dtype=np.float64))
                 nothing = np.empty((0, len(at) + 3))

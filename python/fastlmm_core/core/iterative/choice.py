@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core.objective import Objective
     from fastlmm_core.core.workspaces import Workspaces
 
-__all__ = ["REACH", "beyond_reach", "factored", "suits"]
+__all__ = ["REACH", "beyond_reach", "factored", "may_iterate", "suits"]
 
 REACH = 300.0
 """Predicted seconds of an evaluation on one core above which an exact fit, which takes about five, is out of reach."""
@@ -53,7 +53,7 @@ def factored(
                 "the rows have been added up to cells, which the iterative engine does not take: use 'auto'"
             )
         return None, "it was asked for"
-    if control.engine != "auto" or workspaces.planned or tail <= SMALL or not suits(design):
+    if workspaces.planned or not may_iterate(design, control):
         return workspaces.take(design, found), ""
     reason = beyond_reach(design, control)
     if reason is not None:
@@ -66,6 +66,11 @@ def factored(
         workspaces.forget()
         return None, f"an evaluation of the {model.plan.engine} engine would take {model.plan.seconds:.2g} s"
     return model, ""
+
+
+def may_iterate(design: DesignSums, control: Control) -> bool:
+    """Whether a fit goes to the iterative engine where no exact one is within reach."""
+    return control.engine == "auto" and sum(g.size for g in design.groups[1:]) > SMALL and suits(design)
 
 
 def suits(design: DesignSums) -> bool:

@@ -156,7 +156,7 @@ class BoundaryWarning(FastLMMWarning):
 
 
 class SeparationWarning(FastLMMWarning):
-    """Fixed effects separate successes from failures, so that some coefficients have no finite estimate."""
+    """Some coefficients have no finite estimate: columns separate successes from failures, or zeros from counts."""
 
 
 class LaplaceWarning(FastLMMWarning):

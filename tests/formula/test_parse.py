@@ -106,6 +106,12 @@ def test_text_reads_back() -> None:
         ("y ~ -1 | g", "without parentheses"),
         ("y ~ x", "no random-effect term"),
         ("y ~ I(a | b)", "no random-effect term"),
+        (
+            "y ~ foo(x | g)",
+            r"no random-effect term .*; foo is none of the .*\(us, .* and 'foo\(x \| g\)' is read as a fun",
+        ),
+        ("y ~ x + np.foo(1 | g) - 1", "; np.foo is none of the covariance structures"),
+        ("y ~ x + foo(bar(x | g))", "; without one use a linear model"),
         ("y", "no `~`"),
         ("~ x + (1 | g)", "response is missing"),
         ("y ~ ", "nothing stands right"),

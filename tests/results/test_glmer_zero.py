@@ -10,7 +10,18 @@ import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
-from fastlmm_core import BoundaryWarning, DataError, FormulaError, ModelError, SpellingError, anova, glmer, load_dataset
+from fastlmm_core import (
+    BoundaryWarning,
+    ConvergenceWarning,
+    DataError,
+    FormulaError,
+    ModelError,
+    SeparationWarning,
+    SpellingError,
+    anova,
+    glmer,
+    load_dataset,
+)
 from fastlmm_core.families import Poisson, ZeroInflated
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "vector.json").read_text())
@@ -185,6 +196,26 @@ def test_pages_and_comparisons(fits, ticks):
     assert table["df"].iloc[1] == 1
     assert_allclose(table["chisq"].iloc[1], fits["poisson ~ 1"].criterion - fits["poisson ~ h"].criterion)
     assert_allclose(glmer(MODEL, ticks, "poisson", zero="~ 0").criterion, glmer(MODEL, ticks, "poisson").criterion)
+
+
+@pytest.mark.parametrize("family", ["poisson", "truncated_poisson"])
+@pytest.mark.parametrize(("zeros", "sign"), [(True, r"\+"), (False, "-")])
+def test_separation_of_the_zero_part_is_named_by_column_and_direction(family, zeros, sign):
+    """An arm of zeros alone, or of none."""
+    rng = np.random.default_rng(5)
+    n = 300
+    g, h, arm = rng.integers(0, 20, n), rng.normal(size=n), np.array(list("abc"))[rng.integers(0, 3, n)]
+    y = np.maximum(rng.poisson(np.exp(1.0 + 0.3 * h + 0.4 * rng.normal(size=20)[g])), 1)
+    y[rng.random(n) < 0.4] = 0
+    y[arm == "c"] = 0 if zeros else np.maximum(y[arm == "c"], 1)
+    data = {"y": y, "h": h, "arm": arm, "g": g}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the search may run as far as it is let
+        with pytest.warns(SeparationWarning, match=rf"separated by the zero part along arm\[T.c\] \({sign}\): "):
+            fit = glmer("y ~ h + (1 | g)", data, family, zero="~ h + arm")
+        assert any("zeros and counts above zero are separated" in note for note in fit.notes)
+        warnings.simplefilter("error", SeparationWarning)
+        glmer("y ~ h + (1 | g)", {**data, "arm": rng.permutation(arm)}, family, zero="~ h + arm")
 
 
 def test_no_extra_zeros_are_said_to_be_none(ticks):

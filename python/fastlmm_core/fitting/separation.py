@@ -1,4 +1,7 @@
-"""Fixed effects that separate successes from failures (Albert and Anderson 1984), found by a linear programme."""
+"""Fixed effects that separate successes from failures, or a zero part's that separate zeros from counts.
+
+Albert and Anderson (1984), Biometrika 71; found by a linear programme.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastlmm_core.families import TwoPart
 from fastlmm_core.fitting.text import listed
 
 if TYPE_CHECKING:
@@ -22,29 +26,48 @@ LARGE = 20.0
 
 
 def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -> str:
-    """What the fixed effects separate, as a sentence; empty where they do not.
+    """What the fixed effects separate, or the zero part's, as a sentence; empty where they do not.
 
-    The linear programme is solved only where some fitted probabilities vanish and a Wald variance explodes.
+    The linear programme is solved only where some fitted probabilities vanish and a Wald variance explodes. Of a zero
+    part that separates zeros from counts the likelihood rises without end whatever the counts' own zeros are; that of
+    an inflated one may do so elsewhere too, where the counts alone have as many zeros as there are.
     """
-    if core.family.name != "binomial" or not core.rank:
+    family = core.family
+    if isinstance(family, TwoPart) and family.zero is not None:
+        errors = np.array([core.family_params_se[f"zi.{name}"] for name in family.columns])
+        zero = (core._y == 0.0).astype(np.float64)
+        p, what = family.zero_probability(core.rho), "zeros and counts above zero are separated by the zero part"
+        found = _direction(family.zero, errors, p, zero, np.ones(len(zero)), list(family.columns))
+    elif family.name == "binomial" and core.rank:
+        labels = [names[j] if names else f"column {j}" for j in design.keep]
+        p, what = family.mean(design.fixed_part(core.psi)), "successes and failures are separated by the fixed effects"
+        found = _direction(design.X[:, design.keep], core.se[design.keep], p, core._y, design.m, labels)
+    else:
         return ""
-    p = core.family.mean(design.fixed_part(core.psi))
+    if not found:
+        return ""
+    return (
+        f"{what} along {found}: the likelihood rises "
+        "without end in that direction, and these estimates and standard errors show only how far the search went"
+    )
+
+
+def _direction(
+    X: np.ndarray, errors: np.ndarray, p: np.ndarray, y: np.ndarray, m: np.ndarray, labels: list[str]
+) -> str:
+    """Columns and signs of a direction that separates y = m from y = 0; empty where nothing hints at one."""
     if float(np.min(p * (1.0 - p))) > CERTAIN:
         return ""
-    X = design.X[:, design.keep]
     size = np.sqrt(np.mean(X**2, axis=0))
     with np.errstate(invalid="ignore"):
-        large = core.se[design.keep] * size > LARGE
-    if not large.any():
+        large = errors * size > LARGE
+    if not (large | np.isnan(errors)).any():
         return ""
-    direction = separated_direction(X / size, core._y, design.m)
+    direction = separated_direction(X / size, y, m)
     if direction is None:
         return ""
-    labels = [names[j] if names else f"column {j}" for j in design.keep]
-    parts = [f"{label} ({'+' if d > 0 else '-'})" for label, d in zip(labels, direction, strict=True) if abs(d) > 1e-6]
-    return (
-        f"successes and failures are separated by the fixed effects along {listed(parts)}: the likelihood rises "
-        "without end in that direction, and these estimates and standard errors show only how far the search went"
+    return listed(
+        [f"{label} ({'+' if d > 0 else '-'})" for label, d in zip(labels, direction, strict=True) if abs(d) > 1e-6]
     )
 
 

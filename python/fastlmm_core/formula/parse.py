@@ -138,9 +138,23 @@ def parse_formula(text: str, *, fixed_only: bool = False) -> ParsedFormula:
     parsed = _parse(str(text))
     if not parsed.random and not fixed_only:
         raise FormulaError(
-            f"no random-effect term such as (1 | group) in {shown(text)}; without one use a linear model"
+            f"no random-effect term such as (1 | group) in {shown(text)}; "
+            f"{_called_with_a_bar(parsed.fixed) or 'without one use a linear model'}"
         )
     return parsed
+
+
+def _called_with_a_bar(fixed: str) -> str:
+    """What became of `foo(x | g)`, the first such call of the fixed part, in words; empty where there is none."""
+    for _, summand in summands(fixed):
+        match = re.match(r"([A-Za-z_][\w.]*)\s*(?=\()", summand)
+        inner = unwrap(summand[match.end() :]) if match else None
+        if match and inner is not None and _bars(inner):
+            return (
+                f"{match[1]} is none of the covariance structures ({', '.join(STRUCTURES)}), and {shown(summand)} is "
+                "read as a function of columns"
+            )
+    return ""
 
 
 @lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ are the units.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,12 @@ __all__ = ["PatternFit", "PatternModel"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+NEARLY_REPEATED = 1e-8
+"""Part of a row's variance beside the unit's other rows below which a second search looks for smaller residuals."""
+
+WORTH_A_WARNING = 1e-2
+"""What a second search that did not settle must lower the criterion by to be taken for one that did."""
 
 LEAST_SHARE = 1e-13
 """Part of a row's variance beside the unit's other rows below which the criterion has no three digits left."""
@@ -170,12 +177,37 @@ class PatternModel(ProjectedModel):
             else:
                 first = self.to_working(np.asarray(start, np.float64))
             found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
+            if start is None and self.terms and (share := criterion.share_left(found.x)) < NEARLY_REPEATED:
+                with suppress(NumericalError):  # where that is no start, there is the first search
+                    other = self.search_again(criterion, share)
+                    gain = found.point.value - other.point.value
+                    found = other if gain > (0.0 if other.converged else WORTH_A_WARNING) else found
             refuse_repeated(criterion, found)
             found = self.canonical(criterion, found)
             if on_evaluation is not None:
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
                     on_evaluation(k, self.to_user(x), value, size, radius)
             return self._estimates(criterion, found, projected)
+
+    def search_again(self, criterion: PatternCriterion, share: float) -> Search[Evaluation]:
+        """Search from effects that leave a share of the variance to residuals, in units of their size.
+
+        Where residuals are small beside the effects, slopes along the effects' parameters are too small for the first
+        search to see, and correlations near one make a valley that rounding ends.
+        """
+        phi, size = self.model.start(), np.ones(self.model.n)
+        for term, where in zip(self.model.effects, self.model.of_effects, strict=True):
+            larger = np.eye(term.covariance.l) / np.sqrt(share)
+            phi[where] = term.covariance.rescaled(term.covariance.start(), larger)
+            size[where] = np.maximum(1.0, np.abs(phi[where]).max(initial=0.0))
+        found = minimise(
+            lambda x: ScaledEvaluation(criterion(x * size), size),
+            phi / size,
+            tol=self.control.tol,
+            max_evaluations=self.control.max_evaluations,
+        )
+        log = [(x * size, value, norm, radius) for x, value, norm, radius in found.log]
+        return Search(found.point.plain, found.x * size, found.converged, found.message, log)
 
     def unseen(self, criterion: PatternCriterion) -> Unidentified | None:
         """What the criterion does not see of the parameters, whatever the response: looked for once."""
@@ -248,6 +280,14 @@ class PatternModel(ProjectedModel):
             response=projected.response,
             evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
         )
+
+
+class ScaledEvaluation:
+    """An evaluation as a function of parameters (r,) over their sizes."""
+
+    def __init__(self, plain: Evaluation, size: Array) -> None:
+        self.plain, self.value = plain, plain.value
+        self.gradient, self.hessian = plain.gradient * size, plain.hessian * np.outer(size, size)
 
 
 def refuse_repeated(criterion: PatternCriterion, found: Search[Evaluation]) -> None:

@@ -15,7 +15,8 @@ from fastlmm_core.formula.dictionaries import KeyDictionary, LevelDictionary
 from fastlmm_core.formula.levels import code_values
 
 VALUES = {
-    "text": st.text(max_size=3),
+    # pandas 2 takes texts for equal that differ from their first NUL on
+    "text": st.text(st.characters(exclude_characters="\0"), max_size=3),
     "whole numbers": st.integers(-(2**63), 2**63 - 1),
     "small numbers": st.integers(-5, 5),
     "floats": st.floats(allow_nan=False, allow_infinity=False),

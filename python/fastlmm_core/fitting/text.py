@@ -85,7 +85,8 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int =
 
     def cells(tag: str, row: Sequence[str]) -> str:
         align = ("left" if j < left else "right" for j in range(len(row)))
-        return "".join(f'<{tag} style="text-align:{a}">{escape(c)}</{tag}>' for a, c in zip(align, row, strict=True))
+        style = "padding:0.15em 0.6em;text-align:"
+        return "".join(f'<{tag} style="{style}{a}">{escape(c)}</{tag}>' for a, c in zip(align, row, strict=True))
 
     head = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,10 +29,7 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
     from fastlmm_core.results.lmer import lmer
 
     options = result.options
-    known = {*WITHOUT_TABLE, *ARGUMENTS, "env"}
-    for name in changes:
-        if name not in known:
-            raise SpellingError(f"update() takes arguments of lmer, not {name!r}: {', '.join(sorted(known))}")
+    check_names(changes, {*WITHOUT_TABLE, *ARGUMENTS, "env"}, "lmer")
     if formula is None and data is None and set(changes) <= WITHOUT_TABLE:
         start = changes.pop("start", options.start)
         if start is not None:
@@ -43,6 +41,13 @@ def update(result: LmerResult, formula: str | None = None, data: Any = None, **c
     call: dict[str, Any] = {"reml": options.reml, "control": options.control, "verbose": options.verbose}
     call |= dict(options.given) | {"env": result.design.context} | changes
     return cast("LmerResult", lmer(text, data, **call))
+
+
+def check_names(changes: Iterable[str], known: set[str], call: str) -> None:
+    """Refuse what the call that makes such a fit does not take (SpellingError)."""
+    for name in changes:
+        if name not in known:
+            raise SpellingError(f"update() takes arguments of {call}, not {name!r}: {', '.join(sorted(known))}")
 
 
 def changed(result: FittedModel, formula: str | None, data: Any) -> tuple[str, Any]:
@@ -66,10 +71,7 @@ def update_generalised(
     from fastlmm_core.results.glmer import glmer
 
     options = result.options
-    known = {*GENERALISED_WITHOUT_TABLE, *GENERALISED, "env"}
-    for name in changes:
-        if name not in known:
-            raise SpellingError(f"update() takes arguments of glmer, not {name!r}: {', '.join(sorted(known))}")
+    check_names(changes, {*GENERALISED_WITHOUT_TABLE, *GENERALISED, "env"}, "glmer")
     if formula is None and data is None and set(changes) <= GENERALISED_WITHOUT_TABLE:
         again = fit_generalised(type(result), result.design, result.formula, replace(options, **changes))
         again.kept.update({k: v for k, v in result.kept.items() if k == "data"})

@@ -6,8 +6,8 @@ Nothing of the size of the tail squared is formed: products come from the rows, 
 traces of the gradient from random probes whose error is estimated and reported.
 """
 
-from fastlmm_core.core.iterative.choice import beyond_reach, factored, may_iterate, suits
+from fastlmm_core.core.iterative.choice import factored, may_iterate
 from fastlmm_core.core.iterative.estimates import fit, iterate
 from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 
-__all__ = ["IterativeFit", "MonteCarlo", "beyond_reach", "factored", "fit", "iterate", "may_iterate", "suits"]
+__all__ = ["IterativeFit", "MonteCarlo", "factored", "fit", "iterate", "may_iterate"]

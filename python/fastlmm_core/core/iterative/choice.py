@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core.objective import Objective
     from fastlmm_core.core.workspaces import Workspaces
 
-__all__ = ["REACH", "beyond_reach", "factored", "may_iterate", "suits"]
+__all__ = ["factored", "may_iterate"]
 
 REACH = 300.0
 """Predicted seconds of an evaluation on one core above which an exact fit, which takes about five, is out of reach."""
@@ -118,8 +118,10 @@ def sampled_entries(design: DesignSums) -> float:
     for j in sample:
         leads = np.unique(lead[places[of_tail[j] : of_tail[j + 1]]])
         seen += 1
-        looked += int(sizes[leads].sum())
-        rows = np.concatenate([order[ptr[i] : ptr[i + 1]] for i in leads]) if len(leads) else np.empty(0, np.int64)
+        counts = sizes[leads]
+        looked += int(counts.sum())
+        starts = np.repeat(ptr[leads] - np.cumsum(counts) + counts, counts)
+        rows = order[starts + np.arange(len(starts))]
         for g in range(1, len(design.groups)):
             found += len(np.unique(codes[g][rows])) * design.groups[g].n_columns
         if looked > SAMPLED_ROWS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -99,12 +100,12 @@ class IterativeFit(CoreFit):
     def __getstate__(self) -> dict[str, Any]:
         return saved_state({**self.__dict__, "_cache": {}})
 
-    @property
+    @cached_property
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each term, tuple of (l, l)."""
         return relative_factors(self.design.terms, self.theta)
 
-    @property
+    @cached_property
     def cov_beta(self) -> Array:
         """Covariance (p, p) of the fixed effects, NaN in rows and columns set aside."""
         design = self.design
@@ -118,7 +119,7 @@ class IterativeFit(CoreFit):
         """Standard errors (p,) of beta; NaN in columns set aside."""
         return np.sqrt(np.diag(self.cov_beta))
 
-    @property
+    @cached_property
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each term, tuple of (q, l)."""
         norm, design = float(self.found.norms[0]), self.design
@@ -132,12 +133,12 @@ class IterativeFit(CoreFit):
                 out[k] = norm * own[:, o : o + len(t)] @ t.T
         return tuple(out)
 
-    @property
+    @cached_property
     def fitted(self) -> Array:
         """X beta + Z b + offset, (n,)."""
         return self.design.fitted(self.beta, self.b)
 
-    @property
+    @cached_property
     def log(self) -> FitLog:
         """Where the search went: the criterion is known at its end only."""
         back, trace = self.design.theta_map.to_user, self.search.trace

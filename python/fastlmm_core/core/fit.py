@@ -387,7 +387,7 @@ def minimise(
     evaluations : (k, n_theta + 3), see `Newton.evaluations`
     message : str
     """
-    first = model.to_conditioned(model.start if start is None else start)
+    first = model.conditioned_start if start is None else model.to_conditioned(start)
     newton, parameters = model.newton, model.theta_map
     report = None
     if on_evaluation is not None:

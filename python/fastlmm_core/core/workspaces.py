@@ -59,7 +59,7 @@ class Workspaces:
         try:
             objective = self._idle.pop()
         except IndexError:
-            return self._another(design.complete(found))
+            return self._kept(Objective.of_response(design, found, self.reml, self.control))
         objective.set_response(design, found)
         return objective
 
@@ -74,7 +74,7 @@ class Workspaces:
         try:
             objective = self._idle.pop()
         except IndexError:
-            objective = self._another(cross)
+            objective = self._kept(Objective(cross, self.reml, self.control))
         else:
             objective.load(cross)
         try:
@@ -82,8 +82,8 @@ class Workspaces:
         finally:
             self.give_back(objective)
 
-    def _another(self, cross: CrossProducts) -> Objective:
-        objective = Objective(cross, self.reml, self.control)
+    def _kept(self, objective: Objective) -> Objective:
+        """A new one; those after it have its engine."""
         made = objective.plan
         if made.engine != "none":
             self.control = replace(self.control, engine=made.engine)

@@ -1,6 +1,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
-def ridge_sums(
-    blocks: NDArray[np.float64], s: NDArray[np.float64], ridge: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float, float]: ...
+Array = NDArray[np.float64]
+
+def ridge_sums(blocks: Array, s: Array, ridge: float) -> tuple[Array, Array, Array, float, float]: ...
+def group_moment(blocks: Array, s: Array, ridge: float, n: int, total: float, noise: float = ...) -> Array: ...
+def clipped_roots(
+    estimates: list[Array], scale: float, index: NDArray[np.int64], low: float, high: float
+) -> Array: ...

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
 from fastlmm_core.core.engines import EngineReport
@@ -230,10 +231,21 @@ class CoreFit:
         """`known_cov`, where `cov_beta` is made of it."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
-        half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)
+        half = design.inverse @ triangle_inverse(self.solution.ld[:rank, :rank].T)
+        known = self.sigma**2 / design.weight_scale * (half @ half.T)
+        if rank == p:
+            return np.asarray(known)
         cov = np.full((p, p), np.nan)
-        cov[design.keep[:, None], design.keep] = self.sigma**2 / design.weight_scale * (half @ half.T)
+        cov[design.keep[:, None], design.keep] = known
         return cov
+
+    @property
+    def fixed_root(self) -> tuple[Array, float]:
+        """R (rank, rank) of the kept columns of X, X = Q r, and the mean weight that Q'WQ = I is relative to."""
+        if self._solution is not None:
+            return self._solution.design.r, self._solution.design.weight_scale
+        conditioning = self.cross.conditioning
+        return conditioning.r[: self.rank, : self.rank], conditioning.weight_scale
 
     @later
     def b(self) -> tuple[Array, ...]:
@@ -327,6 +339,8 @@ class CoreFit:
         if self._rows is not None:
             return nullcontext(self.objective())
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
+        if self._solution is not None:
+            return pool.lent_with(self._solution.design, self._solution.response)
         return pool.lent(self.cross)
 
     def engine_report(self) -> EngineReport:

@@ -13,7 +13,17 @@ from fastlmm_core._native.symbolic.index import leading_rows, tail_rows
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
 
-__all__ = ["FEW", "Incidence", "Products", "natural_offsets", "pair_lists", "Weighted", "alone", "structures", "tail_groups"]
+__all__ = [
+    "FEW",
+    "Incidence",
+    "Products",
+    "Weighted",
+    "alone",
+    "natural_offsets",
+    "pair_lists",
+    "structures",
+    "tail_groups",
+]
 
 FEW = 4096
 """Levels below which the structures of a single factor are kept."""

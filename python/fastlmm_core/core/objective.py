@@ -133,6 +133,10 @@ class Objective:
         self.evaluator.set_response(lead, tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
 
+    def has(self, found: Responses) -> bool:
+        """Whether the response in hand is the one of ``found``."""
+        return self._later is not None and self._later[1] is found
+
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
         return np.asarray(self.theta_map.to_user.dot(conditioned))

@@ -32,9 +32,7 @@ def moment_start(cross: CrossProducts) -> Array:
     return start_of(cross.blocks, cross.dense, float(cross.dtd[-1, -1]), cross.n, cross.theta_index)
 
 
-def start_of(
-    blocks: Sequence[Array], dense: Sequence[Array], total: float, n: int, index: NDArray[np.int64]
-) -> Array:
+def start_of(blocks: Sequence[Array], dense: Sequence[Array], total: float, n: int, index: NDArray[np.int64]) -> Array:
     """`moment_start` from blocks of Z'WZ, sums of which the last column is the response's, and its sum of squares."""
     estimates = [group_moment(a, s[:, -1], RIDGE, n, total) for a, s in zip(blocks, dense, strict=True)]
     explained = 0.0

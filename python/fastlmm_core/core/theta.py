@@ -148,7 +148,9 @@ def theta_map(
 def index_of(groups: tuple[Group, ...], shapes: tuple[tuple[int, str], ...]) -> NDArray[np.int64]:
     """`ThetaMap.index`, read-only, of terms of the given columns and covariances."""
     place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
-    rows = [(g, o + i, o + j) for k, shape in enumerate(shapes) for g, o in (place[k],) for i, j in factor_index(*shape)]
+    rows = [
+        (g, o + i, o + j) for k, shape in enumerate(shapes) for g, o in (place[k],) for i, j in factor_index(*shape)
+    ]
     out = np.array(rows, np.int64)
     out.setflags(write=False)
     return out

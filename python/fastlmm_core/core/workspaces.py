@@ -60,13 +60,23 @@ class Workspaces:
             objective = self._idle.pop()
         except IndexError:
             return self._kept(Objective.of_response(design, found, self.reml, self.control))
-        objective.set_response(design, found)
+        if not objective.has(found):
+            objective.set_response(design, found)
         return objective
 
     def give_back(self, objective: Objective) -> None:
         """Let it be taken again."""
         if (len(self._idle) + 1) * self._n_bytes <= KEPT_BYTES:
             self._idle.append(objective)
+
+    @contextmanager
+    def lent_with(self, design: DesignSums, found: Responses) -> Iterator[Objective]:
+        """An objective as `take` gives it, inside a `with` block."""
+        objective = self.take(design, found)
+        try:
+            yield objective
+        finally:
+            self.give_back(objective)
 
     @contextmanager
     def lent(self, cross: CrossProducts) -> Iterator[Objective]:

@@ -304,7 +304,13 @@ def build_design(
     parts = [
         part
         for term in parsed.random
-        for part in random_parts(term, read.random[term.expr], take(random_variables[term.expr]), n)
+        for part in random_parts(
+            term,
+            read.random[term.expr],
+            take(random_variables[term.expr]),
+            n,
+            (spec, X) if read.random[term.expr] == read.fixed and not contrasts else None,
+        )
     ]
     coded = group_codes(parsed.random, {name: factor.take(rows) for name, factor in factors.items()})
     designs = with_relationships(in_order(parts, coded), relationships or {})

@@ -10,7 +10,7 @@ Cost: O(l^3) a level; no array of levels is made.
 
 import numpy as np
 
-from libc.math cimport isnan, sqrt
+from libc.math cimport isfinite, isnan, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 from scipy.linalg.cython_lapack cimport dsyev
@@ -133,13 +133,15 @@ def clipped_roots(list estimates not None, double scale, const int64_t[:, ::1] i
             if index[a, 0] == g:
                 r, c = index[a, 1], index[a, 2]
                 matrix[r * l + c] = estimate[r, c] / scale
+                if not isfinite(matrix[r * l + c]):
+                    raise ValueError("an estimate is not finite")
         if l == 1:
             eigen[0], matrix[0] = matrix[0], 1.0
         else:  # row-major lower triangles are LAPACK's upper ones
             width = <int>l
             dsyev(&jobz, &uplo, &width, matrix, &width, eigen, space, &lwork, &info)
             if info != 0:
-                raise ValueError("an estimate has no eigenvalues: it is not finite")
+                raise ValueError("an estimate has no eigenvalues")
         for x in range(l):
             eigen[x] = min(max(eigen[x], low * low), high * high)
         for r in range(l):

@@ -119,7 +119,7 @@ def unseen_by_patterns(criterion: PatternCriterion) -> Unidentified | None:
     owners: list[tuple[int, int] | None] = [None] * (r + 1)
     for k, (term, where) in enumerate(zip(model.effects, model.of_effects, strict=True)):
         owners[where.start + 1 : where.stop + 1] = [(k, term.covariance.l)] * term.n
-    return summed_up(null, plain, owners, orthonormal(touched, p), criterion.reml)
+    return summed_up(null, plain, owners, orthonormal(touched, criterion.p), criterion.reml)
 
 
 def unseen_by_products(model: StructuredModel) -> Unidentified | None:

@@ -311,7 +311,14 @@ def build_design(
     final_weights = None if prior is None else sound_weights(prior, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
-    check_sizes(ordinary, n, final_weights, check=check_levels, residual=not observation_level)
+    check_sizes(
+        ordinary,
+        n,
+        final_weights,
+        check=check_levels,
+        residual=not observation_level,
+        structured=request is not None,
+    )
     sparse = sparse_designs(take(of_sparse), read.fixed.intercept)
     within = None if request is None else request.design(take(of_residual), n)
     grid_source = _grid_source(read.fixed, spec, [*parsed.offsets], offset, evaluate, rows, n)

@@ -282,7 +282,7 @@ class Laplace:
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
 
     def walk(self, eta: Array, rho: float, h: float, u: Effects, step: Effects, dz: Array) -> tuple[float, float]:
-        """H along a step from (u, eta), and how much of it was taken: 0 where none is lower. Leaves its rows in ``out``."""
+        """H along a step from (u, eta), its rows left in ``out``, and the share of it that was taken: 0 for none."""
         scale = 1.0
         while scale >= 1e-10:
             at = u + step * scale

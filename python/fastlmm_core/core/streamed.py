@@ -69,7 +69,7 @@ class StreamedProducts(DesignSums):
     @property
     def has_rows(self) -> bool:
         """Whether codes are kept, which products by the row need."""
-        return self._store is not None and not self._store.collapsed
+        return self._store is not None and self._store.has_rows
 
     @cached_property
     def pairs(self) -> dict[tuple[int, int], Cells]:
@@ -85,7 +85,7 @@ class StreamedProducts(DesignSums):
         return out
 
     def _rows(self) -> tuple[list[NDArray[np.int32]], list[Array | None], Array | None]:
-        if self._store is None or self._store.collapsed:
+        if self._store is None or not self._store.has_rows:
             raise StreamedError()
         return self._store.whole()
 

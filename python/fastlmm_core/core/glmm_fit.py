@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, warn
 from fastlmm_core.families import Family
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
 

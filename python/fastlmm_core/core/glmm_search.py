@@ -98,6 +98,8 @@ class Searcher:
             The deviance cannot be evaluated at the start.
         """
         engine, design = self.engine, self.engine.design
+        if self.newton.criterion is not engine.criterion:  # made again after a fork
+            self.newton = Newton(engine.criterion, self.newton.max_evaluations, self.tol, self.held)
         parameters, nt = design.theta_map, design.n_theta
         report = None
         if on_evaluation is not None:

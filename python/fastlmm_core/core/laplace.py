@@ -74,7 +74,7 @@ class Laplace:
         # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
         self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.control, self.expected = design, control, control.weights == "expected"
-        self.turn = Turn()
+        self.turn = Turn(self._renew)
         self.holder: object = None
         products = design.products
         self.layout = plan(products, control)
@@ -104,6 +104,12 @@ class Laplace:
 
     def __reduce__(self) -> tuple[type[Laplace], tuple[GlmmDesign, Control]]:
         return type(self), (self.design, self.control)  # a copy has a workspace of its own
+
+    def _renew(self, lost: bool) -> None:
+        if lost:  # by a fork: the workspace is made again
+            turn = self.turn
+            self.__init__(self.design, self.control)  # type: ignore[misc]
+            self.turn = turn
 
     def _reset(self) -> None:
         """Modes begin at zero."""

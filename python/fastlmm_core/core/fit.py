@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -17,12 +17,12 @@ from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
 from fastlmm_core.core.engines import EngineReport
+from fastlmm_core.core.figures import conditional_variances, relative_factors
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.layout import engine_report
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
-from fastlmm_core.core.terms import Shaped
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -360,33 +360,6 @@ class CoreFit:
             with self.workspace() as model:
                 self._cache["cond_var"] = conditional_variances(model, self.theta, self.sigma)
         return self._cache["cond_var"]
-
-
-def relative_factors(terms: Sequence[Shaped], theta: Array) -> tuple[Array, ...]:
-    """L (l, l) of each term from theta in the user's units."""
-    factors, at = [], 0
-    for term in terms:
-        factor = np.zeros((term.n_columns, term.n_columns))
-        rows, columns = zip(*term.index(), strict=True)
-        factor[rows, columns] = theta[at : at + term.n_theta]
-        at += term.n_theta
-        factors.append(factor)
-    return tuple(factors)
-
-
-def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
-    """Var(b | y) of each term in the user's units."""
-    cross = model.cross
-    by_group = model.at(theta).cond_var()
-    # conditioned effects relate to sigma by the scaled weights
-    scale = sigma**2 / cross.conditioning.weight_scale
-    out: list[Array] = [np.empty(0)] * len(cross.transforms)
-    for group, blocks in zip(cross.groups, by_group, strict=True):
-        for k, o in zip(group.terms, group.offsets, strict=True):
-            t = cross.transforms[k]
-            part = blocks[:, o : o + len(t), o : o + len(t)]
-            out[k] = scale * (t @ part @ t.T)
-    return tuple(out)
 
 
 def minimise(

@@ -223,7 +223,13 @@ def test_errors_name_the_subject_the_visit_and_what_to_do(orthodont, fev):
         f"{GROWTH} + (1 | Subject)",
         residual="us(age | Subject)",
     )
-    refuse(ModelError, "cross the levels of age", orthodont, f"{GROWTH} + (1 | age)", residual="ar1(age | Subject)")
+    refuse(
+        ModelError,
+        "share a constant within Subject",
+        orthodont,
+        f"{GROWTH} + (1 | Subject) + (1 | age)",
+        residual="cs(age | Subject)",
+    )
     refuse(FormulaError, "'arma' does not exist", orthodont, residual="arma(age | Subject)")
     refuse(FormulaError, "is written as", orthodont, residual="age | Subject")
     refuse(FormulaError, "needs a constant", orthodont, dispersion="~ 0 + Sex")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
@@ -68,14 +68,20 @@ class StructuredResult(LmerResult):
     """
 
     @property
-    def _patterns(self) -> PatternFit:
-        """The core's fit, where its units are independent."""
-        if isinstance(self.core, PatternFit):
+    def _within(self) -> PatternFit | CrossedFit:
+        """The core's fit, where residuals have a structure or units are independent."""
+        if isinstance(self.core, PatternFit | CrossedFit):
             return self.core
         raise ModelError(
-            "this is for models of independent subjects, not for several grouping factors, known relationships or "
-            "sparse fixed effects"
+            "this is for models with a residual structure or of independent subjects, not for structured effects of "
+            "several grouping factors, known relationships or sparse fixed effects alone"
         )
+
+    def _free(self, what: str) -> PatternFit | CrossedFit:
+        """`_within`, where levels are unrelated and fixed effects are not sparse."""
+        if self.design.sparse or any(term.relationship is not None for term in self.design.random):
+            raise ModelError(f"{what} is not available for known relationships and sparse() effects")
+        return self._within
 
     @property
     def theta(self) -> pd.Series:
@@ -120,7 +126,7 @@ class StructuredResult(LmerResult):
         DataFrame
             Visits by visits.
         """
-        return residual.residual_cov(self.design, self._patterns, subject)
+        return residual.residual_cov(self.design, self._within, subject)
 
     def residual_corr(self, subject: Hashable = None) -> pd.DataFrame:
         """Correlations of `residual_cov`."""
@@ -140,13 +146,13 @@ class StructuredResult(LmerResult):
         """
         from fastlmm_core.inference.pattern_parameters import covariance_parameters
 
-        return covariance_parameters(self.design, self._patterns, level)
+        return covariance_parameters(self.design, self._within, level)
 
     def marginal_cov(self, level: Hashable) -> NDArray[np.float64]:
         """Marginal covariance (m, m) of the rows of one subject, or one level of the random effects' factor."""
         if isinstance(self.core, StructuredFit):
             return super().marginal_cov(level)
-        return residual.marginal_cov(self.design, self._patterns, level)
+        return residual.marginal_cov(self.design, self._free("marginal_cov"), level)
 
     def breeding_values(self, group: str | None = None) -> pd.DataFrame:
         """Predicted effects of the levels of a factor with a known relationship, all of its levels.
@@ -204,9 +210,9 @@ class StructuredResult(LmerResult):
             response residual over its own standard deviation. "normalized": all of a subject's, multiplied by the
             inverse of the Cholesky factor of their residual covariance; uncorrelated with variance one under the model.
         """
-        if not isinstance(self.core, PatternFit):
+        if not isinstance(self.core, PatternFit | CrossedFit):
             return super().residuals(kind)
-        values = residual.residuals(self.design, self._patterns, kind)
+        values = residual.residuals(self.design, self._within, kind)
         return pd.Series(values, index=self.design.row_labels, dtype=float)
 
     def simulate(self, n: int = 1, seed: Any = None, **options: Any) -> pd.DataFrame:
@@ -228,7 +234,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
             )
-        draws = residual.simulate(self.design, self._patterns, n, seed)
+        draws = residual.simulate(self.design, self._free("simulate"), n, seed)
         names = [f"sim_{k + 1}" for k in range(n)]
         return pd.DataFrame(draws, index=self.design.row_labels, columns=names)
 
@@ -260,8 +266,8 @@ class StructuredResult(LmerResult):
 
         Every draw is a `refit`. Refused for relationships and `sparse()` effects.
         """
-        if not isinstance(self.core, PatternFit | StructuredFit):
-            self._refuse("bootstrap of relationships and sparse() effects")
+        if not isinstance(self.core, StructuredFit):
+            self._free("bootstrap")
         return super().bootstrap(n, **options)
 
     def ranova(self, **options: Any) -> NoReturn:

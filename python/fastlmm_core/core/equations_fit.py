@@ -151,11 +151,12 @@ class EquationsModel(ProjectedModel, TermStructures):
 
     def start(self, projected: Projected) -> Array:
         """Working parameters (r,) of the first evaluation."""
-        return np.concatenate([0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances])
+        starts = (0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances)
+        return np.concatenate([np.zeros(0), *starts])
 
     def general_start(self) -> Array:
         """Parameters (r,) whatever the response."""
-        return np.concatenate([c.start() for c in self.covariances])
+        return np.concatenate([np.zeros(0), *(c.start() for c in self.covariances)])
 
     def residual_images(self, phi: Array) -> Callable[[Array], Array]:
         """What R, at phi, and its derivatives make of columns: (n, c) -> (1 + number of these, n, c)."""

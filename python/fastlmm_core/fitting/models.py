@@ -37,11 +37,7 @@ AnyModel = Model | PatternModel | StructuredModel | EquationsModel | StreamedMod
 
 def core_terms(design: Design) -> list[Term]:
     """The random terms of a design as the core takes them; nobody writes to their arrays, so that none is copied."""
-    for term in design.random:
-        for array in (term.codes, term.z):
-            if array is not None:
-                array.setflags(write=False)
-    return [Term(t.codes, t.z, n_levels=len(t.level_set)) for t in design.random]
+    return [Term.sound(t.codes, t.z, len(t.level_set)) for t in design.random]
 
 
 def arrays_of(design: Design) -> ModelArrays:

@@ -188,8 +188,10 @@ class Satterthwaite(Method):
         info = self.information
         assert info is not None
         h = rows @ info.half
-        gradient = ((h @ info.slopes) * h).sum(axis=2)  # (parameters, k)
-        spread = ((info.cov @ gradient) * gradient).sum(axis=0)
+        k, (n, rank, _) = len(h), info.slopes.shape
+        moved = (h @ info.slopes.transpose(1, 0, 2).reshape(rank, n * rank)).reshape(k, n, rank)
+        gradient = (moved * h[:, None]).sum(axis=2)
+        spread = ((gradient @ info.cov) * gradient).sum(axis=1)
         variance = (h * h).sum(axis=1)
         positive = spread > 0.0
         if positive.all():

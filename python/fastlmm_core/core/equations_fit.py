@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Structure
+from fastlmm_core.core.covariances import Covariance, Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fixed_space import FixedSpace
@@ -272,6 +272,16 @@ class EquationsFit(ProjectedFit):
     def scale(self) -> float:
         """Sigma of working coordinates."""
         return self.sigma * self.model.sigma_ratio(self.working)
+
+    @property
+    def all_phi(self) -> Array:
+        """All parameters, working coordinates."""
+        return self.working
+
+    @property
+    def effects(self) -> list[tuple[Covariance, Array, slice]]:
+        """Covariance, transform and place among the parameters of each random-effects term."""
+        return list(zip(self.model.covariances, self.model.transforms, self.model.slices, strict=True))
 
     @cached_property
     def relative(self) -> tuple[Array, ...]:

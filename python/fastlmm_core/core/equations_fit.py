@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Covariance, Structure
+from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fixed_space import FixedSpace
@@ -20,7 +21,6 @@ from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.structured import Report, TermStructures, factor_derivatives
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.unseen import unseen_by_equations
 from fastlmm_core.lazy import cached_property
 

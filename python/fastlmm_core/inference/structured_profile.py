@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.special import chdtri
 from tqdm import tqdm
 
+from fastlmm_core.core.descent import minimise
 from fastlmm_core.core.residuals.natural import ParametersAt, parameters_of, printed
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import minimise
 from fastlmm_core.errors import FastLMMError, ModelError, NumericalError
 from fastlmm_core.fitting.models import model_of
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate

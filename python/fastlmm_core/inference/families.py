@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr
 
 from fastlmm_core.inference.ddf import t_pvalues
-from fastlmm_core.inference.multiplicity import STEPWISE, Largest, adjusted_p, critical_values, n_means
+from fastlmm_core.inference.largest import Largest
+from fastlmm_core.inference.multiplicity import STEPWISE, adjusted_p, critical_values, n_means
 
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates

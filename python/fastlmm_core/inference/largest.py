@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fastlmm_core.inference.scaled import Table, at_distinct, root, tabulated
+from fastlmm_core.inference.scaled import at_distinct, root, tabulated
 
 __all__ = ["Largest"]
 
@@ -157,9 +157,7 @@ class Largest:
 
     def quantile(self, level: float, df: Array) -> Array:
         """The t (n,) that the largest statistic exceeds with probability 1 - level, for each df (n,)."""
-        return at_distinct(
-            df, lambda nu: root(lambda t: self._tail(t, nu) - (1.0 - level), np.full(len(nu), 3.0))
-        )
+        return at_distinct(df, lambda nu: root(lambda t: self._tail(t, nu) - (1.0 - level), np.full(len(nu), 3.0)))
 
 
 @dataclass(eq=False)
@@ -190,7 +188,8 @@ class _Lengths:
 
     def tail(self, t: Array, df: Array) -> Array:
         """Upper tails (shifts, n) of each t (n,) with its df (n,)."""
-        assert self.length is not None and self.share is not None
+        assert self.length is not None
+        assert self.share is not None
         t, df = t[:, None], df[:, None]
         positive = self.length > 0
         ratio = np.square(t / np.where(self.length == 0, 1.0, self.length)) / self.rank

@@ -1,7 +1,7 @@
 """Distributions of statistics divided by an estimated standard deviation, from those with a known one.
 
-Where P(W > w) belongs to normal variables, P(W / s > t) is its mean over s = sqrt(chi2_df / df). The former is tabulated
-once, by polynomials on intervals, so that each value and each step towards a quantile costs a weighted sum.
+Where P(W > w) belongs to normal variables, P(W / s > t) is its mean over s = sqrt(chi2_df / df). The former is
+tabulated once, by polynomials on intervals, so that each value and each step towards a quantile costs a weighted sum.
 """
 
 from __future__ import annotations

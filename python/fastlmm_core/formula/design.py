@@ -22,20 +22,18 @@ from fastlmm_core.formula.checks import (
     sound_weights,
     used_rows,
 )
-from fastlmm_core.formula.evaluate import Context, Evaluator
-from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix, variables_of
-from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned
+from fastlmm_core.formula.evaluate import Context
+from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix
+from fastlmm_core.formula.frame import Variable, aligned
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
-from fastlmm_core.formula.newdata import NewDesign, NewRandom, grouping_factor, offset_columns, offset_values
-from fastlmm_core.formula.parse import ParsedFormula, RandomTerm, expand_dot, parse_formula
-from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.newdata import NewDesign, NewRandom
+from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
 from fastlmm_core.formula.random_terms import RandomDesign, group_codes, in_order, random_parts
+from fastlmm_core.formula.reading import Arguments, Reading, Variables, read_formula
 from fastlmm_core.formula.relationships import with_relationships
-from fastlmm_core.formula.residual import ResidualDesign, ResidualRequest
-from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
+from fastlmm_core.formula.residual import ResidualDesign
 from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import check_identifiable
-from fastlmm_core.formula.terms import Terms, parse_terms
 
 __all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
 
@@ -266,56 +264,25 @@ def build_design(
         raise ModelError(
             f'na_action must be "drop" (R\'s na.omit), "exclude" (na.exclude) or "raise" (na.fail), not {na_action!r}'
         )
-    read = _read(formula, data, env, (subset, weights, offset), residual, dispersion)
-    parsed, evaluate, request, table = read.parsed, read.evaluate, read.request, read.evaluate.table
-    answer = evaluate(parsed.response) if read.answer is None else table[read.answer]
-    fixed_variables = variables_of(read.fixed, evaluate)
-    random_variables = {expr: variables_of(terms, evaluate) for expr, terms in read.random.items()}
-    factors = {name: grouping_factor(name, evaluate) for name in read.groups}
-    variables: dict[str, Variable] = {parsed.response: answer, **fixed_variables}
-    for of_term in random_variables.values():
-        variables.update(of_term)
-    variables.update(factors)
-    of_sparse: dict[str, Variable] = {name: table[name] for name in parsed.sparse}
-    variables.update(of_sparse)
-    of_residual = request.variables() if request is not None else {}
-    variables.update(of_residual)
-    total = offset_values(parsed.offsets, offset, evaluate)
-    if total is not None:
-        variables["the offset"] = Numeric(total)
-    prior = None if weights is None else numeric_argument(weights, "weights", table, evaluate.context)
-    if prior is not None:
-        variables["the weights"] = Numeric(prior)
-    kept = None if subset is None else subset_rows(subset, table, evaluate.context)
-
-    rows, n_missing, n_zero = used_rows(variables, kept, prior, table.n, na_action)
+    given = Arguments(subset, weights, offset)
+    reading = read_formula(formula, data, env, given, residual, dispersion)
+    parsed, table, context = reading.parsed, reading.evaluate.table, reading.evaluate.context
+    found = reading.variables(given)
+    rows, n_missing, n_zero = used_rows(found.named(parsed.response), found.kept, found.weights, table.n, na_action)
     n = table.n if rows is None else len(rows)
-    y = response(answer, parsed.response, rows)
-    taken: dict[str, Variable] = {}
-
-    def take(of: Mapping[str, Variable]) -> dict[str, Variable]:
-        for expr, variable in of.items():
-            if expr not in taken:
-                taken[expr] = variable.take(rows)
-        return {expr: taken[expr] for expr in of}
-
-    spec, X = fit_matrix(read.fixed, take(fixed_variables), n, contrasts)
+    y = response(found.response, parsed.response, rows)
+    used = _Used(rows, n)
+    spec, X = fit_matrix(reading.fixed, used(found.fixed), n, contrasts)
     check_finite(X, spec.names, "the fixed part")
-    parts = [
-        part
-        for term in parsed.random
-        for part in random_parts(term, read.random[term.expr], take(random_variables[term.expr]), n)
-    ]
-    coded = group_codes(parsed.random, {name: factor.take(rows) for name, factor in factors.items()})
-    designs = with_relationships(in_order(parts, coded), relationships or {})
-    final_weights = None if prior is None else sound_weights(prior, rows)
+    designs = with_relationships(used.random_terms(reading, found), relationships or {})
+    row_weights = None if found.weights is None else sound_weights(found.weights, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
-    check_sizes(ordinary, n, final_weights, check=check_levels, residual=not observation_level)
-    sparse = sparse_designs(take(of_sparse), read.fixed.intercept)
-    within = None if request is None else request.design(take(of_residual), n)
-    grid_source = _grid_source(read.fixed, spec, [*parsed.offsets], offset, evaluate, rows, n)
-    evaluate.context.forget()
+    check_sizes(ordinary, n, row_weights, check=check_levels, residual=not observation_level)
+    sparse = sparse_designs(used(found.sparse), reading.fixed.intercept)
+    within = None if reading.residual is None else reading.residual.design(used(found.residual), n)
+    grid_source = reading.grid_source(spec, offset, rows, n)
+    context.forget()
     return Design(
         formula=parsed,
         y=y,
@@ -323,85 +290,53 @@ def build_design(
         x_names=spec.names,
         x_terms=spec.term_columns,
         random=designs,
-        weights=final_weights,
-        offset=None if total is None else sound_offset(total, rows),
+        weights=row_weights,
+        offset=None if found.offset is None else sound_offset(found.offset, rows),
         n_total=table.n,
         n_missing=n_missing,
         n_zero_weight=n_zero,
         row_index=np.arange(n, dtype=np.int64) if rows is None else rows,
         index=None if table.index is None else (table.index if rows is None else table.index[rows]),
         spec=spec,
-        context=evaluate.context,
-        state=evaluate.state,
+        context=context,
+        state=reading.evaluate.state,
         offset_given=offset if isinstance(offset, str) else offset is not None,
         residual=within,
         sparse=sparse,
         grid_source=grid_source,
-        notes=reading_notes(answer, parsed.response, n_zero),
+        notes=reading_notes(found.response, parsed.response, n_zero),
         na_action=na_action,
         table_index=table.index if na_action == "exclude" else None,
     )
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """A formula over a table, before any row is chosen."""
+class _Used:
+    """Variables of the rows used, each taken once.
 
-    parsed: ParsedFormula
-    evaluate: Evaluator
-    request: ResidualRequest | None
-    answer: str | None
-    """The response's column; None where it is computed."""
-    fixed: Terms
-    random: Mapping[str, Terms]
-    groups: Sequence[str]
-
-
-def _read(
-    formula: str | ParsedFormula,
-    data: Any,
-    env: Mapping[str, Any] | None,
-    arguments: tuple[Any, Any, Any],
-    residual: str | None,
-    dispersion: str | None,
-) -> _Reading:
-    """The terms of a formula, and the table with the columns that it reads; ``arguments`` are subset, weights, offset.
-
-    Raises as `build_design`.
+    Parameters
+    ----------
+    rows : (n,) or None
+        Positions in the table; None for all.
+    n : int
     """
-    structured, offset = residual is not None or dispersion is not None, arguments[2]
-    parsed = formula if isinstance(formula, ParsedFormula) else parse_formula(formula, fixed_only=structured)
-    table = Table(data)
-    request = ResidualRequest(residual, dispersion, table, env) if structured else None
-    evaluate = Evaluator(table, Context(env), {})
-    answer = unquote_name(parsed.response)
-    needed = [answer] if answer is not None else evaluate.names(parsed.response)
-    groups = {name: name in term.computed for term in parsed.random for name in term.group}
-    for name, computed in groups.items():
-        needed += evaluate.names(name) if computed and name not in table else [name]
-    if "." in parsed.fixed:
-        parsed = expand_dot(parsed, table.names, {*needed, *offset_columns(parsed.offsets, offset, evaluate)})
-    fixed = parse_terms(parsed.fixed, table.names)
-    random = {term.expr: parse_terms(term.expr, table.names) for term in parsed.random}
-    needed += columns_of([fixed, *random.values()], evaluate)
-    needed += parsed.sparse
-    needed += request.needed if request is not None else []
-    table.require(needed + table.mentioned_in([*arguments, *parsed.offsets]))
-    return _Reading(parsed, evaluate, request, answer, fixed, random, list(groups))
 
+    def __init__(self, rows: Rows, n: int) -> None:
+        self.rows, self.n = rows, n
+        self.taken: dict[str, Variable] = {}
 
-def _grid_source(
-    terms: Terms,
-    spec: MatrixSpec,
-    offsets: Sequence[str],
-    offset: str | ArrayLike | None,
-    evaluate: Evaluator,
-    rows: Rows,
-    n: int,
-) -> GridSource:
-    fixed = dict.fromkeys(columns_of([terms], evaluate))
-    calls = [expr for expr in spec.factors if expr in terms.computed]
-    names = dict.fromkeys([*fixed, *offset_columns(offsets, offset, evaluate)])
-    return GridSource(
-        {name: evaluate.table[name] for name in names}, rows, n, calls, frozenset(names) - frozenset(fixed)
-    )
+    def __call__(self, variables: Mapping[str, Variable]) -> dict[str, Variable]:
+        for expr, variable in variables.items():
+            if expr not in self.taken:
+                self.taken[expr] = variable.take(self.rows)
+        return {expr: self.taken[expr] for expr in variables}
+
+    def random_terms(self, reading: Reading, found: Variables) -> tuple[RandomDesign, ...]:
+        """Columns and codes of the random terms, in lme4's order."""
+        terms = reading.parsed.random
+        parts = [
+            part
+            for term in terms
+            for part in random_parts(term, reading.random[term.expr], self(found.random[term.expr]), self.n)
+        ]
+        factors = {name: factor.take(self.rows) for name, factor in found.factors.items()}
+        return in_order(parts, group_codes(terms, factors))

@@ -249,17 +249,9 @@ cdef class Newton(TrustRegion):
             bad = self.criterion.c_value(&self.trial[0], &value) != 0
             self.n_evaluations += 1
             self.record(&self.trial[0], value, radius)
-            if not have:
-                if bad:
-                    return FAILED_AT_START
-                ratio = 1.0
-            else:
-                if bad:
-                    ratio = -1.0
-                elif predicted <= noise:
-                    ratio = 1.0 if value <= self.value + noise else -1.0
-                else:
-                    ratio = (self.value - value) / predicted
+            if not have and bad:
+                return FAILED_AT_START
+            ratio = -1.0 if bad else self.kept_promise(value, predicted, noise) if have else 1.0
             if last:
                 if not bad and value <= self.value + noise:
                     self.accept(value)
@@ -305,11 +297,22 @@ cdef class Newton(TrustRegion):
             if radius < 1e-12:
                 status = NO_PROGRESS
                 break
-            for i in range(nt):
-                self.trial[i] = self.theta[i] + self.step[i]
-            for i in range(self.held.shape[0]):
-                self.trial[self.held[i]] = 0.0  # rounding of the eigenvectors would move it
+            self.aim()
         return status
+
+    cdef double kept_promise(self, double value, double predicted, double noise) noexcept nogil:
+        """What a step gained over what it promised; of a promise below rounding only whether the criterion rose."""
+        if predicted <= noise:
+            return 1.0 if value <= self.value + noise else -1.0
+        return (self.value - value) / predicted
+
+    cdef void aim(self) noexcept nogil:
+        """The next place to evaluate, a step from the last one accepted."""
+        cdef Py_ssize_t i
+        for i in range(self.n):
+            self.trial[i] = self.theta[i] + self.step[i]
+        for i in range(self.held.shape[0]):
+            self.trial[self.held[i]] = 0.0  # rounding of the eigenvectors would move it
 
     cdef void record(self, const double *theta, double value, double radius) noexcept nogil:
         cdef Py_ssize_t k = self.n_evaluations - 1, nt = self.n

@@ -37,10 +37,16 @@ def adjustment_name(adjust: str) -> str:
     return name
 
 
-def stepwise(p: Array, how: str) -> Array:
-    """P-values (n,) adjusted by a method that needs nothing but them (Wright 1992); NaN are no tests."""
+def stepwise(p: Array, how: str, counted: bool = False) -> Array:
+    """P-values (n,) adjusted by a method that needs nothing but them (Wright 1992).
+
+    NaN are no tests, or where they are `counted` tests without a result: the others are adjusted for all n.
+    """
     out = np.full(len(p), np.nan)
     known = ~np.isnan(p)
+    if counted and not known.all():
+        out[known] = stepwise(np.where(known, p, 1.0), how)[known]
+        return out
     q = p[known]
     n = len(q)
     order = np.argsort(q, kind="stable")
@@ -81,7 +87,7 @@ def adjusted_p(p: Array, t: Array, df: Array, how: str, *, rank: int = 0, larges
     Parameters
     ----------
     p, t, df : (..., n)
-        Of each test alone; NaN where it cannot be done.
+        Of each test alone; NaN where it cannot be done, which does not make the family smaller.
     how : str
         One of `ADJUSTMENTS`; "tukey" takes the family to be all pairs of (1 + sqrt(1 + 8 n)) / 2 means.
     rank : int
@@ -103,7 +109,7 @@ def adjusted_p(p: Array, t: Array, df: Array, how: str, *, rank: int = 0, larges
         return largest.sf(t, df)
     if how not in STEPWISE:
         return p
-    return stepwise(p, how) if p.ndim == 1 else np.array([stepwise(row, how) for row in p])
+    return stepwise(p, how, True) if p.ndim == 1 else np.array([stepwise(row, how, True) for row in p])
 
 
 def critical_values(

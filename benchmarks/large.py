@@ -16,13 +16,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from benchmarks.generators import heavy_tail
 
-__all__ = ["PROBLEMS", "LargeProblem", "main", "panel", "ratings"]
+__all__ = ["PROBLEMS", "LargeProblem", "crossed", "jobs", "main", "panel", "ratings", "ring"]
 
 BATCH = 500_000
 
@@ -43,6 +44,8 @@ class LargeProblem:
     goal : str
     small : mapping
         Levels of each factor for the tests, which read one batch.
+    engine : str
+        As of `Control`.
     """
 
     formula: str
@@ -51,6 +54,7 @@ class LargeProblem:
     files: int
     goal: str
     small: Mapping[str, int] = field(default_factory=dict)
+    engine: str = "auto"
 
 
 def panel(n: int, subjects: int = 100_000) -> Iterator[Any]:
@@ -65,27 +69,120 @@ def panel(n: int, subjects: int = 100_000) -> Iterator[Any]:
         yield pa.RecordBatch.from_arrays([pa.array(g), pa.array(x), pa.array(y)], ["subject", "x", "y"])
 
 
-def ratings(n: int, users: int = 162_541, items: int = 59_047) -> Iterator[Any]:
-    """Ratings of items by users, both with heavy tails, their ids as text."""
+def ratings(
+    n: int, users: int = 162_541, items: int = 59_047, *, slope: float = 0.0, contexts: int = 0
+) -> Iterator[Any]:
+    """Ratings of items by users, both with heavy tails, their ids as text; contexts are a third factor's."""
     import pyarrow as pa
 
     rng = np.random.default_rng(1)
     weights = [heavy_tail(rng, users, 0.7, 0.13), heavy_tail(rng, items, 0.27, 0.002)]
     totals = [np.cumsum(w) / w.sum() for w in weights]
     effects = [rng.normal(0.0, 0.42, users), rng.normal(0.0, 0.55, items)]
+    slopes, third = rng.normal(0.0, slope, users), rng.normal(0.0, 0.2, contexts)
     names = [pa.array([f"user-{k:07d}" for k in range(users)]), pa.array([f"item-{k:07d}" for k in range(items)])]
+    labels = pa.array([f"context-{k:05d}" for k in range(contexts)])
     for _ in range(0, n, BATCH):
         codes = [np.minimum(np.searchsorted(t, rng.random(BATCH)), len(t) - 1) for t in totals]
         x = rng.standard_normal(BATCH)
         y = 3.6 + 0.1 * x + effects[0][codes[0]] + effects[1][codes[1]] + 0.9 * rng.standard_normal(BATCH)
-        ids = [of.take(pa.array(c)) for of, c in zip(names, codes, strict=True)]
-        yield pa.RecordBatch.from_arrays([*ids, pa.array(x), pa.array(y)], ["user", "item", "x", "rating"])
+        columns = {of: ids.take(pa.array(c)) for of, ids, c in zip(("user", "item"), names, codes, strict=True)}
+        if slope:
+            y += slopes[codes[0]] * x
+        if contexts:
+            context = rng.integers(0, contexts, BATCH)
+            y += third[context]
+            columns["context"] = labels.take(pa.array(context))
+        yield pa.RecordBatch.from_pydict({**columns, "x": pa.array(x), "rating": pa.array(y)})
 
+
+def crossed(n: int, users: int = 600_000, items: int = 200_000) -> Iterator[Any]:
+    """Ratings as whole numbers give them, made on the fly: heavy tails by a power of a uniform variate."""
+    import pyarrow as pa
+
+    rng = np.random.default_rng(2)
+    b, c = rng.normal(0.0, 0.42, users).astype(np.float32), rng.normal(0.0, 0.55, items).astype(np.float32)
+    for _ in range(0, n, BATCH):
+        user = (users * rng.random(BATCH) ** 1.5).astype(np.int32)
+        item = (items * rng.random(BATCH) ** 3).astype(np.int32)
+        x = rng.standard_normal(BATCH)
+        y = 3.6 + 0.1 * x + b[user] + c[item] + 0.9 * rng.standard_normal(BATCH)
+        yield pa.RecordBatch.from_pydict({"user": pa.array(user), "item": pa.array(item), "x": x, "rating": y})
+
+
+def jobs(n: int, workers: int = 1_400_000, firms: int = 100_000) -> Iterator[Any]:
+    """Six years of each worker, who moves in one of twelve: mostly to a firm near by, else to one of any size."""
+    import pyarrow as pa
+
+    rng, years = np.random.default_rng(3), 6
+    size = rng.pareto(1.2, firms) + 1.0
+    total = np.cumsum(size) / size.sum()
+    of_firm = rng.normal(0.0, 0.3, firms)
+    near = max(2, firms // 100)
+    share = -(-BATCH // years)
+    for batch in range(-(-n // BATCH)):
+        firm = np.empty((share, years), np.int64)
+        firm[:, 0] = np.minimum(np.searchsorted(total, rng.random(share)), firms - 1)
+        for t in range(1, years):
+            far = np.minimum(np.searchsorted(total, rng.random(share)), firms - 1)
+            other = np.where(
+                rng.random(share) < 0.2, far, (firm[:, t - 1] + rng.integers(-near, near + 1, share)) % firms
+            )
+            firm[:, t] = np.where(rng.random(share) < 1.0 / 12.0, other, firm[:, t - 1])
+        worker = np.arange(batch * share, (batch + 1) * share) % workers
+        effect = rng.normal(0.0, 0.6, share)  # of the worker, who is in one batch only
+        x = rng.standard_normal((share, years))
+        y = 2.0 + 0.05 * x + effect[:, None] + of_firm[firm] + 0.5 * rng.standard_normal((share, years))
+        rows = {"worker": np.repeat(worker, years), "firm": firm.ravel(), "x": x.ravel(), "wage": y.ravel()}
+        yield pa.RecordBatch.from_pydict({name: pa.array(v[:BATCH]) for name, v in rows.items()})
+
+
+def ring(n: int, levels: int = 2_000, rows: int = 200) -> Iterator[Any]:
+    """A hard graph: who is at a place of a ring meets only what lies near by, so that far levels hardly know of each
+    other; and with standard deviations of two residual ones nothing but the graph ties them down.
+    """
+    import pyarrow as pa
+
+    rng, each = np.random.default_rng(4), BATCH // rows
+    b = rng.normal(0.0, 2.0, levels)
+    for batch in range(-(-n // BATCH)):
+        place, own = rng.random(each), rng.normal(0.0, 2.0, each)
+        spot = ((np.repeat(place, rows) + 0.004 * rng.standard_normal(BATCH)) % 1.0 * levels).astype(np.int32)
+        x = rng.standard_normal(BATCH)
+        y = 1.0 + 0.1 * x + np.repeat(own, rows) + b[spot] + rng.standard_normal(BATCH)
+        who = np.repeat(np.arange(batch * each, (batch + 1) * each), rows)
+        yield pa.RecordBatch.from_pydict({"who": pa.array(who), "spot": pa.array(spot), "x": x, "y": y})
+
+
+RATINGS = "rating ~ x + (1 | user) + (1 | item)"
+FEW = {"users": 90, "items": 40}
 
 PROBLEMS = {
     "panel-100m": LargeProblem("y ~ x + (x | subject)", panel, 100_000_000, 0, "90 s, 1 GB", {"subjects": 200}),
-    "ratings-25m-files": LargeProblem(
-        "rating ~ x + (1 | user) + (1 | item)", ratings, 25_000_000, 10, "60 CPU s, 1 GB", {"users": 90, "items": 40}
+    "ratings-25m-files": LargeProblem(RATINGS, ratings, 25_000_000, 10, "60 CPU s, 1 GB", FEW),
+    "ratings-25m-slope": LargeProblem(
+        "rating ~ x + (x | user) + (1 | item)", partial(ratings, slope=0.1), 25_000_000, 10, "150 CPU s", FEW
+    ),
+    "ratings-25m-three": LargeProblem(
+        "rating ~ x + (1 | user) + (1 | item) + (1 | context)",
+        partial(ratings, contexts=5_000),
+        25_000_000,
+        10,
+        "150 CPU s",
+        {**FEW, "contexts": 20},
+    ),
+    "jobs-8m": LargeProblem(
+        "wage ~ x + (1 | worker) + (1 | firm)", jobs, 8_400_000, 0, "60 CPU s", {"workers": 900_000, "firms": 50}
+    ),
+    "crossed-100m": LargeProblem(RATINGS, crossed, 100_000_000, 0, "5 minutes on two cores, 2 GB", FEW),
+    "ring-1m": LargeProblem(
+        "y ~ x + (1 | who) + (1 | spot)",
+        ring,
+        1_000_000,
+        0,
+        "under 30 iterations a solve",
+        {"levels": 30},
+        engine="iterative",
     ),
 }
 
@@ -112,7 +209,7 @@ def write(problem: LargeProblem, n: int, folder: str) -> None:
 
 def run(name: str, n: int, folder: str) -> None:
     """Fit one problem in this process and print what it took."""
-    from fastlmm_core import lmer
+    from fastlmm_core import Control, lmer
 
     problem = PROBLEMS[name]
     made = 0.0
@@ -133,11 +230,14 @@ def run(name: str, n: int, folder: str) -> None:
 
         source = timed()
     cpu, wall = time.process_time(), time.perf_counter()
-    fit = lmer(problem.formula, source)
+    fit = lmer(problem.formula, source, control=Control(engine=problem.engine))
     text = str(fit.summary())
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(text)
+    print(fit.engine_report())
+    if fit.monte_carlo is not None:
+        print(f"{fit.monte_carlo}; {fit.monte_carlo.iterations} iterations, {fit.monte_carlo.products} products")
     print(
         f"\n{name}: {fit.nobs:,} rows, {cpu - made:.1f} CPU s (and {made:.1f} to make the rows), {wall:.1f} s of wall "
         f"clock, {peak:.2f} GiB; goal: {problem.goal}"

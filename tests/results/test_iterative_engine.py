@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from fastlmm_core import lmer
-from fastlmm_core.core import Control, Model, Term
+from fastlmm_core.core import Accumulator, BatchTerm, Control, Model, StreamedModel, Term
 from fastlmm_core.core.iterative import choice
 from fastlmm_core.core.iterative.problem import crossed_problem, row_form_bytes
 from fastlmm_core.core.iterative.system import System
@@ -194,8 +194,40 @@ def test_the_prediction_covers_what_is_allocated(ratings):
     assert 0.75 * predicted < peak < 1.25 * predicted
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_cells_of_two_factors_are_rows_with_weights(weighted):
+    rng = np.random.default_rng(8)
+    g, h, x = rng.integers(0, 40, 8000), rng.integers(0, 15, 8000), rng.normal(size=8000)
+    y = x + rng.normal(size=40)[g] + rng.normal(size=15)[h] + rng.normal(size=8000)
+    w = rng.uniform(0.5, 2.0, 8000) if weighted else None
+    X = np.column_stack([np.ones(8000), x])
+    total = Accumulator([BatchTerm(0), BatchTerm(1)], 2, 0)
+    for part in (slice(0, 3000), slice(3000, 8000)):
+        total.add(y[part], X[part], [g[part], h[part]], weights=None if w is None else w[part])
+    total.store.collapse()
+    control = Control(engine="iterative")
+    found = StreamedModel(total, control=control).fit()
+    rows = Model(X, [Term(g), Term(h)], weights=w, control=control).fit(y)
+    np.testing.assert_allclose(found.theta, rows.theta, rtol=1e-8)
+    np.testing.assert_allclose(found.se, rows.se, rtol=1e-8)
+    assert found.criterion == pytest.approx(rows.criterion, rel=1e-9)
+
+
 def test_the_sample_counts_the_pattern(ratings):
     """Of a tail no larger than the sample the count is the pattern's own."""
     few = ratings.item.to_numpy() % 20
     design = Model(np.ones((len(ratings), 1)), [Term(ratings.user.to_numpy()), Term(few)]).products
     assert choice.sampled_entries(design) == 0.5 * 20 * 20
+
+
+def test_the_sample_of_a_heavy_tail_is_near():
+    rng = np.random.default_rng(3)
+    g, h = (
+        rng.integers(0, 3000, 20_000),
+        np.unique((2000 * rng.random(20_000) ** 3).astype(int), return_inverse=True)[1],
+    )
+    design = Model(np.ones((20_000, 1)), [Term(g), Term(h)]).products
+    both = np.zeros((3000, h.max() + 1))
+    both[g, h] = 1.0
+    entries = np.count_nonzero(both.T @ both)
+    assert choice.sampled_entries(design) == pytest.approx(0.5 * entries, rel=0.3)

@@ -119,10 +119,10 @@ def test_summary_refit_pickle_and_what_is_refused(animals, data):
     assert not fit.refit_ml().reml
     np.testing.assert_allclose(fit.predict(data.head()), fit.fittedvalues.head())
     assert len(fit.ranef()) == 80
-    for name in ("profile", "bootstrap", "ranova", "hatvalues"):
+    for name in ("profile", "bootstrap", "hatvalues"):
         with pytest.raises(ModelError, match="not available"):
             getattr(fit, name)()
-    with pytest.raises(ModelError, match="independent subjects"):
+    with pytest.raises(ModelError, match="of independent subjects"):
         fit.residual_cov()
 
 
@@ -148,5 +148,16 @@ def test_errors(animals, data):
     loop = pd.DataFrame({"animal": ["a", "b"], "sire": ["b", "a"], "dam": [None, None]})
     with pytest.raises(DataError, match="loop"):
         pedigree(loop, "animal", "sire", "dam")
-    with pytest.raises(ModelError, match="beside known relationships"):
-        lmer("y ~ x + (1 | animal)", data, precision={"animal": related}, dispersion="~ x")
+
+
+def test_residual_structures_beside_a_relationship(animals, data):
+    related = pedigree(animals, "animal", "sire", "dam")
+    data = data.assign(time=data.groupby("animal").cumcount())
+    plain = lmer("y ~ x + (1 | animal)", data, precision={"animal": related})
+    fit = lmer("y ~ x + (1 | animal)", data, precision={"animal": related}, residual="ar1(time | animal)")
+    assert fit.criterion <= plain.criterion
+    assert fit.breeding_values()["std_error"].between(0, 10).all()
+    uneven = lmer("y ~ x + (1 | animal)", data, precision={"animal": related}, dispersion="~ x")
+    assert plain.criterion - 10 < uneven.criterion <= plain.criterion
+    with pytest.raises(ModelError, match="simulate is not available for known relationships"):
+        fit.simulate(2)

@@ -317,9 +317,13 @@ def test_streams_reach_the_iterative_engine(monkeypatch):
     recipe = prepare(formula, Stream(ARROW))
     total = stats(recipe, stream(ARROW, batch_size=100))
     total.total.store.collapse()
+    np.testing.assert_allclose(cluster.finalise(total, control=control).theta, expected.theta, rtol=1e-5)
+    assert_same(cluster.finalise(total), lmer(formula, DATA))
+    slopes = "y ~ x + (x | user) + (1 | item)"
+    total = stats(prepare(slopes, Stream(ARROW)), stream(ARROW, batch_size=100))
+    total.total.store.collapse()
     with pytest.raises(ModelError, match="added up to cells"):
         cluster.finalise(total, control=control)
-    assert_same(cluster.finalise(total), lmer(formula, DATA))
 
 
 class Killed(BaseException):

@@ -77,3 +77,19 @@ def test_sound_structures_are_not_suspected(data, structure, reml):
     with warnings.catch_warnings():
         warnings.simplefilter("error", IdentifiabilityWarning)
         lmer("y ~ trt * x", data, residual=f"{structure}(t | k)", reml=reml)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_two_visits_do_not_tell_slopes_from_correlations(data, reml):
+    two = data[data.t < 2]
+    m = told("y ~ x + diag(t | k)", two, "fewer combinations", residual="ar1(t | k)", reml=reml)
+    assert np.isfinite(m.coef_table(ddf="residual").loc["x", "std_error"])
+
+
+def test_effects_are_not_counted_beside_a_residual_structure(data):
+    # as many effects as rows, which nlme's lme fits too: half of the subjects have three visits, half of them one
+    few = data[(data.k < 20) & (data.t < np.where(data.k < 10, 3, 1))]
+    assert 2 * few.k.nunique() == len(few)
+    fit = lmer("y ~ x + diag(t | k)", few, residual="exp(t | k)", reml=False)
+    alone = lmer("y ~ x", few, residual="exp(t | k)", reml=False)
+    assert fit.criterion <= alone.criterion + 1e-6

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -28,6 +27,7 @@ from fastlmm_core.core.level_sums import LevelSums
 from fastlmm_core.core.terms import Group, Shaped, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import ThetaMap, theta_map
 from fastlmm_core.errors import ModelError, UnitError
+from fastlmm_core.lazy import cached_property
 
 __all__ = [
     "CrossProducts",

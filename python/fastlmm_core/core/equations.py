@@ -15,7 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -26,7 +28,10 @@ from fastlmm_core.core.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Blocks", "Equations", "Solved"]
+if TYPE_CHECKING:
+    from fastlmm_core.core.residuals.folded import Folded
+
+__all__ = ["Blocks", "Equations", "Solved", "level_columns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -56,6 +61,12 @@ class Blocks:
     C: Array
     P: Array | None
     entries: Index
+
+    @cached_property
+    def times(self) -> Array:
+        """How often a block (nb,) stands in the whole matrix."""
+        same = self.k == self.other
+        return np.where(self.a == self.b, 1.0, 2.0) if same else np.full(len(self.a), 2.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +116,9 @@ class Equations:
         Conditioned X and y, weights included.
     reml : bool
     threads : int
+    fold : Folded, optional
+        Residuals that are correlated within units: C = E'R^-1 E is then made by `core.residuals.equations`, on the
+        pattern of the levels that meet in a unit.
     """
 
     def __init__(
@@ -117,6 +131,7 @@ class Equations:
         e: Array,
         reml: bool,
         threads: int = 1,
+        fold: Folded | None = None,
     ) -> None:
         self.terms, self.relationships, self.reml = tuple(terms), tuple(relationships), reml
         self.n, self.p = Q.shape
@@ -128,12 +143,15 @@ class Equations:
         self.m = int(ends[-1])
         n_absorbed = sum(self.levels[self.n_random :])
         self.nu = float(self.n - self.p - n_absorbed if reml else self.n)
-        matrices = [_columns(t, root) for t in terms]
+        matrices = [level_columns(t, root) for t in terms]
         self.Z = sp.csr_array(sp.hstack(matrices, format="csr")) if matrices else sp.csr_array((self.n, 0))
-        E = np.column_stack([Q, e])
-        self.ZE = np.asarray(self.Z.T @ E)
-        self.EE = E.T @ E
-        self.C = sp.csr_array(self.Z.T @ self.Z)
+        if fold is None:
+            E = np.column_stack([Q, e])
+            self.ZE = np.asarray(self.Z.T @ E)
+            self.EE = E.T @ E
+            self.C = sp.csr_array(self.Z.T @ self.Z)
+        else:
+            matrices = [fold.meetings(t) for t in terms]
         self.blocks = [self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)]
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
@@ -240,14 +258,11 @@ class Equations:
         residual = self.ZE[:, p] - self.ZE[:, :p] @ beta - self.C @ self.unscaled(factors, u[:, None])[:, 0]
         return Solved(float(value), tuple(factors), beta, u, U[:, :p], D[:p, :p], r2, residual)
 
-    def gradients(self, at: Solved) -> tuple[Array, ...]:
-        """Equation (2), whole matrices (l, l), one a random term; the factor becomes its inverse."""
-        every = [*at.factors, *(np.eye(1) for _ in range(len(self.terms) - self.n_random))]
-        out = [np.zeros((l, l)) for l in self.widths]
+    def inverse_on_blocks(self, at: Solved) -> list[Array]:
+        """T (nb, l, l') of each list of blocks, without those of absorbed effects by ML; the factor is gone then."""
         selected = (self.factor if self.random_factor is None else self.random_factor).inverse()
-        D_inverse = np.linalg.inv(at.D)
-        G = at.U @ np.linalg.cholesky(D_inverse) if self.p else at.U  # U D^-1 U' = G G'
-        place = 0
+        G = at.U @ np.linalg.cholesky(np.linalg.inv(at.D)) if self.p else at.U  # U D^-1 U' = G G'
+        out, place = [], 0
         for block in self.blocks:
             if self.random_factor is not None and block.k >= self.n_random:
                 continue
@@ -255,9 +270,21 @@ class Equations:
             place += len(block.entries)
             if self.reml and self.p:
                 T += self._rows(G, block.k)[block.a] @ self._rows(G, block.other)[block.b].transpose(0, 2, 1)
-            same = block.k == block.other
-            twice = 2.0 * (np.where(block.a == block.b, 0.5, 1.0) if same else np.ones(len(T)))[:, None, None]
-            CT = twice * block.C
+            out.append(T)
+        return out
+
+    def every_factor(self, at: Solved) -> list[Array]:
+        """L (l, l) of each term, one for sparse fixed effects."""
+        return [*at.factors, *(np.eye(1) for _ in range(len(self.terms) - self.n_random))]
+
+    def gradients(self, at: Solved, inverse: Sequence[Array] | None = None) -> tuple[Array, ...]:
+        """Equation (2), whole matrices (l, l), one a random term; `inverse` is `inverse_on_blocks`."""
+        every = self.every_factor(at)
+        out = [np.zeros((l, l)) for l in self.widths]
+        inverse = self.inverse_on_blocks(at) if inverse is None else inverse
+        D_inverse = np.linalg.inv(at.D)
+        for block, T in zip(self.blocks, inverse, strict=False):
+            CT = block.times[:, None, None] * block.C
             out[block.k] += np.einsum("nij,jk,nlk->il", CT, every[block.other], T, optimize=True)
             out[block.other] += np.einsum("nij,ik,nkl->jl", CT, every[block.k], T, optimize=True)
         for k in range(self.n_random):
@@ -289,6 +316,12 @@ class Equations:
 
         f_a = (dV/da) P y = Z g_a with g_a = dL u + L (A x dL') t, t = Z'Py; A t by a solve with the precision.
         """
+        g = self.images(at, directions)
+        Cg = self.C @ g
+        return self.average(at, g.T @ Cg, Cg, self.ZE[:, : self.p].T @ g, g.T @ at.residual)
+
+    def images(self, at: Solved, directions: Sequence[tuple[int, Array]]) -> Array:
+        """The g (m, r) of `information`."""
         g = np.zeros((self.m, len(directions)))
         for a, (k, dL) in enumerate(directions):
             u = self._rows(at.u[:, None], k)[:, :, 0]
@@ -299,15 +332,17 @@ class Equations:
             relationship = self.relationships[k]
             At = t if relationship is None else relationship.times(t)
             g[self.slices[k], a] = (u @ dL.T + At @ dL @ at.factors[k].T).ravel()
-        Cg = self.C @ g
-        scaled = self.scaled(at.factors, Cg)
-        F = self.ZE[:, : self.p].T @ g - at.U.T @ scaled  # the fixed effects' share, less what M explains
-        inner = g.T @ Cg - scaled.T @ self.factor.solve(scaled) - F.T @ np.linalg.solve(at.D, F)
-        along = g.T @ at.residual
+        return g
+
+    def average(self, at: Solved, within: Array, Zf: Array, Xf: Array, along: Array) -> Array:
+        """Average information (r, r) from products of f_a with R^-1: f'f, Z'f (m, r), X'f (p, r), y'P f (r,)."""
+        scaled = self.scaled(at.factors, Zf)
+        F = Xf - at.U.T @ scaled  # the fixed effects' share, less what M explains
+        inner = within - scaled.T @ self.factor.solve(scaled) - F.T @ np.linalg.solve(at.D, F)
         return np.asarray(self.nu * (inner / at.r2 - np.outer(along, along) / at.r2**2))
 
 
-def _columns(term: Term, root: Array | None) -> sp.csr_array:
+def level_columns(term: Term, root: Array | None) -> sp.csr_array:
     """Z of a term (n, q l), levels slowest, weights' roots in the rows."""
     n, l = len(term.codes), term.n_columns
     z = np.ones((n, 1)) if term.z is None else term.z

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure
+from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fixed_space import FixedSpace
@@ -21,12 +21,13 @@ from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.structured import Report, TermStructures, factor_derivatives
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.unseen import unseen_by_equations
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["EquationsFit", "EquationsModel"]
 
 Array = NDArray[np.float64]
+Parts = tuple[Array, Array, Callable[[Array], Array]]
 
 DEPENDENT = 1e-9
 """Squared norm of what the sparse columns leave of a column of X, relative to its own, that makes it dependent."""
@@ -101,6 +102,15 @@ class EquationsModel(ProjectedModel, TermStructures):
         inner, r, space = condition_columns(self.X[:, keep], self.root)
         return keep[inner], r, space
 
+    @property
+    def kind(self) -> type[EquationsFit]:
+        """What a fit is."""
+        return EquationsFit
+
+    def sigma_ratio(self, phi: Array) -> float:
+        """Sigma of working coordinates over the user's."""
+        return 1.0
+
     def _conditioned(self) -> list[Term]:
         out = []
         for term, T in zip(self.terms, self.transforms, strict=True):
@@ -126,11 +136,7 @@ class EquationsModel(ProjectedModel, TermStructures):
             projected = self.project(y)
             equations = self.equations(projected.rest)
             constant = self.constant(equations.nu, projected.norm)
-            first = (
-                np.concatenate([0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances])
-                if start is None
-                else self.to_working(np.asarray(start, np.float64))
-            )
+            first = self.start(projected) if start is None else self.to_working(np.asarray(start, np.float64))
             found = minimise(
                 lambda phi: self.at(equations, phi, constant),
                 first,
@@ -142,6 +148,23 @@ class EquationsModel(ProjectedModel, TermStructures):
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
                     on_evaluation(k, self.to_user(x), value, size, radius)
             return self._estimates(equations, found, projected, constant)
+
+    def start(self, projected: Projected) -> Array:
+        """Working parameters (r,) of the first evaluation."""
+        starts = (0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances)
+        return np.concatenate([np.zeros(0), *starts])
+
+    def general_start(self) -> Array:
+        """Parameters (r,) whatever the response."""
+        return np.concatenate([np.zeros(0), *(c.start() for c in self.covariances)])
+
+    def residual_images(self, phi: Array) -> Callable[[Array], Array]:
+        """What R, at phi, and its derivatives make of columns: (n, c) -> (1 + number of these, n, c)."""
+        return lambda columns: columns[None]
+
+    def solve(self, equations: Equations, phi: Array) -> Solved:
+        """The equations at phi (r,), working coordinates."""
+        return equations.solve(self.factors(phi))
 
     def unseen(self, equations: Equations) -> tuple[Unidentified | None, tuple[NDArray[np.bool_], ...]]:
         """What the criterion does not see, whatever the response, and sparse levels (q,) that depend on it."""
@@ -159,29 +182,32 @@ class EquationsModel(ProjectedModel, TermStructures):
         solved = equations.solve([L for L, _, _ in parts])
         directions = [(k, dL) for k, (_, first, _) in enumerate(parts) for dL in first]
         hessian = equations.information(solved, directions)
-        gradients = equations.gradients(solved)
         gradient = np.empty(self.n_parameters)
+        self._of_factors(parts, equations.gradients(solved), gradient, hessian)
+        return Place(solved.value + constant, gradient, 0.5 * (hessian + hessian.T), solved)
+
+    def _of_factors(self, parts: Sequence[Parts], gradients: Sequence[Array], gradient: Array, hessian: Array) -> None:
+        """Write the terms' share of the gradient, and add the curvature of their factors to the Hessian's model."""
         for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
             gradient[where] = np.einsum("aij,ij->a", first, g)
             hessian[where, where] += contract(np.tril(g))
             lifted = L + LIFT * np.eye(len(L))
             G = 0.5 * g @ np.linalg.inv(lifted)
             hessian[where, where] += np.einsum("aik,ij,bjk->ab", first, G + G.T, first, optimize=True)
-        return Place(solved.value + constant, gradient, 0.5 * (hessian + hessian.T), solved)
 
     def _estimates(
         self, equations: Equations, found: Search[Place], projected: Projected, constant: float
     ) -> EquationsFit:
         phi = self.canonical(found.x)
         same = bool((phi == found.x).all())
-        solved = found.point.solved if same else equations.solve(self.factors(phi))
+        solved = found.point.solved if same else self.solve(equations, phi)
         if solved.value + constant > found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
             phi, solved = found.x, found.point.solved
         unidentified, blind = self.unseen(equations)
-        return EquationsFit(
+        return self.kind(
             theta=self.to_user(phi),
             beta=self.coefficients(projected, solved.beta),
-            sigma=float(projected.norm * np.sqrt(solved.r2 / equations.nu)),
+            sigma=float(projected.norm * np.sqrt(solved.r2 / equations.nu)) / self.sigma_ratio(phi),
             criterion=solved.value + constant,
             reml=self.reml,
             n=self.n,
@@ -240,12 +266,23 @@ class EquationsFit(ProjectedFit):
     def half(self) -> Array:
         """H (rank, rank) with Cov(beta) = H H' for the columns kept."""
         root = np.linalg.inv(np.linalg.cholesky(self.solved.D)).T if self.rank else np.zeros((0, 0))
-        return np.asarray(self.sigma * self.model.inverse @ root)
+        return np.asarray(self.scale * self.model.inverse @ root)
+
+    @property
+    def scale(self) -> float:
+        """Sigma of working coordinates."""
+        return self.sigma * self.model.sigma_ratio(self.working)
+
+    @cached_property
+    def relative(self) -> tuple[Array, ...]:
+        """Covariance factor of each random-effects term relative to `scale`, tuple of (l, l)."""
+        return tuple(T @ L for T, L in zip(self.model.transforms, self.solved.factors, strict=True))
 
     @cached_property
     def L(self) -> tuple[Array, ...]:
         """Relative covariance factor of each random-effects term, tuple of (l, l)."""
-        return tuple(T @ L for T, L in zip(self.model.transforms, self.solved.factors, strict=True))
+        ratio = self.model.sigma_ratio(self.working)
+        return tuple(ratio * L for L in self.relative)
 
     def _terms(self) -> list[tuple[int, int, slice]]:
         """Levels, columns and place among the solutions of each term, the sparse ones last."""
@@ -261,7 +298,7 @@ class EquationsFit(ProjectedFit):
         """Conditional modes of each random-effects term, tuple of (q, l)."""
         return tuple(
             self.norm * self.solved.u[where].reshape(q, l) @ L.T
-            for (q, l, where), L in zip(self._terms(), self.L, strict=False)
+            for (q, l, where), L in zip(self._terms(), self.relative, strict=False)
         )
 
     @cached_property
@@ -293,18 +330,18 @@ class EquationsFit(ProjectedFit):
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, tuple of (q, l, l)."""
         known, _ = self.inverse_blocks
-        return tuple(self.sigma**2 * (L @ T @ L.T) for L, T in zip(self.L, known, strict=False))
+        return tuple(self.scale**2 * (L @ T @ L.T) for L, T in zip(self.relative, known, strict=False))
 
     def prediction_var(self) -> tuple[Array, ...]:
         """Var(b^ - b) of each level of each term, the estimation of beta included; tuple of (q, l, l)."""
         _, joint = self.inverse_blocks
-        return tuple(self.sigma**2 * (L @ T @ L.T) for L, T in zip(self.L, joint, strict=False))
+        return tuple(self.scale**2 * (L @ T @ L.T) for L, T in zip(self.relative, joint, strict=False))
 
     def absorbed_var(self) -> tuple[Array, ...]:
         """Variances of `absorbed`, tuple of (q,); NaN where they depend on what is not identified."""
         _, joint = self.inverse_blocks
         return tuple(
-            np.where(blind, np.nan, self.sigma**2 * T[:, 0, 0])
+            np.where(blind, np.nan, self.scale**2 * T[:, 0, 0])
             for T, blind in zip(joint[len(self.model.terms) :], self.blind, strict=True)
         )
 

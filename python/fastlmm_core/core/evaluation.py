@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import exp, log
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError, NumericalError
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.core.objective import Objective

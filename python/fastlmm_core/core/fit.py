@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property, wraps
+from functools import wraps
 from math import sqrt
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import NumericalError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
 

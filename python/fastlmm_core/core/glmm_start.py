@@ -66,7 +66,7 @@ def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tup
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
-    if family.n_extra:
+    if family.n_extra or not np.isfinite(value):
         level = level_start(design, y, rho)
         if not value >= level[1] - WORSE * abs(level[1]):  # the search has gone astray: a constant mean is better
             gamma, value = level

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -34,6 +33,7 @@ from fastlmm_core.core.incidence import (
 )
 from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import ModelError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Layout", "engine_report", "plan"]
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from math import isfinite
-from threading import Lock
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,8 +16,9 @@ from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Term, checked_flag
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.threads import ForkedLock, one_blas_thread
 from fastlmm_core.errors import DataError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Objective", "objective"]
 
@@ -61,10 +60,18 @@ class Objective:
         self.n_theta = len(cross.theta_index)
         self._cross: CrossProducts | None = cross
         self._later: tuple[DesignSums, Responses] | None = None
-        self._lock = Lock()
+        self._lock = ForkedLock(self._renew)
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
         return Objective, (self.cross, self.reml, self.control)
+
+    def _renew(self, lost: bool) -> None:
+        """In a child, a workspace of its own in place of one that another thread of the parent was at work on."""
+        if lost or self.plan.tail.busy:
+            self.plan = plan(self.cross, self.control)
+            self.evaluator = self.plan.evaluator(self.reml)
+            self.plan.load(self.evaluator, self.cross)
+            self.__dict__.pop("newton", None)
 
     @property
     def cross(self) -> CrossProducts:
@@ -141,7 +148,7 @@ class Objective:
 
     def at(self, theta: ArrayLike) -> Evaluation:
         """The model at ``theta`` (n_theta,): value, derivatives, modes, solves, variances."""
-        return Evaluation(self, self.to_conditioned(theta))
+        return self.at_conditioned(self.to_conditioned(theta))
 
     def gradients(self, points: Array) -> Array:
         """Exact gradients (k, n_theta) at k conditioned thetas (k, n_theta), in conditioned coordinates."""
@@ -150,6 +157,7 @@ class Objective:
 
     def at_conditioned(self, theta: Array) -> Evaluation:
         """The same at conditioned ``theta``."""
+        self._lock.recover()
         return Evaluation(self, theta)
 
     def beside(self, cross: CrossProducts) -> Objective:
@@ -158,6 +166,7 @@ class Objective:
 
     def held(self, a: Array) -> HeldContrast:
         """The deviance with the combination a'gamma (rank,) of the conditioned coefficients held fixed."""
+        self._lock.recover()
         return HeldContrast(self, a)
 
     def __call__(self, theta: ArrayLike) -> float:

@@ -48,23 +48,31 @@ class RowStore:
     ----------
     collapsed : bool
         The rows are gone.
+    plain : bool
+        All columns are ones so far: then a cell of two factors is a row whose weight is its sum.
     """
 
     def __init__(self, widths: Sequence[int], keep_rows: bool = False) -> None:
         self.widths, self.keep_rows = tuple(widths), keep_rows
         self.rows: list[Rows] = []
         self.runs: dict[tuple[int, int], list[Run]] = {pair: [] for pair in combinations(range(len(widths)), 2)}
-        self.collapsed, self.n_kept, self.next_look = False, 0, FIRST_LOOK
+        self.collapsed, self.n_kept, self.next_look, self.plain = False, 0, FIRST_LOOK, True
 
     def snapshot(self) -> RowStore:
         """The store as it stands, which later additions do not change."""
         out = RowStore(self.widths, self.keep_rows)
         out.rows, out.runs = list(self.rows), {pair: list(runs) for pair, runs in self.runs.items()}
-        out.collapsed, out.n_kept, out.next_look = self.collapsed, self.n_kept, self.next_look
+        out.collapsed, out.n_kept, out.next_look, out.plain = self.collapsed, self.n_kept, self.next_look, self.plain
         return out
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether `whole` has an answer."""
+        return not self.collapsed or (self.plain and len(self.widths) == 2)
 
     def add(self, codes: Sequence[Codes], columns: Sequence[Array | None], weights: Array | None) -> None:
         """Add rows: codes (n,), columns (n, l) or None for ones, weights (n,) or None."""
+        self.plain = self.plain and all(z is None for z in columns)
         if self.collapsed:
             self._add_cells((list(codes), list(columns), weights))
             return
@@ -103,19 +111,22 @@ class RowStore:
         runs = self.runs[pair]
         runs.append(run)
         if sum(len(keys) for keys, _ in runs[1:]) >= len(runs[0][0]):
-            runs[:] = [self.merged(pair)]
+            self.merged(pair)
 
     def merged(self, pair: tuple[int, int]) -> Run:
-        """All cells of a pair, sorted."""
+        """All cells of a pair, sorted; they are one run afterwards."""
         runs = self.runs[pair]
-        if len(runs) == 1:
-            return runs[0]
         if not runs:
             return np.empty(0, np.int64), np.empty((0, self.widths[pair[0]], self.widths[pair[1]]))
-        return summed(np.concatenate([keys for keys, _ in runs]), np.concatenate([values for _, values in runs]))
+        if len(runs) > 1:
+            runs[:] = [summed(np.concatenate([k for k, _ in runs]), np.concatenate([v for _, v in runs]))]
+        return runs[0]
 
     def whole(self) -> Rows:
-        """All rows kept, as one array each."""
+        """All rows kept, as one array each; of two factors without columns the cells, weighted by their sums."""
+        if self.collapsed:
+            keys, values = self.merged((0, 1))
+            return [(keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)], [None, None], values.ravel()
         if len(self.rows) > 1:
             joined: list[Codes] = []
             columns: list[Array | None] = []
@@ -129,6 +140,7 @@ class RowStore:
 
     def merge(self, other: RowStore, places: Sequence[Longs], changes: Sequence[Array]) -> None:
         """Add another's rows or cells: the own codes ``places`` (q,) of its levels, its columns times ``changes``."""
+        self.plain = self.plain and other.plain
         if other.collapsed:
             self.collapse()
             for g, h in self.runs:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastlmm_core.core.theta import theta_map
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import ModelError, NumericalError, StreamedError
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ class StreamedProducts(DesignSums):
     @property
     def has_rows(self) -> bool:
         """Whether codes are kept, which products by the row need."""
-        return self._store is not None and not self._store.collapsed
+        return self._store is not None and self._store.has_rows
 
     @cached_property
     def pairs(self) -> dict[tuple[int, int], Cells]:
@@ -85,7 +85,7 @@ class StreamedProducts(DesignSums):
         return out
 
     def _rows(self) -> tuple[list[NDArray[np.int32]], list[Array | None], Array | None]:
-        if self._store is None or self._store.collapsed:
+        if self._store is None or not self._store.has_rows:
             raise StreamedError()
         return self._store.whole()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.terms import Group, Shaped
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
 

@@ -47,6 +47,12 @@ MOST = 400
 PROBES = 16
 """Random vectors, besides one a column of the widest term."""
 
+LONG = 100_000
+"""Rows from which on one random vector says more than `PROBES` of them do elsewhere."""
+
+FEW_PROBES = 2
+"""Random vectors, besides one a column of the widest term, from `LONG` on."""
+
 KEPT = 1 << 22
 """Numbers of one chunk of random vectors' images."""
 
@@ -119,7 +125,7 @@ def unseen_by_patterns(criterion: PatternCriterion) -> Unidentified | None:
     owners: list[tuple[int, int] | None] = [None] * (r + 1)
     for k, (term, where) in enumerate(zip(model.effects, model.of_effects, strict=True)):
         owners[where.start + 1 : where.stop + 1] = [(k, term.covariance.l)] * term.n
-    return summed_up(null, plain, owners, orthonormal(touched, p), criterion.reml)
+    return summed_up(null, plain, owners, orthonormal(touched, criterion.p), criterion.reml)
 
 
 def unseen_by_products(model: StructuredModel) -> Unidentified | None:
@@ -157,11 +163,15 @@ def unseen_by_products(model: StructuredModel) -> Unidentified | None:
 
 
 class Images:
-    """What V_0 = I and the derivatives V_a = Z (A x E_a) Z' make of columns, rows times the roots of weights."""
+    """What the scale's V_0 and the derivatives V_a make of columns, rows times the roots of weights.
+
+    V_0 = I and no others before those of the terms, V_a = Z (A x E_a) Z', unless residuals have a structure.
+    """
 
     def __init__(self, model: EquationsModel, equations: Equations) -> None:
         self.model, self.equations = model, equations
-        phi = general(np.concatenate([c.start() for c in model.covariances]))
+        phi = general(model.general_start())
+        self.of_residual = model.residual_images(phi)
         self.directions = [c.directions(phi[where]) for c, where in zip(model.covariances, model.slices, strict=True)]
 
     def chunks(self, columns: int) -> list[slice]:
@@ -172,8 +182,9 @@ class Images:
     def __call__(self, columns: Array) -> Array:
         """(r + 1, n, c) of columns (n, c)."""
         out = np.empty((self.model.n_parameters + 1, *columns.shape))
-        out[0] = columns
-        equations, at = self.equations, 1
+        first = self.of_residual(columns)
+        equations, at = self.equations, len(first)
+        out[:at] = first
         for k, directions in enumerate(self.directions):
             q, l = equations.levels[k], equations.widths[k]
             Z = equations.Z[:, equations.slices[k]]
@@ -206,7 +217,8 @@ def unseen_by_equations(
     if not 0 < r <= MOST:
         return None, tuple(np.split(depends, ends[1:-1]))
     images, fixed = Images(model, equations), FixedSpace(model.sparse, model.root, model.Q)
-    noise = np.random.default_rng(0).normal(size=(model.n, PROBES + max(equations.widths)))
+    probes = PROBES if model.n < LONG else FEW_PROBES
+    noise = np.random.default_rng(0).normal(size=(model.n, probes + max(equations.widths)))
     gram, plain = np.zeros((r + 1, r + 1)), np.zeros(r + 1)
     for part in images.chunks(noise.shape[1]):
         w = noise[:, part]
@@ -227,7 +239,7 @@ def unseen_by_equations(
         if model.sparse:
             moved = np.linalg.norm(fixed.sparse_coefficients(images.along(c, noise)), axis=1)
             depends |= moved > TOUCHED * np.linalg.norm(fixed.sparse_coefficients(noise), axis=1) / np.sqrt(model.n)
-    owners: list[tuple[int, int] | None] = [None]
+    owners: list[tuple[int, int] | None] = [None] * (1 + r - sum(c.n for c in model.covariances))
     for k, covariance in enumerate(model.covariances):
         owners += [(k, covariance.l)] * covariance.n
     found = summed_up(null, plain, owners, orthonormal(touched, model.rank), model.reml)

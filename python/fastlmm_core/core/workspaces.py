@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Lock, get_ident
+from threading import get_ident
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.threads import ForkedLock
 from fastlmm_core.errors import InUseError
 
 __all__ = ["Turn", "Workspaces"]
@@ -91,31 +92,25 @@ class Workspaces:
         return objective
 
 
-class Turn:
+class Turn(ForkedLock):
     """A `with` block that one thread at a time is in; others wait, and a call from within the block is refused."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._owner: int | None = None
+    def free(self) -> None:
+        """Nobody holds it."""
+        super().free()
         self._reading = False
 
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
-
     def __enter__(self) -> None:
-        if self._owner == get_ident():
+        self.recover()
+        if self.owner == get_ident():
             raise InUseError("this model is at work in the call that led here: a callback needs a model of its own")
-        self._lock.acquire()
-        self._owner = get_ident()
-
-    def __exit__(self, *error: object) -> None:
-        self._owner = None
-        self._lock.release()
+        super().__enter__()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A `with` block like the turn itself, which may contain others of its kind."""
-        if self._owner == get_ident() and self._reading:
+        self.recover()
+        if self.owner == get_ident() and self._reading:
             yield
             return
         with self:

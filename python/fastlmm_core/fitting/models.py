@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from fastlmm_core.core import Control, Model, ModelArrays, StreamedModel, Term
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
-from fastlmm_core.core.residuals import PatternModel, Residual
+from fastlmm_core.core.residuals import CrossedModel, PatternModel, Residual
 from fastlmm_core.core.structured import StructuredModel
 from fastlmm_core.errors import ModelError, UnitError
-from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual
+from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual, in_units
 from fastlmm_core.fitting.streaming import StreamedDesign
 
 if TYPE_CHECKING:
@@ -95,21 +95,20 @@ def _model(design: Design, terms: list[Term], asked: _Asked) -> AnyModel:
             "engine='auto'"
         )
     structures = core_structures(design)
-    if design.sparse or any(t.relationship is not None for t in design.random):
-        if design.residual is not None:
-            raise ModelError(
-                "residual= and dispersion= are not available beside known relationships or sparse fixed effects"
-            )
-        relationships = [t.relationship for t in design.random]
-        sparse = [Term(s.codes, s.z, n_levels=s.n_columns) for s in design.sparse]
-        return EquationsModel(design.X, terms, structures, relationships, sparse, **asked)
-    if design.residual is None:
-        if not independent_units(design):
-            return StructuredModel(design.X, terms, structures, **asked)
-        residual = Residual(np.arange(len(design.y), dtype=np.int64))
-    else:
+    relationships = [t.relationship for t in design.random]
+    sparse = [Term(s.codes, s.z, n_levels=s.n_columns) for s in design.sparse]
+    joint = bool(sparse) or any(r is not None for r in relationships)
+    if design.residual is not None:
         check_random(design)
         residual = core_residual(design.residual)
+        if joint or not in_units(design):
+            return CrossedModel(design.X, residual, terms, structures, relationships, sparse, **asked)
+    elif joint:
+        return EquationsModel(design.X, terms, structures, relationships, sparse, **asked)
+    elif not independent_units(design):
+        return StructuredModel(design.X, terms, structures, **asked)
+    else:
+        residual = Residual(np.arange(len(design.y), dtype=np.int64))
     return PatternModel(design.X, residual, terms, structures=structures, **asked)
 
 

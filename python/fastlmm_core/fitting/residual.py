@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.residuals import PatternFit, Residual
+from fastlmm_core.core.residuals import CrossedFit, PatternFit, Residual
 from fastlmm_core.core.residuals.units import holds, outermost
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
@@ -53,30 +53,23 @@ def core_residual(design: ResidualDesign) -> Residual:
     )
 
 
-def check_random(design: Design) -> None:
-    """Random effects beside a residual structure: levels and subjects within one factor's, whatever their order."""
+def in_units(design: Design) -> bool:
+    """Whether levels and subjects lie within those of one factor, none of them too large to be factored as a whole."""
     assert design.residual is not None
-    residual = design.residual
-    if not design.random:
-        return
-    subject = residual.subject
-    codes = [term.codes for term in design.random] + ([] if residual.parsed is None else [subject])
+    codes: list[NDArray[Any]] = [term.codes for term in design.random]
+    codes += [] if design.residual.parsed is None and codes else [design.residual.subject]
     outer = outermost(codes)
-    if outer is None:
-        factors = list(dict.fromkeys(term.group for term in design.random))
-        if residual.parsed is not None and len(factors) == 1:
-            name = ":".join(residual.parsed.subject)
-            raise ModelError(
-                f"the subjects of residual={residual.parsed.text!r} cross the levels of {factors[0]}: each {name} has "
-                f"to lie within one level of {factors[0]}"
-            )
-        raise ModelError(
-            f"random effects on {' and on '.join(factors)} beside a residual structure or dispersion are not available "
-            "where they cross: levels and subjects have to lie within those of one factor"
-        )
-    parsed = residual.parsed
-    for term in design.random if parsed is not None else []:
-        assert parsed is not None
+    return outer is not None and int(np.bincount(codes[outer]).max()) <= LARGE_UNIT
+
+
+def check_random(design: Design) -> None:
+    """Refuse random effects that share a constant with the residuals' structure, and subjects of too many rows."""
+    residual = design.residual
+    assert residual is not None
+    parsed, subject = residual.parsed, residual.subject
+    if parsed is None:
+        return
+    for term in design.random:
         same = holds(subject, term.codes) and holds(term.codes, subject)
         constant = term.spec is None or "Intercept" in term.columns
         if same and constant and (residual.kind == "us" or (residual.kind == "cs" and parsed.hom)):
@@ -84,12 +77,11 @@ def check_random(design: Design) -> None:
                 f"(1 | {term.group}) and residual={parsed.text!r} share a constant within {term.group}: "
                 f"leave (1 | {term.group}) out"
             )
-    size = int(np.bincount(codes[outer]).max())
+    size = int(np.bincount(subject).max())
     if size > LARGE_UNIT:
-        name = design.random[outer].group if outer < len(design.random) else "the subject"
         raise ModelError(
-            f"{name} has a level of {size} rows: beside a residual structure levels of at most {LARGE_UNIT} "
-            "are supported"
+            f"a {':'.join(parsed.subject)} of residual={parsed.text!r} has {size} rows: subjects of at most "
+            f"{LARGE_UNIT} are supported"
         )
 
 
@@ -123,18 +115,18 @@ def variance_labels(design: Design) -> list[str]:
     return [f"{group} {visit}" for group in residual.groups for visit in residual.visits]
 
 
-def covariance_of(design: Design, core: PatternFit, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def covariance_of(design: Design, core: PatternFit | CrossedFit, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Residual covariance (m, m) of some rows of the fit, weights included, in the response's units squared."""
     model = core.model.model
     at = model.prepare(rows[None])
     if model.effects:
         at = replace(at, z=tuple(np.zeros_like(z) for z in at.z))
-    R = model.values(core.point.phi, at)[0][0]
+    R = model.values(core.residual_phi, at)[0][0]
     if core.model.residual.kind == "none" or model.subject is not None:
         owner = core.model.residual.subject[rows]
         R = np.where(owner[:, None] == owner, R, 0.0)
     root = np.ones(len(rows)) if core.model.root is None else core.model.root[rows]
-    return core.working**2 * R / root[:, None] / root
+    return core.scale**2 * R / root[:, None] / root
 
 
 def rows_of(design: Design, level: Hashable) -> NDArray[np.int64]:
@@ -154,7 +146,7 @@ def rows_of(design: Design, level: Hashable) -> NDArray[np.int64]:
     raise DataError(f"there is no level {level!r} of {' or '.join(dict.fromkeys(name for name, _, _ in found))}")
 
 
-def residual_cov(design: Design, core: PatternFit, subject: Hashable = None) -> pd.DataFrame:
+def residual_cov(design: Design, core: PatternFit | CrossedFit, subject: Hashable = None) -> pd.DataFrame:
     """See `StructuredResult.residual_cov`."""
     within = design.residual
     assert within is not None
@@ -166,7 +158,7 @@ def residual_cov(design: Design, core: PatternFit, subject: Hashable = None) -> 
     return pd.DataFrame(group_cov(design, core, 0), index=names, columns=names)
 
 
-def marginal_cov(design: Design, core: PatternFit, level: Hashable) -> NDArray[np.float64]:
+def marginal_cov(design: Design, core: PatternFit | CrossedFit, level: Hashable) -> NDArray[np.float64]:
     """See `StructuredResult.marginal_cov`."""
     rows = rows_of(design, level)
     cov = covariance_of(design, core, rows)
@@ -176,7 +168,7 @@ def marginal_cov(design: Design, core: PatternFit, level: Hashable) -> NDArray[n
     return cov
 
 
-def residuals(design: Design, core: PatternFit, kind: str) -> NDArray[np.float64]:
+def residuals(design: Design, core: PatternFit | CrossedFit, kind: str) -> NDArray[np.float64]:
     """See `StructuredResult.residuals`."""
     if kind in ("response", "conditional"):
         return np.asarray(design.y - core.fitted)
@@ -189,17 +181,23 @@ def residuals(design: Design, core: PatternFit, kind: str) -> NDArray[np.float64
     return core.standardized(e, whole=kind == "normalized")
 
 
-def simulate(design: Design, core: PatternFit, n: int, seed: Any) -> NDArray[np.float64]:
+def simulate(design: Design, core: PatternFit | CrossedFit, n: int, seed: Any) -> NDArray[np.float64]:
     """(rows, n) draws from the marginal distribution."""
     rng = np.random.default_rng(seed)
     mean = core.linear + (0.0 if design.offset is None else design.offset)
-    return np.asarray(mean[:, None] + core.coloured(rng.normal(size=(len(mean), n))))
+    out = mean[:, None] + core.coloured(rng.normal(size=(len(mean), n)))
+    if isinstance(core, CrossedFit):  # of the others the random effects are part of the patterns' covariance
+        for term, L in zip(design.random, core.L, strict=True):
+            b = core.sigma * rng.normal(size=(n, len(term.level_set), len(L))) @ L.T
+            rows = b[:, term.codes]
+            out += (rows[:, :, 0] if term.z is None else np.einsum("snl,nl->sn", rows, term.z)).T
+    return np.asarray(out)
 
 
 def describe(design: Design, core: CoreFit) -> str:
     """The residual structure as text: heading, standard deviations, correlations; nothing where there is none."""
     within = design.residual
-    if within is None or not isinstance(core, PatternFit):
+    if within is None or not isinstance(core, PatternFit | CrossedFit):
         return ""
     lines = []
     if within.parsed is not None and within.subjects is not None:
@@ -230,13 +228,13 @@ def describe(design: Design, core: CoreFit) -> str:
     return "\n".join(lines)
 
 
-def group_cov(design: Design, core: PatternFit, g: int) -> NDArray[np.float64]:
+def group_cov(design: Design, core: PatternFit | CrossedFit, g: int) -> NDArray[np.float64]:
     """Residual covariance (T, T) of all visits in group g, where the dispersion's columns are zero."""
     model, fit, within = core.model.model, core.model, design.residual
     assert within is not None
     T = max(len(within.visits), 1)
     at = np.arange(T) + g * T
-    c = model.shape.values(core.point.phi[model.of_shape], model.shape.keys(at[:, None], at[None, :]))[0]
+    c = model.shape.values(core.residual_phi[model.of_shape], model.shape.keys(at[:, None], at[None, :]))[0]
     eta = np.append(0.0, core.theta[: fit.n_variances - 1])
     s = np.ones(T)
     if fit.residual.heterogeneous:

@@ -151,11 +151,18 @@ def sound_offset(values: Array, rows: Rows) -> Array:
 
 
 def check_sizes(
-    designs: Sequence[GroupedTerm], n: int, weights: Array | None = None, *, check: bool = True, residual: bool = True
+    designs: Sequence[GroupedTerm],
+    n: int,
+    weights: Array | None = None,
+    *,
+    check: bool = True,
+    residual: bool = True,
+    structured: bool = False,
 ) -> None:
     """lme4's checks: more than one level and, beside a residual, fewer levels and fewer random effects than rows.
 
     Weights that differ tell the effect of a row from its residual; the last two are not made then unless `check`.
+    Beside a `structured` residual counting effects tells nothing: what cannot be told is looked for in the model.
     """
     differ = weights is not None and bool(np.any(weights != weights[0]))
     advice = "; as the weights differ, Control(check_levels=False) fits it nevertheless" if differ else ""
@@ -173,7 +180,7 @@ def check_sizes(
                 f"the grouping factor {term.group} has {q} levels for {n} rows: fewer levels than rows are needed to "
                 f"tell its effects from the residuals{advice}"
             )
-        if q * l >= n:
+        if q * l >= n and not structured:
             raise ModelError(
                 f"the term ({' + '.join(term.columns)} | {term.group}) has {q * l} random effects for {n} rows: fewer "
                 f"than rows are needed to tell them from the residuals{advice}"

@@ -278,7 +278,8 @@ def build_design(
     row_weights = None if found.weights is None else sound_weights(found.weights, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
-    check_sizes(ordinary, n, row_weights, check=check_levels, residual=not observation_level)
+    structured = reading.residual is not None
+    check_sizes(ordinary, n, row_weights, check=check_levels, residual=not observation_level, structured=structured)
     sparse = sparse_designs(used(found.sparse), reading.fixed.intercept)
     within = None if reading.residual is None else reading.residual.design(used(found.residual), n)
     grid_source = reading.grid_source(spec, offset, rows, n)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.core.terms import checked_count
@@ -57,7 +57,7 @@ def bootstrap(
     checked_count(n, "n")
     if kind not in ("parametric", "residual"):
         raise ModelError(f'kind must be "parametric" or "residual", not {kind!r}')
-    structured = isinstance(result.core, PatternFit | StructuredFit)
+    structured = isinstance(result.core, PatternFit | StructuredFit | CrossedFit)
     if structured and kind == "residual":
         raise ModelError('kind="residual" is not available for covariance structures: use "parametric"')
     if structured and statistic is None:
@@ -152,7 +152,7 @@ def structured_parameters(result: FittedModel) -> pd.Series:
     import pandas as pd
 
     coefficients = pd.Series(result.core.beta, index=list(result.design.x_names))
-    if isinstance(result.core, PatternFit) and result.design.residual is not None:
+    if isinstance(result.core, PatternFit | CrossedFit) and result.design.residual is not None:
         covariance = covariance_parameters(result.design, result.core, 0.95)["estimate"]
         return pd.concat([covariance, coefficients])
     labels = parameter_labels(result.design) + structure_labels(result.design)
@@ -162,7 +162,7 @@ def structured_parameters(result: FittedModel) -> pd.Series:
 
 def parametric(result: FittedModel) -> Draw:
     """Random effects and residuals from their normal distributions."""
-    if isinstance(result.core, PatternFit):
+    if isinstance(result.core, PatternFit | CrossedFit):
         design, core = result.design, result.core
 
         def of_units(streams: Sequence[np.random.Generator]) -> Array:

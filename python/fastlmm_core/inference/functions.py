@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +10,8 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.estimability import TOLERANCE, NullSpace, null_space
 from fastlmm_core.core.glmm import GlmmFit
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.projected import ProjectedFit
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -92,5 +92,5 @@ def _null_space(result: FittedModel, kept: NDArray[np.bool_]) -> NullSpace | Non
     if isinstance(core, GlmmFit):
         X = result.design.X
         return null_space(np.asarray(np.linalg.qr(X, mode="r")), np.flatnonzero(kept), len(X))
-    model = core.model if isinstance(core, PatternFit) else core.cross.conditioning
+    model = core.model if isinstance(core, ProjectedFit) else core.cross.conditioning
     return model.null_space

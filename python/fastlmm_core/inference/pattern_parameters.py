@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.residuals.natural import printed
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import variance_labels
-from fastlmm_core.inference.patterns import pattern_information
+from fastlmm_core.inference.structured import information_of
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["covariance_parameters"]
 
 
-def covariance_parameters(design: Design, core: PatternFit, level: float) -> pd.DataFrame:
+def covariance_parameters(design: Design, core: PatternFit | CrossedFit, level: float) -> pd.DataFrame:
     """See `StructuredResult.covariance_parameters`; by the delta method from the observed information."""
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level!r}")
     found = printed(core)
     names = labels(design, core, found.kinds, found.labels)
-    cov = found.jacobian @ pattern_information(core).cov @ found.jacobian.T
+    cov = found.jacobian @ information_of(core).cov @ found.jacobian.T
     se = np.sqrt(np.maximum(np.diag(cov), 0.0))
     quantile = float(ndtri(0.5 + 0.5 * level))
     lower, upper = np.empty(len(se)), np.empty(len(se))
@@ -47,7 +47,7 @@ def covariance_parameters(design: Design, core: PatternFit, level: float) -> pd.
     )
 
 
-def labels(design: Design, core: PatternFit, kinds: tuple[str, ...], given: tuple[str, ...]) -> list[str]:
+def labels(design: Design, core: PatternFit | CrossedFit, kinds: tuple[str, ...], given: tuple[str, ...]) -> list[str]:
     """Names with the user's visits, columns and grouping factors in them."""
     within = design.residual
     assert within is not None

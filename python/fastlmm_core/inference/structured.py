@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fastlmm_core.core import CoreFit
 from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.iterative import IterativeFit
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals import CrossedFit, PatternFit
+from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.structured import StructuredFit, factor_derivatives
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
@@ -109,20 +110,24 @@ def _of_equations(core: EquationsFit) -> VarianceInformation:
     model, equations = core.model, core.equations()
     r, p = model.n_parameters, core.rank
     profiled = differences(lambda phi: model.at(equations, phi).gradient, core.working)
-    solved = equations.solve(core.solved.factors)
+    solved = model.solve(equations, core.working)
     Y = equations.ZE[:, :p] - equations.C @ equations.unscaled(solved.factors, solved.U)
     root = np.linalg.inv(np.linalg.cholesky(solved.D)).T if p else np.zeros((0, 0))
-    slopes, of_r2, at = np.zeros((r + 1, p, p)), np.zeros(r), 0
+    slopes, of_r2 = np.zeros((r + 1, p, p)), np.zeros(r)
     slopes[r] = np.eye(p)
+    if isinstance(core, CrossedFit) and isinstance(equations, ResidualEquations):
+        inverses, changes, _ = equations.at_residual(core.residual_phi)
+        *_, along, products = equations.moved(solved, inverses, changes)
+        of_r2[: len(along)] = -along
+        slopes[: len(along)] = root.T @ equations.fixed_slopes(solved, products) @ root
     for k, (covariance, where) in enumerate(zip(model.covariances, model.slices, strict=True)):
         y, u = equations._rows(Y @ root, k), equations._rows(solved.U @ root, k)
         e, v = equations._rows(solved.residual[:, None], k)[:, :, 0], equations._rows(solved.u[:, None], k)[:, :, 0]
-        products = np.einsum("qip,qjs->ijps", y, u, optimize=True)
-        for dL in factor_derivatives(covariance, core.working[where])[1]:
-            part = np.einsum("ij,ijps->ps", dL, products)
+        blocks = np.einsum("qip,qjs->ijps", y, u, optimize=True)
+        for at, dL in enumerate(factor_derivatives(covariance, core.working[where])[1], where.start):
+            part = np.einsum("ij,ijps->ps", dL, blocks)
             slopes[at] = part + part.T
             of_r2[at] = -2.0 * float(np.sum(dL * (e.T @ v)))
-            at += 1
     hessian = np.empty((r + 1, r + 1))
     hessian[:r, :r] = profiled + equations.nu * np.outer(of_r2, of_r2) / solved.r2**2
     hessian[r, :r] = hessian[:r, r] = -equations.nu / solved.r2 * of_r2

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.iterative import IterativeFit
-from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.fitting.text import (
@@ -245,7 +245,7 @@ def _residual_quantiles(result: LmerResult) -> pd.Series | None:
     """Quantiles of √w (y − ŷ)/σ̂; None where the rows are gone."""
     if isinstance(result.design, StreamedDesign):
         return None
-    if isinstance(result.core, PatternFit):  # a standard deviation for each row
+    if isinstance(result.core, PatternFit | CrossedFit):  # a standard deviation for each row
         scaled = result.core.standardized(result.design.y - result.core.fitted, whole=False)
     else:
         scaled = (result.design.y - result.core.fitted) / result.sigma

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import MAX_LEADING
-from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core._native.iterative.sorting import reach
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import DesignSums, RowsAtHand
 from fastlmm_core.core.engines import dense_cost
@@ -20,20 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["factored", "may_iterate"]
 
-REACH = 300.0
+REACH = 60.0
 """Predicted seconds of an evaluation on one core above which an exact fit, which takes about five, is out of reach."""
 
-ENTRIES = 2e7
-"""Entries of the tail's pattern from which on it is not formed."""
+ENTRIES = 5e6
+"""Entries of the tail's pattern from which on it is not formed and put in order, which would take longer than a fit."""
 
 SMALL = 5_000
 """Random effects in the tail up to which nothing is asked: every exact engine has them done in seconds."""
 
 SAMPLE = 32
-"""Tail levels whose row of the pattern is counted."""
-
-SAMPLED_ROWS = 20_000_000
-"""Rows that may be looked at for that."""
+"""Tail levels whose row of the pattern is counted, a bit each."""
 
 
 def factored(
@@ -106,27 +104,37 @@ def beyond_reach(design: DesignSums, control: Control) -> str | None:
 
 
 def sampled_entries(design: DesignSums) -> float:
-    """About how many entries the lower triangle of the tail's pattern has, from a sample of the longest tail group."""
+    """About how many entries the lower triangle of the tail's pattern has, from a sample of the longest tail group.
+
+    Levels are drawn by their rows, since where these have a heavy tail few levels have most of the entries, and count
+    for less the more likely they are. Each is a bit, which goes through the rows to the leading levels that it occurs
+    with, and from there to all tail levels: two passes over the rows, and memory for levels only.
+    """
     widest = max(range(1, len(design.groups)), key=lambda g: design.groups[g].size)
     codes = cast(RowsAtHand, design).codes
-    lead, tail = codes[0], codes[widest]
-    ptr, order = sort_rows(lead, design.groups[0].n_levels)
-    of_tail, places = sort_rows(tail, design.groups[widest].n_levels)
-    sizes = np.diff(ptr)
-    sample = np.random.default_rng(0).permutation(design.groups[widest].n_levels)[:SAMPLE]
-    found, seen, looked = 0.0, 0, 0
-    for j in sample:
-        leads = np.unique(lead[places[of_tail[j] : of_tail[j + 1]]])
-        seen += 1
-        counts = sizes[leads]
-        looked += int(counts.sum())
-        starts = np.repeat(ptr[leads] - np.cumsum(counts) + counts, counts)
-        rows = order[starts + np.arange(len(starts))]
-        for g in range(1, len(design.groups)):
-            found += len(np.unique(codes[g][rows])) * design.groups[g].n_columns
-        if looked > SAMPLED_ROWS:
-            break
-    width = design.groups[widest].n_columns
+    levels, width = design.groups[widest].n_levels, design.groups[widest].n_columns
+    rows = np.bincount(codes[widest], minlength=levels)
+    sample, times = drawn(rows)
+    bits = np.zeros(levels, np.uint32)
+    bits[sample] = np.uint32(1) << np.arange(len(sample), dtype=np.uint32)
+    of_lead = reach(codes[widest], bits, codes[0], design.groups[0].n_levels)
+    found = np.zeros(len(sample))
+    for g, group in enumerate(design.groups[1:], 1):
+        met = reach(codes[0], of_lead, codes[g], group.n_levels)
+        found += [group.n_columns * np.count_nonzero(met & bit) for bit in bits[sample]]
     others = sum(g.size for k, g in enumerate(design.groups) if k not in (0, widest))
-    own = found / max(seen, 1) * width * design.groups[widest].n_levels
-    return 0.5 * (own + others)
+    return 0.5 * (width * float((found * times).sum()) + others)
+
+
+def drawn(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Up to `SAMPLE` levels, and how many levels each stands for; all of them where they are no more.
+
+    A systematic sample along the levels' rows: a level of at least a step's rows is certain, and stands for one.
+    """
+    total, levels = float(rows.sum()), len(rows)
+    if levels <= SAMPLE:
+        return np.arange(levels), np.ones(levels)
+    step = total / SAMPLE
+    found = np.searchsorted(np.cumsum(rows), (np.arange(SAMPLE) + 0.5) * step)
+    sample = np.unique(np.minimum(found, levels - 1))
+    return sample, np.maximum(step / rows[sample], 1.0)

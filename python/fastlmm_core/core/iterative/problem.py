@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
-from fastlmm_core._native.rows.crossprod import sort_rows
+from fastlmm_core._native.iterative.sorting import level_starts, place_codes, place_columns
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
@@ -111,10 +111,11 @@ def refuse_unidentified(design: DesignSums) -> None:
 def row_form_bytes(design: DesignSums, n_tail: int, m: int, probes: int) -> int:
     """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve."""
     at_hand = cast(RowsAtHand, design)
-    columns, n, l, q = at_hand.columns, design.n, design.groups[0].n_columns, design.groups[0].n_levels
+    columns, n = at_hand.columns, len(at_hand.codes[0])
+    l, q = design.groups[0].n_columns, design.groups[0].n_levels
     covariates = n_tail if any(z is not None for z in columns[1:]) else 0
     doubles = covariates + (0 if columns[0] is None else l) + (at_hand.weights is not None)
-    rows = n * (4 * n_tail + 8 * doubles) + 8 * (n + q + 1)  # the order of the rows too
+    rows = n * (4 * n_tail + 8 * doubles) + 8 * (2 * q + 1)
     parts = 8 if m <= 1_000_000 else 4  # each has sums of its own
     blocks = parts + SOLVER_BLOCKS + n_tail * (1 - (-probes // WIDTH))
     vectors = 8 * WIDTH * (blocks * m + 2 * q * l)
@@ -153,25 +154,32 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
         )
     at_hand = cast(RowsAtHand, design)
     of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
-    ptr, order = sort_rows(of_group[0], q)
-    codes = np.empty((design.n, len(tail)), np.int32)
+    ptr, n = level_starts(of_group[0], q), len(of_group[0])  # cells may stand in for the rows
+    codes = np.empty((n, len(tail)), np.int32)
     t = None
     if any(columns[term.group] is not None for term in tail):
-        t = np.ones((design.n, len(tail)))
+        t = np.ones((n, len(tail)))
     for f, term in enumerate(tail):
-        codes[:, f] = of_group[term.group][order]
-        codes[:, f] += term.columns.start
+        place_codes(ptr, of_group[0], of_group[term.group], term.columns.start, codes, f)
         z = columns[term.group]
         if t is not None and z is not None:
-            t[:, f] = z[order, term.column]
-    z = columns[0]
+            place_columns(ptr, of_group[0], np.ascontiguousarray(z[:, term.column, None]), t, f)
+
+    def placed(values: Array | None) -> Array | None:
+        if values is None:
+            return None
+        out = np.empty_like(values)
+        place_columns(ptr, of_group[0], values, out, 0)
+        return out
+
+    sorted_w = placed(None if w is None else w[:, None])
     rows = RowForm(
         ptr,
         codes,
         m,
-        None if z is None else np.ascontiguousarray(z[order]),
+        placed(columns[0]),
         t,
-        None if w is None else np.ascontiguousarray(w[order]),
+        None if sorted_w is None else sorted_w.ravel(),
         control.n_threads,
     )
     dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]

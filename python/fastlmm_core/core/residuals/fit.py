@@ -12,29 +12,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Structure, lower_factor
+from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
+from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
+from fastlmm_core.core.residuals.columns import residual_columns
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.start import best_scale, defined_start, pattern_start
 from fastlmm_core.core.residuals.units import combine, outermost, places
+from fastlmm_core.core.residuals.within import WithinSubjects
 from fastlmm_core.core.structured import Report, check_parameters, structure_transform
-from fastlmm_core.core.terms import Term, as_floats
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.unseen import unseen_by_patterns
 from fastlmm_core.errors import ModelError, NumericalError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["PatternFit", "PatternModel"]
 
@@ -98,24 +100,9 @@ class PatternModel(ProjectedModel):
     def _model(self) -> None:
         """R as a function of phi, and the cells that tell rows apart."""
         residual = self.residual
-        variance, n_variances = residual.variance_of()
-        columns = [(variance == v).astype(np.float64) for v in range(1, n_variances)]
-        self.n_variances = n_variances
-        self.center = np.zeros(len(columns))
-        self.unit_of = np.ones(len(columns))
-        cell, size = residual.cells.astype(np.int64), residual.n_positions * residual.n_groups
-        if residual.dispersion is not None:
-            given = as_floats(residual.dispersion, "dispersion")
-            middle = np.zeros(given.shape[1])
-            for j in range(given.shape[1]):
-                cell, size = combine(cell, size, given[:, j])
-                if not np.isin(given[:, j], (0.0, 1.0)).all():
-                    middle[j] = given[:, j].mean()
-            spread = np.sqrt(np.mean(np.square(given - middle), axis=0))
-            spread = np.where(spread > 0, spread, 1.0)
-            columns += list(((given - middle) / spread).T)
-            self.center, self.unit_of = np.append(self.center, middle), np.append(self.unit_of, spread)
-        log_sd = np.column_stack(columns) if columns else np.zeros((self.n, 0))
+        columns = residual_columns(residual)
+        self.n_variances, self.center, self.unit_of = columns.n_variances, columns.center, columns.unit_of
+        cell, size, log_sd = columns.cell, columns.size, columns.log_sd
         effects: list[Effects] = []
         self.transforms: list[Array] = []
         for term, structure in zip(self.terms, self.structures, strict=True):
@@ -302,7 +289,7 @@ def refuse_repeated(criterion: PatternCriterion, found: Search[Evaluation]) -> N
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PatternFit(ProjectedFit):
+class PatternFit(WithinSubjects, ProjectedFit):
     """A fitted model with independent units, as a `CoreFit` whose figures come from the patterns.
 
     Attributes
@@ -326,6 +313,30 @@ class PatternFit(ProjectedFit):
     parts: list[Batch] = field(repr=False)
     point: Evaluation = field(repr=False)
     working: float = field(repr=False)
+
+    @property
+    def residual_phi(self) -> Array:
+        """Parameters (r,), working coordinates; the random effects' too."""
+        return self.point.phi
+
+    @property
+    def all_phi(self) -> Array:
+        """All parameters, working coordinates."""
+        return self.point.phi
+
+    @property
+    def effects(self) -> list[tuple[Covariance, Array, slice]]:
+        """Covariance, transform and place among the parameters of each random-effects term."""
+        model = self.model.model
+        return [
+            (e.covariance, T, where)
+            for e, T, where in zip(model.effects, self.model.transforms, model.of_effects, strict=True)
+        ]
+
+    @property
+    def scale(self) -> float:
+        """Sigma in working coordinates."""
+        return self.working
 
     @cached_property
     def half(self) -> Array:
@@ -361,37 +372,6 @@ class PatternFit(ProjectedFit):
     def solved(self) -> Array:
         """V^-1 (y - X beta), (n,)."""
         return self.solve((self.response - self.linear)[:, None])[:, 0]
-
-    def covariances(self, marginal: bool) -> list[Array]:
-        """V (k, m, m) of each batch's patterns relative to `working`^2, or R without the random effects."""
-        model, out = self.model.model, []
-        for part in self.parts:
-            at = model.prepare(part.rows)
-            if not marginal:
-                at = replace(at, z=tuple(np.zeros_like(z) for z in at.z))
-            out.append(model.values(self.point.phi, at)[0])
-        return out
-
-    def standardized(self, e: Array, whole: bool) -> Array:
-        """Residuals (n,) over their standard deviations, or multiplied by the inverse factor of all of a unit's R."""
-        scaled = e if self.model.root is None else e * self.model.root
-        out = np.empty_like(scaled)
-        for part, R in zip(self.parts, self.covariances(marginal=False), strict=True):
-            rows = scaled[part.units]
-            if whole:
-                L = np.linalg.inv(np.linalg.cholesky(R))
-                out[part.units] = np.einsum("uij,uj->ui", L[part.pattern], rows)
-            else:
-                out[part.units] = rows / np.sqrt(np.diagonal(R, axis1=1, axis2=2))[part.pattern]
-        return out / self.working
-
-    def coloured(self, white: Array) -> Array:
-        """White noise (n, k) given the covariance of the response."""
-        out = np.empty_like(white)
-        for part, V in zip(self.parts, self.covariances(marginal=True), strict=True):
-            out[part.units] = np.linalg.cholesky(V)[part.pattern] @ white[part.units]
-        out *= self.working
-        return out if self.model.root is None else out / self.model.root[:, None]
 
     @cached_property
     def b(self) -> tuple[Array, ...]:

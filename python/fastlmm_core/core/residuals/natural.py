@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.covariances import Covariance, Entries, Scaled
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.residuals.crossed import CrossedFit
     from fastlmm_core.core.residuals.fit import PatternFit
 
 __all__ = ["Printed", "printed"]
@@ -48,10 +49,10 @@ class Printed:
     second: Array
 
 
-def printed(fit: PatternFit) -> Printed:
+def printed(fit: PatternFit | CrossedFit) -> Printed:
     """The parameters of a fit; see `Printed`."""
-    model, phi = fit.model.model, fit.point.phi
-    r = model.n
+    model, phi = fit.model.model, fit.all_phi
+    r = len(phi)
     rows: list[Row] = []
 
     def exponential(kind: str, label: str, value: float, direction: Array) -> None:
@@ -82,8 +83,8 @@ def printed(fit: PatternFit) -> Printed:
         rows.append(
             ("dispersion", str(j - fit.model.n_variances + 1), float(fit.theta[j]), slope, np.zeros((first, first)))
         )
-    for k, (term, T, where) in enumerate(zip(model.effects, fit.model.transforms, model.of_effects, strict=True)):
-        rows += _of_effects(k, term.covariance, T, phi, where, fit.working**2)
+    for k, (covariance, T, where) in enumerate(fit.effects):
+        rows += _of_effects(k, covariance, T, phi, where, fit.scale**2)
     kinds, labels, values, slopes, bends = zip(*rows, strict=True)
     return Printed(kinds, labels, np.array(values), np.array(slopes), np.array(bends))
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from fastlmm_core import LmerResult, lmer, load_dataset
+from fastlmm_core.errors import RankWarning
 from fastlmm_core.inference.multiplicity import stepwise
 
 
@@ -14,7 +15,7 @@ from fastlmm_core.inference.multiplicity import stepwise
 def cakes() -> LmerResult:
     cake = load_dataset("cake")
     cake = cake[~((cake["recipe"] == "C") & (cake["temperature"].astype(str) == "225"))]
-    with pytest.warns(UserWarning):
+    with pytest.warns(RankWarning):
         return lmer("angle ~ recipe * temperature + (1 | recipe:replicate)", cake)
 
 
@@ -69,7 +70,7 @@ def test_regridded_means_without_values_have_none() -> None:
     rng = np.random.default_rng(1)
     data = pd.DataFrame({"a": np.tile(list("aabb"), 20), "b": np.tile(list("stst"), 20), "g": np.arange(80) % 8})
     data = data[(data["a"] != "b") | (data["b"] != "t")].assign(y=lambda d: rng.gamma(3.0, 1.0, len(d)))
-    with pytest.warns(UserWarning):
+    with pytest.warns(RankWarning):
         fit = lmer("sqrt(y) ~ a * b + (1 | g)", data)
     means = fit.emmeans("a").regrid()
     assert np.isfinite(means.estimate).tolist() == [True, False]

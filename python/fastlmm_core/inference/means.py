@@ -231,14 +231,12 @@ def _joint_test(
 
     Further covariates are put at two values, a quarter of their range from where they are.
     """
-    variable, *others = [name for name in names if len(grid.levels[name]) == 1] or [None]
-    values: dict[str, tuple[Any, ...]] = {}
-    for name in others:
-        column, at = grid.info.columns[str(name)], grid.levels[str(name)][0]
+    covariates = [name for name in names if len(grid.levels[name]) == 1]
+    variable = covariates[0] if covariates else None
+    for name in covariates[1:]:
+        column, at = grid.info.columns[name], grid.levels[name][0]
         step = 0.25 * (column.high - column.low)
-        values[str(name)] = (at - step, at + step)
-    if values:
-        grid = replace(grid, levels={**grid.levels, **values})
+        grid = replace(grid, levels={**grid.levels, name: (at - step, at + step)})
     varied = [name for name in names if name != variable]
     found = _estimates(result, method, grid, varied, inner, weights, "grid", 0.95, None, variable)
     if varied:

@@ -166,7 +166,7 @@ TRANSFORMATIONS = {
         "logit", special.expit, _logistic_slope, _logistic_second, _logistic_third, 0.0, 1.0, "odds_ratio"
     ),
     "inverse": _power("inverse", -1.0),
-    "arcsine": Transformation("arcsine", *(_SquaredSine(order) for order in range(4))),
+    "arcsine": Transformation("arcsine", _SquaredSine(), _SquaredSine(1), _SquaredSine(2), _SquaredSine(3)),
 }
 
 

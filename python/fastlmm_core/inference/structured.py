@@ -21,13 +21,13 @@ from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.residuals.equations import ResidualEquations
+from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.structured import StructuredFit, factor_derivatives
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.information import (
     VarianceInformation,
     iterative_information,
-    pseudo_inverse,
     variance_information,
 )
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment
@@ -101,7 +101,7 @@ def _of_chain(core: StructuredFit) -> VarianceInformation:
     hessian[n, :n] = hessian[:n, n] = cross
     hessian[n, n] = scale
     slopes = np.concatenate([np.einsum("ea,exy->axy", J, info.slopes[:k]), info.slopes[k:]])
-    inverse, dropped = pseudo_inverse(hessian)
+    inverse, dropped = positive_inverse(hessian)
     return VarianceInformation(hessian, 2.0 * inverse, dropped, info.half, slopes)
 
 
@@ -132,5 +132,5 @@ def _of_equations(core: EquationsFit) -> VarianceInformation:
     hessian[:r, :r] = profiled + equations.nu * np.outer(of_r2, of_r2) / solved.r2**2
     hessian[r, :r] = hessian[:r, r] = -equations.nu / solved.r2 * of_r2
     hessian[r, r] = equations.nu
-    inverse, dropped = pseudo_inverse(hessian)
+    inverse, dropped = positive_inverse(hessian)
     return VarianceInformation(hessian, 2.0 * inverse, dropped, core.half, slopes)

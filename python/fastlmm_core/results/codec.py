@@ -23,6 +23,7 @@ from fastlmm_core.formula.fixed import MatrixSpec, _FactorCoding
 from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo, GridSource
 from fastlmm_core.formula.levels import Interaction, Levels
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
+from fastlmm_core.formula.side import SideMatrix
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
 
@@ -32,7 +33,7 @@ CLASSES: dict[str, type] = {
     kind.__name__.lstrip("_"): kind
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
-        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
+        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog, SideMatrix),
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

@@ -30,7 +30,7 @@ cdef enum:
     INTERRUPTED = 4
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
-cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
+cdef double SMALL_STEP = 1e-5  # promised decreases above this, or 1000 tol, say nothing of the rate near the minimum
 
 
 cdef class Newton(TrustRegion):
@@ -292,7 +292,8 @@ cdef class Newton(TrustRegion):
                 rate = min(1.0, max(1e-3, predicted / before))
             # below the criterion's own rounding error no evaluation can confirm a step
             last = interior and (predicted <= max(self.tol, noise)
-                                 or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+                                 or (predicted <= max(SMALL_STEP, 1e3 * self.tol)
+                                     and predicted * rate <= self.tol))
             last_interior = interior and ratio > 1e-4
             if radius < 1e-12:
                 status = NO_PROGRESS

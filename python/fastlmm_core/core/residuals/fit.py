@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
+from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.columns import residual_columns
@@ -33,7 +34,6 @@ from fastlmm_core.core.structured import Report, check_parameters, structure_tra
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.unseen import unseen_by_patterns
 from fastlmm_core.errors import ModelError, NumericalError
 from fastlmm_core.lazy import cached_property

@@ -59,7 +59,8 @@ oldest: build $(STAMPS)/oldest  ## the tests on the oldest version of everything
 	PYTHONPATH=python $$oldest -m pytest -q tests $(PYTEST)
 
 # what the sanitizers look at is the kernels: leaks are the interpreter's own, and the memory that a fit takes is not
-# to be measured among the sanitizers' shadows
+# to be measured among the sanitizers' shadows; their allocator's own locks stay held in a child (gcc 12) where another
+# thread of the parent was about to end, so forks beside threads belong to the other builds
 sanitize: build  ## kernel and core tests on kernels that gcc's address and undefined-behaviour sanitizers watch
 	$(SAY) 'Building the kernels with sanitizers in build/sanitize'
 	FASTLMM_SANITIZE=1 $(RUN) setup.py -q build --build-lib build/sanitize/lib
@@ -68,7 +69,7 @@ sanitize: build  ## kernel and core tests on kernels that gcc's address and unde
 	export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
 	$(RUN) -c 'import fastlmm_core as f; assert "/build/sanitize/lib/" in f.__file__, f.__file__'
 	printf '==> %s\n' 'Running the kernel and core tests on that build'
-	$(RUN) -m pytest -q tests/_native tests/core --ignore=tests/core/test_memory.py $(PYTEST)
+	$(RUN) -m pytest -q tests/_native tests/core --ignore=tests/core/test_memory.py --ignore=tests/core/test_forks.py $(PYTEST)
 
 lint: build $(STAMPS)/dev  ## ruff, mypy, stubtest and cython-lint
 	$(SAY) 'Checking style and types'

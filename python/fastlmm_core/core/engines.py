@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core.core.incidence import LeadingRows, Longs, Offsets, Products, TailRows, structures, tail_groups
 from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import MemoryLimitError, ModelError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["ENGINES", "Choice", "Cost", "Engine", "EngineReport", "TailProblem", "choose", "dense_cost"]
 

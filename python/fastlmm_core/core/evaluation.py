@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import exp, log
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.information import level_information
 from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.square_root import RowsEvaluator
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError, NumericalError
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.core.objective import Objective
@@ -200,6 +202,16 @@ class Evaluation:
         if isinstance(self._evaluator, RowsEvaluator):
             return tuple(self._evaluator.dense_products(self.theta))
         return self.solve(self.objective.cross.dense)[1]
+
+    def level_information(self) -> tuple[Array, Array, Array, Array, float] | None:
+        """Exact Hessian (k, k) of the profiled criterion, and what else `inference.information` needs.
+
+        None where the model has more than one grouping factor, or is evaluated from its rows.
+        """
+        if self._layout.tail.m or not self._layout.leads or not isinstance(self._evaluator, Evaluator):
+            return None
+        with one_blas_thread():
+            return level_information(self._evaluator, self.theta)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance (q, l, l) of the effects of each group, over sigma^2."""

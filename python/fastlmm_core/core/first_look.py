@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
+from fastlmm_core.core.effects import Effects
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Effects, Laplace
+from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Laplace, solved
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["FirstLook"]
@@ -70,7 +71,7 @@ class FirstLook(Laplace):
             x = slice(2, None)
             xx = (held * self.xt) @ self.xt.T - sums[x].dot(ahead[x])
             right = self.xt @ s - sums[x].dot(ahead[1:2] - b)[:, 0]
-            shift = np.linalg.solve(xx, right)
+            shift = solved(xx, right)
             u_new, b_new = self.spherical(self.lam, rest[1:2] - rest[x].combined(shift))
             slope, _ = self.spherical(self.lam, sums[0:1])
             step, db = u_new - u, b_new - b
@@ -95,13 +96,13 @@ class FirstLook(Laplace):
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:
         """The adjoint's part along X: gamma moves with the parameters."""
-        return np.asarray(np.linalg.solve(xx, right))
+        return solved(xx, right)
 
     def reduced(self, gradient: Array, hessian: Array) -> tuple[Array, Array]:
         """Gamma eliminated; in its place a unit curvature without slope, which the optimiser leaves alone."""
         x = self.gamma
         self.fixed_information, self.cross_information = hessian[x, x].copy(), hessian[x].copy()
-        hessian = hessian - hessian[:, x] @ np.linalg.solve(self.fixed_information, hessian[x])
+        hessian = hessian - hessian[:, x] @ solved(self.fixed_information, hessian[x])
         hessian[x], hessian[:, x], gradient[x] = 0.0, 0.0, 0.0
         hessian[x, x] = np.eye(self.design.rank)
         return gradient, hessian
@@ -122,7 +123,7 @@ class FirstLook(Laplace):
         if self.design.family.vector:  # thresholds and coefficients are of one kind
             cross = self.cross_information.copy()
             cross[:, x] = 0.0
-            out += cross.T @ np.linalg.solve(self.fixed_information, cross)
+            out += cross.T @ solved(self.fixed_information, cross)
             out[x], out[:, x] = cross, cross.T
         out[x, x] = self.fixed_information
         return out

@@ -6,13 +6,13 @@ The sparse effects S are projected out of X first, so that S'S is the only spars
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.equations import Equations
 from fastlmm_core.core.terms import Term
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["FixedSpace"]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -295,7 +296,8 @@ class Model:
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
         self.engine.set_response(y)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
-        return self._found(y, psi, value, evaluations, status == 0, self.searcher.messages[status])
+        message, place = self.searcher.messages[status], self.searcher.place
+        return self._found(y, psi, value, evaluations, status == 0, message, place)
 
     def revive(
         self, y: ArrayLike, psi: Array, criterion: float, evaluations: Array, converged: bool, message: str
@@ -303,7 +305,16 @@ class Model:
         """The fit that once had these figures: attributes psi, criterion, _evaluations, converged and message of it."""
         return self._found(self.design.response(y), psi, criterion, evaluations, converged, message)
 
-    def _found(self, y: Array, psi: Array, value: float, evaluations: Array, converged: bool, message: str) -> GlmmFit:
+    def _found(
+        self,
+        y: Array,
+        psi: Array,
+        value: float,
+        evaluations: Array,
+        converged: bool,
+        message: str,
+        place: Any = None,
+    ) -> GlmmFit:
         design = self.design
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
@@ -325,6 +336,7 @@ class Model:
             _y=y,
             _engine=self.engine,
             _evaluations=evaluations,
+            _place=place,
         )
 
     def fixed_criterion(self, y: ArrayLike) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, 
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.families import Family
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["GlmmDesign"]
 

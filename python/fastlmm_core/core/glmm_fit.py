@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,8 +18,9 @@ from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, warn
 from fastlmm_core.families import Family
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
 
@@ -48,6 +48,12 @@ class Engine(Protocol):
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
+
+    def place(self) -> Any:
+        """The modes where derivatives were last taken, for `begin_at`."""
+
+    def begin_at(self, place: Any) -> None:
+        """Look for the next modes from there, not from zero: rows may have several."""
 
     def value(self, psi: Array) -> float:
         """The deviance at psi."""
@@ -132,6 +138,7 @@ class GlmmFit:
     _y: Array = field(repr=False)
     _engine: Engine | None = field(repr=False)
     _evaluations: Array = field(repr=False)
+    _place: Any = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,6 +151,7 @@ class GlmmFit:
                 if isinstance(value, cached_property):
                     getattr(self, name)
             object.__setattr__(self, "_engine", None)
+            object.__setattr__(self, "_place", None)
         return self
 
     @contextmanager
@@ -153,6 +161,8 @@ class GlmmFit:
             raise AttributeError("a completed fit has no engine: fit the model again")
         with one_blas_thread(), self._engine.turn.reading():
             self._engine.set_response(self._y)
+            if self._place is not None:
+                self._engine.begin_at(self._place)
             self._engine.value(self.psi)
             yield self._engine
 
@@ -206,9 +216,12 @@ class GlmmFit:
         design = self.design
         free, held = design.free, design.n_free - len(design.free)
         conditioned = np.full((design.n_free,) * 2, np.nan)
-        with self.engine() as engine:
-            second = engine.information(self.psi)[np.ix_(free, free)]
-        conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
+        try:
+            with self.engine() as engine:
+                second = engine.information(self.psi)[np.ix_(free, free)]
+            conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
+        except NumericalError as error:
+            warn(f"there are no standard errors: {error} beside the estimates", ConvergenceWarning)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
         small[unknown] = np.nan  # all of theta, what is held of it, or nothing

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from math import isfinite
-from threading import Lock
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,10 +14,11 @@ from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses, cr
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
-from fastlmm_core.core.start import moment_start
+from fastlmm_core.core.start import moment_start, start_of
 from fastlmm_core.core.terms import Term, checked_flag
-from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.core.threads import ForkedLock, one_blas_thread
 from fastlmm_core.errors import DataError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Objective", "objective"]
 
@@ -51,20 +50,43 @@ class Objective:
     def __init__(
         self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
     ) -> None:
+        self._make(cross, reml, control, layout)
+        self.plan.load(self.evaluator, cross)
+        self._cross: CrossProducts | None = cross
+
+    @classmethod
+    def of_response(cls, design: DesignSums, found: Responses, reml: bool, control: Control) -> Objective:
+        """That of a design with the only one of some responses."""
+        out = object.__new__(cls)
+        out._make(design, reml, control, None)
+        out.plan.load_response(out.evaluator, design, found)
+        out._cross, out._later = None, (design, found)
+        return out
+
+    def _make(
+        self, products: CrossProducts | DesignSums, reml: bool, control: Control | None, layout: Layout | None
+    ) -> None:
+        """All but the numbers."""
         self.reml = checked_flag(reml)
         self.control = checked_control(control)
-        self.plan = plan(cross, self.control) if layout is None else layout
+        self.plan = plan(products, self.control) if layout is None else layout
         self.evaluator = self.plan.evaluator(reml)
-        self.plan.load(self.evaluator, cross)
-        self._blocks = cross.blocks[0]
-        self.theta_map = cross.theta_map
-        self.n_theta = len(cross.theta_index)
-        self._cross: CrossProducts | None = cross
+        self._blocks = products.blocks[0]
+        self.theta_map = products.theta_map
+        self.n_theta = len(products.theta_map.index)
         self._later: tuple[DesignSums, Responses] | None = None
-        self._lock = Lock()
+        self._lock = ForkedLock(self._renew)
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
         return Objective, (self.cross, self.reml, self.control)
+
+    def _renew(self, lost: bool) -> None:
+        """In a child, a workspace of its own in place of one that another thread of the parent was at work on."""
+        if lost or self.plan.tail.busy:
+            self.plan = plan(self.cross, self.control)
+            self.evaluator = self.plan.evaluator(self.reml)
+            self.plan.load(self.evaluator, self.cross)
+            self.__dict__.pop("newton", None)
 
     @property
     def cross(self) -> CrossProducts:
@@ -78,7 +100,15 @@ class Objective:
     @property
     def start(self) -> Array:
         """Where a fit begins (n_theta,), see `moment_start`."""
-        return self.to_user(moment_start(self.cross))
+        return self.to_user(self.conditioned_start)
+
+    @property
+    def conditioned_start(self) -> Array:
+        """The same in conditioned coordinates."""
+        if self._later is None:
+            return moment_start(self.cross)
+        design, found = self._later
+        return start_of(design.blocks, found.dense, 1.0, design.n, design.theta_map.index)
 
     @cached_property
     def newton(self) -> Newton:
@@ -109,6 +139,10 @@ class Objective:
         lead = np.ascontiguousarray(self.plan.lead_rows(found.dense)[:, 0])
         self.evaluator.set_response(lead, tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
+
+    def has(self, found: Responses) -> bool:
+        """Whether the response in hand is the one of ``found``."""
+        return self._later is not None and self._later[1] is found
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""
@@ -141,7 +175,7 @@ class Objective:
 
     def at(self, theta: ArrayLike) -> Evaluation:
         """The model at ``theta`` (n_theta,): value, derivatives, modes, solves, variances."""
-        return Evaluation(self, self.to_conditioned(theta))
+        return self.at_conditioned(self.to_conditioned(theta))
 
     def gradients(self, points: Array) -> Array:
         """Exact gradients (k, n_theta) at k conditioned thetas (k, n_theta), in conditioned coordinates."""
@@ -150,6 +184,7 @@ class Objective:
 
     def at_conditioned(self, theta: Array) -> Evaluation:
         """The same at conditioned ``theta``."""
+        self._lock.recover()
         return Evaluation(self, theta)
 
     def beside(self, cross: CrossProducts) -> Objective:
@@ -158,6 +193,7 @@ class Objective:
 
     def held(self, a: Array) -> HeldContrast:
         """The deviance with the combination a'gamma (rank,) of the conditioned coefficients held fixed."""
+        self._lock.recover()
         return HeldContrast(self, a)
 
     def __call__(self, theta: ArrayLike) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.rows.pedigree import mendelian_variances
 from fastlmm_core.core.sparse_factor import SparseFactor
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Relationship", "from_covariance", "from_parents", "from_precision"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
@@ -16,6 +15,7 @@ from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
 from fastlmm_core.errors import ModelError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Projected", "ProjectedFit", "ProjectedModel"]
 

@@ -60,7 +60,7 @@ class OneFactor:
         ptr, self.order = sort_rows(design.codes[0], group.n_levels)
         columns = np.ones((design.n, 1)) if z is None else z
         self.design, self.n_agq, self.control = design, n_agq, control
-        self.turn = Turn()
+        self.turn = Turn(self._renew)
         self.holder: object = None
         self.criterion = Quadrature(
             family.code,
@@ -85,10 +85,24 @@ class OneFactor:
     def __reduce__(self) -> tuple[type[OneFactor], tuple[GlmmDesign, int, Control]]:
         return OneFactor, (self.design, self.n_agq, self.control)  # a copy has a workspace of its own
 
+    def _renew(self, lost: bool) -> None:
+        if lost:  # by a fork: the workspace is made again
+            turn = self.turn
+            self.__init__(self.design, self.n_agq, self.control)  # type: ignore[misc]
+            self.turn = turn
+
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
         self.holder = None
         self.criterion.set_response(y[self.order])
+
+    def place(self) -> Array:
+        """Modes u (q, l) where derivatives were last taken, for `begin_at`."""
+        return self.criterion.place()
+
+    def begin_at(self, place: Array) -> None:
+        """Look for the next modes from a place."""
+        self.criterion.begin_at(place)
 
     def value(self, psi: Array) -> float:
         """The deviance at psi."""

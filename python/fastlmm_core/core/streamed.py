@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from functools import cached_property
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -23,6 +22,7 @@ from fastlmm_core.core.theta import theta_map
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import ModelError, NumericalError, StreamedError
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache, wraps
-from threading import Lock, get_ident
-from typing import Any, TypeVar, cast
+from threading import Lock, RLock, get_ident
+from typing import Any, ClassVar, TypeVar, cast
+from weakref import WeakMethod
 
 from threadpoolctl import ThreadpoolController
 
 from fastlmm_core._native.openmp import stay_on_one_thread
 
-__all__ = ["FORKED", "blas_libraries", "bounded", "one_blas_thread"]
+__all__ = ["FORKED", "ForkedLock", "blas_libraries", "bounded", "one_blas_thread"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -53,21 +54,23 @@ class Blocks:
     def enter(self, block: object) -> None:
         """Open a block."""
         with self.lock:
-            first = not self.open
-            self.open[block] = get_ident()
-            if first:
-                self.before = [library.num_threads for library in blas_libraries()]
-                for library, count in zip(blas_libraries(), self.before, strict=True):
-                    if count != 1:
-                        set_threads(library, 1)
+            if self.open:
+                self.open[block] = get_ident()
+                return
+            self.before = [library.num_threads for library in blas_libraries()]
+            self.open[block] = get_ident()  # before anything is changed: a fork here finds what to bring back
+            for library, count in zip(blas_libraries(), self.before, strict=True):
+                if count != 1:
+                    set_threads(library, 1)
 
     def leave(self, block: object) -> None:
         """Close a block, if it was opened; the last one brings the libraries back to what they had."""
         with self.lock:
-            if self.open.pop(block, None) is not None and not self.open:
+            if len(self.open) == 1 and block in self.open:
                 for library, count in zip(blas_libraries(), self.before, strict=True):
                     if count != 1:
                         set_threads(library, count)
+            self.open.pop(block, None)
 
     def after_fork(self) -> None:
         """In a child there are no threads but the one that forked, and nobody holds the lock."""
@@ -80,13 +83,67 @@ class Blocks:
 BLOCKS = Blocks()
 """One for the process, as the libraries are."""
 
-FORKED: list[bool] = []
-"""Not empty in a forked child."""
+FORKED: list[int] = []
+"""The threads that forked on the way to this process, of which each went on in its child; none in a first process."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=BLOCKS.after_fork)
     os.register_at_fork(after_in_child=stay_on_one_thread)
-    os.register_at_fork(after_in_child=lambda: FORKED.append(True))
+    os.register_at_fork(after_in_child=lambda: FORKED.append(get_ident()))
+    os.register_at_fork(after_in_child=lambda: setattr(ForkedLock, "recovery", RLock()))
+
+
+class ForkedLock:
+    """A lock that a forked child finds free where a thread held it that did not come along.
+
+    What the lock guards was left half done then, so its owner is told.
+
+    Parameters
+    ----------
+    renew : method
+        Called before the first use in a child, with whether the lock was held by a thread that is not there.
+
+    Attributes
+    ----------
+    owner : int or None
+        The thread that holds it.
+    """
+
+    recovery: ClassVar[Any] = RLock()
+
+    def __init__(self, renew: Callable[[bool], None]) -> None:
+        self._forks, self._renew = len(FORKED), WeakMethod(renew)
+        self.free()
+
+    def free(self) -> None:
+        """Nobody holds it."""
+        self._lock = Lock()
+        self.owner: int | None = None
+
+    def recover(self) -> None:
+        """In a child before its first use, let go of what threads held that are not there."""
+        if self._forks == len(FORKED):
+            return
+        with self.recovery:
+            forks = FORKED[self._forks :]
+            if not forks:  # another thread of the child came first
+                return
+            lost = self._lock.locked() and any(thread != self.owner for thread in forks)
+            if lost:
+                self.free()
+            renew = self._renew()
+            if renew is not None:
+                renew(lost)
+            self._forks += len(forks)
+
+    def __enter__(self) -> None:
+        self.recover()
+        self._lock.acquire()
+        self.owner = get_ident()
+
+    def __exit__(self, *error: object) -> None:
+        self.owner = None
+        self._lock.release()
 
 
 class one_blas_thread:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Lock, get_ident
+from threading import get_ident
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.threads import ForkedLock
 from fastlmm_core.errors import InUseError
 
 __all__ = ["Turn", "Workspaces"]
@@ -59,8 +60,9 @@ class Workspaces:
         try:
             objective = self._idle.pop()
         except IndexError:
-            return self._another(design.complete(found))
-        objective.set_response(design, found)
+            return self._kept(Objective.of_response(design, found, self.reml, self.control))
+        if not objective.has(found):
+            objective.set_response(design, found)
         return objective
 
     def give_back(self, objective: Objective) -> None:
@@ -69,12 +71,21 @@ class Workspaces:
             self._idle.append(objective)
 
     @contextmanager
+    def lent_with(self, design: DesignSums, found: Responses) -> Iterator[Objective]:
+        """An objective as `take` gives it, inside a `with` block."""
+        objective = self.take(design, found)
+        try:
+            yield objective
+        finally:
+            self.give_back(objective)
+
+    @contextmanager
     def lent(self, cross: CrossProducts) -> Iterator[Objective]:
         """An objective of these cross-products, inside a `with` block."""
         try:
             objective = self._idle.pop()
         except IndexError:
-            objective = self._another(cross)
+            objective = self._kept(Objective(cross, self.reml, self.control))
         else:
             objective.load(cross)
         try:
@@ -82,8 +93,8 @@ class Workspaces:
         finally:
             self.give_back(objective)
 
-    def _another(self, cross: CrossProducts) -> Objective:
-        objective = Objective(cross, self.reml, self.control)
+    def _kept(self, objective: Objective) -> Objective:
+        """A new one; those after it have its engine."""
         made = objective.plan
         if made.engine != "none":
             self.control = replace(self.control, engine=made.engine)
@@ -91,31 +102,25 @@ class Workspaces:
         return objective
 
 
-class Turn:
+class Turn(ForkedLock):
     """A `with` block that one thread at a time is in; others wait, and a call from within the block is refused."""
 
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._owner: int | None = None
+    def free(self) -> None:
+        """Nobody holds it."""
+        super().free()
         self._reading = False
 
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
-
     def __enter__(self) -> None:
-        if self._owner == get_ident():
+        self.recover()
+        if self.owner == get_ident():
             raise InUseError("this model is at work in the call that led here: a callback needs a model of its own")
-        self._lock.acquire()
-        self._owner = get_ident()
-
-    def __exit__(self, *error: object) -> None:
-        self._owner = None
-        self._lock.release()
+        super().__enter__()
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """A `with` block like the turn itself, which may contain others of its kind."""
-        if self._owner == get_ident() and self._reading:
+        self.recover()
+        if self.owner == get_ident() and self._reading:
             yield
             return
         with self:

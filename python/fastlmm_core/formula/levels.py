@@ -7,12 +7,13 @@ hashing elsewhere; an interaction combines the codes of its parts into one integ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "code_values", "level_text"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from fastlmm_core.inference.families import SIDES, family_results
 from fastlmm_core.inference.functions import Functions
 from fastlmm_core.inference.multiplicity import adjustment_name
 from fastlmm_core.inference.transformations import TRANSFORMATIONS, Transformation
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Estimates", "checked_level", "f_columns"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.projected import ProjectedFit
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel

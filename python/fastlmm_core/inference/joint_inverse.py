@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from scipy.linalg import solve_triangular
 from scipy.sparse import csr_array
 
 from fastlmm_core.core import CrossProducts, ExplicitInverse, Objective
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["JointInverse", "RowSet", "row_set"]
 

@@ -20,8 +20,8 @@ from scipy.linalg import lapack
 from scipy.sparse import bsr_array, csr_array, hstack
 
 from fastlmm_core.core import CrossProducts
+from fastlmm_core.core.slopes import group_factors
 from fastlmm_core.errors import ModelError, NumericalError
-from fastlmm_core.inference.information import group_factors
 
 __all__ = ["MarginalProducts"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
 from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
-from fastlmm_core.core.fit import CoreFit, FitLog, relative_factors
+from fastlmm_core.core.figures import relative_factors
+from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.iterative.conditional import conditional_blocks
 from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem
@@ -21,6 +21,7 @@ from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.core.engines import EngineReport

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
+from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.columns import residual_columns
@@ -34,9 +34,9 @@ from fastlmm_core.core.structured import Report, check_parameters, structure_tra
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.trust_region import Search, minimise
 from fastlmm_core.core.unseen import unseen_by_patterns
 from fastlmm_core.errors import ModelError, NumericalError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["PatternFit", "PatternModel"]
 

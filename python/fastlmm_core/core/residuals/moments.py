@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.patterns import unit_moments
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["Batch", "Symmetric", "batches", "patterns"]
 

@@ -123,8 +123,8 @@ cdef class Workspace(Criterion):
             raise ValueError(f"this {type(self).__name__} cannot be used: its constructor did not come to its end")
         if self.tail.busy:
             raise InUseError(
-                f"this {type(self).__name__} is at work in another call, or another evaluator of its plan is: "
-                "each thread, and each callback, needs an Objective of its own"
+                f"this {type(self).__name__} is at work in another call, or another evaluator of its plan is (in a "
+                "forked child: was, in a thread of its parent): each thread, and each callback, needs its own Objective"
             )
         self.tail.busy = True
         return 0

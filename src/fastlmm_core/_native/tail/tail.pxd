@@ -13,7 +13,7 @@ cdef struct levels_t:                # how the tail divides into levels (blocks)
 cdef class Tail:
     cdef readonly Py_ssize_t m
     cdef bint ready                  # the constructor came to its end
-    cdef bint busy                   # an evaluator is at work
+    cdef readonly bint busy          # an evaluator is at work
     cdef int threads
     cdef const int64_t[::1] a_ptr
     cdef const int[::1] a_idx

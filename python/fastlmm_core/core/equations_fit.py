@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Structure
+from fastlmm_core.core.covariances import Covariance, Structure
 from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
@@ -151,11 +151,12 @@ class EquationsModel(ProjectedModel, TermStructures):
 
     def start(self, projected: Projected) -> Array:
         """Working parameters (r,) of the first evaluation."""
-        return np.concatenate([0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances])
+        starts = (0.5 * c.start() if c.keeps == "lower" else c.start() for c in self.covariances)
+        return np.concatenate([np.zeros(0), *starts])
 
     def general_start(self) -> Array:
         """Parameters (r,) whatever the response."""
-        return np.concatenate([c.start() for c in self.covariances])
+        return np.concatenate([np.zeros(0), *(c.start() for c in self.covariances)])
 
     def residual_images(self, phi: Array) -> Callable[[Array], Array]:
         """What R, at phi, and its derivatives make of columns: (n, c) -> (1 + number of these, n, c)."""
@@ -271,6 +272,16 @@ class EquationsFit(ProjectedFit):
     def scale(self) -> float:
         """Sigma of working coordinates."""
         return self.sigma * self.model.sigma_ratio(self.working)
+
+    @property
+    def all_phi(self) -> Array:
+        """All parameters, working coordinates."""
+        return self.working
+
+    @property
+    def effects(self) -> list[tuple[Covariance, Array, slice]]:
+        """Covariance, transform and place among the parameters of each random-effects term."""
+        return list(zip(self.model.covariances, self.model.transforms, self.model.slices, strict=True))
 
     @cached_property
     def relative(self) -> tuple[Array, ...]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
 from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
-from fastlmm_core.core.fit import CoreFit, FitLog, relative_factors
+from fastlmm_core.core.figures import relative_factors
+from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.iterative.conditional import conditional_blocks
 from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem

@@ -8,7 +8,7 @@ differences of the exact gradient in its place.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
 from fastlmm_core.core.fit import FAILED
-from fastlmm_core.core.glmm_fit import Engine, Report
+from fastlmm_core.core.glmm_fit import Engine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 
@@ -32,7 +32,7 @@ class Found(NamedTuple):
     psi: Array
     value: float
     status: int
-    place: Any
+    place: Place
 
 
 FEW = 16
@@ -58,7 +58,7 @@ class Searcher:
 
     Attributes
     ----------
-    place : object
+    place : tuple of arrays
         The engine's place of the modes at the last search's end.
     """
 
@@ -69,7 +69,7 @@ class Searcher:
         self.held = engine.design.theta_map.held
         self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
         self.more = max_evaluations - FEW
-        self.place: Any = None
+        self.place: Place | None = None
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[Engine, int, float]]:

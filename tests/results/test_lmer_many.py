@@ -33,6 +33,10 @@ def test_rows_are_single_fits(samples: pd.DataFrame, genes: np.ndarray) -> None:
     np.testing.assert_allclose(found.params.iloc[3], one.params, rtol=1e-4, atol=1e-6)
     with pytest.raises(DataError, match="there are dose, ten"):
         found.table("age")
+    for nowhere in (2, -3, True, 1.0):
+        with pytest.raises(DataError, match="there is no contrast"):
+            found.table(nowhere)  # type: ignore[arg-type]
+    assert found.table(-1).equals(found.table("ten"))
 
 
 def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:

@@ -259,3 +259,22 @@ def test_coordinates_in_two_dimensions(orthodont):
     apart = np.linalg.norm(data[["lon", "lat"]].to_numpy()[0] - data[["lon", "lat"]].to_numpy()[1])
     expected = np.exp(-apart / fit.covariance_parameters().loc["range", "estimate"])
     assert fit.residual_corr("M01").iloc[0, 1] == pytest.approx(expected)
+
+
+def test_structured_effects_have_independent_residuals(fev):
+    fit = lmer("FEV1 ~ ARMCD + cs(0 + AVISIT | USUBJID)", fev)
+    assert fit.residual_cov().to_numpy() == pytest.approx(fit.sigma**2)
+    assert fit.residual_corr().to_numpy().tolist() == [[1.0]]
+    assert fit.covariance_parameters().loc["var Residual", "estimate"] == pytest.approx(fit.sigma**2)
+
+
+def test_a_model_without_random_effects(fev):
+    fit = lmer("FEV1 ~ ARMCD", fev, residual="cs(AVISIT | USUBJID)")
+    assert list(fit.ranef().columns) == ["grpvar", "term", "grp", "condval", "condsd"]
+    assert fit.ranef().empty
+    with pytest.raises(ModelError, match="no random effects"):
+        fit.cov_params(full=True, levels=["a"])
+    with pytest.raises(DataError, match="seed must be"):
+        fit.simulate(2, seed=-1)
+    with pytest.raises(ModelError, match="n must be"):
+        fit.simulate(-1)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.fitting.unidentified import unidentified_elements
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -30,8 +32,10 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
     grpvars = list(n_groups(design))
     terms = list(dict.fromkeys(c for t in design.random for c in t.columns))
     categories, offset_of = _all_levels(design)
-    grpvar_codes, term_codes, grp_codes, values, sds = [], [], [], [], []
+    whole, real = np.zeros(0, np.int32), np.zeros(0)  # there may be no random term
+    grpvar_codes, term_codes, grp_codes, values, sds = [whole], [whole], [whole], [real], [real]
     cond_var = core.cond_var() if condsd else None
+    unknown = unidentified_elements(core) if condsd else set()
     for group in grpvars:  # terms on one group stand together, as in lme4
         for k, term in enumerate(design.random):
             if term.group != group:
@@ -43,7 +47,9 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
             grp_codes.append(np.tile(offset_of[group], width))
             values.append(b.T.ravel())
             if cond_var is not None:
-                sds.append(np.sqrt(np.diagonal(cond_var[k], axis1=1, axis2=2)).T.ravel())
+                sd = np.sqrt(np.diagonal(cond_var[k], axis1=1, axis2=2))
+                blind = [(k, j, j) in unknown for j in range(width)]
+                sds.append(np.where(blind, np.nan, sd).T.ravel())
 
     frame = pd.DataFrame(
         {
@@ -64,7 +70,7 @@ def _all_levels(design: Design) -> tuple[pd.Index, dict[str, NDArray[np.int64]]]
     if len(of_group) == 1:
         ((group, levels),) = of_group.items()
         return pd.Index(levels), {group: np.arange(len(levels))}
-    joined = np.concatenate([levels.astype(object) for levels in of_group.values()])
+    joined = np.concatenate([np.zeros(0, object), *(levels.astype(object) for levels in of_group.values())])
     codes, categories = pd.factorize(joined)
     ends = np.cumsum([len(levels) for levels in of_group.values()])[:-1]
     return pd.Index(categories), dict(zip(of_group, np.split(codes, ends), strict=True))

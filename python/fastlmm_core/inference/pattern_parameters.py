@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.residuals.natural import printed
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import variance_labels
+from fastlmm_core.fitting.unidentified import unidentified_elements
 from fastlmm_core.inference.structured import information_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ def covariance_parameters(design: Design, core: PatternFit | CrossedFit, level: 
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level!r}")
     found = printed(core)
+    unknown = _unknown(core, found.kinds, found.labels)
     names = labels(design, core, found.kinds, found.labels)
     cov = found.jacobian @ information_of(core).cov @ found.jacobian.T
     se = np.sqrt(np.maximum(np.diag(cov), 0.0))
@@ -41,24 +44,44 @@ def covariance_parameters(design: Design, core: PatternFit | CrossedFit, level: 
                 lower[k], upper[k] = np.tanh(np.arctanh(value) + sign / (1.0 - value**2))
             else:
                 lower[k], upper[k] = value + sign
+    values = np.where(unknown, np.nan, found.values)
+    for column in (se, lower, upper):
+        column[unknown | (se == 0.0)] = np.nan  # at a boundary there is no such error
     return pd.DataFrame(
-        {"kind": list(found.kinds), "estimate": found.values, "std_error": se, "lower": lower, "upper": upper},
+        {"kind": list(found.kinds), "estimate": values, "std_error": se, "lower": lower, "upper": upper},
         index=pd.Index(names, name="parameter"),
     )
 
 
+def _unknown(core: PatternFit | CrossedFit, kinds: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Parameters that the criterion does not see, and correlations with effects that are zero."""
+    terms = {k for k, _, _ in unidentified_elements(core)}
+    residual = core.unidentified is not None and core.unidentified.residual
+    out = np.zeros(len(kinds), np.bool_)
+    for a, (kind, label) in enumerate(zip(kinds, given, strict=True)):
+        if kind != "effects":
+            out[a] = residual
+            continue
+        number, _, place = label.partition(":")
+        k = int(number)
+        zero = "rho" in place and not np.abs(core.L[k]).sum(axis=1).all()
+        out[a] = k in terms or zero
+    return out
+
+
 def labels(design: Design, core: PatternFit | CrossedFit, kinds: tuple[str, ...], given: tuple[str, ...]) -> list[str]:
     """Names with the user's visits, columns and grouping factors in them."""
-    within = design.residual
-    assert within is not None
-    variances = variance_labels(design)
+    within, variances = design.residual, variance_labels(design)
+    groups = () if within is None else within.groups
     out = []
     for kind, label in zip(kinds, given, strict=True):
         if kind == "variance":
-            first = within.kind == "us" and variances == ["Residual"]
-            group = f" {within.groups[0]}" if first and within.groups else ""
-            out.append(f"var {within.visits[0] if first else variances[int(label)]}{group}")
+            if within is not None and within.kind == "us" and variances == ["Residual"]:
+                out.append(f"var {within.visits[0]}{f' {groups[0]}' if groups else ''}")
+            else:
+                out.append(f"var {variances[int(label)]}")
         elif kind == "dispersion":
+            assert within is not None
             assert within.dispersion is not None
             out.append(within.dispersion.names[int(label)])
         elif kind == "effects":
@@ -72,11 +95,12 @@ def labels(design: Design, core: PatternFit | CrossedFit, kinds: tuple[str, ...]
             pair = term.columns[i] if i == j else f"{term.columns[i]}, {term.columns[j]}"
             out.append(f"{name} {pair} | {term.grp}")
         elif core.model.residual.kind == "us":
+            assert within is not None
             number, _, pair = label.rpartition(" ")
             i, j = (int(v) - 1 for v in pair.split(","))
             name = f"var {within.visits[i]}" if i == j else f"cov {within.visits[i]}, {within.visits[j]}"
-            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+            out.append(f"{name} {groups[int(number)]}" if number else name)
         else:
             number, _, name = label.rpartition(" ")
-            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+            out.append(f"{name} {groups[int(number)]}" if number else name)
     return out

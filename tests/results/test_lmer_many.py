@@ -76,3 +76,10 @@ def test_prior_is_found_again() -> None:
     assert np.mean((posterior - true) ** 2) < 0.6 * np.mean((true * rng.chisquare(df) / df - true) ** 2)
     _, infinite, _ = squeeze(0.3 * rng.chisquare(df[:50] * 100) / (df[:50] * 100), df[:50])
     assert infinite == np.inf
+
+
+def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="the responses are not numeric"):
+        lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
+    with pytest.raises(DataError, match="do not make a table"):
+        lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Effects, Laplace
+from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Effects, Laplace, solved
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["FirstLook"]
@@ -95,13 +95,13 @@ class FirstLook(Laplace):
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:
         """The adjoint's part along X: gamma moves with the parameters."""
-        return np.asarray(np.linalg.solve(xx, right))
+        return solved(xx, right)
 
     def reduced(self, gradient: Array, hessian: Array) -> tuple[Array, Array]:
         """Gamma eliminated; in its place a unit curvature without slope, which the optimiser leaves alone."""
         x = self.gamma
         self.fixed_information, self.cross_information = hessian[x, x].copy(), hessian[x].copy()
-        hessian = hessian - hessian[:, x] @ np.linalg.solve(self.fixed_information, hessian[x])
+        hessian = hessian - hessian[:, x] @ solved(self.fixed_information, hessian[x])
         hessian[x], hessian[:, x], gradient[x] = 0.0, 0.0, 0.0
         hessian[x, x] = np.eye(self.design.rank)
         return gradient, hessian

@@ -18,7 +18,7 @@ from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, NumericalError
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
@@ -202,13 +202,16 @@ class GlmmFit:
 
     @cached_property
     def cov(self) -> Array:
-        """Covariance of (theta, beta, rho) from the deviance's Hessian."""
+        """Covariance of (theta, beta, rho) from the deviance's Hessian; NaN where there is no Hessian."""
         design = self.design
         free, held = design.free, design.n_free - len(design.free)
         conditioned = np.full((design.n_free,) * 2, np.nan)
-        with self.engine() as engine:
-            second = engine.information(self.psi)[np.ix_(free, free)]
-        conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
+        try:
+            with self.engine() as engine:
+                second = engine.information(self.psi)[np.ix_(free, free)]
+            conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
+        except NumericalError:  # a few steps from the estimates the deviance cannot be evaluated
+            pass
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
         small[unknown] = np.nan  # all of theta, what is held of it, or nothing

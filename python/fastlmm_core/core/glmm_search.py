@@ -99,9 +99,7 @@ class Searcher:
             )
         if parameters.is_singular(found[:nt]):  # or a sign to turn
             found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-            if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
-                # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-                again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
+            for again in () if given else self.elsewhere(found):
                 other, other_value, other_status = self.minimise(again, report)
                 if other_status != FAILED and other_value < value - 1e-9:
                     found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
@@ -111,6 +109,24 @@ class Searcher:
             engine.value(found)
             found = engine.settled(found)
         return found, value, self.evaluations, status
+
+    def elsewhere(self, found: Array) -> list[Array]:
+        """Where to look once more after a singular optimum, which may be a local one.
+
+        Covariance matrices of lower rank can be: from a place of full rank. So can overdispersion in place of effects:
+        from the family's limit, where there is none.
+        """
+        parameters, design = self.engine.design.theta_map, self.engine.design
+        full = np.concatenate([parameters.diagonal.astype(float), found[design.n_theta :]])
+        if self.held is not None:
+            full[self.held] = 0.0
+        out = [full] if (found[: design.n_theta][parameters.vector_diagonal] < SINGULAR).any() else []
+        if design.family.n_extra:
+            low, high = (np.broadcast_to(end, design.family.n_extra)[-1] for end in design.family.rho_range)
+            for end in (low, high):
+                if np.isfinite(end):
+                    out.append(np.concatenate([full[:-1], [end]]))
+        return out
 
     def snapped(self, found: Array, value: float) -> tuple[Array, float]:
         """The point with standard deviations that are all but zero set to it, where that costs nothing."""
@@ -148,7 +164,8 @@ class Searcher:
 
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
-        found = newton.minimise(psi, report)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps that led too far are halved
+            found = newton.minimise(psi, report)
         if self.held is not None:  # rounding errors of a step
             found[0][self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])

@@ -135,6 +135,8 @@ def moments(design: GlmmDesign, w: Array, s: Array) -> Array:
         bb, spread, kept, _, _ = ridge_sums(blocks, sums[:, 0], mean)
         root = np.sqrt(np.maximum(kept / len(blocks), 1e-8))
         estimate = (bb - spread) / (len(blocks) * np.outer(root, root))
+        if not np.isfinite(estimate).all():  # the scores of a model that fits far too well
+            estimate = np.eye(len(root))
         if len(root) == 1:
             factors.append(np.sqrt(np.clip(estimate, floor**2, ceiling**2)))
             continue

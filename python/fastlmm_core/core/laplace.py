@@ -78,6 +78,23 @@ class Effects:
         return Effects(weights[None] @ self.lead, weights[None] @ self.tail)
 
 
+def solved(information: Array, right: Array) -> Array:
+    """Its inverse times columns.
+
+    Raises
+    ------
+    NumericalError
+        It is singular.
+    """
+    try:
+        return np.asarray(np.linalg.solve(information, right))
+    except np.linalg.LinAlgError:
+        raise NumericalError(
+            "the data say nothing about some combination of the coefficients where the search has come to: one of them "
+            "may run to infinity, since a column separates the responses"
+        ) from None
+
+
 class Laplace:
     """The engine of a design with any number of grouping factors, and of families written in Python.
 
@@ -391,7 +408,7 @@ class Laplace:
         ff = v.dot(rest[f])
         hessian[:nt, :nt] = 0.5 * (ff + ff.T) + curvature
         if p:
-            hessian[:nt, :nt] += fx @ np.linalg.solve(xx, fx.T)
+            hessian[:nt, :nt] += fx @ solved(xx, fx.T)
         hessian[:nt, nt : nt + p] = 2.0 * fx
         hessian[nt : nt + p, :nt] = 2.0 * fx.T
         hessian[nt : nt + p, nt : nt + p] = xx + xx.T

@@ -67,10 +67,12 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
 def _all_levels(design: Design) -> tuple[pd.Index, dict[str, NDArray[np.int64]]]:
     """The distinct levels of all groups, and for each group where its levels stand among them."""
     of_group = {t.group: np.asarray(t.levels) for t in design.random}
+    if not of_group:
+        return pd.Index([], dtype=object), {}
     if len(of_group) == 1:
         ((group, levels),) = of_group.items()
         return pd.Index(levels), {group: np.arange(len(levels))}
-    joined = np.concatenate([np.zeros(0, object), *(levels.astype(object) for levels in of_group.values())])
+    joined = np.concatenate([levels.astype(object) for levels in of_group.values()])
     codes, categories = pd.factorize(joined)
     ends = np.cumsum([len(levels) for levels in of_group.values()])[:-1]
     return pd.Index(categories), dict(zip(of_group, np.split(codes, ends), strict=True))

@@ -21,7 +21,10 @@ def as_pandas(data: Any) -> pd.DataFrame:
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, Mapping):
-        return pd.DataFrame(dict(data))
+        try:
+            return pd.DataFrame(dict(data))
+        except ValueError as error:
+            raise DataError(f"the columns do not make a table: {error}") from None
     try:
         frame = nw.from_native(data)
     except TypeError:

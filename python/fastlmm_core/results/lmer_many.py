@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, FastLMMError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.spelling import answering, explained
 from fastlmm_core.formula import build_design
@@ -177,6 +177,19 @@ def lmer_many(
 
 
 def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+    try:
+        Y, names = _numbers(given, frame)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FastLMMError):
+            raise
+        raise DataError(f"the responses are not numeric: {error}") from None
+    if Y.shape[1] != len(frame):
+        raise DataError(f"the responses have {Y.shape[1]} values each, but the data have {len(frame)} rows")
+    return Y, names
+
+
+def _numbers(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+    """Responses (k, n) and their names."""
     if isinstance(given, pd.DataFrame):
         Y, names = given.to_numpy(dtype=np.float64).T, [str(c) for c in given]
     elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
@@ -189,8 +202,6 @@ def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
         if Y.ndim != 2:
             raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
         names = [str(i) for i in range(len(Y))]
-    if Y.shape[1] != len(frame):
-        raise DataError(f"the responses have {Y.shape[1]} values each, but the data have {len(frame)} rows")
     return Y, names
 
 

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from fastlmm_core.core.descent import Derivatives, Function, descend
-from fastlmm_core.core.trust_region import model_step
+from fastlmm_core.core.descent import Derivatives, Function, descend, minimise
 from fastlmm_core.errors import NumericalError
 
 Whole = Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray, float]]
@@ -88,12 +88,6 @@ def test_what_the_function_raises_comes_through() -> None:
         descend(in_two(broken), np.zeros(1))
 
 
-def test_nothing_to_minimise() -> None:
-    step, predicted, settled = model_step(np.empty(0), np.empty((0, 0)), 1.0)
-    assert step.shape == (0,)
-    assert (predicted, settled) == (0.0, True)
-
-
 @pytest.mark.parametrize("model", [np.diag([5.0, 3.0]), np.diag([-5.0, 3.0])])
 def test_a_hessian_that_is_far_off_is_corrected(model: np.ndarray) -> None:
     calls = 0
@@ -107,3 +101,65 @@ def test_a_hessian_that_is_far_off_is_corrected(model: np.ndarray) -> None:
     found = descend(in_two(flat), np.array([2.0, -1.0]))
     np.testing.assert_allclose(found.x, 0.0, atol=1e-2)
     assert calls < 15
+
+
+@dataclass(frozen=True)
+class Place:
+    """A function with its derivatives at one place."""
+
+    value: float
+    gradient: np.ndarray
+    hessian: np.ndarray
+
+
+def at_once(function: Whole) -> Callable[[np.ndarray], Place]:
+    return lambda x: Place(*function(x)[:3])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_value_and_derivatives_at_once(exact: bool) -> None:
+    found = minimise(at_once(rosenbrock), np.array([-1.2, 1.0]), exact=exact)
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-5)
+    assert found.converged
+    assert found.point.value == rosenbrock(found.x)[0]  # the point is that of x, not of a step that was refused
+    np.testing.assert_array_equal(found.point.gradient, rosenbrock(found.x)[1])
+    values = np.array([value for _, value, _, _ in found.log])
+    assert found.point.value == values.min()
+    assert all(len(x) == 2 for x, *_ in found.log)
+
+
+def test_nothing_to_minimise() -> None:
+    found = minimise(lambda x: Place(3.0, x, np.empty((0, 0))), np.empty(0))
+    assert (found.point.value, found.converged, len(found.log)) == (3.0, True, 1)
+
+
+def test_the_functions_own_error_at_the_start() -> None:
+    with pytest.raises(NumericalError, match="outside"):
+        minimise(at_once(log_barrier), np.array([-1.0]))
+
+
+def test_places_without_a_value_are_infinite_in_the_log() -> None:
+    def steep(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        value, gradient, _, figure = log_barrier(x)
+        return value, gradient, np.array([[1e-2]]), figure  # the model's step leads outside
+
+    found = minimise(at_once(steep), np.array([4.0]), exact=False)
+    np.testing.assert_allclose(found.x, 1.0, atol=1e-4)
+    assert np.inf in [value for _, value, _, _ in found.log]
+
+
+def test_no_evaluation_is_spent_on_what_rounding_hides() -> None:
+    noise = np.random.default_rng(0)
+
+    def unidentified(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        """The second element does nothing, but for the rounding of its derivatives."""
+        gradient = np.array([x[0], 1e-13 * noise.normal()])
+        return float(500.0 + 0.5 * x[0] ** 2), gradient, np.diag([1.0, 1e-14]), 0.0
+
+    found = minimise(at_once(unidentified), np.array([2.0, 5.0]))
+    assert found.converged
+    assert len(found.log) < 6
+    np.testing.assert_allclose(found.x, [0.0, 5.0], atol=1e-6)
+    flat = minimise(lambda x: Place(532.0, np.array([-4.5e-13]), np.zeros((1, 1))), np.ones(1))
+    assert flat.converged
+    assert len(flat.log) <= 2

@@ -8,7 +8,7 @@ import oracle
 import prediction_oracle
 import problems
 from fastlmm_core import Control, DataError, LmerResult, MemoryLimitError, lmer, load_dataset
-from fastlmm_core.core.fit import conditional_variances
+from fastlmm_core.core.figures import conditional_variances
 
 
 @pytest.fixture(scope="module", params=["dense", "sparse"])

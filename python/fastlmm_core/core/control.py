@@ -122,6 +122,9 @@ def checked_count(name: str, value: object, most: int) -> int:
     return count
 
 
+DEFAULT = Control()
+
+
 def checked_control(control: Control | None) -> Control:
     """The options given, or the defaults.
 
@@ -131,7 +134,7 @@ def checked_control(control: Control | None) -> Control:
         Not a `Control`.
     """
     if control is None:
-        return Control()
+        return DEFAULT
     if not isinstance(control, Control):
         raise ModelError(f"control must be a Control, such as Control(engine='dense'), not {type(control).__name__}")
     return control

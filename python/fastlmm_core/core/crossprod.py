@@ -217,21 +217,29 @@ class DesignSums(ABC):
         """Cross-products of the design with the k-th of some responses, on demand without the cells of `pairs`."""
         p = self.rank
         shift = np.zeros(p) if found.shift is None else found.shift[:, k].copy()
-        r, dtd = np.zeros((p + 1, p + 1)), np.empty((p + 1, p + 1))
+        r = np.zeros((p + 1, p + 1))
         r[:p, :p], r[:p, p], r[p, p] = self.r, found.coefficients[:, k], found.norms[k]
-        dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
+        dense, dtd = self.sums(found, k)
         return CrossProducts(
             self.n,
             self.groups,
             self.blocks,
             self.pairs if pairs else {},
-            tuple(np.column_stack([x, y[:, k]]) for x, y in zip(self.dense, found.dense, strict=True)),
+            dense,
             dtd,
             Conditioning(self.keep, r, self.n_columns, self.weight_scale, self.log_weights, shift, self.null_space),
             self.transforms,
             self.theta_map,
             self.weighted,
         )
+
+    def sums(self, found: Responses, k: int = 0) -> tuple[tuple[Array, ...], Array]:
+        """Z'W[X y] of each group and [X y]'W[X y], y the k-th of some responses."""
+        p = self.rank
+        dtd = np.empty((p + 1, p + 1))
+        dtd[:p, :p], dtd[:p, p], dtd[p, :p], dtd[p, p] = self.xtx, found.xty[:, k], found.xty[:, k], 1.0
+        both = zip(self.dense, found.dense, strict=True)
+        return tuple([np.concatenate((x, y[:, k : k + 1]), axis=1) for x, y in both]), dtd
 
     def constant(self, nu: float, reml: bool, norm: Array | np.float64) -> Array | np.float64:
         """`Conditioning.constant` of a response whose residual has the norm given, or of several (k,)."""

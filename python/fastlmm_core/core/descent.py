@@ -1,9 +1,10 @@
-"""The compiled optimiser for functions written in Python: value first, derivatives where a step is accepted."""
+"""The compiled optimiser for criteria written in Python."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,102 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Descent", "Function", "descend"]
+__all__ = ["Descent", "Function", "Point", "Search", "descend", "minimise"]
 
 Array = NDArray[np.float64]
 Derivatives = Callable[[], tuple[Array, Array, float]]
 Function = Callable[[Array], tuple[float, Derivatives]]
 
-UNFINISHED, FAILED = 1, 3
+CONVERGED, UNFINISHED, FAILED = 0, 1, 3
 """Keys of `Newton.messages`."""
+
+ROUNDING = 1e-13
+"""Rounding of a criterion's value, relative to its size and one."""
+
+
+class Point(Protocol):
+    """A function with its derivatives at one place."""
+
+    @property
+    def value(self) -> float:
+        """What is minimised."""
+        ...
+
+    @property
+    def gradient(self) -> Array:
+        """(n,)."""
+        ...
+
+    @property
+    def hessian(self) -> Array:
+        """(n, n), exact or a model of it."""
+        ...
+
+
+P = TypeVar("P", bound=Point)
+
+
+@dataclass
+class Search(Generic[P]):
+    """What a search found, and one row an evaluation: x (n,), value, gradient norm (NaN where rejected), radius."""
+
+    point: P
+    x: Array
+    converged: bool
+    message: str
+    log: list[tuple[Array, float, float, float]] = field(default_factory=list)
+
+
+def minimise(
+    function: Callable[[Array], P], start: Array, *, exact: bool = True, tol: float = 1e-9, max_evaluations: int = 200
+) -> Search[P]:
+    """Minimise a function of x (n,) that gives its derivatives with its value.
+
+    Parameters
+    ----------
+    function : callable
+        x -> a point; NumericalError where the function is not defined.
+    start : (n,)
+    exact : bool
+        Whether the Hessian is exact; otherwise a secant correction is added to it after every step.
+    tol : float
+        Stop when the criterion is expected to be this near its minimum.
+    max_evaluations : int
+
+    Raises
+    ------
+    NumericalError
+        The function's own, where it is not defined at ``start``.
+    """
+    if len(start) == 0:
+        here = function(start)
+        return Search(here, start, True, Newton.messages[CONVERGED], [(start, here.value, 0.0, 1.0)])
+    tried: list[tuple[Array, P]] = []
+    accepted: list[tuple[Array, P]] = []
+    refused: list[NumericalError] = []
+
+    def value(x: Array) -> float:
+        try:
+            tried[:] = [(x, function(x))]
+        except NumericalError as error:
+            refused[:] = [error]
+            raise
+        return tried[0][1].value
+
+    def derivatives() -> tuple[Array, Array]:
+        accepted[:] = tried
+        point = tried[0][1]
+        return np.ascontiguousarray(point.gradient), np.ascontiguousarray(point.hessian)
+
+    criterion = Callback(len(start), value, derivatives, 1.0, ROUNDING)
+    newton = Newton(criterion, max_evaluations, tol, None, rough=not exact, loose=True)
+    x, _, status = newton.minimise(np.ascontiguousarray(start))
+    criterion.raise_error()
+    if status == FAILED:
+        raise refused[0]
+    point = next(point for at, point in (*tried, *accepted) if np.array_equal(at, x))
+    log = [(row[:-3], float(row[-3]), float(row[-2]), float(row[-1])) for row in newton.evaluations()]
+    return Search(point, x, status == CONVERGED, Newton.messages[status], log)
 
 
 @dataclass(frozen=True)

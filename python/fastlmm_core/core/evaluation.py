@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from fastlmm_core._native.criterion.evaluator import Evaluator
+from fastlmm_core._native.criterion.information import level_information
 from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.square_root import RowsEvaluator
@@ -200,6 +202,16 @@ class Evaluation:
         if isinstance(self._evaluator, RowsEvaluator):
             return tuple(self._evaluator.dense_products(self.theta))
         return self.solve(self.objective.cross.dense)[1]
+
+    def level_information(self) -> tuple[Array, Array, Array, Array, float] | None:
+        """Exact Hessian (k, k) of the profiled criterion, and what else `inference.information` needs.
+
+        None where the model has more than one grouping factor, or is evaluated from its rows.
+        """
+        if self._layout.tail.m or not self._layout.leads or not isinstance(self._evaluator, Evaluator):
+            return None
+        with one_blas_thread():
+            return level_information(self._evaluator, self.theta)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance (q, l, l) of the effects of each group, over sigma^2."""

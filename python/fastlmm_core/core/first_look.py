@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
+from fastlmm_core.core.effects import Effects
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Effects, Laplace, solved
+from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Laplace, solved
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["FirstLook"]
@@ -70,7 +71,7 @@ class FirstLook(Laplace):
             x = slice(2, None)
             xx = (held * self.xt) @ self.xt.T - sums[x].dot(ahead[x])
             right = self.xt @ s - sums[x].dot(ahead[1:2] - b)[:, 0]
-            shift = np.linalg.solve(xx, right)
+            shift = solved(xx, right)
             u_new, b_new = self.spherical(self.lam, rest[1:2] - rest[x].combined(shift))
             slope, _ = self.spherical(self.lam, sums[0:1])
             step, db = u_new - u, b_new - b
@@ -122,7 +123,7 @@ class FirstLook(Laplace):
         if self.design.family.vector:  # thresholds and coefficients are of one kind
             cross = self.cross_information.copy()
             cross[:, x] = 0.0
-            out += cross.T @ np.linalg.solve(self.fixed_information, cross)
+            out += cross.T @ solved(self.fixed_information, cross)
             out[x], out[:, x] = cross, cross.T
         out[x, x] = self.fixed_information
         return out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
 from fastlmm_core.core.engines import EngineReport
+from fastlmm_core.core.figures import conditional_variances, relative_factors
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.layout import engine_report
 from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates
-from fastlmm_core.core.terms import Shaped
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -231,10 +232,21 @@ class CoreFit:
         """`known_cov`, where `cov_beta` is made of it."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
-        half = design.inverse @ np.linalg.inv(self.solution.ld[:rank, :rank].T)
+        half = design.inverse @ triangle_inverse(self.solution.ld[:rank, :rank].T)
+        known = self.sigma**2 / design.weight_scale * (half @ half.T)
+        if rank == p:
+            return np.asarray(known)
         cov = np.full((p, p), np.nan)
-        cov[design.keep[:, None], design.keep] = self.sigma**2 / design.weight_scale * (half @ half.T)
+        cov[design.keep[:, None], design.keep] = known
         return cov
+
+    @property
+    def fixed_root(self) -> tuple[Array, float]:
+        """R (rank, rank) of the kept columns of X, X = Q r, and the mean weight that Q'WQ = I is relative to."""
+        if self._solution is not None:
+            return self._solution.design.r, self._solution.design.weight_scale
+        conditioning = self.cross.conditioning
+        return conditioning.r[: self.rank, : self.rank], conditioning.weight_scale
 
     @later
     def b(self) -> tuple[Array, ...]:
@@ -328,6 +340,8 @@ class CoreFit:
         if self._rows is not None:
             return nullcontext(self.objective())
         pool = self._workspaces if self._workspaces is not None else Workspaces(self.reml, self.control)
+        if self._solution is not None:
+            return pool.lent_with(self._solution.design, self._solution.response)
         return pool.lent(self.cross)
 
     def engine_report(self) -> EngineReport:
@@ -348,33 +362,6 @@ class CoreFit:
         return self._cache["cond_var"]
 
 
-def relative_factors(terms: Sequence[Shaped], theta: Array) -> tuple[Array, ...]:
-    """L (l, l) of each term from theta in the user's units."""
-    factors, at = [], 0
-    for term in terms:
-        factor = np.zeros((term.n_columns, term.n_columns))
-        rows, columns = zip(*term.index(), strict=True)
-        factor[rows, columns] = theta[at : at + term.n_theta]
-        at += term.n_theta
-        factors.append(factor)
-    return tuple(factors)
-
-
-def conditional_variances(model: Objective, theta: Array, sigma: float) -> tuple[Array, ...]:
-    """Var(b | y) of each term in the user's units."""
-    cross = model.cross
-    by_group = model.at(theta).cond_var()
-    # conditioned effects relate to sigma by the scaled weights
-    scale = sigma**2 / cross.conditioning.weight_scale
-    out: list[Array] = [np.empty(0)] * len(cross.transforms)
-    for group, blocks in zip(cross.groups, by_group, strict=True):
-        for k, o in zip(group.terms, group.offsets, strict=True):
-            t = cross.transforms[k]
-            part = blocks[:, o : o + len(t), o : o + len(t)]
-            out[k] = scale * (t @ part @ t.T)
-    return tuple(out)
-
-
 def minimise(
     model: Objective,
     start: ArrayLike | None = None,
@@ -388,7 +375,7 @@ def minimise(
     evaluations : (k, n_theta + 3), see `Newton.evaluations`
     message : str
     """
-    first = model.to_conditioned(model.start if start is None else start)
+    first = model.conditioned_start if start is None else model.to_conditioned(start)
     newton, parameters = model.newton, model.theta_map
     report = None
     if on_evaluation is not None:

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.first_look import FirstLook
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned
+from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Place, Report, conditioned
 from fastlmm_core.core.glmm_search import Searcher
 from fastlmm_core.core.glmm_start import glmm_start
 from fastlmm_core.core.laplace import Laplace
@@ -295,15 +295,32 @@ class Model:
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
         self.engine.set_response(y)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
-        return self._found(y, psi, value, evaluations, status == 0, self.searcher.messages[status])
+        message, place = self.searcher.messages[status], self.searcher.place
+        return self._found(y, psi, value, evaluations, status == 0, message, place)
 
     def revive(
-        self, y: ArrayLike, psi: Array, criterion: float, evaluations: Array, converged: bool, message: str
+        self,
+        y: ArrayLike,
+        psi: Array,
+        criterion: float,
+        evaluations: Array,
+        converged: bool,
+        message: str,
+        place: Place | None = None,
     ) -> GlmmFit:
-        """The fit that once had these figures: attributes psi, criterion, _evaluations, converged and message of it."""
-        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message)
+        """The fit that once had these figures: psi, criterion, _evaluations, converged, message and _place of it."""
+        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message, place)
 
-    def _found(self, y: Array, psi: Array, value: float, evaluations: Array, converged: bool, message: str) -> GlmmFit:
+    def _found(
+        self,
+        y: Array,
+        psi: Array,
+        value: float,
+        evaluations: Array,
+        converged: bool,
+        message: str,
+        place: Place | None = None,
+    ) -> GlmmFit:
         design = self.design
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
@@ -325,6 +342,7 @@ class Model:
             _y=y,
             _engine=self.engine,
             _evaluations=evaluations,
+            _place=place,
         )
 
     def fixed_criterion(self, y: ArrayLike) -> float:

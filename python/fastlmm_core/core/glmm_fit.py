@@ -18,13 +18,14 @@ from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
-from fastlmm_core.errors import DataError, NumericalError
+from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, warn
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
+__all__ = ["Engine", "GlmmFit", "Place", "Report", "conditioned"]
 
 Array = NDArray[np.float64]
+Place = tuple[Array, ...]
 Report = Callable[[int, Array, float, float, float], None]
 
 FLAT = 1e-10
@@ -48,6 +49,12 @@ class Engine(Protocol):
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
+
+    def place(self) -> Place:
+        """The modes where derivatives were last taken, for `begin_at`."""
+
+    def begin_at(self, place: Place) -> None:
+        """Look for the next modes from there, not from zero: rows may have several."""
 
     def value(self, psi: Array) -> float:
         """The deviance at psi."""
@@ -132,6 +139,7 @@ class GlmmFit:
     _y: Array = field(repr=False)
     _engine: Engine | None = field(repr=False)
     _evaluations: Array = field(repr=False)
+    _place: Place | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,6 +152,7 @@ class GlmmFit:
                 if isinstance(value, cached_property):
                     getattr(self, name)
             object.__setattr__(self, "_engine", None)
+            object.__setattr__(self, "_place", None)
         return self
 
     @contextmanager
@@ -153,6 +162,8 @@ class GlmmFit:
             raise AttributeError("a completed fit has no engine: fit the model again")
         with one_blas_thread(), self._engine.turn.reading():
             self._engine.set_response(self._y)
+            if self._place is not None:
+                self._engine.begin_at(self._place)
             self._engine.value(self.psi)
             yield self._engine
 
@@ -210,8 +221,8 @@ class GlmmFit:
             with self.engine() as engine:
                 second = engine.information(self.psi)[np.ix_(free, free)]
             conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
-        except NumericalError:  # a few steps from the estimates the deviance cannot be evaluated
-            pass
+        except NumericalError as error:
+            warn(f"there are no standard errors: {error} beside the estimates", ConvergenceWarning)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
         small[unknown] = np.nan  # all of theta, what is held of it, or nothing

@@ -8,6 +8,8 @@ differences of the exact gradient in its place.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,20 +17,33 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
 from fastlmm_core.core.fit import FAILED
-from fastlmm_core.core.glmm_fit import Engine, Report
+from fastlmm_core.core.glmm_fit import Engine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["FEW", "Searcher"]
 
 Array = NDArray[np.float64]
-Found = tuple[Array, float, int]
+
+
+class Found(NamedTuple):
+    """Where a search has ended: psi, the deviance, a key of `Newton.messages`, and the engine's place of the modes."""
+
+    psi: Array
+    value: float
+    status: int
+    place: Place
+
 
 FEW = 16
 """Evaluations with the model Hessian before differences of the gradient take its place."""
 
 NEARER = 0.1
 """What a start of theta that cannot be evaluated is multiplied with."""
+
+
+ELSEWHERE = 40
+"""Evaluations with differences of the gradient in each search that is made because the first one came to no end."""
 
 
 class Searcher:
@@ -40,6 +55,11 @@ class Searcher:
     max_evaluations : int
     tol : float
         Stop when the deviance is expected to be this near its minimum.
+
+    Attributes
+    ----------
+    place : tuple of arrays
+        The engine's place of the modes at the last search's end.
     """
 
     messages = Newton.messages
@@ -49,6 +69,7 @@ class Searcher:
         self.held = engine.design.theta_map.held
         self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
         self.more = max_evaluations - FEW
+        self.place: Place | None = None
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[Engine, int, float]]:
@@ -87,11 +108,10 @@ class Searcher:
                 on_evaluation(k, parameters.to_user @ x[:nt], value, norm, radius)
 
         self.evaluations = self.evaluations[:0]
-        found, value, status = self.minimise(psi, report)
-        if status == FAILED and not given:
-            nearer = psi.copy()
-            nearer[:nt] *= NEARER
-            found, value, status = self.minimise(nearer, report)
+        end = self.minimise(psi, report)
+        if end.status != 0 and not given:
+            end = self.elsewhere(psi, end, report)
+        found, value, status, self.place = end
         if status == FAILED:
             raise NumericalError(
                 f"{self.messages[status]}, theta = {parameters.to_user @ psi[:nt]}, beta = "
@@ -99,18 +119,18 @@ class Searcher:
             )
         if parameters.is_singular(found[:nt]):  # or a sign to turn
             found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-            for again in () if given else self.elsewhere(found):
-                other, other_value, other_status = self.minimise(again, report)
-                if other_status != FAILED and other_value < value - 1e-9:
-                    found = np.concatenate([parameters.canonical(other[:nt]), other[nt:]])
-                    value, status = other_value, other_status
+            for again in () if given else self.other_places(found):
+                other = self.minimise(again, report)
+                if other.status != FAILED and other.value < value - 1e-9:
+                    found = np.concatenate([parameters.canonical(other.psi[:nt]), other.psi[nt:]])
+                    _, value, status, self.place = other
             found, value = self.snapped(found, value)
         if not np.array_equal(engine.settled(found), found):
             engine.value(found)
             found = engine.settled(found)
         return found, value, self.evaluations, status
 
-    def elsewhere(self, found: Array) -> list[Array]:
+    def other_places(self, found: Array) -> list[Array]:
         """Where to look once more after a singular optimum, which may be a local one.
 
         Covariance matrices of lower rank can be: from a place of full rank. So can overdispersion in place of effects:
@@ -139,17 +159,33 @@ class Searcher:
                 found, value = trial, at_zero
         return found, value
 
-    def minimise(self, psi: Array, report: Report | None) -> Found:
+    def minimise(self, psi: Array, report: Report | None, more: int | None = None) -> Found:
         """The minimum from psi: by the model Hessian, at a limit of the family, by the exact Hessian."""
+        more = self.more if more is None else min(more, self.more)
         found = self.run(self.newton, psi, report)
-        if found[2] in (0, FAILED) or self.more <= 0:
+        if found.status in (0, FAILED) or more <= 0:
             return found
         found = self.at_limit(found, report)
-        if found[2] == 0:
+        if found.status == 0:
             return found
-        exact = Newton(self.exact_criterion(), self.more, self.tol, self.held)
-        better = self.run(exact, found[0], report)
-        return found if better[2] == FAILED else better
+        exact = Newton(self.exact_criterion(), more, self.tol, self.held)
+        better = self.run(exact, found.psi, report)
+        return found if better.status == FAILED else better
+
+    def elsewhere(self, psi: Array, found: Found, report: Report | None) -> Found:
+        """The best of searches from smaller effects and from ones of size one, where that from psi came to no end."""
+        parameters, nt = self.engine.design.theta_map, self.engine.design.n_theta
+        whole = parameters.diagonal.astype(float)
+        for theta in (psi[:nt] * NEARER, whole, whole * NEARER):
+            other = self.minimise(np.concatenate([theta, psi[nt:]]), report, ELSEWHERE)
+            if other.status == FAILED:
+                continue
+            margin = self.tol if other.status == 0 and found.status != 0 else -1e-9
+            if found.status == FAILED or other.value <= found.value + margin:
+                found = other
+            if found.status == 0:
+                break
+        return found
 
     def without_effects(self, psi: Array) -> float:
         """The minimum with theta held at zero, from the rest of psi."""
@@ -157,17 +193,17 @@ class Searcher:
         newton = Newton(self.engine.criterion, FEW + max(self.more, 0), self.tol, held)
         start = psi.copy()
         start[held] = 0.0
-        _, value, status = self.run(newton, start, None)
-        if status == FAILED:
-            raise NumericalError(f"the model without random effects: {self.messages[status]}")
-        return value
+        found = self.run(newton, start, None)
+        if found.status == FAILED:
+            raise NumericalError(f"the model without random effects: {self.messages[found.status]}")
+        return found.value
 
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps that led too far are halved
-            found = newton.minimise(psi, report)
+            found = Found(*newton.minimise(psi, report), self.engine.place())
         if self.held is not None:  # rounding errors of a step
-            found[0][self.held] = 0.0
+            found.psi[self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])
         if isinstance(newton.criterion, Callback):
             newton.criterion.raise_error()
@@ -180,15 +216,15 @@ class Searcher:
         """
         family = self.engine.design.family
         low, high = (np.broadcast_to(end, family.n_extra) for end in family.rho_range)
-        first = len(found[0]) - family.n_extra
+        first = len(found.psi) - family.n_extra
         for k in range(family.n_extra):
             ends = [end for end in (low[k], high[k]) if np.isfinite(end)]
             if not ends:
                 continue
-            start = found[0].copy()
-            start[first + k] = min(ends, key=lambda end: abs(end - found[0][first + k]))
+            start = found.psi.copy()
+            start[first + k] = min(ends, key=lambda end: abs(end - start[first + k]))
             limit = self.run(self.newton, start, report)
-            if limit[2] != FAILED and limit[1] <= found[1] + self.tol:
+            if limit.status != FAILED and limit.value <= found.value + self.tol:
                 found = limit
         return found
 

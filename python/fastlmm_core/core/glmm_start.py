@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.start import ridge_sums
+from fastlmm_core._native.criterion.start import clipped_roots, group_moment
 from fastlmm_core._native.families.scoring import score_glm
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.errors import NumericalError
@@ -66,7 +66,7 @@ def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tup
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
-    if family.n_extra:
+    if family.n_extra or not np.isfinite(value):
         level = level_start(design, y, rho)
         if not value >= level[1] - WORSE * abs(level[1]):  # the search has gone astray: a constant mean is better
             gamma, value = level
@@ -129,20 +129,8 @@ def moments(design: GlmmDesign, w: Array, s: Array) -> Array:
     ceiling = max(high, 2.0 * floor) if natural else 10.0 / np.sqrt(mean)
     if natural:
         floor = min(floor, 1.0)
-    factors = []
-    index = design.theta_map.index
-    for g, (blocks, sums) in enumerate(zip(design.blocks(w), design.sums(s[:, None]), strict=True)):
-        bb, spread, kept, _, _ = ridge_sums(blocks, sums[:, 0], mean)
-        root = np.sqrt(np.maximum(kept / len(blocks), 1e-8))
-        estimate = (bb - spread) / (len(blocks) * np.outer(root, root))
-        if not np.isfinite(estimate).all():  # the scores of a model that fits far too well
-            estimate = np.eye(len(root))
-        if len(root) == 1:
-            factors.append(np.sqrt(np.clip(estimate, floor**2, ceiling**2)))
-            continue
-        free = np.zeros(estimate.shape, bool)
-        own = index[index[:, 0] == g]
-        free[own[:, 1], own[:, 2]] = True
-        values, vectors = np.linalg.eigh(np.where(free | free.T, estimate, 0.0))
-        factors.append(np.linalg.cholesky((vectors * np.clip(values, floor**2, ceiling**2)) @ vectors.T))
-    return np.array([factors[g][i, j] for g, i, j in index.tolist()])
+    blocks, sums = design.blocks(w), design.sums(s[:, None])
+    estimates = [group_moment(a, t[:, 0], mean, 0, 0.0, 1.0) for a, t in zip(blocks, sums, strict=True)]
+    # the scores of a model that fits far too well may be no numbers
+    estimates = [e if np.isfinite(e).all() else np.eye(len(e)) for e in estimates]
+    return clipped_roots(estimates, 1.0, design.theta_map.index, float(floor), float(ceiling))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,20 @@ from fastlmm_core._native.symbolic.index import leading_rows, tail_rows
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
 
-__all__ = ["Incidence", "Products", "natural_offsets", "pair_lists", "structures", "tail_groups"]
+__all__ = [
+    "FEW",
+    "Incidence",
+    "Products",
+    "Weighted",
+    "alone",
+    "natural_offsets",
+    "pair_lists",
+    "structures",
+    "tail_groups",
+]
+
+FEW = 4096
+"""Levels below which the structures of a single factor are kept."""
 
 Longs = NDArray[np.int64]
 Ints = NDArray[np.int32]
@@ -60,6 +74,15 @@ class Products(Protocol):
         ...
 
 
+class Weighted(Products, Protocol):
+    """The same, which know whether there are weights."""
+
+    @property
+    def weighted(self) -> bool:
+        """Weights were given."""
+        ...
+
+
 @dataclass(frozen=True)
 class Incidence:
     """`Products` without their numbers: blocks and cells have their columns, but no rows."""
@@ -93,6 +116,13 @@ def natural_offsets(cross: Products, leads: bool = True) -> Offsets:
     return offsets
 
 
+@lru_cache(maxsize=64)
+def alone(q: int) -> tuple[LeadingRows, TailRows]:
+    """`structures` of a single group of q levels."""
+    zero, longs, ints = np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
+    return (np.zeros(q + 1, np.int64), ints, zero, ints, longs), (zero, ints)
+
+
 def pair_lists(cross: Products, offsets: Offsets) -> tuple[list[LeadingPair], list[TailBlock], list[TailPair]]:
     """Cells of the leading group with each other one, blocks of the tail, and cells within it, with their places.
 
@@ -110,8 +140,7 @@ def structures(cross: Products, offsets: Offsets) -> tuple[LeadingRows, TailRows
     leads = len(offsets) < len(cross.groups)
     q = cross.groups[0].n_levels if leads else 0
     if not offsets:
-        zero, longs, ints = np.zeros(1, np.int64), np.empty(0, np.int64), np.empty(0, np.int32)
-        return (np.zeros(q + 1, np.int64), ints, zero, ints, longs), (zero, ints)
+        return alone(q) if q < FEW else alone.__wrapped__(q)
     m = sum(group.size for group in tail_groups(cross, leads))
     leading, tail, pairs = pair_lists(cross, offsets)
     return leading_rows(q, m, leading), tail_rows(m, tail, pairs)

@@ -28,12 +28,13 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.row_forms import leverages
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
+from fastlmm_core.core.effects import Effects
 from fastlmm_core.core.glmm_design import GlmmDesign
 from fastlmm_core.core.layout import plan
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Laplace"]
+__all__ = ["Laplace", "solved"]
 
 Array = NDArray[np.float64]
 
@@ -45,54 +46,19 @@ SMALL = 1e-20
 SLOW = ((2.0, 1e-3), (20.0, 0.03), (np.inf, 0.1))
 """A step with an old factor that shrinks the decrement by less calls for a new one: by what a factor costs in steps."""
 
+CROOKED = 0.05
+"""Share of a step below which the observed weights are no guide to the next one."""
+
 SURE = 1e-4
 """Squared Newton decrement below which even a factor that costs little is used again."""
 
 
-class Effects:
-    """Vectors over the random effects: the leading factor's (k, q l), and the tail's (k, m) in the layout's order."""
-
-    __slots__ = ("lead", "tail")
-
-    def __init__(self, lead: Array, tail: Array) -> None:
-        self.lead, self.tail = lead, tail
-
-    def __add__(self, other: Effects) -> Effects:
-        return Effects(self.lead + other.lead, self.tail + other.tail)
-
-    def __sub__(self, other: Effects) -> Effects:
-        return Effects(self.lead - other.lead, self.tail - other.tail)
-
-    def __mul__(self, scale: float) -> Effects:
-        return Effects(self.lead * scale, self.tail * scale)
-
-    def __getitem__(self, k: slice) -> Effects:
-        return Effects(self.lead[k], self.tail[k])
-
-    def dot(self, other: Effects) -> Array:
-        """(k, k') inner products."""
-        return np.asarray(self.lead @ other.lead.T + self.tail @ other.tail.T)
-
-    def combined(self, weights: Array) -> Effects:
-        """One vector, a weighted sum of the k."""
-        return Effects(weights[None] @ self.lead, weights[None] @ self.tail)
-
-
-def solved(information: Array, right: Array) -> Array:
-    """Its inverse times columns.
-
-    Raises
-    ------
-    NumericalError
-        It is singular.
-    """
+def solved(a: Array, b: Array) -> Array:
+    """A^-1 b; NumericalError where A is singular."""
     try:
-        return np.asarray(np.linalg.solve(information, right))
-    except np.linalg.LinAlgError:
-        raise NumericalError(
-            "the data say nothing about some combination of the coefficients where the search has come to: one of them "
-            "may run to infinity, since a column separates the responses"
-        ) from None
+        return np.asarray(np.linalg.solve(a, b))
+    except np.linalg.LinAlgError as error:
+        raise NumericalError("the fixed effects' information is singular: a coefficient may run to infinity") from error
 
 
 class Laplace:
@@ -159,6 +125,15 @@ class Laplace:
         """Replace the response (n,), already checked."""
         self.y, self.holder = y, None
         self._reset()
+
+    def place(self) -> tuple[Array, ...]:
+        """T = Z's where derivatives were last taken, of the leading factor (q l,) and the tail (m,), for `begin_at`."""
+        return self.t_at.lead[0], self.t_at.tail[0]
+
+    def begin_at(self, place: tuple[Array, ...]) -> None:
+        """Look for the next modes from a place."""
+        self._reset()
+        self.t_at = Effects(*(part[None] for part in place))
 
     # ------------------------------------------------------------------ Lambda
 
@@ -273,11 +248,11 @@ class Laplace:
         """
         s, w = self.out[0], self.out[1]
         held = np.empty_like(w)
-        have, observed, last = False, True, np.inf
+        have, observed, last, guarded = False, True, np.inf, False
         for _ in range(MAX_STEPS):
             if not have:
                 held[:] = w
-                observed = self.factored(held)
+                observed = not guarded and self.factored(held)
                 if not observed:
                     np.maximum(w, 0.0 if self.design.family.vector else self.out[2], out=held)
                     if not self.factored(held):
@@ -294,20 +269,14 @@ class Laplace:
                 have = False
                 continue
             first = not have
-            scale, dz = 1.0, self.linear(db)[0]
-            while True:
-                value = float((u + step * scale).dot(u + step * scale)[0, 0])
-                value -= 2.0 * self.row_pass(base + zb + scale * dz, rho)
-                if value <= h + 1e-12 * (abs(h) + 1.0):
-                    break
-                scale *= 0.5
-                if scale < 1e-10:
-                    if decrement < 1e-6:  # nothing but rounding is left
-                        scale = 0.0
-                        value = h
-                        self.row_pass(base + zb, rho)
-                        break
+            dz = self.linear(db)[0]
+            value, scale = self.walk(base + zb, rho, h, u, step, dz)
+            if scale == 0.0 and decrement >= 1e-6:  # more than rounding is left
+                if not observed:
                     raise NumericalError("no step towards the modes lowers the penalised deviance")
+                guarded, have = True, False  # M all but singular: its direction is none
+                continue
+            guarded = scale < CROOKED
             h = value
             u, b, zb = u + step * scale, b + db * scale, zb + scale * dz
             # Newton's steps square the error, those of an old factor shrink it at their rate so far
@@ -317,6 +286,18 @@ class Laplace:
             have = scale == 1.0 and (self.slow > SLOW[0][1] or decrement < SURE)
             last = decrement
         raise NumericalError(f"the modes were not found in {MAX_STEPS} steps")
+
+    def walk(self, eta: Array, rho: float, h: float, u: Effects, step: Effects, dz: Array) -> tuple[float, float]:
+        """H along a step from (u, eta), its rows left in ``out``, and the share of it that was taken: 0 for none."""
+        scale = 1.0
+        while scale >= 1e-10:
+            at = u + step * scale
+            value = float(at.dot(at)[0, 0]) - 2.0 * self.row_pass(eta + scale * dz, rho)
+            if value <= h + 1e-12 * (abs(h) + 1.0):
+                return value, scale
+            scale *= 0.5
+        self.row_pass(eta, rho)
+        return h, 0.0
 
     def follow_modes(
         self, t: Effects, base: Array, rho: float, h: float, u: Effects, b: Effects, zb: Array

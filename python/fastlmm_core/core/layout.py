@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -16,9 +17,10 @@ from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import leading_values, tail_values
 from fastlmm_core._native.tail.tail import Tail
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
+from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
 from fastlmm_core.core.engines import ENGINES, Cost, EngineReport, TailProblem, choose
 from fastlmm_core.core.incidence import (
+    FEW,
     Floats,
     Incidence,
     LeadingRows,
@@ -26,11 +28,14 @@ from fastlmm_core.core.incidence import (
     Offsets,
     Products,
     TailRows,
+    Weighted,
+    alone,
     natural_offsets,
     pair_lists,
     structures,
     tail_groups,
 )
+from fastlmm_core.core.machine import NOTICED
 from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
@@ -140,6 +145,11 @@ class Layout:
         constant = cross.conditioning.constant(evaluator.nu, evaluator.reml)
         evaluator.load(self.values(cross), constant)
 
+    def load_response(self, evaluator: Evaluator, design: DesignSums, found: Responses) -> None:
+        """The same from a design and the only one of some responses."""
+        constant = float(design.constant(evaluator.nu, evaluator.reml, found.norms[0]))
+        evaluator.load(self._values(design, *design.sums(found)), constant)
+
     def values(self, cross: CrossProducts) -> Values:
         """Cross-products in this layout's order.
 
@@ -155,22 +165,26 @@ class Layout:
             own_ptr, own_idx, _ = self.incidence.pairs[key]
             if not (idx is own_idx or (np.array_equal(ptr, own_ptr) and np.array_equal(idx, own_idx))):
                 raise ModelError("other levels occur together than in the data that this model was laid out for")
+        return self._values(cross, cross.dense, cross.dtd)
+
+    def _values(self, cross: Weighted, sums: Sequence[Floats], dtd: Floats) -> Values:
+        """`values` of levels that occur together as they should, ``sums`` and ``dtd`` of [X y]."""
         lead, m = self.groups[0], self.tail.m
         if m == 0:
             none = np.empty(0)
             empty = np.empty((cross.rank + 1, 0))
-            return Values(cross.blocks[0], none, none, cross.dense[0], empty, cross.dtd, cross.n)
+            return Values(cross.blocks[0], none, none, sums[0], empty, dtd, cross.n)
         leading, tail, pairs = pair_lists(cross, self.offsets)
-        blocks, dense = cross.blocks[0], cross.dense[0]
+        blocks, dense = cross.blocks[0], sums[0]
         if not self.leads:
             blocks, dense = np.zeros((1, 1, 1)), np.zeros((1, cross.rank + 1))
         a: dict[str, Any] = self.arrays
         val = leading_values(lead.n_columns, a["ptr"], a["t_ptr"], a["t_pos"], leading)
         even = self.leads and not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
-        _, zd_tail = self.join(cross.dense)
+        _, zd_tail = self.join(sums)
         rows = tail_values(a["a_ptr"], tail, pairs)
         # the weights' mean is one
-        return Values(blocks, val, rows, dense, zd_tail, cross.dtd, cross.n, even)
+        return Values(blocks, val, rows, dense, zd_tail, dtd, cross.n, even)
 
     def rows(self, design: DesignProducts) -> RowPlaces:
         """Places of a design's rows, to refill the values with other weights."""
@@ -253,11 +267,18 @@ def tail_problem(cross: Products, control: Control) -> TailProblem:
     m = sum(group.size for group in tail_groups(cross, leads))
     if m > np.iinfo(np.int32).max:
         raise ModelError(f"{m} random effects beside the leading factor exceed the index range")
-    available = control.n_bytes if m else 0  # before the structures, which `work` counts
+    available = memory(cross, m, control) if m else 0  # before the structures, which `work` counts
     offsets = natural_offsets(cross, leads)
     leading, rows = structures(cross, offsets)
     threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
     return TailProblem(cross, offsets, leading, rows, workspace_bytes(cross, leading, rows), available, threads)
+
+
+def memory(cross: Products, m: int, control: Control) -> int:
+    """Bytes that may be used; the machine is not asked where no engine needs more than it would be asked for."""
+    cells = sum(len(idx) * val[0].size if len(val) else len(idx) for _, idx, val in cross.pairs.values())
+    most = 64 * (cells + cross.groups[0].size * (cross.rank + m // 1024 + 8)) + 16 * (m + 64) * (m + 64)
+    return NOTICED if control.memory_limit is None and most < NOTICED // 4 else control.n_bytes
 
 
 def engine_report(layout: Layout) -> EngineReport:
@@ -272,13 +293,28 @@ def engine_report(layout: Layout) -> EngineReport:
 def evaluator_arrays(
     cross: Products, offsets: Offsets, leading: LeadingRows, rows: TailRows
 ) -> dict[str, NDArray[np.generic]]:
-    """Index arrays of the evaluator, tail quantities in the tail's order."""
-    leads = len(offsets) < len(cross.groups)
-    index, tail = cross.theta_map.index, tail_groups(cross, leads)
-    m = len(rows[0]) - 1
+    """Index arrays of the evaluator, tail quantities in the tail's order; read, never written to."""
+    if not offsets:
+        lead, places = cross.groups[0], cross.theta_map.index.tobytes()
+        return lone_arrays(lead, places) if lead.n_levels < FEW else lone_arrays.__wrapped__(lead, places)
+    return made_arrays(cross.groups, cross.theta_map.index, offsets, leading, rows)
+
+
+@lru_cache(maxsize=64)
+def lone_arrays(lead: Group, places: bytes) -> dict[str, NDArray[np.generic]]:
+    """`evaluator_arrays` of a single group, and of parameters whose index is given as bytes."""
+    return made_arrays((lead,), np.frombuffer(places, np.int64).reshape(-1, 3), [], *alone(lead.n_levels))
+
+
+def made_arrays(
+    groups: tuple[Group, ...], index: Longs, offsets: Offsets, leading: LeadingRows, rows: TailRows
+) -> dict[str, NDArray[np.generic]]:
+    """`evaluator_arrays` of some groups and the index of their parameters."""
+    leads = len(offsets) < len(groups)
+    tail, m = groups[int(leads) :], len(rows[0]) - 1
     ptr, idx, t_ptr, t_lead, t_pos = leading
     # the kernels' first group leads: one of no levels where none does
-    columns, levels = ([g.n_columns for g in cross.groups], [g.n_levels for g in cross.groups])
+    columns, levels = [g.n_columns for g in groups], [g.n_levels for g in groups]
     if not leads:
         columns, levels = [1, *columns], [0, *levels]
     sizes = [0, *accumulate(l * l for l in columns)]

@@ -14,7 +14,7 @@ from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses, cr
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
-from fastlmm_core.core.start import moment_start
+from fastlmm_core.core.start import moment_start, start_of
 from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.threads import ForkedLock, one_blas_thread
 from fastlmm_core.errors import DataError
@@ -50,15 +50,30 @@ class Objective:
     def __init__(
         self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
     ) -> None:
+        self._make(cross, reml, control, layout)
+        self.plan.load(self.evaluator, cross)
+        self._cross: CrossProducts | None = cross
+
+    @classmethod
+    def of_response(cls, design: DesignSums, found: Responses, reml: bool, control: Control) -> Objective:
+        """That of a design with the only one of some responses."""
+        out = object.__new__(cls)
+        out._make(design, reml, control, None)
+        out.plan.load_response(out.evaluator, design, found)
+        out._cross, out._later = None, (design, found)
+        return out
+
+    def _make(
+        self, products: CrossProducts | DesignSums, reml: bool, control: Control | None, layout: Layout | None
+    ) -> None:
+        """All but the numbers."""
         self.reml = checked_flag(reml)
         self.control = checked_control(control)
-        self.plan = plan(cross, self.control) if layout is None else layout
+        self.plan = plan(products, self.control) if layout is None else layout
         self.evaluator = self.plan.evaluator(reml)
-        self.plan.load(self.evaluator, cross)
-        self._blocks = cross.blocks[0]
-        self.theta_map = cross.theta_map
-        self.n_theta = len(cross.theta_index)
-        self._cross: CrossProducts | None = cross
+        self._blocks = products.blocks[0]
+        self.theta_map = products.theta_map
+        self.n_theta = len(products.theta_map.index)
         self._later: tuple[DesignSums, Responses] | None = None
         self._lock = ForkedLock(self._renew)
 
@@ -85,7 +100,15 @@ class Objective:
     @property
     def start(self) -> Array:
         """Where a fit begins (n_theta,), see `moment_start`."""
-        return self.to_user(moment_start(self.cross))
+        return self.to_user(self.conditioned_start)
+
+    @property
+    def conditioned_start(self) -> Array:
+        """The same in conditioned coordinates."""
+        if self._later is None:
+            return moment_start(self.cross)
+        design, found = self._later
+        return start_of(design.blocks, found.dense, 1.0, design.n, design.theta_map.index)
 
     @cached_property
     def newton(self) -> Newton:
@@ -116,6 +139,10 @@ class Objective:
         lead = np.ascontiguousarray(self.plan.lead_rows(found.dense)[:, 0])
         self.evaluator.set_response(lead, tail, found.xty[:, 0], constant)
         self._cross, self._later = None, (design, found)
+
+    def has(self, found: Responses) -> bool:
+        """Whether the response in hand is the one of ``found``."""
+        return self._later is not None and self._later[1] is found
 
     def to_user(self, conditioned: Array) -> Array:
         """The user's theta for conditioned ones, (n_theta,) or (n_theta, k)."""

@@ -96,6 +96,14 @@ class OneFactor:
         self.holder = None
         self.criterion.set_response(y[self.order])
 
+    def place(self) -> tuple[Array, ...]:
+        """Modes u (q, l) where derivatives were last taken, for `begin_at`."""
+        return (self.criterion.place(),)
+
+    def begin_at(self, place: tuple[Array, ...]) -> None:
+        """Look for the next modes from a place."""
+        self.criterion.begin_at(*place)
+
     def value(self, psi: Array) -> float:
         """The deviance at psi."""
         return self.criterion.value(psi)

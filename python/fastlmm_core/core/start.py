@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.start import ridge_sums
+from fastlmm_core._native.criterion.start import clipped_roots, group_moment
 from fastlmm_core.core.crossprod import CrossProducts
 
-__all__ = ["moment_start"]
+__all__ = ["RIDGE", "START_RANGE", "moment_start", "start_of"]
 
 Array = NDArray[np.float64]
 
@@ -27,30 +29,14 @@ def moment_start(cross: CrossProducts) -> Array:
     contributes. Sigma is read off the averages over levels, made positive definite and scaled by what the factors leave
     of the residual's mean square.
     """
-    n, total = cross.n, float(cross.dtd[-1, -1])
-    estimates = [
-        group_moment(blocks, dense[:, -1], n, total) for blocks, dense in zip(cross.blocks, cross.dense, strict=True)
-    ]
-    explained = sum(float(np.trace(e)) for e in estimates)
+    return start_of(cross.blocks, cross.dense, float(cross.dtd[-1, -1]), cross.n, cross.theta_index)
+
+
+def start_of(blocks: Sequence[Array], dense: Sequence[Array], total: float, n: int, index: NDArray[np.int64]) -> Array:
+    """`moment_start` from blocks of Z'WZ, sums of which the last column is the response's, and its sum of squares."""
+    estimates = [group_moment(a, s[:, -1], RIDGE, n, total) for a, s in zip(blocks, dense, strict=True)]
+    explained = 0.0
+    for estimate in estimates:
+        explained += float(estimate.trace())
     residual = max(total / n - explained, 0.1 * total / n)
-    low, high = START_RANGE
-    factors = []
-    for g, estimate in enumerate(estimates):
-        if estimate.size == 1:
-            factors.append(np.sqrt(np.clip(estimate / residual, low**2, high**2)))
-            continue
-        free = np.zeros(estimate.shape, bool)
-        index = cross.theta_index[cross.theta_index[:, 0] == g]
-        free[index[:, 1], index[:, 2]] = True
-        values, vectors = np.linalg.eigh(np.where(free | free.T, estimate, 0.0) / residual)
-        factors.append(np.linalg.cholesky((vectors * np.clip(values, low**2, high**2)) @ vectors.T))
-    return np.array([factors[g][i, j] for g, i, j in cross.theta_index.tolist()])
-
-
-def group_moment(blocks: Array, s: Array, n: int, total: float) -> Array:
-    """Sigma (l, l) times sigma^2 of one grouping factor, not necessarily positive definite."""
-    q = len(blocks)
-    bb, spread, kept, fitted, freedom = ridge_sums(blocks, s, RIDGE)
-    noise = max(total - fitted, 0.0) / max(n - freedom, 1.0)
-    root = np.sqrt(np.maximum(kept / q, 1e-8))
-    return np.asarray((bb - noise * spread) / (q * np.outer(root, root)))
+    return clipped_roots(estimates, residual, index, *START_RANGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from numbers import Integral, Real
 from typing import Protocol
 
@@ -215,9 +216,8 @@ def ordered_groups(members: Sequence[tuple[Sequence[int], int]], terms: Sequence
     """Groups from the terms on each factor and its number of levels, the one with the most random effects first."""
     groups = []
     for member, levels in members:
-        widths = [terms[k].n_columns for k in member]
-        offsets = np.concatenate([[0], np.cumsum(widths)])
-        groups.append(Group(tuple(member), tuple(int(o) for o in offsets[:-1]), levels, int(offsets[-1])))
+        *offsets, width = accumulate([terms[k].n_columns for k in member], initial=0)
+        groups.append(Group(tuple(member), tuple(offsets), levels, width))
     return tuple(sorted(groups, key=lambda g: -g.size))
 
 

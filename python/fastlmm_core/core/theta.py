@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.columns import triangle_inverse
-from fastlmm_core.core.terms import Group, Shaped
+from fastlmm_core.core.terms import Group, Shaped, factor_index
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
@@ -41,8 +42,8 @@ class ThetaMap:
 
     @cached_property
     def to_user(self) -> Array:
-        """(n_theta, n_theta) the inverse map."""
-        return np.asarray(np.linalg.inv(self.to_conditioned), np.float64)
+        """(n_theta, n_theta) the inverse map, lower triangular like the other."""
+        return triangle_inverse(self.to_conditioned.T).T
 
     @cached_property
     def diagonal(self) -> NDArray[np.bool_]:
@@ -75,18 +76,7 @@ class ThetaMap:
     @cached_property
     def factors(self) -> list[list[list[int]]]:
         """Places of each factor's rows, those that are held left out: a lower triangle a term, or one a column."""
-        held = set() if self.held is None else set(self.held.tolist())
-        out, a, index = [], 0, self.index.tolist()
-        while a < len(index):
-            g, r, _ = index[a]
-            l = 1
-            while a + l < len(index) and index[a + l][0] == g and index[a + l][2] == r:
-                l += 1
-            place = {(i, j): b for b, (_, i, j) in enumerate(index[a : a + l * (l + 1) // 2], a)}
-            kept = [i for i in range(r, r + l) if place[i, i] not in held]
-            out.append([[place[i, j] for j in kept if j <= i] for i in kept])
-            a += l * (l + 1) // 2
-        return [rows for rows in out if rows]
+        return factors_of(self.index.tobytes(), () if self.held is None else tuple(self.held.tolist()))
 
     def is_singular(self, theta: Array) -> bool:
         """Whether the smallest singular value of some factor of conditioned ``theta`` (n_theta,) is below tolerance.
@@ -113,6 +103,23 @@ class ThetaMap:
         return False
 
 
+@lru_cache(maxsize=256)  # models of one shape are many
+def factors_of(index_bytes: bytes, held: tuple[int, ...]) -> list[list[list[int]]]:
+    """`ThetaMap.factors` of an index (n_theta, 3) as bytes."""
+    index = np.frombuffer(index_bytes, np.int64).reshape(-1, 3).tolist()
+    out, a = [], 0
+    while a < len(index):
+        g, r, _ = index[a]
+        l = 1
+        while a + l < len(index) and index[a + l][0] == g and index[a + l][2] == r:
+            l += 1
+        place = {(i, j): b for b, (_, i, j) in enumerate(index[a : a + l * (l + 1) // 2], a)}
+        kept = [i for i in range(r, r + l) if place[i, i] not in held]
+        out.append([[place[i, j] for j in kept if j <= i] for i in kept])
+        a += l * (l + 1) // 2
+    return [rows for rows in out if rows]
+
+
 def smallest_singular_value(rows: list[list[int]], values: list[float]) -> float:
     """Smallest singular value of a lower triangle."""
     factor = np.zeros((len(rows), len(rows)))
@@ -125,9 +132,8 @@ def theta_map(
     terms: Sequence[Shaped], groups: Sequence[Group], transforms: Sequence[Array], weight_scale: float
 ) -> ThetaMap:
     """The parameters of some terms; conditioning makes column c of L into T^-1 L[:, c]."""
-    place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
-    rows = [(place[k][0], place[k][1] + i, place[k][1] + j) for k, term in enumerate(terms) for i, j in term.index()]
-    out = np.zeros((len(rows), len(rows)))
+    index = index_of(tuple(groups), tuple([(term.n_columns, term.cov) for term in terms]))
+    out = np.zeros((len(index), len(index)))
     at, root = 0, sqrt(weight_scale)
     for term, t in zip(terms, transforms, strict=True):
         inverse = triangle_inverse(t.T).T * root
@@ -136,4 +142,16 @@ def theta_map(
             width = 1 if term.cov == "diag" else l - c
             out[at : at + width, at : at + width] = inverse[c : c + width, c : c + width]
             at += width
-    return ThetaMap(np.array(rows, np.int64), out)
+    return ThetaMap(index, out)
+
+
+@lru_cache(maxsize=256)
+def index_of(groups: tuple[Group, ...], shapes: tuple[tuple[int, str], ...]) -> NDArray[np.int64]:
+    """`ThetaMap.index`, read-only, of terms of the given columns and covariances."""
+    place = {k: (g, o) for g, group in enumerate(groups) for k, o in zip(group.terms, group.offsets, strict=True)}
+    rows = [
+        (g, o + i, o + j) for k, shape in enumerate(shapes) for g, o in (place[k],) for i, j in factor_index(*shape)
+    ]
+    out = np.array(rows, np.int64)
+    out.setflags(write=False)
+    return out

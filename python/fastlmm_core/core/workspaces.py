@@ -60,8 +60,9 @@ class Workspaces:
         try:
             objective = self._idle.pop()
         except IndexError:
-            return self._another(design.complete(found))
-        objective.set_response(design, found)
+            return self._kept(Objective.of_response(design, found, self.reml, self.control))
+        if not objective.has(found):
+            objective.set_response(design, found)
         return objective
 
     def give_back(self, objective: Objective) -> None:
@@ -70,12 +71,21 @@ class Workspaces:
             self._idle.append(objective)
 
     @contextmanager
+    def lent_with(self, design: DesignSums, found: Responses) -> Iterator[Objective]:
+        """An objective as `take` gives it, inside a `with` block."""
+        objective = self.take(design, found)
+        try:
+            yield objective
+        finally:
+            self.give_back(objective)
+
+    @contextmanager
     def lent(self, cross: CrossProducts) -> Iterator[Objective]:
         """An objective of these cross-products, inside a `with` block."""
         try:
             objective = self._idle.pop()
         except IndexError:
-            objective = self._another(cross)
+            objective = self._kept(Objective(cross, self.reml, self.control))
         else:
             objective.load(cross)
         try:
@@ -83,8 +93,8 @@ class Workspaces:
         finally:
             self.give_back(objective)
 
-    def _another(self, cross: CrossProducts) -> Objective:
-        objective = Objective(cross, self.reml, self.control)
+    def _kept(self, objective: Objective) -> Objective:
+        """A new one; those after it have its engine."""
         made = objective.plan
         if made.engine != "none":
             self.control = replace(self.control, engine=made.engine)

@@ -183,7 +183,7 @@ def _checked(result: G, model: Model, *, few: bool) -> G:
         notes.append(text)
         warn(text, BoundaryWarning)
     if (share := extra_zeros(core)) < NO_ZEROS:
-        enough = core.family.name.removeprefix(ZeroInflated.prefix)
+        enough = core.family.name.removeprefix(f"{ZeroInflated.name}_")
         text = (
             f"the share of zeros beyond the counts' own is at its limit of zero ({share:.2g}): the {enough} family is "
             "enough"

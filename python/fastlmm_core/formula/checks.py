@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.formula.frame import Variable
+from fastlmm_core.formula.frame import Numeric, Variable
 from fastlmm_core.formula.levels import Factor, Levels
 
 __all__ = [
@@ -95,6 +95,10 @@ def reading_notes(response: Variable, name: str, n_zero: int) -> tuple[str, ...]
 
 def sound_response(variable: Variable, name: str, rows: Rows) -> Array:
     """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite, not constant."""
+    if isinstance(variable, Numeric) and variable.values.ndim == 1:
+        y = np.array(variable.values if rows is None else variable.values[rows], dtype=np.float64)
+        if 0.0 < float(y.max()) - float(y.min()) < np.inf:
+            return y
     y = response_values(variable, name, rows)
     if np.all(y == y[0]):
         raise constant_response(name, y)

@@ -274,7 +274,9 @@ def build_design(
     used = _Used(rows, n)
     spec, X = fit_matrix(reading.fixed, used(found.fixed), n, contrasts)
     check_finite(X, spec.names, "the fixed part")
-    designs = with_relationships(used.random_terms(reading, found), relationships or {})
+    designs = with_relationships(
+        used.random_terms(reading, found, None if contrasts else (spec, X)), relationships or {}
+    )
     row_weights = None if found.weights is None else sound_weights(found.weights, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
@@ -331,13 +333,17 @@ class _Used:
                 self.taken[expr] = variable.take(self.rows)
         return {expr: self.taken[expr] for expr in variables}
 
-    def random_terms(self, reading: Reading, found: Variables) -> tuple[RandomDesign, ...]:
-        """Columns and codes of the random terms, in lme4's order."""
-        terms = reading.parsed.random
-        parts = [
-            part
-            for term in terms
-            for part in random_parts(term, reading.random[term.expr], self(found.random[term.expr]), self.n)
-        ]
+    def random_terms(
+        self, reading: Reading, found: Variables, fixed: tuple[MatrixSpec, Array] | None
+    ) -> tuple[RandomDesign, ...]:
+        """Columns and codes of the random terms, in lme4's order.
+
+        ``fixed`` is the fixed part where a term of the same columns would be coded like it.
+        """
+        terms, parts = reading.parsed.random, []
+        for term in terms:
+            columns = reading.random[term.expr]
+            same = fixed if columns == reading.fixed else None
+            parts += random_parts(term, columns, self(found.random[term.expr]), self.n, same)
         factors = {name: factor.take(self.rows) for name, factor in found.factors.items()}
         return in_order(parts, group_codes(terms, factors))

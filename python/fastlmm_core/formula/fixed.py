@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -162,6 +163,9 @@ def fit_matrix(
         raise DataError(
             f"contrasts must be a mapping of factors to contrasts, such as {{'f': 'sum'}}, not {contrasts!r:.80}"
         )
+    if not contrasts and all(isinstance(v, Numeric) and v.values.ndim == 1 for v in variables.values()):
+        spec = numeric_spec(terms)
+        return spec, spec.matrix(variables, n)
     contrasts = contrasts or {}
     unknown = [name for name in contrasts if not isinstance(variables.get(name), Factor)]
     if unknown:
@@ -183,6 +187,14 @@ def fit_matrix(
         names += of_term
     spec = MatrixSpec(terms, codes, factors, tuple(names), tuple(columns))
     return spec, spec.matrix(variables, n)
+
+
+@lru_cache(maxsize=256)
+def numeric_spec(terms: Terms) -> MatrixSpec:
+    """The spec of terms whose variables are single numeric columns, which depends on no data."""
+    names = (["Intercept"] if terms.intercept else []) + [":".join(term) for term in terms.terms]
+    columns = tuple((name, slice(j, j + 1)) for j, name in enumerate(names))
+    return MatrixSpec(terms, tuple(coding(terms, ())), {}, tuple(names), columns)
 
 
 def _numeric_names(expr: str, variable: Variable) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ themselves.
 from __future__ import annotations
 
 import difflib
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -127,11 +128,8 @@ class Table:
             self._from_narwhals(data)
 
     def _from_pandas(self, data: pd.DataFrame) -> None:
-        labels = [str(label) for label in data.columns.tolist()]
-        places = {name: k for k, name in enumerate(labels)}
-        if len(places) < len(labels):
-            _refuse_duplicates(labels)
-        self.names, self.n, self.index = labels, len(data), data.index
+        places = _places(data.columns)
+        self.names, self.n, self.index = list(places), len(data), data.index
         self._read = lambda name: _from_frame(data, places[name], name)
 
     def _from_mapping(self, data: Mapping[str, Any]) -> None:
@@ -244,7 +242,42 @@ def _from_frame(data: pd.DataFrame, k: int, name: str) -> Variable:
 
 
 def _from_categorical(values: pd.Categorical) -> Factor:
-    return Factor(np.asarray(values.codes), np.asarray(values.categories, dtype=object), bool(values.ordered))
+    return Factor(values.codes, _objects(values.categories), bool(values.ordered))
+
+
+class _Once:
+    """A function of an Index, which never changes, made once while that Index lives: tables are read many times."""
+
+    def __init__(self, make: Callable[[pd.Index], Any]) -> None:
+        self.make = make
+        self.made: dict[int, tuple[weakref.ref[pd.Index], Any]] = {}
+
+    def __call__(self, index: pd.Index) -> Any:
+        key = id(index)
+        kept = self.made.get(key)
+        if kept is not None and kept[0]() is index:
+            return kept[1]
+        value = self.make(index)
+        self.made[key] = weakref.ref(index, lambda _: self.made.pop(key, None)), value
+        return value
+
+
+@_Once
+def _places(columns: pd.Index) -> dict[str, int]:
+    """Column of each name, as text."""
+    labels = [str(label) for label in columns.tolist()]
+    places = {name: k for k, name in enumerate(labels)}
+    if len(places) < len(labels):
+        _refuse_duplicates(labels)
+    return places
+
+
+@_Once
+def _objects(categories: pd.Index) -> NDArray[np.object_]:
+    """Levels as Python objects, read-only."""
+    out = np.array(categories, dtype=object)
+    out.setflags(write=False)
+    return out
 
 
 def from_pandas(series: Any, name: str) -> Variable:

@@ -77,15 +77,28 @@ class RandomPart:
     structure: TermStructure | None = None
 
 
-def random_parts(term: RandomTerm, terms: Terms, variables: Mapping[str, Variable], n: int) -> list[RandomPart]:
-    """Column names, z and how z came about, for the left side of one term; `diag` is a part a column."""
+def random_parts(
+    term: RandomTerm,
+    terms: Terms,
+    variables: Mapping[str, Variable],
+    n: int,
+    same: tuple[MatrixSpec, Array] | None = None,
+) -> list[RandomPart]:
+    """Column names, z and how z came about, for the left side of one term; `diag` is a part a column.
+
+    ``same`` is what has been made of the same terms and variables already: the fixed part, mostly.
+    """
     if terms.intercept and not terms.terms:
         return [RandomPart(term, ("Intercept",), None, None)]
     if not terms.intercept and not terms.terms:
         raise ModelError(f"the random-effect term {term} has no columns")
-    variables, structure = positions(term.structure, terms, variables, str(term))
-    spec, z = fit_matrix(terms, variables, n)
-    check_finite(z, spec.names, f"the random-effect term {term}")
+    given = variables
+    variables, structure = positions(term.structure, terms, variables, term)
+    if same is not None and variables is given:
+        spec, z = same[0], same[1].copy()
+    else:
+        spec, z = fit_matrix(terms, variables, n)
+        check_finite(z, spec.names, f"the random-effect term {term}")
     if structure.name == "diag" and not structure.hom:
         columns = [spec.only(j) for j in range(len(spec.names))]
         return [RandomPart(term, one.names, np.ascontiguousarray(z[:, [j]]), one) for j, one in enumerate(columns)]

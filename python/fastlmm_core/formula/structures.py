@@ -104,7 +104,7 @@ def read_structure(name: str, options: Sequence[str], text: str) -> TermStructur
 
 
 def positions(
-    structure: TermStructure, terms: Terms, variables: Mapping[str, Variable], text: str
+    structure: TermStructure, terms: Terms, variables: Mapping[str, Variable], text: object
 ) -> tuple[Mapping[str, Variable], TermStructure]:
     """Variables of a term whose columns are places in an order, numbers made levels; with their coordinates.
 

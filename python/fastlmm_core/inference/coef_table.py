@@ -31,12 +31,16 @@ def coef_table(
 
 
 def _table(result: FittedModel, method: Method) -> Table:
-    kept = ~np.isnan(result.core.beta)
-    columns = np.full((5, len(kept)), np.nan)
+    p = len(result.core.beta)
     every = np.eye(len(method.beta))
     se = np.sqrt(method.variances(every))
-    df = np.where(np.isnan(se), np.nan, method.df(every))
+    df = method.df(every)
+    if method.determined is not None:
+        df = np.where(np.isnan(se), np.nan, df)
     t = method.beta / se
-    columns[:, kept] = method.beta, se, df, t, t_pvalues(t, df)
+    columns = np.array((method.beta, se, df, t, t_pvalues(t, df)))
+    if len(method.beta) < p:
+        known, columns = columns, np.full((5, p), np.nan)
+        columns[:, ~np.isnan(result.core.beta)] = known
     names = ("estimate", "std_error", "df", "t", "p")
     return table(columns.T, result.design.x_names, method.notes, names)

@@ -101,7 +101,7 @@ class Method:
 
     def variances(self, rows: Array) -> Array:
         """Variances (k,) of rows (k, rank) times beta; NaN where they depend on what the criterion cannot see."""
-        out = np.einsum("kx,xy,ky->k", rows, self.cov, rows)
+        out = ((rows @ self.cov) * rows).sum(axis=1)
         if self.determined is not None:
             out[~self.determined(rows)] = np.nan
         return np.asarray(out)
@@ -188,11 +188,14 @@ class Satterthwaite(Method):
         info = self.information
         assert info is not None
         h = rows @ info.half
-        gradient = np.einsum("kx,axy,ky->ka", h, info.slopes, h)
-        spread = np.einsum("ka,ab,kb->k", gradient, info.cov, gradient)
-        variance = np.einsum("kx,kx->k", h, h)
+        gradient = ((h @ info.slopes) * h).sum(axis=2)  # (parameters, k)
+        spread = ((info.cov @ gradient) * gradient).sum(axis=0)
+        variance = (h * h).sum(axis=1)
+        positive = spread > 0.0
+        if positive.all():
+            return np.asarray(2.0 * variance**2 / spread)
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(spread > 0, 2.0 * variance**2 / spread, np.inf)
+            return np.where(positive, 2.0 * variance**2 / spread, np.inf)
 
     def joint(self, rows: Array, values: Array) -> tuple[float, float]:
         return pooled_df(self.df(rows)), 1.0
@@ -260,8 +263,10 @@ def ddf_method(result: FittedModel, ddf: str) -> Method:
         )
         result = reml_fit(result)
     core = result.core
-    kept = ~np.isnan(core.beta)
-    beta, cov = core.beta[kept], core.known_cov[np.ix_(kept, kept)]
+    beta, cov = core.beta, core.known_cov
+    if core.rank < len(beta):
+        kept = ~np.isnan(beta)
+        beta, cov = beta[kept], cov[np.ix_(kept, kept)]
     notes = () if not core.is_singular else (SINGULAR_NOTES.get(name, ""),)
     determined = None
     if core.unidentified is not None and core.unidentified.basis.size:
@@ -290,6 +295,8 @@ SINGULAR_NOTES = {
 def t_pvalues(t: Array, df: Array) -> Array:
     """Two-sided p-values of t statistics; the normal distribution's where df is infinite."""
     finite = np.isfinite(df)
+    if finite.all():
+        return np.asarray(2.0 * stdtr(df, -np.abs(t)))
     return np.asarray(2.0 * np.where(finite, stdtr(np.where(finite, df, 1.0), -np.abs(t)), ndtr(-np.abs(t))))
 
 

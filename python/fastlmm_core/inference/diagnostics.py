@@ -239,25 +239,37 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     hessian = observed_hessian(objective, at)
     if free.any():
         hessian = hessian[np.ix_(free, free)]
-    values, vectors = np.linalg.eigh(hessian)
-    along = vectors.T @ (gradient[free] if free.any() else gradient)
-    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
-    promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
     index = core.cross.theta_index
     labels = theta_labels(design)
     diagonal = index[:, 1] == index[:, 2]
     boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & free & (np.abs(at) < 1e-4)))
-    negative = bool(values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300))
+    shown = pd.Series(core.cross.to_conditioned.T @ gradient, index=labels)
+    return report_of(design, core, gradient[free] if free.any() else gradient, hessian, shown, boundary)
+
+
+def report_of(
+    design: Design,
+    core: CoreFit,
+    gradient: NDArray[np.float64],
+    hessian: NDArray[np.float64],
+    shown: pd.Series,
+    boundary: tuple[str, ...],
+) -> ConvergenceReport:
+    """The report from the gradient (r,) and Hessian (r, r) in scale-free coordinates, and the gradient as shown."""
+    values, vectors = np.linalg.eigh(hessian)
+    along = vectors.T @ gradient
+    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
+    promise = float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
     report = ConvergenceReport(
         converged=core.converged,
         message=core.message,
         n_evaluations=len(core.log),
-        gradient=pd.Series(core.cross.to_conditioned.T @ gradient, index=labels),
+        gradient=shown,
         promise=promise,
         eigenvalues=values,
         boundary=boundary,
         unidentified=tuple(unidentified_words(design, core)),
-        negative=negative,
+        negative=bool(values[0] < -1e-6 * max(float(np.abs(values).max()), 1e-300)),
         advice=(),
     )
     return replace(report, advice=tuple(advice(report, design)))

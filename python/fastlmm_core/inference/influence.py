@@ -338,9 +338,16 @@ def _estimates(objective: Objective, theta: Array) -> tuple[Array, Array, float]
 
 
 def collect(
-    design: Design, core: CoreFit, out: Deleted, cases: pd.Index, counts: NDArray[np.int64], name: str, method: Method
+    design: Design,
+    core: CoreFit,
+    out: Deleted,
+    cases: pd.Index,
+    counts: NDArray[np.int64],
+    name: str,
+    method: Method,
+    labels: list[str] | None = None,
 ) -> Influence:
-    """The tables."""
+    """The tables; `labels` are theta's."""
     names = list(design.x_names)
     kept = ~np.isnan(core.beta)
     change = (out.beta - core.beta)[:, kept]
@@ -354,7 +361,7 @@ def collect(
         params=pd.DataFrame(out.beta, index=cases, columns=names),
         std_errors=pd.DataFrame(out.errors, index=cases, columns=names),
         sigma=pd.Series(out.sigma, index=cases),
-        theta=pd.DataFrame(out.theta, index=cases, columns=theta_labels(design)),
+        theta=pd.DataFrame(out.theta, index=cases, columns=theta_labels(design) if labels is None else labels),
         cooks_distance=pd.Series(distance, index=cases),
         cov_ratio=pd.Series(ratio, index=cases),
         n_rows=pd.Series(counts, index=cases),

@@ -8,13 +8,13 @@ level):
     deviance(theta, sigma) = log-determinants + nu log(2 pi sigma^2) + r^2(theta) / sigma^2                    (2)
 
 whose Hessian is the profiled criterion's plus the outer product that profiling sigma took off, with
-dr^2/dtheta_a = -t'(I x dSigma/dtheta_a) t, t = Z'Py. The profiled Hessian is the observed one: central differences of
-the exact gradient. Nothing here has n rows.
+dr^2/dtheta_a = -t'(I x dSigma/dtheta_a) t, t = Z'Py. The profiled Hessian is the observed one: exact where one grouping
+factor is all there is (`_native/criterion/information.pyx`), central differences of the exact gradient elsewhere.
+Nothing here has n rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot, sqrt
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Evaluation, Objective
+from fastlmm_core.core.slopes import positive_inverse, slopes_of, upper_inverse
 from fastlmm_core.core.threads import bounded
 
 if TYPE_CHECKING:
@@ -33,10 +34,8 @@ __all__ = [
     "VarianceInformation",
     "covariance_root",
     "dense_products",
-    "group_factors",
     "iterative_information",
     "observed_hessian",
-    "pseudo_inverse",
     "variance_information",
 ]
 
@@ -48,9 +47,6 @@ WIDE_TAIL = 400
 DIFFERENCES = 8e-4, np.array([1.0, -1.0, 2.0, -2.0]), np.array([8.0, -8.0, -1.0, 1.0]) / 12.0
 WIDE_DIFFERENCES = 1e-3, np.array([1.0, -1.0]), np.array([0.5, -0.5])
 """Step relative to a parameter's own scale, multiples of it, and their weights."""
-
-DROPPED = 1e-8
-"""Eigenvalues of the scaled Hessian below this are left out of its inverse: the data say nothing in their direction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +94,21 @@ def variance_information(core: CoreFit) -> VarianceInformation:
 
 
 def _variance_information(core: CoreFit, model: Objective) -> VarianceInformation:
+    at = model.at(core.theta)
+    exact = at.level_information()
+    if exact is not None:
+        hessian, slopes, of_r2, factor, r2 = exact
+        return assembled(core, slopes, of_r2, factor, without(hessian, model.theta_map.held), model.nu, r2)
     cross = model.cross
     rank = cross.conditioning.rank
-    at = model.at(core.theta)
     theta, gamma, ld = at.theta, at.modes.gamma, at.modes.ld
     levels = []
     for group, products in zip(cross.groups, dense_products(at), strict=True):
         t = products[:, rank] - products[:, :rank] @ gamma
         levels.append((products[:, :rank], t.reshape(group.n_levels, group.n_columns)))
-    profiled = observed_hessian(model, theta)
-    return assembled(core, theta, levels, ld[:rank, :rank], profiled, model.nu, ld[-1, -1] ** 2)
+    factor = ld[:rank, :rank]
+    slopes, of_r2 = slopes_of(cross.theta_index, theta, levels, factor)
+    return assembled(core, slopes, of_r2, factor, observed_hessian(model, theta), model.nu, ld[-1, -1] ** 2)
 
 
 def iterative_information(core: IterativeFit) -> VarianceInformation:
@@ -124,70 +125,37 @@ def iterative_information(core: IterativeFit) -> VarianceInformation:
         profiled = np.where(np.isfinite(core.search.sampling), core.search.hessian, 0.0)
         nu = float(core.n - core.rank if core.reml else core.n)
         factor = np.asarray(np.linalg.cholesky(at.gram), np.float64)
-        core._cache["variance_information"] = assembled(core, core.search.theta, levels, factor, profiled, nu, at.r2)
+        slopes, of_r2 = slopes_of(design.theta_map.index, core.search.theta, levels, factor)
+        core._cache["variance_information"] = assembled(core, slopes, of_r2, factor, profiled, nu, at.r2)
     found: VarianceInformation = core._cache["variance_information"]
     return found
 
 
 def assembled(
-    core: CoreFit,
-    theta: Array,
-    levels: Sequence[tuple[Array, Array]],
-    fixed_factor: Array,
-    profiled: Array,
-    nu: float,
-    r2: float,
+    core: CoreFit, slopes: Array, of_r2: Array, fixed_factor: Array, profiled: Array, nu: float, r2: float
 ) -> VarianceInformation:
-    """Equations (1) and (2) from Z'V^-1X (q * l, rank) and Z'Py (q, l) of each group, conditioned.
-
-    ``fixed_factor`` (rank, rank) is L of X'V^-1X = L L', ``profiled`` (k, k) the Hessian with sigma profiled out.
-    """
-    cross, k, rank = core.cross, len(theta), len(fixed_factor)
+    """Equations (1) and (2) from the slopes and derivatives of `slopes_of`, and the profiled Hessian (k, k)."""
+    k, rank = len(of_r2), len(fixed_factor)
     half = covariance_root(core, fixed_factor)
-    index = cross.theta_index.tolist()
-    factors = group_factors(cross.theta_index, theta, [g.n_columns for g in cross.groups])
-    slopes = np.zeros((k + 1, rank, rank))
-    slopes[k] = 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
-    of_r2 = np.zeros(k)
-    whiten = np.linalg.inv(fixed_factor).T
-    for g, (group, (x, t)) in enumerate(zip(cross.groups, levels, strict=True)):
-        l = group.n_columns
-        f = (x @ whiten).reshape(group.n_levels, l * rank)
-        gram = (f.T @ f).reshape(l, rank, l, rank)
-        tt = t.T @ t
-        gram = gram.transpose(0, 1, 3, 2)
-        for a, (of, i, j) in enumerate(index):
-            if of == g:
-                column = factors[g][:, j]
-                part = gram[i] @ column
-                slopes[a] = part + part.T
-                of_r2[a] = -2.0 * (tt[i] @ column)
+    every = np.empty((k + 1, rank, rank))
+    every[:k], every[k] = slopes, 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
     hessian = np.empty((k + 1, k + 1))
     hessian[:k, :k] = profiled + nu / r2**2 * (of_r2[:, None] * of_r2)
     hessian[k, :k] = hessian[:k, k] = -2.0 * nu / r2 * of_r2
     hessian[k, k] = 4.0 * nu
-    inverse, dropped = pseudo_inverse(hessian)
-    return VarianceInformation(hessian, 2.0 * inverse, dropped, half, slopes)
+    inverse, dropped = positive_inverse(hessian)
+    return VarianceInformation(hessian, 2.0 * inverse, dropped, half, every)
 
 
 def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:
     """H (rank, rank) with Cov(beta) = H H' in the user's units, from L of the conditioned X'V^-1X = L L'."""
-    c = core.cross.conditioning
-    root = np.linalg.inv(fixed_factor.T @ c.r[: c.rank, : c.rank])
-    return np.asarray(core.sigma / np.sqrt(c.weight_scale) * root)
+    r, weight_scale = core.fixed_root
+    return upper_inverse(fixed_factor.T @ r) * (core.sigma / sqrt(weight_scale))
 
 
 def dense_products(at: Evaluation) -> tuple[Array, ...]:
     """Z'V^-1[X y] of each group, (q * l, rank + 1), levels in the order of their codes."""
     return at.dense_products()
-
-
-def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
-    """Relative covariance factor (l, l) of each group, its terms' factors along the diagonal."""
-    factors = [np.zeros((l, l)) for l in widths]
-    for (g, i, j), value in zip(index.tolist(), theta.tolist(), strict=True):
-        factors[g][i, j] = value
-    return factors
 
 
 def observed_hessian(model: Objective, theta: Array) -> Array:
@@ -209,20 +177,11 @@ def observed_hessian(model: Objective, theta: Array) -> Array:
         points[a, :, a] += steps[a] * moves
     gradients = model.gradients(points.reshape(-1, k)).reshape(points.shape)
     hessian = (weights @ gradients) / steps[:, None]
-    hessian = 0.5 * (hessian + hessian.T)
-    held = model.theta_map.held
-    if held is not None:  # no information, rather than its rounding errors
+    return without(0.5 * (hessian + hessian.T), model.theta_map.held)
+
+
+def without(hessian: Array, held: NDArray[np.int64] | None) -> Array:
+    """A Hessian with no information on parameters that are held, rather than rounding errors."""
+    if held is not None:
         hessian[held], hessian[:, held] = 0.0, 0.0
     return hessian
-
-
-def pseudo_inverse(matrix: Array) -> tuple[Array, int]:
-    """Inverse of a symmetric matrix over its positive eigenvalues, and how many were left out.
-
-    The diagonal is scaled to one first, so that the units of a parameter decide nothing.
-    """
-    scale = 1.0 / np.sqrt(np.maximum(np.abs(np.diag(matrix)), DROPPED))
-    values, vectors = np.linalg.eigh(matrix * (scale[:, None] * scale))
-    keep = values > DROPPED
-    kept = vectors[:, keep] * scale[:, None]
-    return (kept / values[keep]) @ kept.T, int((~keep).sum())

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import bounded, one_blas_thread
-from fastlmm_core.inference.information import covariance_root, dense_products, pseudo_inverse
+from fastlmm_core.inference.information import covariance_root, dense_products
 from fastlmm_core.inference.marginal_products import MarginalProducts
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _adjustment(core: CoreFit) -> Adjustment:
             information[a, b] = trace - 2.0 * np.trace(q[a, b]) + np.sum(slopes[a] * slopes[b])
         information[a, k] = information[k, a] = np.sum(e * single[g]) + np.trace(slopes[a])
     information[k, k] = cross.n - rank
-    weights = 2.0 * pseudo_inverse(0.5 * (information + information.T))[0]
+    weights = 2.0 * positive_inverse(0.5 * (information + information.T))[0]
 
     # V's own share vanishes: Q_iV = -P_i = P_iP_V
     u = np.einsum("ab,abxy->xy", weights[:k, :k], q)

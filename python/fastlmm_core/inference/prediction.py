@@ -26,12 +26,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.fitting.unidentified import unidentified_rows
-from fastlmm_core.inference.information import observed_hessian, pseudo_inverse
+from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool
 
 def theta_covariance(objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
     """Covariance 2 K^-1 (n_theta, n_theta) of conditioned theta; directions without curvature get none."""
-    return 2.0 * pseudo_inverse(observed_hessian(objective, objective.to_conditioned(theta)))[0]
+    return 2.0 * positive_inverse(observed_hessian(objective, objective.to_conditioned(theta)))[0]
 
 
 def uncertain_theta(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,21 @@ def ranova(
     n: int | None = None,
     seed: Seed = None,
     without: Callable[[Any, Reduction], float] = criterion_without,
+    found: Iterable[tuple[Reduction, float]] | None = None,
 ) -> Table:
-    """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`."""
+    """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`.
+
+    `found` has the reductions and their criteria where they are not made here.
+    """
     if test not in ("chisq", "bootstrap", "exact"):
         raise ModelError(f'test must be "chisq", "bootstrap" or "exact", not {test!r}')
     npar, criterion = result.df_model, result.criterion
     rows = [(npar, result.llf, result.aic, np.nan, np.nan, np.nan, np.nan)]
     labels, simulated, notes = ["<none>"], [np.nan], [NOTE]
-    for reduction in reductions(result, reduce_terms):
-        value, df = without(result, reduction), reduction.df
+    if found is None:
+        found = ((reduction, without(result, reduction)) for reduction in reductions(result, reduce_terms))
+    for reduction, value in found:
+        df = reduction.df
         chisq = max(0.0, value - criterion)
         warn_of_error(result, chisq)
         p = float(chdtrc(df, chisq))

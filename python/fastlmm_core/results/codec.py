@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from fastlmm_core.core import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.fit import FitLog
+from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign
 from fastlmm_core.formula.evaluate import Context, Learnt
@@ -23,6 +25,9 @@ from fastlmm_core.formula.fixed import MatrixSpec, _FactorCoding
 from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo, GridSource
 from fastlmm_core.formula.levels import Interaction, Levels
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
+from fastlmm_core.formula.residual import Dispersion, ParsedResidual, ResidualDesign, power
+from fastlmm_core.formula.side import SideMatrix
+from fastlmm_core.formula.sparse import SparseDesign
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
 
@@ -32,10 +37,14 @@ CLASSES: dict[str, type] = {
     kind.__name__.lstrip("_"): kind
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
-        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
+        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog, SideMatrix),
+        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship),
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""
+
+OWN = {"power": power}
+"""Functions of this package that a formula may call, beside those that every formula finds."""
 
 NAMES = {kind: name for name, kind in CLASSES.items()}
 
@@ -73,6 +82,9 @@ class Writer:
         if type(value) in NAMES:
             name = NAMES[type(value)]
             return {"class": name, "is": {k: self(v, f"{where}: {k}") for k, v in self._attributes(value).items()}}
+        if sp.issparse(value):
+            held = sp.csc_array(value)
+            return {"sparse": [self(part, where) for part in (held.data, held.indices, held.indptr)], "q": held.shape}
         if isinstance(value, dict):
             return {"dict": [[self(k, where), self(v, f"{where}: {k}")] for k, v in value.items()]}
         if isinstance(value, pd.Timestamp):
@@ -98,7 +110,9 @@ class Writer:
         kept, lost = {}, set(context._lost)
         for name, used in context._used.items():
             try:
-                if isinstance(used, ModuleType):
+                if OWN.get(name) is used:
+                    kept[name] = {"own": name}
+                elif isinstance(used, ModuleType):
                     kept[name] = {"module": used.__name__}
                     if used.__name__ not in MODULES:
                         lost.add(name)
@@ -157,6 +171,7 @@ class Reader:
             "Timestamp": lambda v: pd.Timestamp(v["Timestamp"]),
             "datetime": lambda v: datetime.fromisoformat(v["datetime"]),
             "date": lambda v: date.fromisoformat(v["date"]),
+            "sparse": lambda v: sp.csc_array(tuple(self(part) for part in v["sparse"]), shape=tuple(v["q"])),
             "Series": lambda v: pd.Series(self(v["Series"][0]), index=self(v["Series"][1])),
             "Index": lambda v: pd.Index(self(v["Index"]), name=self(v["name"])),
         }
@@ -180,7 +195,9 @@ class Reader:
         context = Context()
         context._lost = frozenset(lost)
         for name, value in kept.items():
-            if isinstance(value, dict) and "module" in value:
+            if isinstance(value, dict) and "own" in value:
+                context._used[name] = OWN[value["own"]]
+            elif isinstance(value, dict) and "module" in value:
                 if value["module"] not in MODULES:
                     raise SavedFormatError(f"the file asks for a module that is not on the list: {value['module']}")
                 context._used[name] = importlib.import_module(value["module"])

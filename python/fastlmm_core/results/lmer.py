@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
 import numpy as np
+import pandas as pd
 
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.terms import checked_flag
@@ -158,7 +159,7 @@ def lmer(
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
-    if isinstance(formula, str) and is_stream(data):
+    if not isinstance(data, pd.DataFrame) and isinstance(formula, str) and is_stream(data):
         refuse_with_streams(residual=residual, dispersion=dispersion, precision=precision, relmat=relmat)
         rows = {"weights": weights, "offset": offset, "subset": subset, "na_action": na_action}
         return lmer_streamed(formula, data, options, start, objective_only, contrasts=contrasts, env=env, **rows)

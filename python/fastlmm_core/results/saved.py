@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -29,6 +30,7 @@ from fastlmm_core.results.codec import Reader, Writer
 from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.result import LmerResult
 from fastlmm_core.results.saved_generalised import contents_of, restored
+from fastlmm_core.results.structured import StructuredResult
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -174,13 +176,15 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
     design, core = result.design, result.core
     if isinstance(design, StreamedDesign):
         raise StreamedError("save()")
-    if is_structured(design):
-        raise ModelError("a fit with a covariance structure or a known relationship cannot be saved in such a file yet")
+    if is_structured(design) and not data:
+        raise ModelError(
+            "a fit with a covariance structure or a known relationship is saved with its rows: save(path, data=True)"
+        )
     contents: dict[str, Any] = {"formula": result.formula}
     if data:
         options = result.options
-        contents |= {"design": design, "theta": core.theta, "reml": bool(result.reml)}
-        contents |= {"control": options.control, "given": dict(options.given)}
+        contents |= {"design": design, "theta": core.parameters, "reml": bool(result.reml)}
+        contents |= {"control": options.control, "given": _given(design, options.given)}
     else:
         if core.unidentified is not None:
             raise ModelError("a fit with variances that the data do not identify is saved with data=True only")
@@ -194,6 +198,13 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
             "coef_table": (tested[list(TABLE)].to_numpy(), tuple(tested.notes)),
         }
     _write(path, contents)
+
+
+def _given(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the fit; matrices between levels as they were read."""
+    out = {name: value for name, value in given.items() if name not in ("precision", "relmat")}
+    related = {t.group: t.relationship for t in design.random if t.relationship is not None}
+    return {**out, "precision": related} if related else out
 
 
 def _without_rows(design: Design) -> Design:
@@ -280,7 +291,9 @@ def load(path: str | PathLike[str]) -> LmerResult:
         options = FitOptions(
             reml=contents["reml"], control=contents["control"], start=contents["theta"], given=contents["given"]
         )
-        refitted = fit_design(LmerResult, design, contents["formula"], options)
+        refitted = fit_design(
+            StructuredResult if is_structured(design) else LmerResult, design, contents["formula"], options
+        )
         object.__setattr__(refitted, "options", replace(options, start=None))
         return refitted
     core = SavedCore(**contents["figures"])

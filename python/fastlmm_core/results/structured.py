@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ModelError
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
+    from fastlmm_core.inference.diagnostics import ConvergenceReport
+    from fastlmm_core.inference.influence import Influence
+    from fastlmm_core.inference.profile import Profile
+    from fastlmm_core.inference.table import Table
     from fastlmm_core.results.summary import Summary
 
 __all__ = ["StructuredResult", "fit_structured"]
@@ -146,7 +151,8 @@ class StructuredResult(LmerResult):
         """
         from fastlmm_core.inference.pattern_parameters import covariance_parameters
 
-        return covariance_parameters(self.design, self._within, level)
+        assert isinstance(self.core, PatternFit | EquationsFit | StructuredFit)
+        return covariance_parameters(self.design, self.core, level)
 
     def marginal_cov(self, level: Hashable) -> NDArray[np.float64]:
         """Marginal covariance (m, m) of the rows of one subject, or one level of the random effects' factor."""
@@ -252,14 +258,25 @@ class StructuredResult(LmerResult):
             kinds += [part.title if isinstance(part, ParsedResidual) else part.text for part in within.parts]
         return super().__repr__().replace("LmerResult", "StructuredResult", 1)[:-1] + f"; {', '.join(kinds)}>"
 
-    def _refuse(self, what: str) -> NoReturn:
-        raise ModelError(
-            f"{what} is not available for a model with a residual structure, structured effects or relationships"
-        )
+    def _refuse(self, what: str, beside: str = "a residual structure, structured effects or relationships") -> NoReturn:
+        raise ModelError(f"{what} is not available for a model with {beside}")
 
-    def profile(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused."""
-        self._refuse("profile")
+    def profile(
+        self, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
+    ) -> Profile:
+        """As `LmerResult.profile`, of the standard deviations and shapes that `covariance_parameters` prints.
+
+        Parameters
+        ----------
+        which : str or iterable of str, optional
+            Parameters by name: "sd Residual", "rho", a coefficient. Covariances, and correlations of several working
+            parameters (us, toep), have no profile and are left out.
+        level, progress
+            As there.
+        """
+        from fastlmm_core.inference.structured_profile import structured_profile
+
+        return structured_profile(self, which, level=level, progress=progress)
 
     def bootstrap(self, n: int = 1000, **options: Any) -> pd.DataFrame:
         """As `LmerResult.bootstrap`, parametric; by default of the parameters that `covariance_parameters` prints.
@@ -270,22 +287,83 @@ class StructuredResult(LmerResult):
             self._free("bootstrap")
         return super().bootstrap(n, **options)
 
-    def ranova(self, **options: Any) -> NoReturn:
-        """Refused; fit without the term and compare by `anova`."""
-        self._refuse("ranova")
+    def ranova(self, *, reduce_terms: bool = False, test: str = "chisq", **options: Any) -> Table:
+        """Likelihood-ratio tests of the random effects, each term left out as a whole.
 
-    def influence(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused."""
-        self._refuse("influence")
+        Parameters
+        ----------
+        reduce_terms, test
+            False and "chisq": structured terms are not reduced, and draws of their null distribution not made.
+        """
+        from fastlmm_core.inference.ranova import ranova
+        from fastlmm_core.inference.structured_refits import structured_reductions
+
+        if reduce_terms or test != "chisq" or options:
+            raise ModelError(
+                'ranova of a model with a covariance structure leaves whole terms out and has test="chisq" only'
+            )
+        return ranova(self, found=structured_reductions(self))
+
+    def influence(self, by: Any = "obs", *, method: Any = "fixed", progress: bool = False) -> Influence:
+        """As `LmerResult.influence`, by a fit or an evaluation of the remaining rows a case.
+
+        Parameters
+        ----------
+        by : str or (n,) labels
+            "obs", a grouping factor, the subject of the residual structure, or one label a row.
+        method : {"fixed", "refit"}
+        progress : bool
+        """
+        from fastlmm_core.inference.structured_refits import structured_influence
+
+        return structured_influence(self, self._parameter_labels(), by, method, progress=progress)
+
+    def _parameter_labels(self) -> list[str]:
+        return parameter_labels(self.design) + structure_labels(self.design)
 
     def hatvalues(self) -> pd.Series:
-        """As `LmerResult.hatvalues`, for structured effects of several grouping factors."""
+        """As `LmerResult.hatvalues`; not of relationships, sparse fixed effects, and effects that cross subjects."""
+        from fastlmm_core.inference.structured_refits import leverages
+
         if isinstance(self.core, StructuredFit):
             return super().hatvalues()
-        self._refuse("hatvalues")
+        if not isinstance(self.core, PatternFit):
+            self._refuse("hatvalues", "known relationships, sparse() effects or effects that cross subjects")
+        return pd.Series(leverages(self.core), index=self.design.row_labels, dtype=float)
 
     def cooks_distance(self) -> pd.Series:
         """As `LmerResult.cooks_distance`, for structured effects of several grouping factors."""
         if isinstance(self.core, StructuredFit):
             return super().cooks_distance()
-        self._refuse("cooks_distance")
+        self._refuse("cooks_distance", 'a residual structure or relationships; influence("obs") has distances')
+
+    def augment(self, data: Any = None) -> pd.DataFrame:
+        """As `LmerResult.augment`; .hat and .cooksd only where `hatvalues` and `cooks_distance` are."""
+        from fastlmm_core.fitting.predict import predict
+        from fastlmm_core.inference.tidy import with_answers
+
+        if isinstance(self.core, StructuredFit):
+            return super().augment(data)
+        rows = self.design.own_rows()
+        out = {
+            "fitted": rows.full(self.core.fitted),
+            "resid": rows.full(self.design.y - self.core.fitted),
+            "fixed": predict(self.design, self.core, re_form="none"),
+        }
+        if isinstance(self.core, PatternFit):
+            out["hat"] = rows.full(self.hatvalues().to_numpy())
+        if isinstance(self.core, PatternFit | CrossedFit):
+            out["std_resid"] = rows.full(self.residuals("pearson").to_numpy())
+        return with_answers(self.design, rows, out, data)
+
+    def convergence_report(self) -> ConvergenceReport:
+        """As `LmerResult.convergence_report`; gradient and Hessian in working parameters, columns of unit size."""
+        from fastlmm_core.inference.structured_report import structured_report
+
+        if isinstance(self.core, PatternFit | EquationsFit | StructuredFit):
+            return structured_report(self.design, self.core, self._parameter_labels())
+        return super().convergence_report()
+
+    def engine_report(self) -> NoReturn:
+        """Refused."""
+        self._refuse("engine_report")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._native.criterion.start import ridge_sums
+from fastlmm_core._native.criterion.start import clipped_roots, group_moment, ridge_sums
 
 
 @pytest.mark.parametrize("l", [1, 2, 5])
@@ -28,3 +28,30 @@ def test_against_a_loop_over_levels(l, ridge):
 def test_shapes_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="do not match"):
         ridge_sums(np.ones((3, 2, 2)), np.ones(5), 1.0)
+
+
+@pytest.mark.parametrize("l", [1, 2, 4])
+def test_moments_and_their_roots_are_those_of_numpy(l):
+    rng = np.random.default_rng(10 + l)
+    q, n, total = 9, 70, 31.0
+    roots = rng.normal(size=(q, l, l + 2))
+    blocks, s = roots @ roots.transpose(0, 2, 1), rng.normal(size=(q * l, 2))[:, 1]
+    bb, spread, kept, fitted, freedom = ridge_sums(blocks, s, 1.0)
+    root = np.sqrt(kept / q)
+    for given, noise in ((2.5, 2.5), (np.nan, (total - fitted) / (n - freedom))):
+        estimate = group_moment(blocks, s, 1.0, n, total, given)
+        np.testing.assert_allclose(estimate, (bb - noise * spread) / (q * np.outer(root, root)), rtol=1e-12)
+    index = np.array([(0, i, j) for j in range(l) for i in range(j, l) if (i, j) != (1, 0)])
+    masked = estimate.copy()
+    if l > 1:
+        masked[0, 1] = masked[1, 0] = 0.0
+    values, vectors = np.linalg.eigh(masked / 0.7)
+    factor = np.linalg.cholesky((vectors * np.clip(values, 0.2**2, 0.9**2)) @ vectors.T)
+    found = clipped_roots([estimate], 0.7, index, 0.2, 0.9)
+    np.testing.assert_allclose(found, [factor[i, j] for _, i, j in index], rtol=1e-10, atol=1e-14)
+
+
+def test_parameters_that_are_no_elements_are_refused():
+    for place in ((1, 0, 0), (0, 0, 1), (0, 2, 0)):
+        with pytest.raises(ValueError, match="no element"):
+            clipped_roots([np.eye(2)], 1.0, np.array([place]), 0.1, 10.0)

@@ -14,6 +14,7 @@ class Callback(Criterion):
         value: Callable[[_Array], float],
         derivatives: Callable[[], tuple[_Array, _Array]],
         size: float,
+        relative: float = 1e-12,
     ) -> None: ...
     @property
     def error(self) -> BaseException | None: ...

@@ -15,6 +15,7 @@ class Newton(TrustRegion):
         tol: float,
         held: NDArray[np.int64] | None = None,
         rough: bool = False,
+        loose: bool = False,
     ) -> None: ...
     @property
     def criterion(self) -> Criterion: ...

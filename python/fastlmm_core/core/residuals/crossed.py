@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Covariance, Structure
+from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel, Place
 from fastlmm_core.core.pedigree import Relationship
@@ -218,16 +218,6 @@ class CrossedFit(EquationsFit, WithinSubjects):
     def residual_phi(self) -> Array:
         """Residual parameters (r,), working coordinates."""
         return self.working[: self.model.model.n]
-
-    @property
-    def all_phi(self) -> Array:
-        """All parameters, working coordinates."""
-        return self.working
-
-    @property
-    def effects(self) -> list[tuple[Covariance, Array, slice]]:
-        """Covariance, transform and place among the parameters of each random-effects term."""
-        return list(zip(self.model.covariances, self.model.transforms, self.model.slices, strict=True))
 
     @cached_property
     def parts(self) -> list[Batch]:  # type: ignore[override]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.laplace import Effects, Laplace
+from fastlmm_core.core.effects import Effects
+from fastlmm_core.core.laplace import Laplace
 from fastlmm_core.fitting.generalised import engine_at
 
 if TYPE_CHECKING:

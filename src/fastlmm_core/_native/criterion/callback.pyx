@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.math cimport fabs
+from libc.math cimport INFINITY, fabs
 from libc.string cimport memcpy
 
 from fastlmm_core._native.criterion.criterion cimport Criterion
@@ -23,7 +23,8 @@ cdef class Callback(Criterion):
     derivatives : callable
         To gradient (n_free,) and model Hessian (n_free, n_free) where the value was last taken.
     size : float
-        Rounding is 1e-12 times this and the value's own size.
+        Rounding is `relative` times this and the value's own size.
+    relative : float
 
     Attributes
     ----------
@@ -32,10 +33,11 @@ cdef class Callback(Criterion):
     """
 
     cdef object value, derivatives
-    cdef double size
+    cdef double size, relative
     cdef readonly object error
 
-    def __init__(self, Py_ssize_t n_free, value, derivatives, double size):
+    def __init__(self, Py_ssize_t n_free, value, derivatives, double size, double relative=1e-12):
+        self.relative = relative
         self.n_free, self.value, self.derivatives, self.size = n_free, value, derivatives, size
         self.error = None
         self.ready = True
@@ -60,6 +62,7 @@ cdef class Callback(Criterion):
             memcpy(&at[0], x, self.n_free * sizeof(double))
             value[0] = self.value(x_)
         except NumericalError:
+            value[0] = INFINITY
             return 1
         except BaseException as error:
             self.error = error
@@ -87,4 +90,4 @@ cdef class Callback(Criterion):
         return 0
 
     cdef double rounding(self, double value) noexcept nogil:
-        return 1e-12 * (fabs(value) + self.size)
+        return self.relative * (fabs(value) + self.size)

@@ -33,6 +33,7 @@ cdef enum:
     PARALLEL = 20000   # rows from which on a second thread pays
 
 cdef double SMALL = 1e-12  # squared Newton decrement whose step leaves an error of rounding's size
+cdef double CROOKED = 0.05  # share of a step below which the observed weights are no guide to the next one
 cdef double TINY = 1e-22   # the same of a step without quadratic convergence
 
 
@@ -131,6 +132,21 @@ cdef class LevelValues(Criterion):
         self.constant_known = False
         self.predicting = False
         memset(&self.u_at[0, 0], 0, self.q * self.l * sizeof(double))
+
+    def place(self):
+        """Modes u (q, l) where derivatives were last taken, zero before."""
+        self.enter()
+        self.leave()
+        return np.array(self.u_at)
+
+    def begin_at(self, const double[:, ::1] u not None):
+        """The next search for the modes begins at ``u`` (q, l)."""
+        self.enter()
+        self.leave()
+        if u.shape[0] != self.q or u.shape[1] != self.l:
+            raise ValueError("the modes do not belong to this model")
+        self.u_at[:] = u
+        self.predicting = False
 
     def value(self, const double[::1] x not None):
         """The deviance at ``x`` (n_free,)."""
@@ -270,7 +286,7 @@ cdef class LevelValues(Criterion):
         cdef double *old = mat + l * l
         cdef double *move = old + l
         cdef double h, before = 0.0, decrement, scale = 1.0, enough
-        cdef bint have = False
+        cdef bint have = False, guarded = False
         cdef int fallback = 0
         memcpy(u, &self.u_at[i, 0], l * sizeof(double))
         if self.predicting:
@@ -289,12 +305,18 @@ cdef class LevelValues(Criterion):
             if have and not h <= before + 1e-12 * (fabs(before) + 1.0):
                 scale *= 0.5
                 if scale < 1e-10:
-                    return 1
+                    if guarded:
+                        return 1
+                    memcpy(u, old, l * sizeof(double))  # M all but singular: its direction is none
+                    guarded, have = True, False
+                    continue
                 for r in range(l):
                     u[r] = old[r] + scale * move[r]
                 continue
             enough = SMALL
-            if chol(mat, l) != 0:  # away from the mode of a link that is not canonical
+            if have:
+                guarded = scale < CROOKED
+            if guarded or chol(mat, l) != 0:  # away from the mode of a link that is not canonical
                 self.pass_rows(i, u, rho, g, mat, False)
                 enough = TINY
                 if chol(mat, l) != 0:

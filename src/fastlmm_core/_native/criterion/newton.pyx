@@ -12,7 +12,7 @@ The log has one row an evaluation. Cost beside the evaluations: a factor of size
 import numpy as np
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.math cimport NAN, sqrt
+from libc.math cimport NAN, fabs, sqrt
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
@@ -30,7 +30,8 @@ cdef enum:
     INTERRUPTED = 4
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
-cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
+cdef double LOOSE_SLOPE = 1e-6  # of the largest curvature: a slope below this is none where curvature has been lost
+cdef double SMALL_STEP = 1e-5  # promised decreases above this, or 1000 tol, say nothing of the rate near the minimum
 
 
 cdef class Newton(TrustRegion):
@@ -47,6 +48,9 @@ cdef class Newton(TrustRegion):
         Parameters that stay at zero.
     rough : bool
         The model Hessian may be far off: the secant correction is made after every step, not only where steps are slow.
+    loose : bool
+        Parameters may be unidentified, and derivatives have rounding of their own: a direction without curvature is
+        left alone though some slope is left, and a step that promises no more than rounding is not taken.
     """
 
     cdef readonly Criterion criterion
@@ -57,7 +61,7 @@ cdef class Newton(TrustRegion):
     cdef int64_t[::1] held
     cdef readonly double value
     cdef object on_evaluation, pending
-    cdef bint rough
+    cdef bint rough, loose
     cdef const int *stop   # nonzero: somebody wants `minimise_many` to end
 
     messages = {
@@ -68,13 +72,13 @@ cdef class Newton(TrustRegion):
     }
 
     def __init__(self, Criterion criterion not None, Py_ssize_t max_evaluations, double tol, held=None,
-                 bint rough=False):
+                 bint rough=False, bint loose=False):
         cdef Py_ssize_t nt = criterion.n_free
         self.ready = False
         if not criterion.ready:
             raise ValueError("the criterion's constructor did not come to its end")
-        TrustRegion.__init__(self, nt, tol)
-        self.criterion, self.max_evaluations, self.rough = criterion, max_evaluations, rough
+        TrustRegion.__init__(self, nt, tol, LOOSE_SLOPE if loose else 0.0)
+        self.criterion, self.max_evaluations, self.rough, self.loose = criterion, max_evaluations, rough, loose
         self.trial = np.zeros(nt)
         self.log_rows = np.zeros((max_evaluations + 1, nt + 3))
         self.rows = self.log_rows
@@ -271,6 +275,9 @@ cdef class Newton(TrustRegion):
                     radius = 0.5 * length
             else:
                 radius = 0.25 * length
+                if self.loose and predicted <= 1e3 * max(self.tol, noise) and fabs(self.value - value) <= 100.0 * noise:
+                    status = CONVERGED
+                    break
                 if corrected:  # E may be what misled the step
                     memset(&self.correction[0, 0], 0, nt * nt * sizeof(double))
                     corrected = False
@@ -288,12 +295,16 @@ cdef class Newton(TrustRegion):
                 predicted = self.solve(&radius, &length, &interior)
             # convergence is linear at first: what the step leaves is about predicted times its rate so far
             rate = 1.0
-            if interior and before > 0.0:
+            if interior and before > 0.0 and not self.loose:
                 rate = min(1.0, max(1e-3, predicted / before))
             # below the criterion's own rounding error no evaluation can confirm a step
             last = interior and (predicted <= max(self.tol, noise)
-                                 or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+                                 or (predicted <= max(SMALL_STEP, 1e3 * self.tol)
+                                     and predicted * rate <= self.tol))
             last_interior = interior and ratio > 1e-4
+            if self.loose and interior and predicted <= noise:
+                status = CONVERGED
+                break
             if radius < 1e-12:
                 status = NO_PROGRESS
                 break
@@ -302,6 +313,8 @@ cdef class Newton(TrustRegion):
 
     cdef double kept_promise(self, double value, double predicted, double noise) noexcept nogil:
         """What a step gained over what it promised; of a promise below rounding only whether the criterion rose."""
+        if self.loose:
+            return (self.value - value) / max(predicted, noise)
         if predicted <= noise:
             return 1.0 if value <= self.value + noise else -1.0
         return (self.value - value) / predicted

@@ -1,6 +1,7 @@
 cdef class TrustRegion:
     cdef Py_ssize_t n                # parameters
     cdef readonly double tol
+    cdef double slope
     cdef bint ready                  # the constructor came to its end
     cdef double[::1] theta, gradient, step, before, taken
     cdef double[:, ::1] hessian, correction

@@ -31,10 +31,12 @@ cdef class TrustRegion:
         Parameters.
     tol : float
         Slope times radius below this is none, where there is no curvature either.
+    slope : float
+        So is a slope below this much of the largest curvature.
     """
 
-    def __init__(self, Py_ssize_t n, double tol):
-        self.n, self.tol = n, tol
+    def __init__(self, Py_ssize_t n, double tol, double slope=0.0):
+        self.n, self.tol, self.slope = n, tol, slope
         self.theta, self.gradient, self.step = np.zeros(n), np.zeros(n), np.zeros(n)
         self.eigen, self.rotated = np.zeros(n), np.zeros(n)
         self.work = np.zeros(max(64, 34 * n))
@@ -143,7 +145,8 @@ cdef class TrustRegion:
         largest = max(fabs(self.eigen[0]), fabs(self.eigen[nt - 1]))
         gap = 1e-10 * largest + 1e-300
         for i in range(nt):  # a direction without curvature or slope: nothing to gain, and no obstacle to convergence
-            if fabs(self.eigen[i]) <= FLAT * largest and fabs(self.rotated[i]) * radius <= self.tol:
+            if fabs(self.eigen[i]) <= FLAT * largest and (fabs(self.rotated[i]) * radius <= self.tol
+                                                          or fabs(self.rotated[i]) <= self.slope * largest):
                 self.eigen[i], self.rotated[i] = largest + 1e-300, 0.0
         for i in range(nt):
             if self.eigen[i] < self.eigen[least]:

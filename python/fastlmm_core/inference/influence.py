@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fastlmm_core.core import Objective, Term
+from fastlmm_core.core import Objective
 from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.models import arrays_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["METHODS", "Deleted", "Influence", "Method", "cases_of", "collect", "influence", "terms_without"]
+__all__ = ["METHODS", "Deleted", "Influence", "Method", "cases_of", "collect", "influence"]
 
 Method = Literal["fixed", "one-step", "refit"]
 METHODS = ("fixed", "one-step", "refit")
@@ -282,11 +282,6 @@ def _groups(
         cov[np.ix_(c.keep, c.keep)] = unit * (t @ t.T + mapped.T @ solved[:, 1:] @ t.T)
         out.set(int(case), beta, cov, float(np.sqrt(unit * c.weight_scale)), c.keep)
     return failed
-
-
-def terms_without(design: Design, keep: NDArray[np.bool_]) -> list[Term]:
-    """The core's terms for some of the rows; those of one grouping factor share their codes."""
-    return list(arrays_of(design).rows(keep).terms)
 
 
 def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Method, out: Deleted, case: int) -> None:

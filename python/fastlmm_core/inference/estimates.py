@@ -44,8 +44,7 @@ class Estimates:
     method : Method
         Covariance and degrees of freedom.
     kind : {"means", "slopes", "contrasts"}
-    level : float
-        Of the intervals.
+    level : float, of the intervals
     adjust : str
         For the number of tests in a group; see `contrast`.
     scale : {"link", "response"}

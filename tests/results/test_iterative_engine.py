@@ -58,7 +58,7 @@ def test_what_is_exact_at_a_theta(ratings, fit):
     np.testing.assert_allclose(fit.core.cov_beta, at.cov_beta, rtol=1e-8, atol=1e-14)
     np.testing.assert_allclose(fit.core.fitted, at.fitted, atol=1e-8)
     for one, two in zip(fit.core.L, at.L, strict=True):
-        np.testing.assert_array_equal(one, two)
+        np.testing.assert_allclose(one, two, rtol=1e-14)  # theta went to conditioned coordinates and back
     for one, two, error in zip(fit.core.cond_var(), at.cond_var(), fit.core.cond_sd_error(), strict=True):
         sd = np.sqrt(np.diagonal(two, axis1=1, axis2=2))
         over = (np.sqrt(np.diagonal(one, axis1=1, axis2=2)) - sd) / error
@@ -131,8 +131,6 @@ def test_other_models_are_refused(ratings):
     by_iteration = Control(engine="iterative")
     with pytest.raises(ModelError, match="without covariance structures"):
         lmer("y ~ x + ar1(0 + factor(item) | user)", ratings.assign(item=ratings.item % 5), control=by_iteration)
-    with pytest.raises(ModelError, match="independent of their intercepts"):
-        lmer("y ~ x + (1 | user) + (x | item)", ratings, control=by_iteration)
     with pytest.raises(ModelError, match="has no factor to evaluate a criterion with"):
         lmer(FORMULA, ratings, objective_only=True, control=by_iteration)
 
@@ -151,8 +149,8 @@ def test_auto_takes_it_where_no_exact_engine_is_within_reach(ratings, monkeypatc
     report = found.engine_report()
     assert report.engine == "iterative"
     assert "would take" in report.reason
-    with pytest.raises(MemoryLimitError):  # correlated effects in the tail: not one for the iterative engine
-        lmer("y ~ x + (x | user) + (x | item)", ratings, control=Control(memory_limit=400_000))
+    with pytest.raises(MemoryLimitError):  # two terms that say the same: not one for the iterative engine
+        lmer("y ~ x + (x | user) + (1 | item) + (1 | copy)", ratings.assign(copy=ratings.item), control=small)
     monkeypatch.setattr(choice, "REACH", 0.0)
     monkeypatch.setattr(choice, "ENTRIES", 10.0)
     assert "a sample shows" in lmer(FORMULA, ratings).engine_report().reason
@@ -167,7 +165,7 @@ def test_its_own_memory_has_the_limit_too(ratings, monkeypatch, engine):
         np.column_stack([np.ones(6000), ratings.x]),
         [Term(ratings.user, np.column_stack([np.ones(6000), ratings.x])), Term(ratings.item)],
     ).products
-    needed = row_form_bytes(design, 1, 150, 8)
+    needed = row_form_bytes(design, 8)
     assert needed > 6000 * (4 + 2 * 8) + 8 * 150 * 64  # codes and columns, a buffer of eight parts
     words = re.escape(f"would take {needed / 2**30:.3g} GiB for 6000 rows and 150 random effects")
     limit = re.escape(f"but {(needed - 1) / 2**30:.3g} GiB can be used")
@@ -189,8 +187,7 @@ def test_the_prediction_covers_what_is_allocated(ratings):
     Probes(problem, 0).traces(System(problem, problem.start + 0.5), 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    groups = model.products.groups
-    predicted = row_form_bytes(model.products, 1, groups[1].n_levels * groups[1].n_columns, 8)
+    predicted = row_form_bytes(model.products, 8)
     assert 0.75 * predicted < peak < 1.25 * predicted
 
 

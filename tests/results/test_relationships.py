@@ -119,7 +119,7 @@ def test_summary_refit_pickle_and_what_is_refused(animals, data):
     assert not fit.refit_ml().reml
     np.testing.assert_allclose(fit.predict(data.head()), fit.fittedvalues.head())
     assert len(fit.ranef()) == 80
-    for name in ("profile", "bootstrap", "hatvalues"):
+    for name in ("bootstrap", "hatvalues"):
         with pytest.raises(ModelError, match="not available"):
             getattr(fit, name)()
     with pytest.raises(ModelError, match="of independent subjects"):

@@ -95,7 +95,7 @@ def test_sparse_effects_beside_a_residual_structure(trial):
     assert alone.criterion == pytest.approx(dummies.criterion, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["profile", "hatvalues", "cooks_distance"])
+@pytest.mark.parametrize("name", ["hatvalues", "cooks_distance"])
 def test_what_does_not_work_says_so(trial, name):
     fit = lmer("y ~ x + (1 | item)", trial, residual="ar1(t | subject)")
     with pytest.raises(ModelError, match=f"{name} is not available"):

@@ -44,7 +44,6 @@ __all__ = [
     "ModelArrays",
     "Modes",
     "Objective",
-    "Reweighting",
     "Scan",
     "StreamedModel",
     "Term",

@@ -18,6 +18,7 @@ from fastlmm_core.inference.bootstrap import bootstrap, jackknife
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile import profile, quantile_of_level
+from fastlmm_core.inference.structured_profile import structured_profile
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -55,14 +56,16 @@ def conf_int(
     """Intervals; see `LmerResult.conf_int`."""
     quantile_of_level(level)
     way, sort = option("method", method, METHODS), option("kind", kind, KINDS)
+    if way != "wald" and isinstance(result.core, PatternFit | StructuredFit | EquationsFit):
+        if way == "profile":
+            return structured_profile(result, parm, level=level, progress=progress).conf_int(level)
+        raise ModelError(
+            'conf_int(method="boot") is not available for covariance structures: use "profile", or quantiles of '
+            "bootstrap()"
+        )
     every = parameters(result.design)
     chosen = choose(every, parm)
     names = [p.name for p in chosen]
-    if way != "wald" and isinstance(result.core, PatternFit | StructuredFit | EquationsFit):
-        raise ModelError(
-            f'conf_int(method="{way}") is not available for covariance structures: use "wald", covariance_parameters() '
-            "or quantiles of bootstrap()"
-        )
     if way == "profile":
         return profile(result, names, level=level, progress=progress).conf_int(level)
     if way == "wald":

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.moments import Batch
-from fastlmm_core.core.residuals.natural import printed
+from fastlmm_core.core.residuals.natural import parameters_of, printed
 from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.inference.information import VarianceInformation
@@ -141,7 +141,7 @@ def _second(
     second = whitened(fit, second)
     # V_a,log s = V_a and V_log s,log s = V
     second -= 2.0 * np.einsum("a,axy->xy", W[:r, r], slopes[:r]) + W[r, r] * slopes[r]
-    natural = printed(fit)
+    natural = printed(parameters_of(fit))
     bends = np.einsum("ab,cab->c", W, natural.second)
     directions = np.linalg.lstsq(natural.jacobian.T, np.eye(r + 1), rcond=None)[0].T  # (r + 1, c): dphi / d printed
     return np.asarray(second + np.tensordot(directions @ bends, slopes, 1))

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
-from fastlmm_core.core.equations_fit import EquationsFit
+from fastlmm_core.core.equations import Equations, Solved
+from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel
 from fastlmm_core.core.iterative import IterativeFit
-from fastlmm_core.core.residuals import CrossedFit, PatternFit
+from fastlmm_core.core.residuals import CrossedFit, CrossedModel, PatternFit
 from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.structured import StructuredFit, factor_derivatives
@@ -105,6 +106,19 @@ def _of_chain(core: StructuredFit) -> VarianceInformation:
     return VarianceInformation(hessian, 2.0 * inverse, dropped, info.half, slopes)
 
 
+def r2_slopes(model: EquationsModel, equations: Equations, solved: Solved, phi: Array) -> Array:
+    """Derivatives (r,) of r^2 in working parameters, see (1)."""
+    out = np.zeros(model.n_parameters)
+    if isinstance(model, CrossedModel) and isinstance(equations, ResidualEquations):
+        first = model.model.n
+        inverses, changes, _ = equations.at_residual(phi[:first])
+        out[:first] = -equations.moved(solved, inverses, changes)[2]
+    for k, (covariance, where) in enumerate(zip(model.covariances, model.slices, strict=True)):
+        e, v = equations._rows(solved.residual[:, None], k)[:, :, 0], equations._rows(solved.u[:, None], k)[:, :, 0]
+        out[where] = -2.0 * np.einsum("aij,ij->a", factor_derivatives(covariance, phi[where])[1], e.T @ v)
+    return out
+
+
 def _of_equations(core: EquationsFit) -> VarianceInformation:
     """Equation (1), in (phi, log sigma^2)."""
     model, equations = core.model, core.equations()
@@ -113,21 +127,18 @@ def _of_equations(core: EquationsFit) -> VarianceInformation:
     solved = model.solve(equations, core.working)
     Y = equations.ZE[:, :p] - equations.C @ equations.unscaled(solved.factors, solved.U)
     root = np.linalg.inv(np.linalg.cholesky(solved.D)).T if p else np.zeros((0, 0))
-    slopes, of_r2 = np.zeros((r + 1, p, p)), np.zeros(r)
+    slopes, of_r2 = np.zeros((r + 1, p, p)), r2_slopes(model, equations, solved, core.working)
     slopes[r] = np.eye(p)
     if isinstance(core, CrossedFit) and isinstance(equations, ResidualEquations):
         inverses, changes, _ = equations.at_residual(core.residual_phi)
-        *_, along, products = equations.moved(solved, inverses, changes)
-        of_r2[: len(along)] = -along
-        slopes[: len(along)] = root.T @ equations.fixed_slopes(solved, products) @ root
+        products = equations.moved(solved, inverses, changes)[-1]
+        slopes[: len(products)] = root.T @ equations.fixed_slopes(solved, products) @ root
     for k, (covariance, where) in enumerate(zip(model.covariances, model.slices, strict=True)):
         y, u = equations._rows(Y @ root, k), equations._rows(solved.U @ root, k)
-        e, v = equations._rows(solved.residual[:, None], k)[:, :, 0], equations._rows(solved.u[:, None], k)[:, :, 0]
         blocks = np.einsum("qip,qjs->ijps", y, u, optimize=True)
         for at, dL in enumerate(factor_derivatives(covariance, core.working[where])[1], where.start):
             part = np.einsum("ij,ijps->ps", dL, blocks)
             slopes[at] = part + part.T
-            of_r2[at] = -2.0 * float(np.sum(dL * (e.T @ v)))
     hessian = np.empty((r + 1, r + 1))
     hessian[:r, :r] = profiled + equations.nu * np.outer(of_r2, of_r2) / solved.r2**2
     hessian[r, :r] = hessian[:r, r] = -equations.nu / solved.r2 * of_r2

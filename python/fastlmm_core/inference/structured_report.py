@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.diagnostics import ConvergenceReport, report_of
+from fastlmm_core.inference.pattern_parameters import Structured
 from fastlmm_core.inference.structured import differences
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design
 
 __all__ = ["structured_report"]
-
-Structured = PatternFit | EquationsFit | StructuredFit
 
 
 def structured_report(design: Design, core: Structured, labels: Sequence[str]) -> ConvergenceReport:

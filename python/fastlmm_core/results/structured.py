@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import Design
     from fastlmm_core.inference.diagnostics import ConvergenceReport
     from fastlmm_core.inference.influence import Influence
+    from fastlmm_core.inference.profile import Profile
     from fastlmm_core.inference.table import Table
     from fastlmm_core.results.summary import Summary
 
@@ -150,7 +151,8 @@ class StructuredResult(LmerResult):
         """
         from fastlmm_core.inference.pattern_parameters import covariance_parameters
 
-        return covariance_parameters(self.design, self._within, level)
+        assert isinstance(self.core, PatternFit | EquationsFit | StructuredFit)
+        return covariance_parameters(self.design, self.core, level)
 
     def marginal_cov(self, level: Hashable) -> NDArray[np.float64]:
         """Marginal covariance (m, m) of the rows of one subject, or one level of the random effects' factor."""
@@ -259,9 +261,22 @@ class StructuredResult(LmerResult):
     def _refuse(self, what: str, beside: str = "a residual structure, structured effects or relationships") -> NoReturn:
         raise ModelError(f"{what} is not available for a model with {beside}")
 
-    def profile(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused."""
-        self._refuse("profile")
+    def profile(
+        self, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
+    ) -> Profile:
+        """As `LmerResult.profile`, of the standard deviations and shapes that `covariance_parameters` prints.
+
+        Parameters
+        ----------
+        which : str or iterable of str, optional
+            Parameters by name: "sd Residual", "rho", a coefficient. Covariances, and correlations of several working
+            parameters (us, toep), have no profile and are left out.
+        level, progress
+            As there.
+        """
+        from fastlmm_core.inference.structured_profile import structured_profile
+
+        return structured_profile(self, which, level=level, progress=progress)
 
     def bootstrap(self, n: int = 1000, **options: Any) -> pd.DataFrame:
         """As `LmerResult.bootstrap`, parametric; by default of the parameters that `covariance_parameters` prints.

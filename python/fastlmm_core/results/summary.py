@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.fitting.text import (
     abbreviate,
     format_pvalue,
@@ -42,6 +43,7 @@ _METHODS = {
 }
 
 
+@answering
 @dataclass(frozen=True, eq=False)
 class Summary:
     """The parts of a summary; `str()` gives lme4's page and notebooks show it as tables.

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Covariance, Structure
+from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel, Place
 from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.projected import Projected
-from fastlmm_core.core.residuals.columns import residual_columns
+from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.residuals.model import ResidualModel
@@ -204,7 +204,7 @@ class CrossedModel(EquationsModel):
 
     def sigma_ratio(self, phi: Array) -> float:
         """Working sigma over the user's: centred columns have their origin elsewhere."""
-        return float(np.exp(self.center @ (phi[self.model.of_sd] / self.unit_of)))
+        return sigma_ratio(self.center, phi[self.model.of_sd] / self.unit_of)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -218,16 +218,6 @@ class CrossedFit(EquationsFit, WithinSubjects):
     def residual_phi(self) -> Array:
         """Residual parameters (r,), working coordinates."""
         return self.working[: self.model.model.n]
-
-    @property
-    def all_phi(self) -> Array:
-        """All parameters, working coordinates."""
-        return self.working
-
-    @property
-    def effects(self) -> list[tuple[Covariance, Array, slice]]:
-        """Covariance, transform and place among the parameters of each random-effects term."""
-        return list(zip(self.model.covariances, self.model.transforms, self.model.slices, strict=True))
 
     @cached_property
     def parts(self) -> list[Batch]:  # type: ignore[override]

@@ -9,19 +9,22 @@ effects. A standard error is by the delta method; Kenward and Roger's adjustment
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.covariances import Covariance, Entries, Scaled
+from fastlmm_core.core.residuals.model import ResidualModel
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.residuals.crossed import CrossedFit
+    from fastlmm_core.core.equations_fit import EquationsFit
     from fastlmm_core.core.residuals.fit import PatternFit
+    from fastlmm_core.core.structured import StructuredFit
 
-__all__ = ["Printed", "printed"]
+__all__ = ["ParametersAt", "Printed", "parameters_of", "printed"]
 
 Array = NDArray[np.float64]
 Row = tuple[str, str, float, Array, Array]
@@ -49,44 +52,93 @@ class Printed:
     second: Array
 
 
-def printed(fit: PatternFit | CrossedFit) -> Printed:
-    """The parameters of a fit; see `Printed`."""
-    model, phi = fit.model.model, fit.all_phi
+@dataclass(frozen=True, eq=False)
+class ParametersAt:
+    """Covariance parameters of a model, wherever they are: what `printed` reads.
+
+    Attributes
+    ----------
+    model : ResidualModel or None
+        None where residuals have no structure.
+    columns : (center, unit_of), each (e,)
+        Of the columns of log standard deviations; see `core.residuals.columns`.
+    n_variances : int
+    phi : (r,)
+        Working coordinates, the residuals' first.
+    effects : sequence of (covariance, transform, place)
+        Of each random-effects term.
+    scale : float
+        Sigma in working coordinates.
+    """
+
+    model: ResidualModel | None
+    columns: tuple[Array, Array]
+    n_variances: int
+    phi: Array
+    effects: Sequence[tuple[Covariance, Array, slice]]
+    scale: float
+
+    def moved(self, phi: Array, scale: float) -> ParametersAt:
+        """The same model at other parameters."""
+        return replace(self, phi=phi, scale=scale)
+
+
+def parameters_of(fit: PatternFit | EquationsFit | StructuredFit) -> ParametersAt:
+    """The parameters of a fit."""
+    from fastlmm_core.core.structured import StructuredFit
+
+    if isinstance(fit, StructuredFit):
+        structured = fit.structured
+        effects = zip(structured.covariances, structured.transforms, structured.slices, strict=True)
+        return ParametersAt(None, (np.zeros(0), np.zeros(0)), 1, fit.working, list(effects), fit.sigma)
+    of_residual = getattr(fit.model, "model", None)
+    if of_residual is None:
+        return ParametersAt(None, (np.zeros(0), np.zeros(0)), 1, fit.all_phi, fit.effects, fit.scale)
+    model: Any = fit.model  # of patterns, or crossed
+    columns = model.center, model.unit_of
+    return ParametersAt(of_residual, columns, model.n_variances, fit.all_phi, fit.effects, fit.scale)
+
+
+def printed(at: ParametersAt) -> Printed:
+    """The parameters as they are printed; see `Printed`."""
+    model, phi = at.model, at.phi
     r = len(phi)
+    center, unit_of = at.columns
     rows: list[Row] = []
-
-    def exponential(kind: str, label: str, value: float, direction: Array) -> None:
-        rows.append((kind, label, value, value * direction, value * np.outer(direction, direction)))
-
     first = r + 1
     scale = np.zeros(first)
     scale[r] = 1.0
-    # sigma^2 of the user's units: centred columns move it
-    scale[model.of_sd] = -2.0 * fit.model.center / fit.model.unit_of
-    for v in range(fit.model.n_variances):
-        direction = scale.copy()
+    eta = np.zeros(0) if model is None else phi[model.of_sd] / unit_of
+    sigma2 = at.scale**2 * float(np.exp(-2.0 * center @ eta))
+    if model is not None:  # sigma^2 of the user's units: centred columns move it
+        scale[model.of_sd] = -2.0 * center / unit_of
+    for v in range(at.n_variances):
+        direction, value = scale.copy(), sigma2
         if v:
             direction[v - 1] += 2.0
-        exponential(
-            "variance", str(v), fit.sigma**2 * float(np.exp(2.0 * fit.theta[v - 1])) if v else fit.sigma**2, direction
-        )
-    shape = model.shape.natural(phi[model.of_shape])
+            value = sigma2 * float(np.exp(2.0 * eta[v - 1]))
+        rows.append(("variance", str(v), value, value * direction, value * np.outer(direction, direction)))
+    if model is not None:
+        rows += _of_residual(at, model, eta, sigma2, scale)
+    for k, (covariance, T, where) in enumerate(at.effects):
+        rows += _of_effects(k, covariance, T, phi, where, at.scale**2)
+    kinds, labels, values, slopes, bends = zip(*rows, strict=True)
+    return Printed(kinds, labels, np.array(values), np.array(slopes), np.array(bends))
+
+
+def _of_residual(at: ParametersAt, model: ResidualModel, eta: Array, sigma2: float, scale: Array) -> list[Row]:
+    """Rows of the residuals' shape and dispersion."""
+    first, rows = len(at.phi) + 1, []
+    shape = model.shape.natural(at.phi[model.of_shape])
     for c, name in enumerate(shape.names):
         slope, bend = np.zeros(first), np.zeros((first, first))
         slope[model.of_shape], bend[model.of_shape, model.of_shape] = shape.jacobian[c], shape.second[c]
-        rows.append(
-            _times_scale("shape", name, float(shape.values[c]), slope, bend, fit.sigma**2, scale, shape.covariance)
-        )
-    for j in range(fit.model.n_variances - 1, model.log_sd.shape[1]):
+        rows.append(_times_scale("shape", name, float(shape.values[c]), slope, bend, sigma2, scale, shape.covariance))
+    for j in range(at.n_variances - 1, len(eta)):
         slope = np.zeros(first)
-        slope[j] = 1.0 / fit.model.unit_of[j]
-        rows.append(
-            ("dispersion", str(j - fit.model.n_variances + 1), float(fit.theta[j]), slope, np.zeros((first, first)))
-        )
-    for k, (covariance, T, where) in enumerate(fit.effects):
-        rows += _of_effects(k, covariance, T, phi, where, fit.scale**2)
-    kinds, labels, values, slopes, bends = zip(*rows, strict=True)
-    return Printed(kinds, labels, np.array(values), np.array(slopes), np.array(bends))
+        slope[j] = 1.0 / at.columns[1][j]
+        rows.append(("dispersion", str(j - at.n_variances + 1), float(eta[j]), slope, np.zeros((first, first))))
+    return rows
 
 
 def _of_effects(k: int, covariance: Covariance, T: Array, phi: Array, where: slice, variance: float) -> list[Row]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fastlmm_core.core.accumulate import Accumulator, BatchTerm
     from fastlmm_core.core.arrays import ModelArrays
     from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
-    from fastlmm_core.core.reweighting import Reweighting
     from fastlmm_core.core.streamed import StreamedModel
 
 __all__ = [
@@ -62,7 +61,6 @@ _LAZY = {
     **dict.fromkeys(("Accumulator", "BatchTerm"), "accumulate"),
     **dict.fromkeys(("ManyResponses", "fit_responses", "fit_responses_by_blocks"), "many_responses"),
     "ModelArrays": "arrays",
-    "Reweighting": "reweighting",
     "StreamedModel": "streamed",
 }
 """What most fits do without, by module."""

@@ -124,7 +124,13 @@ EIGHT_TERMS = (
 WIDE = "y ~ {} + (1|g)"
 
 _ALL = (
-    Problem("dyestuff", "Yield ~ 1 + (1|Batch)", data_set("Dyestuff"), note="30 rows, one intercept"),
+    Problem(
+        "dyestuff",
+        "Yield ~ 1 + (1|Batch)",
+        data_set("Dyestuff"),
+        tasks=("fit", "satterthwaite"),
+        note="30 rows, one intercept",
+    ),
     Problem(
         "sleepstudy",
         "Reaction ~ Days + (Days|Subject)",
@@ -145,7 +151,15 @@ _ALL = (
         "strength ~ 1 + (1|batch/cask)",
         data_set("Pastes"),
         reml=False,
+        tasks=("fit", "satterthwaite"),
         note="60 rows, nested factors",
+    ),
+    Problem(
+        "cake",
+        "angle ~ recipe * temperature + (1|recipe:replicate)",
+        data_set("cake"),
+        tasks=("fit", "satterthwaite"),
+        note="270 rows, 18 coefficients, one factor",
     ),
     Problem(
         "insteval-2",
@@ -320,17 +334,24 @@ _ALL = (
 
 PROBLEMS: dict[str, Problem] = {p.name: p for p in _ALL}
 
+ALIKE = tuple(f"{peer}/{task}" for peer in ("fastlmm_core", "lme4", "glmm") for task in ("fit", "satterthwaite"))
+"""Small models next to the peers that give the same answers, with degrees of freedom and without."""
+
 SHORT: dict[str, tuple[str, ...]] = {
     "dyestuff": (),
     "sleepstudy": (),
     "penicillin": (),
     "pastes": (),
+    "cake": ALIKE,
+    "slopes-1k": ALIKE,
     "schools-3m": ("fastlmm_core/fit", "pandas/read"),
     "ratings-866k": ("fastlmm_core/fit", "fastlmm_core/evaluate", "fastlmm_core/derivatives", "cholmod/factorise"),
     "insteval-3": (),
     "eight-terms": ("fastlmm_core/fit", "lme4/fit"),
     "insteval-slope": ("fastlmm_core/fit", "lme4/fit"),
     "cbpp": (),
+    "bacteria": ("fastlmm_core/fit", "lme4/fit", "glmm/fit"),
+    "epilepsy": ("fastlmm_core/fit", "lme4/fit", "glmm/fit"),
     "grouseticks": (),
     "contraception": (),
     "logistic-10k": ("fastlmm_core/fit", "lme4/fit", "glmmtmb/fit", "glmm/fit"),

@@ -161,8 +161,9 @@ def test_a_measurement_from_end_to_end(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "### dyestuff" in text
     assert "319.6543" in text
-    (found,) = json.loads((tmp_path / "out.json").read_text())["series"]
-    assert len(found["seconds"]) == 2
+    found, freedom = json.loads((tmp_path / "out.json").read_text())["series"]
+    assert (found["task"], freedom["task"]) == ("fit", "satterthwaite")
+    assert len(found["seconds"]) == len(freedom["seconds"]) == 2
     assert found["peak_mb"] is None or found["peak_mb"] > 10
     assert found["versions"]["fastlmm_core"]
 

@@ -1,6 +1,8 @@
 """glmm (PyPI, 0.6): linear models by REML or maximum likelihood, generalised ones by Laplace's approximation.
 
-A plain fit leaves out what it would add for its tests: degrees of freedom, and the refits for a table of terms. Its
+A plain fit leaves out what it would add for its tests: degrees of freedom, and the refits for a table of terms. It has
+standard errors, fitted values and modes in every fit, and with degrees of freedom the F tests of terms, which this
+package makes when they are asked for. Its
 `deviance` is lme4's sum of deviance residuals, not minus twice the log-likelihood, so that is made of its ``loglik``,
 which has all constants; of a REML fit it is the REML criterion. Evaluations are its count of values.
 """

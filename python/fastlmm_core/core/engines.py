@@ -46,6 +46,9 @@ SAMPLED_ROWS = 64
 SIMPLICIAL = 3e-10
 """Predicted seconds a flop of CHOLMOD's simplicial factor: a twelfth of LAPACK's speed."""
 
+NO_TAIL = "the leading factor is the only one: nothing is left to factor"
+"""Why there is no engine."""
+
 Pattern = tuple[Longs, Longs]
 
 
@@ -239,7 +242,7 @@ def choose(problem: TailProblem, wanted: str) -> Choice:
         It does not fit into memory.
     """
     if problem.m == 0:
-        return Choice("none", EmptyTail(), 0, "the leading factor is the only one: nothing is left to factor", 0.0)
+        return Choice("none", EmptyTail(), 0, NO_TAIL, 0.0)
     if wanted == "iterative":
         raise ModelError(
             "the iterative engine fits linear models of independent residuals, and has no factor to evaluate a "

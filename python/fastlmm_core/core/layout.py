@@ -15,10 +15,10 @@ from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.values import Values
 from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import leading_values, tail_values
-from fastlmm_core._native.tail.tail import Tail
+from fastlmm_core._native.tail.tail import EmptyTail, Tail
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
-from fastlmm_core.core.engines import ENGINES, Cost, EngineReport, TailProblem, choose
+from fastlmm_core.core.engines import ENGINES, NO_TAIL, Cost, EngineReport, TailProblem, choose
 from fastlmm_core.core.incidence import (
     FEW,
     Floats,
@@ -243,6 +243,8 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         The predicted factor exceeds the memory at hand; the message has both figures.
     """
     control = checked_control(control)
+    if len(cross.groups) == 1 and control.engine != "cholmod":
+        return lone_plan(cross, control)
     problem = tail_problem(cross, control)
     choice = choose(problem, control.engine)
     return Layout(
@@ -258,6 +260,15 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         choice.tail,
         choice.seconds,
     )
+
+
+def lone_plan(cross: Products, control: Control) -> Layout:
+    """`plan` of a single group, which leads: there is no tail to order or to choose an engine for."""
+    leading, rows = structures(cross, [])
+    lead, d = cross.groups[0], cross.rank + 1
+    threads = control.n_threads if lead.size * d * (d + lead.n_columns) > PARALLEL_ABOVE else 1
+    arrays, work = evaluator_arrays(cross, [], leading, rows), workspace_bytes(cross, leading, rows)
+    return Layout(Incidence.of(cross), control, "none", NO_TAIL, [], arrays, 0, work, threads, EmptyTail())
 
 
 def tail_problem(cross: Products, control: Control) -> TailProblem:

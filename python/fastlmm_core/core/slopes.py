@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.information import group_slopes, pseudo_inverse
+from fastlmm_core._native.criterion.information import (
+    assembled_hessian,
+    contrast_df,
+    group_slopes,
+    pseudo_inverse,
+)
 from fastlmm_core._native.rows.columns import triangle_inverse
 
-__all__ = ["group_factors", "positive_inverse", "slopes_of", "upper_inverse"]
+__all__ = ["assembled_hessian", "contrast_df", "group_factors", "positive_inverse", "slopes_of", "upper_inverse"]
 
 Array = NDArray[np.float64]
 

@@ -129,9 +129,9 @@ def constant_response(name: str, y: Array) -> ModelError:
 
 def check_finite(X: Array, names: Sequence[str], part: str) -> None:
     """Refuse infinite or undefined values in a model matrix, by column and count."""
-    bad = ~np.isfinite(X)
-    if bad.any():
-        counts = bad.sum(axis=0)
+    sound = np.isfinite(X)
+    if not sound.all():
+        counts = (~sound).sum(axis=0)
         where = ", ".join(f"{name} ({count} rows)" for name, count in zip(names, counts, strict=True) if count)
         raise DataError(f"infinite or undefined values in {part}: {where}")
 

@@ -210,17 +210,35 @@ def _coding_of(expr: str, factor: Factor, contrasts: Any) -> _FactorCoding:
     if contrasts is None and not factor.ordered:
         names = tuple(f"{expr}[T.{level}]" for level in levels[1:])
         return _FactorCoding(Levels(factor.levels), np.eye(len(levels))[:, 1:], names, dummies)
-    scheme = _scheme(expr, "poly" if contrasts is None else contrasts)
+    if contrasts is None:
+        matrix, fields, form = _polynomial(len(levels))
+    else:
+        matrix, fields, form = _coded(_scheme(expr, contrasts), levels, expr)
+    names = tuple(form.format(name=expr, field=field) for field in fields)
+    return _FactorCoding(Levels(factor.levels), matrix, names, dummies)
+
+
+def _coded(scheme: Contrasts, levels: list[Any], expr: str) -> tuple[NDArray[np.float64], tuple[str, ...], str]:
+    """The columns of some contrasts (q, q - 1), what tells them apart, and how their names are made of that.
+
+    Raises DataError where they do not fit the levels.
+    """
     try:
         matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
-        fields = scheme.get_coding_column_names(levels, reduced_rank=True)
+        fields = tuple(scheme.get_coding_column_names(levels, reduced_rank=True))
     except (ValueError, IndexError) as error:
         raise DataError(f"the contrasts given for {expr} do not fit its {len(levels)} levels: {error}") from None
     if matrix.ndim != 2 or len(matrix) != len(levels):
         raise DataError(f"the contrasts given for {expr} have {len(matrix)} rows, the factor has {len(levels)} levels")
-    form = scheme.get_factor_format(levels, reduced_rank=True)
-    names = tuple(form.format(name=expr, field=field) for field in fields)
-    return _FactorCoding(Levels(factor.levels), matrix, names, dummies)
+    return matrix, fields, scheme.get_factor_format(levels, reduced_rank=True)
+
+
+@lru_cache(maxsize=64)
+def _polynomial(q: int) -> tuple[NDArray[np.float64], tuple[str, ...], str]:
+    """Those of an ordered factor of q levels, which take longer than many a fit."""
+    matrix, fields, form = _coded(_scheme("", "poly"), list(range(q)), "")
+    matrix.setflags(write=False)
+    return matrix, fields, form
 
 
 def _scheme(expr: str, contrasts: Any) -> Contrasts:

@@ -12,6 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,11 +51,9 @@ class Numeric:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        if self.values.dtype.kind != "f":
+        if self.values.dtype.kind != "f" or not self.values.size or not isnan(self.values.min()):
             return None
         mask = np.isnan(self.values)
-        if not mask.any():
-            return None
         return mask if mask.ndim == 1 else mask.any(axis=1)
 
     def take(self, rows: NDArray[np.int64] | None) -> Numeric:

@@ -46,8 +46,7 @@ class Factor:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        mask = self.codes < 0
-        return mask if mask.any() else None
+        return self.codes < 0 if self.codes.size and self.codes.min() < 0 else None
 
     def take(self, rows: NDArray[np.int64] | None) -> Factor:
         """The rows asked for (None: all), unused levels dropped; no code may be missing among them."""

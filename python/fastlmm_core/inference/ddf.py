@@ -12,6 +12,7 @@ from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.core.fit import CoreFit
+from fastlmm_core.core.slopes import contrast_df
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
@@ -187,17 +188,7 @@ class Satterthwaite(Method):
     def df(self, rows: Array) -> Array:
         info = self.information
         assert info is not None
-        h = rows @ info.half
-        k, (n, rank, _) = len(h), info.slopes.shape
-        moved = (h @ info.slopes.transpose(1, 0, 2).reshape(rank, n * rank)).reshape(k, n, rank)
-        gradient = (moved * h[:, None]).sum(axis=2)
-        spread = ((gradient @ info.cov) * gradient).sum(axis=1)
-        variance = (h * h).sum(axis=1)
-        positive = spread > 0.0
-        if positive.all():
-            return np.asarray(2.0 * variance**2 / spread)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(positive, 2.0 * variance**2 / spread, np.inf)
+        return contrast_df(np.asarray(rows, dtype=np.float64), info.half, info.slopes, info.cov)
 
     def joint(self, rows: Array, values: Array) -> tuple[float, float]:
         return pooled_df(self.df(rows)), 1.0

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Evaluation, Objective
-from fastlmm_core.core.slopes import positive_inverse, slopes_of, upper_inverse
+from fastlmm_core.core.slopes import assembled_hessian, positive_inverse, slopes_of, upper_inverse
 from fastlmm_core.core.threads import bounded
 
 if TYPE_CHECKING:
@@ -139,10 +139,7 @@ def assembled(
     half = covariance_root(core, fixed_factor)
     every = np.empty((k + 1, rank, rank))
     every[:k], every[k] = slopes, 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
-    hessian = np.empty((k + 1, k + 1))
-    hessian[:k, :k] = profiled + nu / r2**2 * (of_r2[:, None] * of_r2)
-    hessian[k, :k] = hessian[:k, k] = -2.0 * nu / r2 * of_r2
-    hessian[k, k] = 4.0 * nu
+    hessian = assembled_hessian(profiled, of_r2, nu, r2)
     inverse, dropped = positive_inverse(hessian)
     return VarianceInformation(hessian, 2.0 * inverse, dropped, half, every)
 

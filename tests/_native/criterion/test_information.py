@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._native.criterion.information import group_slopes, level_information, pseudo_inverse
+from fastlmm_core._native.criterion.information import (
+    assembled_hessian,
+    contrast_df,
+    group_slopes,
+    level_information,
+    pseudo_inverse,
+)
 from fastlmm_core.core import Model, Term
 from fastlmm_core.core.objective import Objective
 
@@ -112,3 +118,30 @@ def test_inverse_over_the_positive_eigenvalues():
     assert pseudo_inverse(np.empty((0, 0)), 1e-8)[0].shape == (0, 0)
     with pytest.raises(np.linalg.LinAlgError, match="not finite"):
         pseudo_inverse(np.full((2, 2), np.nan), 1e-8)
+
+
+def test_degrees_of_freedom_of_rows():
+    rng = np.random.default_rng(5)
+    rows, half, slopes = rng.normal(size=(3, 2)), rng.normal(size=(2, 2)).T, rng.normal(size=(4, 2, 2))
+    slopes = slopes + slopes.transpose(0, 2, 1)
+    cov = np.cov(rng.normal(size=(4, 30)))
+    rows[2] = 0.0
+    h = rows @ half
+    gradient = np.einsum("kx,axy,ky->ka", h, slopes, h)
+    with np.errstate(invalid="ignore"):
+        expected = 2.0 * np.square(h).sum(axis=1) ** 2 / np.einsum("ka,ab,kb->k", gradient, cov, gradient)
+    expected[2] = np.inf
+    np.testing.assert_allclose(contrast_df(rows, half, slopes, cov), expected)
+    with pytest.raises(ValueError, match="do not match"):
+        contrast_df(rows, np.eye(3), slopes, cov)
+
+
+def test_sigma_beside_the_profiled_hessian():
+    profiled, of_r2, nu, r2 = np.array([[3.0, 0.5], [0.5, 2.0]]), np.array([-0.2, 0.1]), 12.0, 0.7
+    found = assembled_hessian(profiled, of_r2, nu, r2)
+    np.testing.assert_allclose(found[:2, :2], profiled + nu / r2**2 * np.outer(of_r2, of_r2))
+    np.testing.assert_allclose(found[2], [*(-2.0 * nu / r2 * of_r2), 4.0 * nu])
+    # with sigma profiled out again it is what it was
+    np.testing.assert_allclose(found[:2, :2] - np.outer(found[2, :2], found[2, :2]) / found[2, 2], profiled)
+    with pytest.raises(ValueError, match="for 2 parameters"):
+        assembled_hessian(np.eye(3), of_r2, nu, r2)

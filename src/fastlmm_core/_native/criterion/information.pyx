@@ -18,7 +18,7 @@ first trace is there. Cost: of the slopes (l rank)^2 a level, of the Hessian l^4
 
 import numpy as np
 
-from libc.math cimport fabs, isfinite, sqrt
+from libc.math cimport INFINITY, fabs, isfinite, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 from scipy.linalg.cython_blas cimport dsyrk
@@ -28,7 +28,7 @@ from fastlmm_core._native.criterion.evaluator cimport Evaluator
 from fastlmm_core._native.leading.level cimport times_ka
 from fastlmm_core._native.small cimport FEW
 
-__all__ = ["group_slopes", "level_information", "pseudo_inverse"]
+__all__ = ["assembled_hessian", "contrast_df", "group_slopes", "level_information", "pseudo_inverse"]
 
 
 def level_information(Evaluator evaluator not None, const double[::1] theta not None):
@@ -166,6 +166,76 @@ def group_slopes(const double[:, :] products not None, const double[:, ::1] t no
             gram_of(&rows[0, 0], q, l * p, &gram[0])
         chain(&row[0], &col[0], k, &lam[0, 0], l, p, &gram[0], &t[0, 0], q, &slopes[0, 0, 0] if p else NULL, &of_r2[0])
     return slopes_, of_r2_
+
+
+def assembled_hessian(const double[:, :] profiled not None, const double[::1] of_r2 not None, double nu, double r2):
+    """Hessian (k + 1, k + 1) in (theta, log sigma) from the one (k, k) with sigma profiled out, and dr^2/dtheta (k,).
+
+    Profiling took nu / r^4 times the outer product of dr^2/dtheta off.
+    """
+    cdef Py_ssize_t k = of_r2.shape[0], a, b
+    if profiled.shape[0] != k or profiled.shape[1] != k:
+        raise ValueError(f"a Hessian of {profiled.shape[0]} x {profiled.shape[1]} for {k} parameters")
+    out_ = np.empty((k + 1, k + 1))
+    cdef double[:, ::1] out = out_
+    for a in range(k):
+        for b in range(k):
+            out[a, b] = profiled[a, b] + nu / (r2 * r2) * (of_r2[a] * of_r2[b])
+        out[k, a] = out[a, k] = -2.0 * nu / r2 * of_r2[a]
+    out[k, k] = 4.0 * nu
+    return out_
+
+
+def contrast_df(const double[:, :] rows not None, const double[:, :] half not None,
+                const double[:, :, :] slopes not None, const double[:, :] cov not None):
+    """Satterthwaite's degrees of freedom (m,) of rows (m, rank) times the coefficients; infinite without a spread.
+
+    With h = row H the variance is v = h'h, its derivative along parameter a is g_a = h' slopes_a h, and the degrees of
+    freedom are 2 v^2 / g'cov g. Cost: rank^2 a parameter and row.
+
+    Parameters
+    ----------
+    rows : (m, rank)
+    half : (rank, rank)
+        H, Cov(beta) = H H'.
+    slopes : (k, rank, rank)
+    cov : (k, k)
+        Covariance of the parameters.
+    """
+    cdef Py_ssize_t m = rows.shape[0], p = half.shape[0], k = slopes.shape[0], i, a, b, x, y
+    cdef double v, g, s, spread
+    if (not p == rows.shape[1] == half.shape[1] == slopes.shape[1] == slopes.shape[2]
+            or not k == cov.shape[0] == cov.shape[1]):
+        raise ValueError("the rows and the information do not match")
+    out_ = np.empty(m)
+    cdef double[::1] out = out_, work = np.empty(p + k + 1)
+    cdef double *h = &work[0]
+    cdef double *slope = h + p
+    with nogil:
+        for i in range(m):
+            v = 0.0
+            for y in range(p):
+                h[y] = 0.0
+            for x in range(p):
+                if rows[i, x] != 0.0:  # most rows are a coefficient, or a few
+                    for y in range(p):
+                        h[y] += rows[i, x] * half[x, y]
+            for y in range(p):
+                v += h[y] * h[y]
+            for a in range(k):
+                g = 0.0
+                for x in range(p):
+                    s = 0.0
+                    for y in range(p):
+                        s += slopes[a, x, y] * h[y]
+                    g += h[x] * s
+                slope[a] = g
+            spread = 0.0
+            for a in range(k):
+                for b in range(k):
+                    spread += slope[a] * cov[a, b] * slope[b]
+            out[i] = 2.0 * v * v / spread if spread > 0.0 else INFINITY
+    return out_
 
 
 def pseudo_inverse(const double[:, :] matrix not None, double dropped):

@@ -16,7 +16,6 @@ from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
-from fastlmm_core.core.reweighting import Reweighting
 from fastlmm_core.core.scan import Scan, scan
 from fastlmm_core.core.streamed import StreamedModel
 from fastlmm_core.core.terms import Term
@@ -37,7 +36,6 @@ __all__ = [
     "ModelArrays",
     "Modes",
     "Objective",
-    "Reweighting",
     "Scan",
     "StreamedModel",
     "Term",

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.pedigree import Relationship, from_covariance, from_parents, from_precision
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula.frame import Table, as_factor
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["pedigree", "relationship_values", "relationships", "sparse_coefficients"]
 
 
+@explained
 def pedigree(table: Any, id: str, sire: str, dam: str) -> Relationship:
     """The additive relationship of a pedigree, for `lmer(..., precision={"animal": pedigree(...)})`.
 

@@ -206,14 +206,17 @@ class ConvergenceReport:
     def __str__(self) -> str:
         lines = [f"{'Converged' if self.converged else 'Not converged'}: {self.message}"]
         lines[0] += f" ({self.n_evaluations} evaluations)."
-        largest = self.gradient.abs().idxmax()
-        lines.append(
-            f"Gradient: at most {self.gradient.abs().max():.2g} in absolute value ({largest}); a further Newton step "
-            f"promises {self.promise:.2g} of the criterion."
-        )
+        if not np.isfinite(self.promise):
+            lines.append("Derivatives: not to be had here, nor standard errors: a coefficient may run to infinity.")
+        else:
+            largest = self.gradient.abs().idxmax()
+            lines.append(
+                f"Gradient: at most {self.gradient.abs().max():.2g} in absolute value ({largest}); a further Newton "
+                f"step promises {self.promise:.2g} of the criterion."
+            )
         if self.negative:
             lines.append(f"Hessian: has a negative eigenvalue ({self.eigenvalues[0]:.2g}): not a minimum.")
-        else:
+        elif np.isfinite(self.promise):
             lines.append(f"Hessian: positive, condition {self.condition:.2g} in scale-free coordinates.")
         if self.boundary:
             lines.append(f"Boundary: {', '.join(self.boundary)} at zero (a singular fit).")

@@ -13,6 +13,7 @@ import pandas as pd
 from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.fitting.text import (
     abbreviate,
@@ -45,6 +46,7 @@ _METHODS = {
 }
 
 
+@answering
 @dataclass(frozen=True, eq=False)
 class Summary:
     """The parts of a summary; `str()` gives lme4's page and notebooks show it as tables.

@@ -136,7 +136,7 @@ def test_intervals_of_predictions(ratings, fit, exact, options):
 
 
 def test_intervals_of_too_many_rows_are_refused(fit):
-    with pytest.raises(ModelError, match="intervals of 6000 different combinations .* at most 512 of them"):
+    with pytest.raises(ModelError, match=r"intervals of 6000 different combinations .* at most 512 of them"):
         fit.predict(interval="confidence")
     assert len(fit.predict(interval="confidence", re_form="none")) == 6000
 

@@ -89,8 +89,10 @@ class Targets:
 
     def at(self, objective: Source, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Prediction variance (n,) at ``theta`` (user's), and the prediction itself up to a constant of the row."""
-        iterative = isinstance(objective, IterativeSource)
-        inverse = IterativeInverse(objective, theta) if iterative else JointInverse(objective, theta)
+        if isinstance(objective, IterativeSource):
+            inverse: JointInverse = IterativeInverse(objective, theta)
+        else:
+            inverse = JointInverse(objective, theta)
         extra = self.residual.copy()
         for z, factor in zip(self.prior, factors_of([z.shape[1] for z in self.prior], theta), strict=True):
             extra += ((z @ factor) ** 2).sum(axis=1)

@@ -113,7 +113,7 @@ def test_system_projection_and_curvature_are_exact(name):
 
 @pytest.mark.parametrize("name", ["intercepts", "correlated slopes everywhere", "nested and crossed"])
 def test_forms_of_effects_are_those_of_the_whole_inverse(name):
-    design, problem, system, _ = parts(name)
+    design, _, system, _ = parts(name)
     rng = np.random.default_rng(3)
     codes, columns, sizes = design.codes, design.columns, [g.size for g in design.groups]
     starts = np.concatenate([[0], np.cumsum(sizes)])

@@ -141,3 +141,11 @@ def test_a_pickled_fit_computes_anew(slopes: LmerResult) -> None:
 
 def test_text_of_a_test(slopes: LmerResult) -> None:
     assert repr(slopes.f_test("Days", ddf="residual")).startswith("<FTest: F = 45.85 on 1 and 178 df, p = ")
+
+
+@pytest.mark.parametrize("unit", [1e-100, 1e100, 1e140])
+def test_degrees_of_freedom_do_not_depend_on_the_unit_of_the_response(unit):
+    data = load_dataset("sleepstudy")
+    fit = lmer("Reaction ~ Days + (Days | Subject)", data).coef_table()
+    scaled = lmer("Reaction ~ Days + (Days | Subject)", data.assign(Reaction=data["Reaction"] * unit)).coef_table()
+    np.testing.assert_allclose(scaled[["df", "t", "p"]], fit[["df", "t", "p"]], rtol=1e-6)

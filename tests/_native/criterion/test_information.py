@@ -132,6 +132,8 @@ def test_degrees_of_freedom_of_rows():
         expected = 2.0 * np.square(h).sum(axis=1) ** 2 / np.einsum("ka,ab,kb->k", gradient, cov, gradient)
     expected[2] = np.inf
     np.testing.assert_allclose(contrast_df(rows, half, slopes, cov), expected)
+    np.testing.assert_allclose(contrast_df(rows, 1e150 * half, slopes, cov), expected)  # in whatever units
+    assert np.isnan(contrast_df(rows[:1], half, np.nan * slopes, cov)).all()
     with pytest.raises(ValueError, match="do not match"):
         contrast_df(rows, np.eye(3), slopes, cov)
 

@@ -190,8 +190,8 @@ def contrast_df(const double[:, :] rows not None, const double[:, :] half not No
                 const double[:, :, :] slopes not None, const double[:, :] cov not None):
     """Satterthwaite's degrees of freedom (m,) of rows (m, rank) times the coefficients; infinite without a spread.
 
-    With h = row H the variance is v = h'h, its derivative along parameter a is g_a = h' slopes_a h, and the degrees of
-    freedom are 2 v^2 / g'cov g. Cost: rank^2 a parameter and row.
+    With h = row H the variance is v = h'h, its relative derivative along parameter a is g_a = h' slopes_a h / v, and the
+    degrees of freedom are 2 / g'cov g, whatever the units. Cost: rank^2 a parameter and row.
 
     Parameters
     ----------
@@ -229,12 +229,12 @@ def contrast_df(const double[:, :] rows not None, const double[:, :] half not No
                     for y in range(p):
                         s += slopes[a, x, y] * h[y]
                     g += h[x] * s
-                slope[a] = g
+                slope[a] = g / v if v > 0.0 else 0.0
             spread = 0.0
             for a in range(k):
                 for b in range(k):
                     spread += slope[a] * cov[a, b] * slope[b]
-            out[i] = 2.0 * v * v / spread if spread > 0.0 else INFINITY
+            out[i] = INFINITY if spread <= 0.0 else 2.0 / spread
     return out_
 
 

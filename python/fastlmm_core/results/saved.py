@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.fit import FitLog
+from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.errors import DataError, ModelError, NotSavedError, SavedFormatError, StreamedError
 from fastlmm_core.fitting import predict, ranef, var_corr

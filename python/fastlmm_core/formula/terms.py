@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import FormulaError
 from fastlmm_core.formula.quoting import quote_dotted, shown
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from formulaic.errors import FormulaicError
@@ -42,7 +43,7 @@ class Terms:
     terms: tuple[tuple[str, ...], ...]
     computed: frozenset[str]
 
-    @property
+    @cached_property
     def factors(self) -> tuple[str, ...]:
         """Every expression, once."""
         return tuple(dict.fromkeys(expr for term in self.terms for expr in term))

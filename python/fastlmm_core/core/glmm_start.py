@@ -69,10 +69,9 @@ def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tup
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
-    far = (
-        family.link.name not in ("identity", "inverse", "sqrt") and np.abs(design.columns @ gamma).max(initial=0) > FAR
-    )
-    if family.n_extra or far or not np.isfinite(value):
+    open_ended = bool(family.n_extra) and family.link.name not in ("identity", "inverse", "sqrt")
+    far = open_ended and np.abs(design.columns @ gamma).max(initial=0.0) > FAR
+    if family.n_extra or not np.isfinite(value):
         level = level_start(design, y, rho)
         # the search has gone astray, or off to infinity: a constant mean is better
         if not value >= level[1] - WORSE * abs(level[1]) or (far and np.isfinite(level[1])):

@@ -117,14 +117,59 @@ def test_many_responses(ratings, fit):
         lambda fit: fit.profile(),
         lambda fit: fit.hatvalues(),
         lambda fit: fit.coef_table(ddf="kenward-roger"),
-        lambda fit: fit.predict(interval="confidence"),
         lambda fit: fit.influence(),
-        lambda fit: fit.convergence_report(),
     ],
 )
 def test_what_needs_a_factor_is_refused_in_a_sentence(fit, question):
     with pytest.raises(ModelError, match="not available for a fit by the iterative engine, which has no factor"):
         question(fit)
+
+
+@pytest.mark.parametrize("options", [{}, {"interval": "prediction"}, {"re_form": "none"}, {"theta_known": False}])
+def test_intervals_of_predictions(ratings, fit, exact, options):
+    new = pd.DataFrame({"user": [0, 1, 1, 999, 7], "item": [3, 3, 149, 2, 999], "x": [0.0, 1.0, -1.0, 0.5, 2.0]})
+    options = {"interval": "confidence", "allow_new_levels": True, **options}
+    found, expected = (f.predict(new, **options) for f in (fit, exact))
+    np.testing.assert_allclose(found["fit"], expected["fit"], atol=1e-3 * expected["std_error"].min())
+    np.testing.assert_allclose(found["std_error"], expected["std_error"], rtol=1e-3)
+    np.testing.assert_allclose(found["df"], expected["df"], rtol=0.05)
+
+
+def test_intervals_of_too_many_rows_are_refused(fit):
+    with pytest.raises(ModelError, match=r"intervals of 6000 different combinations .* at most 512 of them"):
+        fit.predict(interval="confidence")
+    assert len(fit.predict(interval="confidence", re_form="none")) == 6000
+
+
+def test_the_convergence_report(fit, exact):
+    report = fit.convergence_report()
+    assert report.ok
+    assert "Monte Carlo error" in str(report)
+    assert report.condition == pytest.approx(exact.convergence_report().condition, rel=0.1)
+
+
+def test_a_tail_of_correlated_slopes(ratings, monkeypatch):
+    """All that follows a fit finds the tail's columns where they are."""
+    rng = np.random.default_rng(9)
+    slopes = rng.normal(size=(150, 2)) @ [[0.6, 0.3], [0.0, 0.4]]
+    y = ratings.y + slopes[ratings.item, 0] + slopes[ratings.item, 1] * ratings.x
+    data = ratings.assign(y=y)
+    formula = "y ~ x + (1 | user) + (x | item)"
+    found, exact = (lmer(formula, data, control=Control(engine=engine)) for engine in ("iterative", "auto"))
+    assert (np.abs(found.theta - exact.theta) < 4.0 * found.monte_carlo.theta_se + 1e-4 * found.bse.min()).all()
+    np.testing.assert_allclose(found.coef_table()["df"], exact.coef_table()["df"], rtol=0.05)
+    for one, two in zip(found.core.b, exact.core.b, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-3)
+    for one, two in zip(found.core.cond_var(), exact.core.cond_var(), strict=True):
+        np.testing.assert_allclose(one, two, atol=0.1 * two.max())
+    np.testing.assert_allclose(found.fittedvalues, exact.fittedvalues, atol=1e-3)
+    new = data[["user", "item", "x"]].iloc[:20]
+    intervals = [f.predict(new, interval="confidence")["std_error"] for f in (found, exact)]
+    np.testing.assert_allclose(*intervals, rtol=1e-3)
+    ours = found.convergence_report().gradient.index
+    assert list(ours) == list(exact.convergence_report().gradient.index)
+    monkeypatch.setattr(choice, "SMALL", 10)
+    assert lmer(formula, data, control=Control(memory_limit=600_000)).engine_report().engine == "iterative"
 
 
 def test_other_models_are_refused(ratings):

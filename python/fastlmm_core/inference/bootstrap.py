@@ -16,9 +16,10 @@ from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
-from fastlmm_core.fitting.models import arrays_of, structure_labels
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.residual import parameter_labels
 from fastlmm_core.fitting.residual import simulate as of_patterns
+from fastlmm_core.fitting.structured_models import structure_labels
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.pattern_parameters import covariance_parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread

@@ -348,7 +348,8 @@ def collect(
     change = (out.beta - core.beta)[:, kept]
     cov = core.cov_beta[np.ix_(kept, kept)]
     distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / (core.rank or np.nan)
-    ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1])
+    known = np.isfinite(cov).all()  # not where a coefficient's error depends on what the data do not tell
+    ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1]) if known else np.full(len(out.logdet), np.nan)
     return Influence(
         by=name,
         method=method,

@@ -8,6 +8,7 @@ import pytest
 from fastlmm_core.core import Control, Model, Term, fit, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative.derivatives import derivatives
+from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Search
 from fastlmm_core.core.iterative.problem import crossed_problem
@@ -110,10 +111,37 @@ def test_system_projection_and_curvature_are_exact(name):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["intercepts", "correlated slopes everywhere", "nested and crossed"])
+def test_forms_of_effects_are_those_of_the_whole_inverse(name):
+    design, _, system, _ = parts(name)
+    rng = np.random.default_rng(3)
+    codes, columns, sizes = design.codes, design.columns, [g.size for g in design.groups]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    whole = np.zeros((design.n, starts[-1]))
+    L = np.zeros((starts[-1], starts[-1]))
+    factors = [system.L, *system.tail_L]
+    for g, group in enumerate(design.groups):
+        z = np.ones((design.n, 1)) if columns[g] is None else columns[g]
+        at = starts[g] + codes[g][:, None] * group.n_columns + np.arange(group.n_columns)
+        whole[np.arange(design.n)[:, None], at] = z
+        L[starts[g] : starts[g + 1], starts[g] : starts[g + 1]] = np.kron(np.eye(group.n_levels), factors[g])
+    H = L @ np.linalg.solve(L.T @ whole.T @ whole @ L + np.eye(len(L)), L.T)
+    levels = [rng.integers(-1, g.n_levels, 11) for g in design.groups]
+    z = [rng.normal(size=(11, g.n_columns)) for g in design.groups]
+    rows = np.zeros((11, len(L)))
+    for g, group in enumerate(design.groups):
+        met = np.flatnonzero(levels[g] >= 0)
+        at = starts[g] + levels[g][met, None] * group.n_columns + np.arange(group.n_columns)
+        rows[met[:, None], at] = z[g][met]
+    np.testing.assert_allclose(random_forms(system, levels, z), np.einsum("ij,jk,ik->i", rows, H, rows), rtol=1e-8)
+
+
 def stopped(system):
     """A search that ended where it began."""
     k = len(system.theta)
-    return iterative.newton.Found(system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, 0, True, np.eye(k), ())
+    return iterative.newton.Found(
+        system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, 0, True, np.zeros(k), np.eye(k), ()
+    )
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -272,9 +300,17 @@ def test_a_search_that_does_not_end_is_said(monkeypatch):
 def test_a_solve_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(iterative.system, "MAX_ITERATIONS", 2)
     matrix = np.diag(np.arange(1.0, 9.0)) + 0.3
+
+    def apply(x, out):
+        return np.matmul(matrix, x, out=out)
+
+    def nothing(r, out):
+        np.copyto(out, r)
+        return out
+
     with pytest.raises(NumericalError, match="loosely connected"):
-        block_pcg(lambda x: matrix @ x, lambda r: r, np.eye(8), None, 1e-10)
-    _, iterations, done = block_pcg(lambda x: matrix @ x, lambda r: r, np.eye(8), None, 1e-10, limit=1)
+        block_pcg(apply, nothing, np.eye(8), None, 1e-10)
+    _, iterations, done = block_pcg(apply, nothing, np.eye(8), None, 1e-10, limit=1)
     assert (iterations, done) == (1, False)
 
 

@@ -58,8 +58,8 @@ class Found:
     probes, evaluations, iterations, longest : int
         The last is the iterations of the longest solve.
     converged : bool
-    hessian : (n_theta, n_theta)
-        Average information and curvature of the last evaluation.
+    gradient, hessian : (n_theta,), (n_theta, n_theta)
+        Gradient, and average information and curvature, of the last evaluation; of parameters at their bound as well.
     trace : tuple of (theta, gradient norm)
         Of each evaluation.
     """
@@ -73,6 +73,7 @@ class Found:
     iterations: int
     longest: int
     converged: bool
+    gradient: Array
     hessian: Array
     trace: tuple[tuple[Array, float], ...]
 
@@ -163,7 +164,7 @@ class Search:
                 sampling[:, ~free] = np.nan
                 counts = blocks * WIDTH, self.evaluations, self.iterations, self.longest
                 theta = np.where(pinned, 0.0, theta)
-                return Found(theta, error_now, sampling, ratio, *counts, small, at.hessian, tuple(self.trace))
+                return Found(theta, error_now, sampling, ratio, *counts, small, g, at.hessian, tuple(self.trace))
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             theta = self.moved(theta, step, pinned)

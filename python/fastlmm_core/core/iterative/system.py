@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
 from fastlmm_core.core.iterative.problem import Problem
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
 
 Array = NDArray[np.float64]
+Product = Callable[[Array, Array], Array]
 
 MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
@@ -29,8 +30,8 @@ PATIENCE = 30
 
 
 def block_pcg(
-    apply: Callable[[Array], Array],
-    precondition: Callable[[Array], Array],
+    apply: Product,
+    precondition: Product,
     b: Array,
     start: Array | None,
     tol: float,
@@ -41,7 +42,8 @@ def block_pcg(
     Parameters
     ----------
     apply, precondition : callable
-        (m, k) -> (m, k), the products with S and with M^-1.
+        (x, out) -> out, both (m, k), the products with S and with M^-1. New arrays of this size are slow to get, so
+        that an iteration makes none.
     b : (m, k)
     start : (m, k) or None
     tol : float
@@ -61,30 +63,31 @@ def block_pcg(
     NumericalError
         `MAX_ITERATIONS` were not enough.
     """
-    z = precondition(b)
-    size = np.sqrt(np.maximum((b * z).sum(axis=0), 0.0))
+    z = precondition(b, np.empty_like(b))
+    size = np.sqrt(np.maximum(dots(b, z), 0.0))
     goal = tol * size
     if start is None:
         x, r = np.zeros_like(b), b.copy()
     else:
-        x, r = start.copy(), b - apply(start)
-        z = precondition(r)
-    p = z.copy()
-    rz = (r * z).sum(axis=0)
+        x, r = start.copy(), apply(start, np.empty_like(b))
+        np.subtract(b, r, out=r)
+        precondition(r, z)
+    p, s, scaled = z.copy(), np.empty_like(b), np.empty_like(b)
+    rz = dots(r, z)
     for iteration in range(MAX_ITERATIONS):
         active = np.sqrt(np.maximum(rz, 0.0)) > goal
         if not active.any():
             return x, iteration, True
         if iteration == limit:
             return x, iteration, False
-        s = apply(p)
-        curvature = (p * s).sum(axis=0)
+        apply(p, s)
+        curvature = dots(p, s)
         # a column that has converged stays as it is: its directions would be rounding errors
         step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active & (curvature > 0.0))
-        x += step * p
-        r -= step * s
-        z = precondition(r)
-        new = (r * z).sum(axis=0)
+        x += np.multiply(step, p, out=scaled)
+        r -= np.multiply(step, s, out=scaled)
+        precondition(r, z)
+        new = dots(r, z)
         p *= np.divide(new, rz, out=np.zeros_like(rz), where=active)
         p += z
         rz = new
@@ -92,6 +95,11 @@ def block_pcg(
         f"a solve did not converge in {MAX_ITERATIONS} iterations: the levels of the grouping factors are too loosely "
         "connected for the iterative engine"
     )
+
+
+def dots(a: Array, b: Array) -> Array:
+    """Inner product of each column (k,)."""
+    return np.asarray(np.einsum("jk,jk->k", a, b))
 
 
 def in_blocks(function: Callable[[Array], Array], columns: Array) -> Array:
@@ -158,11 +166,12 @@ class System:
         self.coarse: Callable[[Array], Array] | None = None
         if problem.second.wanted:
             self.coarse = problem.second.correction(self.K, self.tail_L)
+        self.scratch = on_lines(problem.rows.m)
         self.iterations = self.longest = 0
 
-    def blockwise(self, blocks: Sequence[Array], x: Array) -> Array:
+    def blockwise(self, blocks: Sequence[Array], x: Array, out: Array | None = None) -> Array:
         """Block-diagonal product: blocks (q, l, l), or (l, l) for all levels, one array a tail factor; x (m, k)."""
-        out = np.empty_like(x)
+        out = np.empty_like(x) if out is None else out
         for group, block in zip(self.problem.groups, blocks, strict=True):
             if group.l == 1:
                 np.multiply(block.reshape(-1, 1), x[group.columns], out=out[group.columns])
@@ -170,17 +179,17 @@ class System:
                 out[group.columns] = (block @ group.of_level(x)).reshape(-1, x.shape[1])
         return out
 
-    def lam(self, u: Array) -> Array:
+    def lam(self, u: Array, out: Array | None = None) -> Array:
         """Lambda u: effects (m, k) from spherical ones."""
-        return self.blockwise(self.tail_L, u)
+        return self.blockwise(self.tail_L, u, out)
 
-    def lam_t(self, x: Array) -> Array:
+    def lam_t(self, x: Array, out: Array | None = None) -> Array:
         """Lambda'x, (m, k)."""
-        return self.blockwise([factor.T for factor in self.tail_L], x)
+        return self.blockwise([factor.T for factor in self.tail_L], x, out)
 
-    def jacobi(self, x: Array) -> Array:
+    def jacobi(self, x: Array, out: Array | None = None) -> Array:
         """D^-1 x, (m, k)."""
-        return self.blockwise(self.inverse, x)
+        return self.blockwise(self.inverse, x, out)
 
     def split(self, x: Array) -> Array:
         """G^-1 x, (m, k)."""
@@ -194,9 +203,9 @@ class System:
         """G'x, (m, k): what `split_t` undoes."""
         return self.blockwise([np.asarray(np.linalg.inv(half.transpose(0, 2, 1))) for half in self.half], x)
 
-    def precondition(self, r: Array) -> Array:
+    def precondition(self, r: Array, out: Array | None = None) -> Array:
         """D^-1 r, and where solves are long a correction from sums over neighbouring levels."""
-        out = self.jacobi(r)
+        out = self.jacobi(r, out)
         if self.coarse is not None:
             out += self.coarse(r)
         return out
@@ -205,11 +214,13 @@ class System:
         """C x, for x (m, k)."""
         return in_blocks(lambda block: self.problem.rows.product(self.K, block), x)
 
-    def apply(self, x: Array) -> Array:
+    def apply(self, x: Array, out: Array | None = None) -> Array:
         """S x, for x (m, 8)."""
-        y = self.lam_t(self.problem.rows.product(self.K, self.lam(x)))
-        y += x
-        return y
+        inner = self.lam(x, self.scratch)
+        self.problem.rows.product(self.K, inner, inner)
+        out = self.lam_t(inner, out)
+        out += x
+        return out
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""

@@ -22,7 +22,7 @@ from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
 from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
-from fastlmm_core.core.residuals.columns import residual_columns
+from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
 from fastlmm_core.core.residuals.moments import Batch, batches
@@ -240,7 +240,7 @@ class PatternModel(ProjectedModel):
 
     def _sigma_ratio(self, eta: Array) -> float:
         """Working sigma over the user's: centred columns have their origin elsewhere."""
-        return float(np.exp(self.center @ eta))
+        return sigma_ratio(self.center, eta)
 
     def _estimates(self, criterion: PatternCriterion, found: Search[Evaluation], projected: Projected) -> PatternFit:
         point = found.point

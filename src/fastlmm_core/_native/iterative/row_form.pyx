@@ -23,20 +23,31 @@ import numpy as np
 
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 __all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define ROW_AHEAD(p) __builtin_prefetch(p)
+    #else
+    #define ROW_AHEAD(p)
+    #endif
+    """
+    void ROW_AHEAD(const void *p) noexcept nogil
 
 cdef enum:
     KV = 8
     MOST = 16
+    AHEAD = 16  # rows whose gathers are under way while one is worked on
 
 WIDTH = KV
 MAX_LEADING = MOST
 
 
 cdef struct rows_t:
-    Py_ssize_t l, nf, nt
+    Py_ssize_t n, l, nf, nt
     const int64_t *ptr
     const int64_t *widths
     const int32_t *codes
@@ -96,14 +107,20 @@ cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, 
                 yy += KV
 
 
-cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, double *s) noexcept nogil:
-    """s (l, KV) = B_i x."""
-    cdef Py_ssize_t r, c, k
+cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, const double *y,
+                           double *s) noexcept nogil:
+    """s (l, KV) = B_i x; y, if there is one, is written at the same rows next."""
+    cdef Py_ssize_t r, c, f, k
     cdef double v[KV]
     cdef double a
     for k in range(rows.l * KV):
         s[k] = 0.0
     for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        if r + AHEAD < rows.n:
+            for f in range(rows.nf):
+                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
+                if y is not NULL:
+                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
         row_value(rows, r, x, v)
         if rows.z is NULL and rows.w is NULL:
             for k in range(KV):
@@ -124,7 +141,7 @@ cdef void level_product(const rows_t *rows, Py_ssize_t i, const double *K, const
     cdef double u[MOST * KV]
     cdef double v[KV]
     cdef double a
-    level_sum(rows, i, x, s)
+    level_sum(rows, i, x, y, s)
     for c in range(l):
         for k in range(KV):
             a = 0.0
@@ -159,6 +176,13 @@ cdef void level_spread(const rows_t *rows, Py_ssize_t i, const double *u, double
         row_scatter(rows, r, v, y)
 
 
+def on_lines(Py_ssize_t rows):
+    """An array (rows, 8) each of whose rows is one cache line: elsewhere it would be two halves."""
+    raw = np.empty(rows * KV + KV)
+    start = -raw.ctypes.data % 64 // 8
+    return raw[start : start + rows * KV].reshape(rows, KV)
+
+
 cdef class RowForm:
     """Rows sorted by leading level, and the products with them.
 
@@ -189,6 +213,7 @@ cdef class RowForm:
     cdef object kept
     cdef int64_t[::1] part, starts
     cdef double[:, :, ::1] buffer
+    cdef double[:, ::1] given
 
     def __init__(self, const int64_t[::1] ptr, const int32_t[:, ::1] codes, const int64_t[::1] levels,
                  const int64_t[::1] widths, const double[:, ::1] z, const double[:, ::1] t, const double[::1] w,
@@ -222,17 +247,17 @@ cdef class RowForm:
         if t is not None and (t.shape[0] != self.n or t.shape[1] != self.rows.nt):
             raise ValueError("covariates do not match the codes")
         self.kept = (ptr, codes, z, t, w, levels, widths)
-        self.rows.l, self.rows.nf = self.l, columns.shape[1]
+        self.rows.n, self.rows.l, self.rows.nf = self.n, self.l, columns.shape[1]
         self.rows.ptr, self.rows.codes, self.rows.widths = &ptr[0], &codes[0, 0], &widths[0]
         self.rows.z = NULL if z is None else &z[0, 0]
         self.rows.t = NULL if t is None else &t[0, 0]
         self.rows.w = NULL if w is None else &w[0]
         # a matter of the data only, or the sums would depend on the machine
-        self.parts = 8 if self.m <= 1_000_000 else 4
+        self.parts = max(2, min(8 if self.m <= 1_000_000 else 4, self.n // (16 * self.m)))
         share = np.searchsorted(ends, np.linspace(0, self.n, self.parts + 1)).astype(np.int64)
         share[0], share[self.parts] = 0, self.q
         self.part = share
-        self.buffer = np.empty((self.parts, self.m, KV))
+        self.buffer, self.given = on_lines(self.parts * self.m).reshape(self.parts, self.m, KV), on_lines(self.m)
 
     cdef add_parts(self, double[:, ::1] y):
         """y = the parts' sums, in their order."""
@@ -248,15 +273,17 @@ cdef class RowForm:
         if shape != expected:
             raise ValueError(f"shape {shape} where {expected} was expected")
 
-    def product(self, const double[:, :, ::1] K, const double[:, ::1] x):
-        """C x (m, 8), for K (q, l, l) and x (m, 8)."""
+    def product(self, const double[:, :, ::1] K, const double[:, ::1] x, out=None):
+        """C x (m, 8), for K (q, l, l) and x (m, 8); into ``out`` where there is one."""
         cdef Py_ssize_t p, i, size = self.l * self.l
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, self.l, self.l))
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
-        y_ = np.empty((self.m, KV))
+        y_ = np.empty((self.m, KV)) if out is None else out
+        self.check(y_.shape, (self.m, KV))
         cdef double[:, ::1] y = y_
         cdef const double *k0 = &K[0, 0, 0]
-        cdef const double *x0 = &x[0, 0]
+        cdef const double *x0 = &self.given[0, 0]
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
         self.products += 1
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
             memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
@@ -271,8 +298,9 @@ cdef class RowForm:
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
         s_ = np.empty((self.q, self.l, KV))
         cdef double[:, :, ::1] s = s_
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
         for i in prange(self.q, schedule="static", num_threads=self.threads, nogil=True):
-            level_sum(&self.rows, i, &x[0, 0], &s[i, 0, 0])
+            level_sum(&self.rows, i, &self.given[0, 0], NULL, &s[i, 0, 0])
         return s_
 
     def tail_sums(self, const double[:, :, ::1] u):

@@ -145,7 +145,7 @@ _LAZY = {
     "hypothetical": "results.hypothetical",
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
-    "lmer": "results",
+    "lmer": "results.lmer",
     "lmer_many": "results.lmer_many",
     "load": "results.saved",
     "load_dataset": "datasets",

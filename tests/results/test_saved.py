@@ -74,7 +74,9 @@ def test_a_singular_fit_stays_where_it_was(tmp_path):
     found = load(tmp_path / "fit")
     assert_series_equal(found.params, fit.params, rtol=1e-12)
     assert_series_equal(found.simulate(seed=1).iloc[:, 0], fit.simulate(seed=1).iloc[:, 0], rtol=1e-12)
-    assert_series_equal(found.refit(fit.simulate(seed=2).iloc[:, 0]).params, fit.refit(fit.simulate(seed=2).iloc[:, 0]).params)
+    assert_series_equal(
+        found.refit(fit.simulate(seed=2).iloc[:, 0]).params, fit.refit(fit.simulate(seed=2).iloc[:, 0]).params
+    )
 
 
 def test_weights_labels_and_levels_of_other_types(tmp_path):

@@ -214,9 +214,7 @@ def _set_up(design: Design, contents: dict[str, Any], options: FitOptions) -> Lm
             except (ModelError, NumericalError):
                 pass
             else:
-                core = replace(
-                    core, theta=contents["theta"], converged=ended["converged"], message=ended["message"]
-                )
+                core = replace(core, theta=contents["theta"], converged=ended["converged"], message=ended["message"])
                 core.__dict__["log"] = ended["log"]
                 return wrap(kind, design, formula, options, core, {"model": model})
     refitted = fit_design(kind, design, formula, again)

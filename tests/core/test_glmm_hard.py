@@ -64,12 +64,13 @@ def test_modes_go_on_where_the_search_left_them():
     with fit.engine() as engine:
         assert_allclose(engine.value(fit.psi), fit.criterion, rtol=1e-11)
     one = Model(np.ones((30, 1)), [Term(np.arange(30) % 6)], "poisson").fit(np.arange(30.0) % 7)
-    assert one._place.shape == (6, 1)
+    (modes,) = one._place
+    assert modes.shape == (6, 1)
     with one.engine() as engine:
-        engine.begin_at(one._place + 0.5)
+        engine.begin_at((modes + 0.5,))
         assert_allclose(engine.value(one.psi), one.criterion, rtol=1e-12)
         with pytest.raises(ValueError, match="do not belong"):
-            engine.begin_at(np.zeros((5, 1)))
+            engine.begin_at((np.zeros((5, 1)),))
 
 
 def test_estimates_on_the_edge_have_no_errors():

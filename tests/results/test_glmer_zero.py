@@ -115,8 +115,6 @@ def test_residuals_simulations_refits(fits, ticks):
     zeros = fit.update("~ . - h").family_params.loc["zi.h"]  # a likelihood of its own
     assert_allclose(zeros, fit.family_params.loc["zi.h"], rtol=1e-3)
     assert list(fit.convergence_report().gradient.index)[-3:] == ["zi.Intercept", "zi.h", "alpha"]
-    with pytest.raises(ModelError, match="are not saved"):
-        fit.save("never.fit", data=True)
     with pytest.raises(ModelError, match="deviance residuals of the hurdle_nbinom2 family are not defined"):
         fit.residuals()
     with pytest.raises(ModelError, match="no variance of the hurdle"):

@@ -35,6 +35,10 @@ def test_rows_are_single_fits(samples: pd.DataFrame, genes: np.ndarray) -> None:
     np.testing.assert_allclose(found.params.iloc[3], one.params, rtol=1e-4, atol=1e-6)
     with pytest.raises(DataError, match="there are dose, ten"):
         found.table("age")
+    for nowhere in (2, -3, True, 1.0):
+        with pytest.raises(DataError, match="there is no contrast"):
+            found.table(nowhere)  # type: ignore[arg-type]
+    assert found.table(-1).equals(found.table("ten"))
 
 
 def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
@@ -113,3 +117,10 @@ def test_what_blocks_cannot_be(samples: pd.DataFrame, genes: np.ndarray) -> None
         lmer_many_batches("~ dose + (1 | person)", samples, 3)
     with pytest.raises(DataError, match="the data have 48 rows"):
         lmer_many_batches("~ dose + (1 | person)", samples, [genes[:, :9]]).read_all()
+
+
+def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="the responses are not numeric"):
+        lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
+    with pytest.raises(DataError, match="do not make a table"):
+        lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])

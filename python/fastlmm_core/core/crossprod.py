@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.rows.columns import triangle_inverse
+from fastlmm_core._native.rows.columns import FEW, small_inverse, triangle_inverse
 from fastlmm_core._native.rows.crossprod import nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
 from fastlmm_core.core.conditioning import (
@@ -190,7 +190,7 @@ class DesignSums(ABC):
     weighted: bool
     unidentified: Unidentified | None = None
 
-    @property
+    @cached_property
     def rank(self) -> int:
         """Columns of X kept."""
         return len(self.keep)
@@ -318,7 +318,7 @@ class DesignProducts(DesignSums):
         basis = np.zeros((self.X.shape[1], self.rank))
         basis[self.keep] = self.inverse
         levels = [group.n_levels for group in self.groups]
-        metric = np.asarray(np.linalg.inv(self.xtx), np.float64)
+        metric = small_inverse(self.xtx) if self.rank <= FEW else np.asarray(np.linalg.inv(self.xtx), np.float64)
         self.rows = ResponseProducts(
             self.X, basis, self._kept_q, w, metric, self.codes, self.columns, levels, CHUNK, SPAN_TOLERANCE
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.first_look import FirstLook
 from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Report, conditioned
+from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Place, Report, conditioned
 from fastlmm_core.core.glmm_search import Searcher
 from fastlmm_core.core.glmm_start import glmm_start
 from fastlmm_core.core.laplace import Laplace
@@ -300,10 +299,17 @@ class Model:
         return self._found(y, psi, value, evaluations, status == 0, message, place)
 
     def revive(
-        self, y: ArrayLike, psi: Array, criterion: float, evaluations: Array, converged: bool, message: str
+        self,
+        y: ArrayLike,
+        psi: Array,
+        criterion: float,
+        evaluations: Array,
+        converged: bool,
+        message: str,
+        place: Place | None = None,
     ) -> GlmmFit:
-        """The fit that once had these figures: attributes psi, criterion, _evaluations, converged and message of it."""
-        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message)
+        """The fit that once had these figures: psi, criterion, _evaluations, converged, message and _place of it."""
+        return self._found(self.design.response(y), psi, criterion, evaluations, converged, message, place)
 
     def _found(
         self,
@@ -313,7 +319,7 @@ class Model:
         evaluations: Array,
         converged: bool,
         message: str,
-        place: Any = None,
+        place: Place | None = None,
     ) -> GlmmFit:
         design = self.design
         nt = design.n_theta

@@ -22,9 +22,10 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, w
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "GlmmFit", "Report", "conditioned"]
+__all__ = ["Engine", "GlmmFit", "Place", "Report", "conditioned"]
 
 Array = NDArray[np.float64]
+Place = tuple[Array, ...]
 Report = Callable[[int, Array, float, float, float], None]
 
 FLAT = 1e-10
@@ -49,10 +50,10 @@ class Engine(Protocol):
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
 
-    def place(self) -> Any:
+    def place(self) -> Place:
         """The modes where derivatives were last taken, for `begin_at`."""
 
-    def begin_at(self, place: Any) -> None:
+    def begin_at(self, place: Place) -> None:
         """Look for the next modes from there, not from zero: rows may have several."""
 
     def value(self, psi: Array) -> float:
@@ -138,7 +139,7 @@ class GlmmFit:
     _y: Array = field(repr=False)
     _engine: Engine | None = field(repr=False)
     _evaluations: Array = field(repr=False)
-    _place: Any = field(default=None, repr=False)
+    _place: Place | None = field(default=None, repr=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -212,7 +213,7 @@ class GlmmFit:
 
     @cached_property
     def cov(self) -> Array:
-        """Covariance of (theta, beta, rho) from the deviance's Hessian."""
+        """Covariance of (theta, beta, rho) from the deviance's Hessian; NaN where there is no Hessian."""
         design = self.design
         free, held = design.free, design.n_free - len(design.free)
         conditioned = np.full((design.n_free,) * 2, np.nan)

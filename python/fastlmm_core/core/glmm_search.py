@@ -8,7 +8,7 @@ differences of the exact gradient in its place.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
 from fastlmm_core.core.fit import FAILED
-from fastlmm_core.core.glmm_fit import Engine, Report
+from fastlmm_core.core.glmm_fit import Engine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 
@@ -32,7 +32,7 @@ class Found(NamedTuple):
     psi: Array
     value: float
     status: int
-    place: Any
+    place: Place
 
 
 FEW = 16
@@ -58,7 +58,7 @@ class Searcher:
 
     Attributes
     ----------
-    place : object
+    place : tuple of arrays
         The engine's place of the modes at the last search's end.
     """
 
@@ -69,7 +69,7 @@ class Searcher:
         self.held = engine.design.theta_map.held
         self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
         self.more = max_evaluations - FEW
-        self.place: Any = None
+        self.place: Place | None = None
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
     def __reduce__(self) -> tuple[type[Searcher], tuple[Engine, int, float]]:
@@ -119,9 +119,7 @@ class Searcher:
             )
         if parameters.is_singular(found[:nt]):  # or a sign to turn
             found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-            if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
-                # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-                again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
+            for again in () if given else self.other_places(found):
                 other = self.minimise(again, report)
                 if other.status != FAILED and other.value < value - 1e-9:
                     found = np.concatenate([parameters.canonical(other.psi[:nt]), other.psi[nt:]])
@@ -131,6 +129,24 @@ class Searcher:
             engine.value(found)
             found = engine.settled(found)
         return found, value, self.evaluations, status
+
+    def other_places(self, found: Array) -> list[Array]:
+        """Where to look once more after a singular optimum, which may be a local one.
+
+        Covariance matrices of lower rank can be: from a place of full rank. So can overdispersion in place of effects:
+        from the family's limit, where there is none.
+        """
+        parameters, design = self.engine.design.theta_map, self.engine.design
+        full = np.concatenate([parameters.diagonal.astype(float), found[design.n_theta :]])
+        if self.held is not None:
+            full[self.held] = 0.0
+        out = [full] if (found[: design.n_theta][parameters.vector_diagonal] < SINGULAR).any() else []
+        if design.family.n_extra:
+            low, high = (np.broadcast_to(end, design.family.n_extra)[-1] for end in design.family.rho_range)
+            for end in (low, high):
+                if np.isfinite(end):
+                    out.append(np.concatenate([full[:-1], [end]]))
+        return out
 
     def snapped(self, found: Array, value: float) -> tuple[Array, float]:
         """The point with standard deviations that are all but zero set to it, where that costs nothing."""
@@ -184,7 +200,8 @@ class Searcher:
 
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
-        found = Found(*newton.minimise(psi, report), self.engine.place())
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps that led too far are halved
+            found = Found(*newton.minimise(psi, report), self.engine.place())
         if self.held is not None:  # rounding errors of a step
             found.psi[self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])

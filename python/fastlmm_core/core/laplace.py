@@ -58,7 +58,7 @@ def solved(a: Array, b: Array) -> Array:
     try:
         return np.asarray(np.linalg.solve(a, b))
     except np.linalg.LinAlgError as error:
-        raise NumericalError("the fixed effects' information is singular") from error
+        raise NumericalError("the fixed effects' information is singular: a coefficient may run to infinity") from error
 
 
 class Laplace:
@@ -126,14 +126,14 @@ class Laplace:
         self.y, self.holder = y, None
         self._reset()
 
-    def place(self) -> Effects:
-        """T = Z's where derivatives were last taken, for `begin_at`."""
-        return self.t_at
+    def place(self) -> tuple[Array, ...]:
+        """T = Z's where derivatives were last taken, of the leading factor (q l,) and the tail (m,), for `begin_at`."""
+        return self.t_at.lead[0], self.t_at.tail[0]
 
-    def begin_at(self, place: Effects) -> None:
+    def begin_at(self, place: tuple[Array, ...]) -> None:
         """Look for the next modes from a place."""
         self._reset()
-        self.t_at = place
+        self.t_at = Effects(*(part[None] for part in place))
 
     # ------------------------------------------------------------------ Lambda
 

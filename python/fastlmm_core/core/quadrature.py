@@ -96,13 +96,13 @@ class OneFactor:
         self.holder = None
         self.criterion.set_response(y[self.order])
 
-    def place(self) -> Array:
+    def place(self) -> tuple[Array, ...]:
         """Modes u (q, l) where derivatives were last taken, for `begin_at`."""
-        return self.criterion.place()
+        return (self.criterion.place(),)
 
-    def begin_at(self, place: Array) -> None:
+    def begin_at(self, place: tuple[Array, ...]) -> None:
         """Look for the next modes from a place."""
-        self.criterion.begin_at(place)
+        self.criterion.begin_at(*place)
 
     def value(self, psi: Array) -> float:
         """The deviance at psi."""

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
 from fastlmm_core.inference.families import SIDES, family_results
@@ -27,6 +28,7 @@ __all__ = ["Estimates", "checked_level", "f_columns"]
 Array = NDArray[np.float64]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimates:
     """Marginal means, slopes or contrasts, as `emmeans`, `emtrends` and `contrast` return them.
@@ -42,8 +44,7 @@ class Estimates:
     method : Method
         Covariance and degrees of freedom.
     kind : {"means", "slopes", "contrasts"}
-    level : float
-        Of the intervals.
+    level : float, of the intervals
     adjust : str
         For the number of tests in a group; see `contrast`.
     scale : {"link", "response"}

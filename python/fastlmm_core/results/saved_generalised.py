@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
-from fastlmm_core.families import Ordinal, TwoPart, as_family
+from fastlmm_core.families import Hurdle, Ordinal, TwoPart, ZeroInflated, as_family
 from fastlmm_core.fitting.fit import wrap
 from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
 from fastlmm_core.results.glmer_result import GlmerResult
@@ -25,20 +25,15 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        A family of the user's own, or one with several parameters.
+        A family of the user's own.
     """
     options, core, family = result.options, result.core, result.core.family
-    if isinstance(family, (Ordinal, TwoPart)):
-        raise ModelError(
-            f"fits of families with several parameters, such as {family.name}, are not saved: pickle keeps them"
-        )
-    if family.code < 0 or type(family) is not type(as_family(family.name)):
-        raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
     given = {k: v for k, v in options.given.items() if k != "link"}
     return {
         "design": result.design,
-        "family": {"name": family.name, "link": family.link.name, "given": family.fixed_rho},
-        "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message],
+        "family": _contents_of_family(family),
+        "zero": options.zero,
+        "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message, core._place],
         "remarks": result.remarks,
         "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
         "freq_weights": options.freq_weights,
@@ -47,8 +42,30 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     }
 
 
+PARTS: dict[str, type[TwoPart]] = {f"{kind.name}_": kind for kind in (Hurdle, ZeroInflated)}
+
+
+def _contents_of_family(family: Family) -> dict[str, Any]:
+    """What `family_of` makes the family of again."""
+    if type(family) is Ordinal:
+        return {"name": family.name, "link": family.link.name, "levels": list(family.levels)}
+    if type(family) in PARTS.values():
+        assert isinstance(family, TwoPart)
+        part = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        return {**_contents_of_family(family.base), "part": part}
+    if family.code < 0 or type(family) is not type(as_family(family.name)):
+        raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
+    return {"name": family.name, "link": family.link.name, "given": family.fixed_rho}
+
+
 def family_of(saved: dict[str, Any]) -> Family:
-    """The family with its link and the parameter that was given."""
+    """The family with its link, the parameter that was given, its levels, its zero part."""
+    if saved["name"] == Ordinal.name:
+        return Ordinal(saved["link"], levels=saved["levels"])
+    if "part" in saved:
+        part = saved["part"]
+        base = family_of({k: v for k, v in saved.items() if k != "part"})
+        return PARTS[part["prefix"]](base, part["zero"], part["columns"])
     family = as_family(saved["name"], saved["link"])
     if saved["given"] is not None:
         object.__setattr__(family, "fixed_rho", saved["given"])
@@ -61,6 +78,7 @@ def restored(design: Design, contents: dict[str, Any]) -> GlmerResult:
         family_of(contents["family"]),
         **contents["options"],
         freq_weights=contents["freq_weights"],
+        zero=contents.get("zero"),
         control=contents["control"],
         given=contents["given"],
     )

@@ -73,13 +73,10 @@ def may_iterate(design: DesignSums, control: Control) -> bool:
 
 def suits(design: DesignSums) -> bool:
     """Whether `iterate` takes the model."""
-    index = design.theta_map.index
-    correlated = ((index[:, 0] > 0) & (index[:, 1] != index[:, 2])).any()
     return bool(
         len(design.groups) > 1
         and design.has_rows
-        and design.groups[0].n_columns <= MAX_LEADING
-        and not correlated
+        and max(g.n_columns for g in design.groups) <= MAX_LEADING
         and design.unidentified is None
     )
 

@@ -48,8 +48,7 @@ def fit(
     y : (n,)
         Response.
     X, terms, weights, offset, reml
-        As in `Model`. Two or more grouping factors; the one with the most random effects may have any columns, the
-        effects of a level of the others must be independent.
+        As in `Model`. Two or more grouping factors, with up to 16 columns each.
     seed : int
         Of the probes. The same seed gives the same bits, whatever the number of threads.
     probes : int
@@ -200,6 +199,7 @@ def estimates(
         end.evaluations,
         end.iterations,
         system.problem.rows.products,
+        max(end.longest, system.longest),
     )
     message = "converged"
     if not end.converged:

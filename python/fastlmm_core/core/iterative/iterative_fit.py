@@ -54,6 +54,8 @@ class MonteCarlo:
         Monte Carlo standard error of the criterion.
     evaluations, iterations, products : int
         Of the gradient, of conjugate gradients in all solves, and with blocks of eight vectors.
+    longest : int
+        Iterations of the longest solve.
     """
 
     seed: int
@@ -65,6 +67,7 @@ class MonteCarlo:
     evaluations: int
     iterations: int
     products: int
+    longest: int
 
     def __str__(self) -> str:
         return (
@@ -126,8 +129,7 @@ class IterativeFit(CoreFit):
         norm, design = float(self.found.norms[0]), self.design
         tail = np.split(self.at.b_tail, np.cumsum([g.size for g in design.groups[1:]])[:-1])
         out: list[Array] = [np.empty(0)] * len(design.terms)
-        # of a tail group all levels of its first column come first
-        modes = [self.at.b_lead, *(t.reshape(g.n_columns, -1).T for t, g in zip(tail, design.groups[1:], strict=True))]
+        modes = [self.at.b_lead, *(t.reshape(-1, g.n_columns) for t, g in zip(tail, design.groups[1:], strict=True))]
         for group, own in zip(design.groups, modes, strict=True):
             for k, o in zip(group.terms, group.offsets, strict=True):
                 t = design.transforms[k]

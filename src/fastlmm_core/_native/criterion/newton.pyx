@@ -31,7 +31,7 @@ cdef enum:
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
 cdef double LOOSE_SLOPE = 1e-6  # of the largest curvature: a slope below this is none where curvature has been lost
-cdef double SMALL_STEP = 1e-5  # promised decreases above this say nothing about the rate near the minimum
+cdef double SMALL_STEP = 1e-5  # promised decreases above this, or 1000 tol, say nothing of the rate near the minimum
 
 
 cdef class Newton(TrustRegion):
@@ -299,7 +299,8 @@ cdef class Newton(TrustRegion):
                 rate = min(1.0, max(1e-3, predicted / before))
             # below the criterion's own rounding error no evaluation can confirm a step
             last = interior and (predicted <= max(self.tol, noise)
-                                 or (predicted <= SMALL_STEP and predicted * rate <= self.tol))
+                                 or (predicted <= max(SMALL_STEP, 1e3 * self.tol)
+                                     and predicted * rate <= self.tol))
             last_interior = interior and ratio > 1e-4
             if self.loose and interior and predicted <= noise:
                 status = CONVERGED

@@ -109,7 +109,7 @@ class Searcher:
 
         self.evaluations = self.evaluations[:0]
         end = self.minimise(psi, report)
-        if end.status != 0 and not given:
+        if not given and (end.status != 0 or len(self.evaluations) > FEW):
             end = self.elsewhere(psi, end, report)
         found, value, status, self.place = end
         if status == FAILED:
@@ -157,18 +157,16 @@ class Searcher:
         return found if better.status == FAILED else better
 
     def elsewhere(self, psi: Array, found: Found, report: Report | None) -> Found:
-        """The best of searches from smaller effects and from ones of size one, where that from psi came to no end."""
+        """The best of searches from smaller effects and from ones of size one: that from psi came to no end, or hardly."""
         parameters, nt = self.engine.design.theta_map, self.engine.design.n_theta
         whole = parameters.diagonal.astype(float)
         for theta in (psi[:nt] * NEARER, whole, whole * NEARER):
             other = self.minimise(np.concatenate([theta, psi[nt:]]), report, ELSEWHERE)
-            if other.status == FAILED:
+            if other.status == FAILED or (found.status == 0 and other.status != 0):
                 continue
             margin = self.tol if other.status == 0 and found.status != 0 else -1e-9
             if found.status == FAILED or other.value <= found.value + margin:
                 found = other
-            if found.status == 0:
-                break
         return found
 
     def without_effects(self, psi: Array) -> float:

@@ -25,6 +25,12 @@ ENOUGH = 1e-3
 WORSE = 1e-6
 """Relative loss of log density against a constant mean at which coefficients are no start."""
 
+FAR = 60.0
+"""Linear predictor, of a link that is some logarithm, beyond which no search begins."""
+
+MEANS = ("identity", "inverse", "sqrt")
+"""Links whose linear predictor has the response's units."""
+
 START_RANGE = (0.1, 3.0)
 """Smallest and largest standard deviation of a term to start from; the largest is in units of the linear predictor,
 the smallest in those of one row's information."""
@@ -66,6 +72,9 @@ def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tup
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
+    astray = family.link.name not in MEANS and bool((np.abs(design.columns @ gamma) > FAR).any())
+    if astray:  # levels whose counts are the smallest there are: the likelihood is flat there
+        value = -np.inf
     if family.n_extra or not np.isfinite(value):
         level = level_start(design, y, rho)
         if not value >= level[1] - WORSE * abs(level[1]):  # the search has gone astray: a constant mean is better
@@ -124,7 +133,7 @@ def moments(design: GlmmDesign, w: Array, s: Array) -> Array:
     """Conditioned theta (n_theta,) from weights and scores of the rows."""
     mean = max(float(w.mean()), 1e-300)
     low, high = START_RANGE
-    natural = design.family.link.name not in ("identity", "inverse", "sqrt")
+    natural = design.family.link.name not in MEANS
     floor = low / np.sqrt(mean)
     ceiling = max(high, 2.0 * floor) if natural else 10.0 / np.sqrt(mean)
     if natural:

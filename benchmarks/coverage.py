@@ -6,24 +6,17 @@ covariates included, are the same in all draws, so that coverage is conditional 
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.machine import ROOT, describe, pin
+from benchmarks.coverage_page import limits_by_r, parser, write_page
 from benchmarks.report import aligned
 
 __all__ = ["STUDIES", "Coverage", "Study", "main", "simulate_coverage"]
@@ -287,22 +280,7 @@ def spread_of_w(about: Array, held: Array, singular: NDArray[np.bool_]) -> str:
 
 def peer_limits(outcome: Outcome, draws: int) -> Array | None:
     """The limits `COMPARED` of the first draws by lme4 and lmerTest, (draws, 7, 2); None where R has not got them."""
-    if shutil.which("Rscript") is None:
-        return None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "peers.R").write_text(PEERS)
-        outcome.rows.to_csv(folder / "rows.csv", index=False)
-        np.savetxt(folder / "y.csv", outcome.responses[:draws], delimiter=",", fmt="%.17g")
-        script, *files = (str(folder / f) for f in ("peers.R", "rows.csv", "y.csv"))
-        ran = subprocess.run(
-            ["Rscript", script, outcome.study.formula, *files], capture_output=True, text=True, check=False
-        )
-    lines = [line.split(",") for line in ran.stdout.splitlines()]
-    if ran.returncode or len(lines) != draws:
-        return None
-    values = [[np.nan if v.strip() == "NA" else float(v) for v in line] for line in lines]
-    return np.array(values).reshape(draws, len(COMPARED), 2)
+    return limits_by_r(PEERS, outcome.study.formula, outcome.rows, outcome.responses[:draws], len(COMPARED))
 
 
 def deviance_rises(outcome: Outcome, limits: Array) -> Array:
@@ -415,49 +393,26 @@ def exact_profile(m: int, k: int = 2) -> float:
     return float(1.0 - 2.0 * t.sf(np.sqrt(limit), m - k))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    out = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    out.add_argument("--draws", type=int, default=2_000, help="responses a design (2000); of the larger ones, half")
-    out.add_argument("--seed", type=int, default=20_240_501, help="of everything drawn")
-    out.add_argument("--compare", type=int, default=30, help="draws that lme4 computes, too (30; 0 for none)")
-    out.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks", help="folder to write to")
-    return out
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate and write coverage.md."""
-    import fastlmm_core
-
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
-    pin(1)  # fits of a few dozen rows gain nothing from threads
-    machine = describe(1)
-    lines = [
-        "# Coverage of 95 % intervals",
-        "",
-        f"`{shlex.join(['python', '-m', 'benchmarks.coverage', *given])}`: fastlmm_core {fastlmm_core.__version__},"
-        f" commit {machine['commit']}, Python {machine['python']}; {machine['date']}; seed {options.seed}.",
-        "",
-        f"Groups of unequal size ({SIZES[0]} to {SIZES[-1]} rows), x within groups, w between them. All but Wald's"
-        " interval should cover between 93 and 97 %.",
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # singular fits are counted
-        for place, study in enumerate(STUDIES):
-            outcome = simulate_coverage(
-                study, max(2, options.draws // 2 if study.copies > 1 else options.draws), options.seed, place
-            )
-            print(f"{study.name}: {outcome.draws} draws, {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
-            for why in sorted(set(outcome.failed))[:5]:
-                print(f"  {why}", file=sys.stderr)
-            lines += section(outcome, min(options.compare, options.draws) if study.copies == 1 else 0)
+    options = parser("coverage", __doc__, draws=2_000, compare=30).parse_args(given)
     groups = len(SIZES)
     exact = f"{100 * exact_profile(groups):.1f} % for {groups} groups, {100 * exact_profile(4 * groups):.1f} % for"
-    lines += NOTES.format(exact=f"{exact} {4 * groups}").rstrip().splitlines()
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "coverage.md").write_text("\n".join(lines) + "\n")
-    return 0
+
+    def simulate(study: Study, place: int) -> Outcome:
+        draws = max(2, options.draws // 2 if study.copies > 1 else options.draws)
+        return simulate_coverage(study, draws, options.seed, place)
+
+    def told(outcome: Outcome) -> list[str]:
+        return section(outcome, min(options.compare, options.draws) if outcome.study.copies == 1 else 0)
+
+    about = (
+        f"Groups of unequal size ({SIZES[0]} to {SIZES[-1]} rows), x within groups, w between them. All but Wald's"
+        " interval should cover between 93 and 97 %. Of the larger designs half as many draws are made."
+    )
+    notes = NOTES.format(exact=f"{exact} {4 * groups}")
+    return write_page("coverage", "Coverage of 95 % intervals", about, given, options, STUDIES, simulate, told, notes)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,10 @@ truth. Of the first draws lme4 computes the profile limits, too.
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.coverage import ASKED, Coverage, streams
-from benchmarks.machine import ROOT, describe, pin
+from benchmarks.coverage_page import limits_by_r, parser, write_page
 from benchmarks.report import aligned
 
 __all__ = ["STUDIES", "Study", "main", "simulate_coverage"]
@@ -190,22 +183,9 @@ def simulate_coverage(study: Study, draws: int, seed: int, place: int = 0, *, bo
 
 def peer_limits(outcome: Outcome, draws: int) -> Array | None:
     """lme4's profile limits of the first draws (draws, 3, 2); None where R has not got it, or the family is none."""
-    if shutil.which("Rscript") is None or outcome.study.alpha is not None:
+    if outcome.study.alpha is not None:
         return None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "peer.R").write_text(PEER)
-        outcome.rows.to_csv(folder / "rows.csv", index=False)
-        np.savetxt(folder / "y.csv", outcome.responses[:draws], delimiter=",", fmt="%.17g")
-        script, *files = (str(folder / f) for f in ("peer.R", "rows.csv", "y.csv"))
-        ran = subprocess.run(
-            ["Rscript", script, outcome.study.family, *files], capture_output=True, text=True, check=False
-        )
-    lines = [line.split(",") for line in ran.stdout.splitlines()]
-    if ran.returncode or len(lines) != draws:
-        return None
-    values = [[np.nan if v.strip() in ("NA", "NaN") else float(v) for v in line] for line in lines]
-    return np.array(values).reshape(draws, len(COMPARED), 2)
+    return limits_by_r(PEER, outcome.study.family, outcome.rows, outcome.responses[:draws], len(COMPARED))
 
 
 def peer_lines(outcome: Outcome, draws: int) -> list[str]:
@@ -262,50 +242,29 @@ NOTES = """
   width.
 - **Known groups with four binary rows**: the modes' intervals take the likelihood of a group for normal at its mode and
   theta's standard error for all its uncertainty; which of the two matters was not established.
-""".rstrip().splitlines()
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    out = argparse.ArgumentParser(prog="python -m benchmarks.coverage_glmm", description=__doc__)
-    out.add_argument("--draws", type=int, default=1_000, help="responses a design (1000)")
-    out.add_argument("--boot", type=int, default=199, help="draws of each bootstrap (199)")
-    out.add_argument("--seed", type=int, default=20_240_501, help="of everything drawn")
-    out.add_argument("--compare", type=int, default=20, help="draws that lme4 computes, too (20; 0 for none)")
-    out.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks", help="folder to write to")
-    return out
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Simulate and write coverage_glmm.md."""
-    import fastlmm_core
-
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
-    pin(1)  # fits of a few dozen rows gain nothing from threads
-    machine = describe(1)
-    lines = [
-        "# Coverage of 95 % intervals of generalised fits",
-        "",
-        f"`{shlex.join(['python', '-m', 'benchmarks.coverage_glmm', *given])}`: fastlmm_core"
-        f" {fastlmm_core.__version__}, commit {machine['commit']}, Python {machine['python']}; {machine['date']}; seed"
-        f" {options.seed}.",
-        "",
-        f"`{FORMULA}`: x within groups, w between them. Bootstrap: percentiles of {options.boot} draws. Predictions:"
+    options = parser("coverage_glmm", __doc__, draws=1_000, compare=20)
+    options.add_argument("--boot", type=int, default=199, help="draws of each bootstrap (199)")
+    chosen = options.parse_args(given)
+
+    def simulate(study: Study, place: int) -> Outcome:
+        return simulate_coverage(study, chosen.draws, chosen.seed, place, boot=chosen.boot)
+
+    def told(outcome: Outcome) -> list[str]:
+        return section(outcome, min(chosen.compare, chosen.draws))
+
+    about = (
+        f"`{FORMULA}`: x within groups, w between them. Bootstrap: percentiles of {chosen.boot} draws. Predictions:"
         " confidence intervals of the mean of an average group, of the mean over all groups, and of the linear"
-        " predictors of the groups in the data; their standard error is from the spread between draws.",
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # singular fits are counted
-        for place, study in enumerate(STUDIES):
-            outcome = simulate_coverage(study, options.draws, options.seed, place, boot=options.boot)
-            print(f"{study.name}: {outcome.draws} draws, {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
-            for why in sorted(set(outcome.failed))[:5]:
-                print(f"  {why}", file=sys.stderr)
-            lines += section(outcome, min(options.compare, options.draws))
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "coverage_glmm.md").write_text("\n".join([*lines, *NOTES]) + "\n")
-    return 0
+        " predictors of the groups in the data; their standard error is from the spread between draws."
+    )
+    title = "Coverage of 95 % intervals of generalised fits"
+    return write_page("coverage_glmm", title, about, given, chosen, STUDIES, simulate, told, NOTES)
 
 
 if __name__ == "__main__":

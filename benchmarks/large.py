@@ -237,7 +237,10 @@ def run(name: str, n: int, folder: str) -> None:
     print(text)
     print(fit.engine_report())
     if fit.monte_carlo is not None:
-        print(f"{fit.monte_carlo}; {fit.monte_carlo.iterations} iterations, {fit.monte_carlo.products} products")
+        print(
+            f"{fit.monte_carlo}; {fit.monte_carlo.iterations} iterations, {fit.monte_carlo.longest} the most of a solve"
+            f", {fit.monte_carlo.products} products, {fit.monte_carlo.evaluations} evaluations"
+        )
     print(
         f"\n{name}: {fit.nobs:,} rows, {cpu - made:.1f} CPU s (and {made:.1f} to make the rows), {wall:.1f} s of wall "
         f"clock, {peak:.2f} GiB; goal: {problem.goal}"

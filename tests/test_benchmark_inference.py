@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from benchmarks import coverage, inference
+from benchmarks import coverage, coverage_page, inference
 from benchmarks.coverage import STUDIES, Coverage, exact_profile, simulate_coverage
 from benchmarks.inference import PAIRS, TASKS, Timing, pair_lines, task_lines
 
@@ -69,7 +69,7 @@ def test_the_exact_coverage_of_a_profile_interval():
 
 
 def test_coverage_writes_its_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "pin", lambda _: None)  # the other tests keep their processors
+    monkeypatch.setattr(coverage_page, "pin", lambda _: None)  # the other tests keep their processors
     assert coverage.main(["--draws", "3", "--compare", "0", "--seed", "4", "--output", str(tmp_path)]) == 0
     page = (tmp_path / "coverage.md").read_text()
     assert "seed 4" in page

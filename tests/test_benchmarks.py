@@ -15,10 +15,14 @@ from benchmarks.compare import Comparison
 from benchmarks.goals import GOALS
 from benchmarks.phases import phases
 from benchmarks.problems import PROBLEMS, SHORT, problem
+from benchmarks.reweight import Refilled
 from benchmarks.runner import Limits, Series, measure, middle
 from benchmarks.tables import read_table, write_table
 
+import problems
 from fastlmm_core import lmer
+from fastlmm_core.core import Control
+from fastlmm_core.core.crossprod import DesignProducts
 
 GENERATED = [name for name, p in PROBLEMS.items() if p.small]
 
@@ -256,3 +260,15 @@ def test_bits_are_compared_one_by_one():
     assert [line.split(":")[0] for line in lines] == ["a", "b"]
     assert "differs by up to 4.44e-16" in lines[0]
     assert bits.compare({"z": np.zeros(1)}, {"z": -np.zeros(1)})  # the sign of a zero is a bit
+
+
+@pytest.mark.parametrize("name", ["slope", "crossed", "mixed"])
+def test_weights_that_are_refilled_give_the_criterion_of_a_new_plan(name):
+    model, control = problems.build(name), Control(threads=1)
+    many = Refilled(DesignProducts(model.X, model.core_terms(), offset=model.offset), model.y, True, control)
+    w = np.random.default_rng(0).uniform(0.2, 3.0, len(model.y))
+    many.reweight(w)
+    theta = problems.thetas(model)["ordinary"]
+    anew = model.but(weights=w).objective(True, "auto", threads=1).derivatives(theta)
+    for got, expected in zip(many.derivatives(theta), anew, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("python", "src", "tests", "benchmarks", "docs", "packaging")
 KINDS = {".py", ".pyx", ".pxd", ".pyi", ".h"}
@@ -75,3 +77,31 @@ def test_cython_functions_are_measured_to_their_last_line(tmp_path):
         "        pass\n\n\ncdef inline void h() noexcept:\n    pass\n"
     )
     assert list(compiled_lengths(path)) == [("f", 5), ("g", 2), ("h", 2)]
+
+
+MAPS = ("CONTRIBUTING.md", "docs/design.md", "docs/engine.md")
+PLACE = re.compile(r"`([\w.]+(?:/[\w.]+)*/(?:[\w.]+\.(?:pyx|pxd|py|md))?|(?:[\w.]+/)+[\w.]+\.(?:pyx|pxd|py|md))`")
+PROJECT = pytest.mark.skipif(not (ROOT / "src").exists(), reason="of the whole project")
+
+
+@PROJECT
+@pytest.mark.parametrize("name", MAPS)
+def test_places_that_a_map_names_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    places = {place for place in PLACE.findall(text) if not place.startswith(("build/", ".ci/"))}
+    assert len(places) > 5
+    there = [f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for f in FOLDERS for path in (ROOT / f).rglob("*")]
+    there += [f"/{folder}/" for folder in FOLDERS]
+    assert not {place for place in places if not any(path.endswith(f"/{place}") for path in there)}
+
+
+@PROJECT
+def test_every_folder_is_on_the_map():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    found = {
+        path.name
+        for base in ("python/fastlmm_core", "src/fastlmm_core/_native")
+        for path in (ROOT / base).rglob("*")
+        if path.is_dir() and any(path.iterdir()) and path.name != "__pycache__"
+    }
+    assert not {folder for folder in found if f"{folder}/`" not in text}

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,35 @@ def test_a_formula_of_columns_loads_neither_formulaic_nor_what_it_loads():
     heavy = {"formulaic", "narwhals", "matplotlib", "scipy.interpolate", "scipy.optimize", "scipy.sparse.csgraph"}
     heavy -= modules("import pandas, scipy.linalg, scipy.sparse, scipy.special")  # older ones load more by themselves
     assert heavy.isdisjoint(modules(fit))
+
+
+def test_an_ordinary_fit_loads_no_other_kind_of_model():
+    fit = "from fastlmm_core import lmer, load_dataset\n"
+    fit += 'lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))'
+    others = {"residuals", "structured", "equations", "iterative.estimates", "streamed", "glmm_fit", "many_responses"}
+    other = {f"fastlmm_core.core.{name}" for name in others} | {
+        "scipy.special",
+        "scipy.sparse",
+        "fastlmm_core.families",
+    }
+    other -= modules("import pandas, scipy.linalg")
+    assert other.isdisjoint(modules(fit))
+    of_core = {name for name in other if name.startswith("fastlmm_core.core")}
+    assert of_core.isdisjoint(modules(f"{fit}.coef_table()"))
+
+
+@pytest.mark.parametrize("package", ["fastlmm_core.core", "fastlmm_core.core.iterative"])
+def test_every_name_of_the_array_api_resolves(package):
+    names = import_module(package).__all__
+    answer = subprocess.run(
+        [sys.executable, "-c", f"from {package} import *\nprint(*[n for n in {names} if not callable(globals()[n])])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout.split() in ([], ["iterative"])
+    with pytest.raises(AttributeError, match="no attribute 'fti'"):
+        _ = import_module(package).fti
 
 
 def test_package_itself_loads_nothing_heavy():

@@ -39,9 +39,11 @@ def prepare(problem: Problem, table: pd.DataFrame, task: str) -> Call:
 
 def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -> Call:
     """A task with `lmer` or `glmer`, ``options`` passed on."""
-    from fastlmm_core import glmer, lmer
+    from fastlmm_core import lmer
 
     if not problem.linear:
+        from fastlmm_core import glmer  # not in versions that this one is compared with
+
         return Call(lambda: glmer(problem.formula, table, problem.family, **options), outcome)
 
     if task == "fit":

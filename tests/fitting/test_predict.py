@@ -147,3 +147,12 @@ def test_an_unseen_fixed_level_is_named() -> None:
     fit = lmer("angle ~ recipe + (1 | replicate)", load_dataset("cake"))
     with pytest.raises(DataError, match="Z"):
         fit.predict(pd.DataFrame({"recipe": ["Z"], "replicate": ["1"]}))
+
+
+def test_no_rows_have_no_predictions(sleepstudy: pd.DataFrame) -> None:
+    data = sleepstudy.assign(half=np.where(sleepstudy.Days < 5, "first", "second"))
+    fit = lmer("Reaction ~ half * Days + (Days | Subject)", data)
+    none = data.iloc[:0]
+    assert len(fit.predict(none)) == 0
+    assert len(fit.predict(none, interval="prediction")) == 0
+    assert fit.simulate(2, seed=1, newdata=none).shape == (0, 2)

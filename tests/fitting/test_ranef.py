@@ -89,7 +89,7 @@ def test_a_million_levels_take_no_loop() -> None:
     q = 1_000_000
     rng = np.random.default_rng(1)
     term = made_term("g", ("Intercept", "x"), np.arange(q))
-    core = SimpleNamespace(b=(rng.normal(size=(q, 2)),), cond_var=lambda: (np.ones((q, 2, 2)),))
+    core = SimpleNamespace(b=(rng.normal(size=(q, 2)),), cond_var=lambda: (np.ones((q, 2, 2)),), unidentified=None)
     begun = time.perf_counter()
     frame = module.ranef(SimpleNamespace(random=(term,)), core)
     assert time.perf_counter() - begun < 5.0  # a loop over levels takes tens of seconds

@@ -174,3 +174,20 @@ def test_tables_have_no_number_for_a_held_variance() -> None:
     assert m.tidy("ran_pars").estimate.isna().tolist() == [True, False, True, False]
     assert "NaN" in str(m.summary())
     assert m.conf_int(parm="sd_Intercept|tank").isna().all(axis=None)
+
+
+def test_effects_of_a_variance_that_is_held_have_no_error() -> None:
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame(
+        {"site": np.repeat(list("abcd"), 30), "g": np.repeat(np.arange(12), 10), "x": rng.normal(size=120)}
+    )
+    data["y"] = data.x + rng.normal(size=12)[data.g] + rng.normal(size=120)
+    with pytest.warns(IdentifiabilityWarning):
+        fit = lmer("y ~ site + x + (1 | site) + (1 | g)", data)
+    effects = fit.ranef()
+    assert (effects[effects.grpvar == "site"].condval == 0.0).all()
+    assert effects[effects.grpvar == "site"].condsd.isna().all()
+    assert (effects[effects.grpvar == "g"].condsd > 0.0).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        assert fit.influence("g").cov_ratio.isna().all()

@@ -23,6 +23,12 @@ def test_order_is_by_degree_then_as_written() -> None:
         ("b + a + a:b", (("b",), ("a",), ("b", "a"))),
         ("(a + b + c)^2", (("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c"))),
         ("a/b", (("a",), ("a", "b"))),
+        # what R's terms() gives
+        ("a %in% b", (("a", "b"),)),
+        ("b + a %in% b", (("b",), ("b", "a"))),
+        ("(a + x) %in% b", (("a", "b"), ("x", "b"))),
+        ("a %in% (b + x)", (("a", "b", "x"),)),
+        ("b + x %in% b + a %in% b %in% u", (("b",), ("b", "x"), ("b", "a", "u"))),
         ("`a b`:x.1", (("a b", "x.1"),)),
     ],
 )

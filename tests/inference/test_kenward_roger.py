@@ -65,9 +65,14 @@ def products_of(name: str) -> tuple[MarginalProducts, np.ndarray, list[slice]]:
     return found, gram - gram @ lam @ inner @ lam.T @ gram, parts
 
 
+@pytest.mark.parametrize("route", [{"SPARSE": 1e9}, {"SPARSE": 0}, {"SMALLEST_FACTOR": np.inf}], ids=str)
 @pytest.mark.parametrize("name", ["mixed", "crossed_three", "three_columns", "shared_codes"])
-def test_sums_are_those_of_the_dense_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sums_are_those_of_the_dense_matrix(
+    name: str, route: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(marginal_products, "BATCH", 64)  # several batches of levels
+    for constant, value in route.items():
+        monkeypatch.setattr(marginal_products, constant, value)
     found, dense, parts = products_of(name)
     groups = found.cross.groups
     pairs, single = found.traces()

@@ -9,14 +9,7 @@ from scipy import stats
 from fastlmm_core import ModelError
 from fastlmm_core.inference.contrast_matrices import contrast_matrix
 from fastlmm_core.inference.letters import compact_letters
-from fastlmm_core.inference.multiplicity import (
-    Largest,
-    adjustment_name,
-    critical_values,
-    range_quantile,
-    range_sf,
-    stepwise,
-)
+from fastlmm_core.inference.multiplicity import adjustment_name, critical_values, stepwise
 
 P = np.array([0.01, 0.02, 0.03, 0.04, 0.5, np.nan])
 
@@ -36,48 +29,6 @@ def test_stepwise_methods(how: str, expected: list[float]) -> None:
     np.testing.assert_allclose(stepwise(P, how), [*expected, np.nan], rtol=1e-6)
     mixed = np.random.default_rng(0).permutation(6)
     np.testing.assert_allclose(stepwise(P[mixed], how), np.array([*expected, np.nan])[mixed], rtol=1e-6)
-
-
-@pytest.mark.parametrize("k", [2, 3, 12])
-@pytest.mark.parametrize("df", [1.0, 1.5, 3.3, 20.0, 4000.0, np.inf])
-def test_studentized_range(k: int, df: float) -> None:
-    q = np.array([0.5, 3.0, 6.0])
-    np.testing.assert_allclose(
-        range_sf(q, k, np.full(3, df)), [stats.studentized_range.sf(x, k, df) for x in q], atol=1e-10
-    )
-    if df > 1:
-        assert range_sf(range_quantile(0.95, k, np.array([df])), k, np.array([df]))[0] == pytest.approx(0.05, abs=1e-10)
-
-
-def test_quantiles_of_many_degrees_of_freedom() -> None:
-    df = np.linspace(3.5, 90.0, 60)
-    exact = np.concatenate([range_quantile(0.95, 5, df[i : i + 1]) for i in range(60)])
-    np.testing.assert_allclose(range_quantile(0.95, 5, df), exact, rtol=1e-8)
-
-
-@pytest.mark.parametrize("k", [2, 3, 5])
-def test_largest_of_all_pairs_is_the_range(k: int) -> None:
-    C = contrast_matrix("pairwise", list("abcde"[:k])).coefficients
-    largest = Largest(C @ C.T)
-    t, df = np.array([1.0, 2.0, 3.5]), np.array([4.5, 11.0, np.inf])
-    tolerance = 1e-7 if k <= 3 else 5 * largest.error
-    np.testing.assert_allclose(largest.sf(t, df), range_sf(np.sqrt(2.0) * t, k, df), atol=tolerance)
-
-
-def test_largest_is_dunnetts() -> None:
-    C = contrast_matrix("trt_vs_ctrl", list("abcd")).coefficients
-    exact = stats.dunnett(  # its p-values come from the same distribution
-        *[np.array(s) for s in ([1.0, 2.0, 3.0], [2.0, 2.5, 4.5], [3.0, 4.0, 5.5])], control=np.array([0.5, 1.0, 2.0])
-    )
-    p = Largest(C @ C.T).sf(np.abs(exact.statistic), np.full(3, 8.0))
-    np.testing.assert_allclose(p, exact.pvalue, atol=1e-3)
-
-
-@pytest.mark.parametrize("t", [-1.0, 0.5, 2.0])
-def test_one_sided_largest(t: float) -> None:
-    cov = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])
-    exact = 1 - stats.multivariate_t.cdf([t] * 3, shape=cov, df=8, maxpts=200_000, random_state=1)
-    assert Largest(cov, 1).sf(np.array([t]), np.array([8.0]))[0] == pytest.approx(exact, abs=5e-4)
 
 
 def test_critical_values() -> None:

@@ -44,6 +44,14 @@ def test_satterthwaite_is_that_of_sas():
         assert round(found["df"]) == expected[2]
 
 
+def test_satterthwaite_with_weights_is_that_of_mmrm():
+    # mmrm 0.3.18. PROC MIXED prints 519, 492, 506: the slopes of V that it takes then lack the weights (dense matrices
+    # with dV/dphi_a = R_a give 518.8, 491.8, 505.9), so that its figures move with the weights' unit
+    mmrm = {"RACE[T.Black or African American]": 186.61978, "RACE[T.White]": 177.73660, "SEX[T.Female]": 186.60027}
+    found = fev(formula="FEV1 ~ RACE + SEX + ARMCD * AVISIT", weights="WEIGHT").coef_table()["df"]
+    np.testing.assert_allclose(found[list(mmrm)], list(mmrm.values()), rtol=2e-5)
+
+
 @pytest.mark.parametrize("residual", ["us(AVISIT | USUBJID)", "ar1h(AVISIT | ARMCD / USUBJID)"])
 @pytest.mark.parametrize("reml", [True, False])
 def test_observed_information_and_its_slopes_are_those_of_differences(residual, reml):

@@ -10,20 +10,16 @@ import pytest
 from numpy.testing import assert_allclose
 
 import fastlmm_core
-from fastlmm_core import (
+from fastlmm_core import LmerResult, anova, glmer, lmer, load_dataset
+from fastlmm_core.errors import (
     BoundaryWarning,
     DataError,
     FastLMMWarning,
     FormulaError,
     LaplaceWarning,
-    LmerResult,
     ModelError,
     SeparationWarning,
     SpellingError,
-    anova,
-    glmer,
-    lmer,
-    load_dataset,
 )
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "reference.json").read_text())

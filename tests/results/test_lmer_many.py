@@ -33,6 +33,10 @@ def test_rows_are_single_fits(samples: pd.DataFrame, genes: np.ndarray) -> None:
     np.testing.assert_allclose(found.params.iloc[3], one.params, rtol=1e-4, atol=1e-6)
     with pytest.raises(DataError, match="there are dose, ten"):
         found.table("age")
+    for nowhere in (2, -3, True, 1.0):
+        with pytest.raises(DataError, match="there is no contrast"):
+            found.table(nowhere)  # type: ignore[arg-type]
+    assert found.table(-1).equals(found.table("ten"))
 
 
 def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
@@ -72,3 +76,10 @@ def test_prior_is_found_again() -> None:
     assert np.mean((posterior - true) ** 2) < 0.6 * np.mean((true * rng.chisquare(df) / df - true) ** 2)
     _, infinite, _ = squeeze(0.3 * rng.chisquare(df[:50] * 100) / (df[:50] * 100), df[:50])
     assert infinite == np.inf
+
+
+def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="the responses are not numeric"):
+        lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
+    with pytest.raises(DataError, match="do not make a table"):
+        lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])

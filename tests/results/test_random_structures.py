@@ -100,7 +100,7 @@ def test_satterthwaite_of_both_paths_agrees(trial):
     patterns = lmer("y ~ x + ar1(0 + time | subject)", trial)
     from fastlmm_core.core import Term
     from fastlmm_core.core.structured import StructuredModel
-    from fastlmm_core.fitting.models import core_structures
+    from fastlmm_core.fitting.structured_models import core_structures
     from fastlmm_core.inference.structured import information_of
 
     design = patterns.design
@@ -162,3 +162,18 @@ def test_terms_are_written_as_they_were_read():
     written = [str(term) for term in parsed.random]
     assert written == ["hetar1(0 + f | g)", "rr(0 + f | h, d=3)", "cs(x | g)", "(x | k)"]
     assert parse_formula(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(("more", "reml"), [("", True), ("", False), (" + (1 | site)", True)])
+def test_a_nugget_of_zero_is_the_structure_alone(more, reml):
+    rng = np.random.default_rng(43)
+    white = rng.normal(size=(60, 6))
+    e = white[:, 1:] + white[:, :-1]  # fades faster than an autoregression, so that a nugget is best at zero
+    d = pd.DataFrame({"subject": np.repeat(np.arange(60), 5), "t": np.tile(np.arange(5), 60)})
+    d["site"] = d.subject % 6
+    d["y"] = e.ravel() + rng.normal(size=6)[d.site]
+    beside = lmer(f"y ~ 1 + ar1(0 + factor(t) | subject){more}", d, reml=reml)
+    alone = lmer(f"y ~ 1{more}", d, residual="ar1(t | subject)", reml=reml)
+    assert beside.sigma < 0.01
+    assert beside.criterion == pytest.approx(alone.criterion, abs=1e-5)
+    np.testing.assert_allclose(beside.params, alone.params, atol=1e-4)

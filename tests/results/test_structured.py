@@ -259,3 +259,43 @@ def test_coordinates_in_two_dimensions(orthodont):
     apart = np.linalg.norm(data[["lon", "lat"]].to_numpy()[0] - data[["lon", "lat"]].to_numpy()[1])
     expected = np.exp(-apart / fit.covariance_parameters().loc["range", "estimate"])
     assert fit.residual_corr("M01").iloc[0, 1] == pytest.approx(expected)
+
+
+def test_structured_effects_have_independent_residuals(fev):
+    fit = lmer("FEV1 ~ ARMCD + cs(0 + AVISIT | USUBJID)", fev)
+    assert fit.residual_cov().to_numpy() == pytest.approx(fit.sigma**2)
+    assert fit.residual_corr().to_numpy().tolist() == [[1.0]]
+    assert fit.covariance_parameters().loc["var Residual", "estimate"] == pytest.approx(fit.sigma**2)
+
+
+def test_a_model_without_random_effects(fev):
+    fit = lmer("FEV1 ~ ARMCD", fev, residual="cs(AVISIT | USUBJID)")
+    assert list(fit.ranef().columns) == ["grpvar", "term", "grp", "condval", "condsd"]
+    assert fit.ranef().empty
+    with pytest.raises(ModelError, match="no random effects"):
+        fit.cov_params(full=True, levels=["a"])
+    with pytest.raises(DataError, match="seed must be"):
+        fit.simulate(2, seed=-1)
+    with pytest.raises(ModelError, match="n must be"):
+        fit.simulate(-1)
+
+
+@pytest.mark.parametrize("random", ["(1 | USUBJID)", "(1 | USUBJID) + (1 | SITE)"])
+def test_a_dispersion_far_from_its_origin(fev, random):
+    """The fit does not depend on the origin; sigma, which belongs to it, is refused where it is no number."""
+    rng = np.random.default_rng(2)
+    data = fev.assign(SITE=rng.integers(0, 9, len(fev)), z=rng.normal(size=len(fev)))
+    fits = [lmer(f"FEV1 ~ ARMCD + {random}", data.assign(z=data.z + by), dispersion="~ z") for by in (0.0, 20.0)]
+    assert fits[1].criterion == pytest.approx(fits[0].criterion, abs=1e-6)
+    np.testing.assert_allclose(
+        fits[1].var_corr().to_frame().sdcor[:1], fits[0].var_corr().to_frame().sdcor[:1], rtol=1e-4
+    )
+    with pytest.raises(ModelError, match="centre the columns"):
+        lmer(f"FEV1 ~ ARMCD + {random}", data.assign(z=data.z + 1e7), dispersion="~ z")
+
+
+def test_one_visit_has_no_correlations(fev):
+    first = fev.dropna(subset=["FEV1"]).groupby("USUBJID").head(1)
+    fit = lmer("FEV1 ~ ARMCD", first.assign(AVISIT="VIS1"), residual="us(AVISIT | USUBJID)")
+    assert fit.sigma**2 == pytest.approx(fit.residual_cov().to_numpy()[0, 0])
+    assert fit.residual_cov().shape == (1, 1)

@@ -46,6 +46,13 @@ def test_the_fixed_effects_span_a_term(data, formula, options):
     assert frame[frame.grp == "site"].vcov.isna().all()
     assert "site" in frame.attrs["notes"][0]
     assert "NaN" in str(m.summary())
+    conditional = m.ranef()
+    assert conditional[conditional.grpvar == "site"].condsd.isna().all()
+    assert conditional[conditional.grpvar != "site"].condsd.notna().all()
+    if hasattr(m.core, "model") and "residual" in options:
+        printed = m.covariance_parameters()
+        assert printed.loc["var Intercept | site"].iloc[1:].isna().all()
+        assert printed.drop(index="var Intercept | site").notna().all(axis=None)
     without = lmer(formula.replace(" + (1 | site)", ""), data, **options)
     assert m.criterion == pytest.approx(without.criterion, abs=1e-4)
     assert table.loc["x", "std_error"] == pytest.approx(without.bse["x"], rel=1e-4)
@@ -93,3 +100,11 @@ def test_effects_are_not_counted_beside_a_residual_structure(data):
     fit = lmer("y ~ x + diag(t | k)", few, residual="exp(t | k)", reml=False)
     alone = lmer("y ~ x", few, residual="exp(t | k)", reml=False)
     assert fit.criterion <= alone.criterion + 1e-6
+
+
+def test_a_correlation_of_effects_that_are_zero_is_not_shown(data):
+    m = lmer("y ~ trt * C(t % 2) + cs(0 + C(t % 2) | site)", data, reml=False)
+    printed = m.covariance_parameters()
+    assert printed.loc[["var C(t % 2)[0] | site", "var C(t % 2)[1] | site"], "estimate"].tolist() == [0.0, 0.0]
+    assert printed.loc["rho | site", ["estimate", "std_error", "lower", "upper"]].isna().all()
+    assert printed.loc["var Residual"].notna().all()

@@ -5,21 +5,28 @@
 `Model` keeps all that does not depend on the response; `fit_many` fits thousands of responses with one design.
 """
 
-from fastlmm_core.core import iterative
-from fastlmm_core.core.accumulate import Accumulator, BatchTerm
-from fastlmm_core.core.arrays import ModelArrays
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, cross_products
+from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
-from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.objective import Objective, objective
-from fastlmm_core.core.reweighting import Reweighting
+from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.scan import Scan, scan
-from fastlmm_core.core.streamed import StreamedModel
 from fastlmm_core.core.terms import Term
+
+if TYPE_CHECKING:
+    from fastlmm_core.core import iterative
+    from fastlmm_core.core.accumulate import Accumulator, BatchTerm
+    from fastlmm_core.core.arrays import ModelArrays
+    from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
+    from fastlmm_core.core.streamed import StreamedModel
 
 __all__ = [
     "Accumulator",
@@ -37,7 +44,6 @@ __all__ = [
     "ModelArrays",
     "Modes",
     "Objective",
-    "Reweighting",
     "Scan",
     "StreamedModel",
     "Term",
@@ -51,3 +57,21 @@ __all__ = [
     "plan",
     "scan",
 ]
+
+_LAZY = {
+    **dict.fromkeys(("Accumulator", "BatchTerm"), "accumulate"),
+    **dict.fromkeys(("ManyResponses", "fit_responses", "fit_responses_by_blocks"), "many_responses"),
+    "ModelArrays": "arrays",
+    "StreamedModel": "streamed",
+}
+"""What most fits do without, by module."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "iterative":
+        return import_module(f"{__name__}.iterative")
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.model import Model
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.terms import Term
 
 __all__ = ["ModelArrays"]
@@ -36,21 +37,37 @@ class ModelArrays:
     weights: Array | None = None
     offset: Array | None = None
 
-    def rows(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ModelArrays:
-        """The same model of some rows. Levels keep their numbers, terms on one grouping factor their common codes."""
+    def rows(self, keep: NDArray[np.bool_] | NDArray[np.int64], *, all_levels: bool = True) -> ModelArrays:
+        """The same model of some rows. Levels keep their numbers, terms on one grouping factor their common codes.
+
+        Parameters
+        ----------
+        keep : (n,) bool or (k,) int
+        all_levels : bool
+            Without, levels that have none of these rows go, and those left are numbered anew in their order.
+        """
         shared: dict[int, NDArray[np.int32]] = {}
         terms = []
         for term in self.terms:
-            codes = shared.setdefault(id(term.codes), term.codes[keep])
-            codes.setflags(write=False)  # a term keeps such an array as it is
+            codes = shared.get(id(term.codes))
+            if codes is None:
+                codes = term.codes[keep]
+                if not all_levels:
+                    codes = np.unique(codes, return_inverse=True)[1].reshape(-1).astype(np.int32)
+                codes.setflags(write=False)  # a term keeps such an array as it is
+                shared[id(term.codes)] = codes
             z = None if term.z is None else term.z[keep]
-            terms.append(Term(codes, z, term.cov, term.n_levels))
+            terms.append(Term(codes, z, term.cov, term.n_levels if all_levels else None))
         weights, offset = (None if a is None else a[keep] for a in (self.weights, self.offset))
         return ModelArrays(self.X[keep], tuple(terms), weights, offset)
 
     def with_terms(self, terms: Sequence[Term]) -> ModelArrays:
         """The same rows with other random terms."""
         return replace(self, terms=tuple(terms))
+
+    def with_weights(self, weights: Array | None) -> ModelArrays:
+        """The same rows with other weights (n,)."""
+        return replace(self, weights=weights)
 
     def with_columns(self, X: Array) -> ModelArrays:
         """The same rows with other fixed-effects columns (n, k)."""
@@ -64,9 +81,13 @@ class ModelArrays:
         """The model, ready for any response."""
         return Model(self.X, self.terms, weights=self.weights, offset=self.offset, reml=reml, control=control)
 
+    def design(self) -> DesignProducts:
+        """The products of everything but the response, ready for any."""
+        return DesignProducts(self.X, self.terms, weights=self.weights, offset=self.offset)
+
     def products(self, y: ArrayLike) -> CrossProducts:
         """The cross-products with a response (n,), whose offset is subtracted here."""
-        return DesignProducts(self.X, self.terms, weights=self.weights, offset=self.offset).cross(y)
+        return self.design().cross(y)
 
     def objective(self, y: ArrayLike, reml: bool = True, control: Control | None = None) -> Objective:
         """The criterion with a response (n,)."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from fastlmm_core._native.symbolic.index import permuted_pattern, schur_fill, schur_pattern
 from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_ordering
@@ -345,6 +344,8 @@ def block_pattern(lower: Pattern, widths: Longs) -> Pattern:
     ptr, idx = lower
     last = np.cumsum(widths) - 1  # a block's last row lists all of its diagonal block
     block_of = np.repeat(np.arange(len(widths)), widths)
+    from scipy.sparse import csr_array
+
     rows = csr_array((np.ones(len(idx), np.int8), idx, ptr), shape=(len(block_of),) * 2)[last]
     blocks = csr_array((rows.data, block_of[rows.indices], rows.indptr), shape=(len(widths),) * 2)
     blocks.sum_duplicates()

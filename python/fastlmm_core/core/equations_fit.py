@@ -22,6 +22,7 @@ from fastlmm_core.core.structured import Report, TermStructures, factor_derivati
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.unseen import unseen_by_equations
+from fastlmm_core.core.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["EquationsFit", "EquationsModel"]
@@ -137,13 +138,18 @@ class EquationsModel(ProjectedModel, TermStructures):
             equations = self.equations(projected.rest)
             constant = self.constant(equations.nu, projected.norm)
             first = self.start(projected) if start is None else self.to_working(np.asarray(start, np.float64))
-            found = minimise(
-                lambda phi: self.at(equations, phi, constant),
-                first,
-                exact=False,
-                tol=self.control.tol,
-                max_evaluations=self.control.max_evaluations,
-            )
+            limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
+            found = minimise(lambda phi: self.at(equations, phi, constant), first, exact=False, **limits)
+            if start is None:
+                terms = list(zip(self.covariances, self.slices, strict=True))
+                found = without_residuals(
+                    lambda phi: self.at(equations, phi, constant),
+                    found,
+                    terms,
+                    most=MOST_OF_PRODUCTS,
+                    exact=False,
+                    **limits,
+                )
             if on_evaluation is not None:
                 for k, (x, value, size, radius) in enumerate(found.log, 1):
                     on_evaluation(k, self.to_user(x), value, size, radius)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.information import level_information
@@ -25,6 +24,8 @@ from fastlmm_core.errors import ModelError, NumericalError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
     from fastlmm_core.core.objective import Objective
 
 __all__ = ["Evaluation", "ExplicitInverse", "GivenSigma", "Modes"]
@@ -264,6 +265,8 @@ class Evaluation:
             inverse, k_lead, lam = explicit_parts(self._evaluator)
         groups = layout.groups
         q, l = groups[0].n_levels, groups[0].n_columns
+        from scipy.sparse import csr_array
+
         u = csr_array((q * l, m))
         if m:
             # level i's strips are l rows of one pattern, one after another

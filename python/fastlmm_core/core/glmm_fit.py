@@ -213,7 +213,7 @@ class GlmmFit:
 
     @cached_property
     def cov(self) -> Array:
-        """Covariance of (theta, beta, rho) from the deviance's Hessian."""
+        """Covariance of (theta, beta, rho) from the deviance's Hessian; NaN where there is no Hessian."""
         design = self.design
         free, held = design.free, design.n_free - len(design.free)
         conditioned = np.full((design.n_free,) * 2, np.nan)

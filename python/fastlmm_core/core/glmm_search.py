@@ -134,9 +134,7 @@ class Searcher:
             )
         if parameters.is_singular(found[:nt]):  # or a sign to turn
             found = np.concatenate([parameters.canonical(found[:nt]), found[nt:]])
-            if not given and (found[:nt][parameters.vector_diagonal] < SINGULAR).any():
-                # covariance matrices of lower rank can be local minima: look once more from a place of full rank
-                again = np.concatenate([parameters.diagonal.astype(float), found[nt:]])
+            for again in () if given else self.other_places(found):
                 other = self.minimise(again, report)
                 if other.status != FAILED and other.value < value - 1e-9:
                     found = np.concatenate([parameters.canonical(other.psi[:nt]), other.psi[nt:]])
@@ -146,6 +144,24 @@ class Searcher:
             engine.value(found)
             found = engine.settled(found)
         return found, value, self.evaluations, status
+
+    def other_places(self, found: Array) -> list[Array]:
+        """Where to look once more after a singular optimum, which may be a local one.
+
+        Covariance matrices of lower rank can be: from a place of full rank. So can overdispersion in place of effects:
+        from the family's limit, where there is none.
+        """
+        parameters, design = self.engine.design.theta_map, self.engine.design
+        full = np.concatenate([parameters.diagonal.astype(float), found[design.n_theta :]])
+        if self.held is not None:
+            full[self.held] = 0.0
+        out = [full] if (found[: design.n_theta][parameters.vector_diagonal] < SINGULAR).any() else []
+        if design.family.n_extra:
+            low, high = (np.broadcast_to(end, design.family.n_extra)[-1] for end in design.family.rho_range)
+            for end in (low, high):
+                if np.isfinite(end):
+                    out.append(np.concatenate([full[:-1], [end]]))
+        return out
 
     def snapped(self, found: Array, value: float) -> tuple[Array, float]:
         """The point with standard deviations that are all but zero set to it, where that costs nothing."""
@@ -200,7 +216,8 @@ class Searcher:
 
     def run(self, newton: Newton, psi: Array, report: Report | None) -> Found:
         """`Newton.minimise`, its log, and whatever the engine raised meanwhile."""
-        found = Found(*newton.minimise(psi, report), self.engine.place())
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # steps that led too far are halved
+            found = Found(*newton.minimise(psi, report), self.engine.place())
         if self.held is not None:  # rounding errors of a step
             found.psi[self.held] = 0.0
         self.evaluations = np.concatenate([self.evaluations, newton.evaluations()])

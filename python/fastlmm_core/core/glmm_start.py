@@ -140,4 +140,6 @@ def moments(design: GlmmDesign, w: Array, s: Array) -> Array:
         floor = min(floor, 1.0)
     blocks, sums = design.blocks(w), design.sums(s[:, None])
     estimates = [group_moment(a, t[:, 0], mean, 0, 0.0, 1.0) for a, t in zip(blocks, sums, strict=True)]
+    # the scores of a model that fits far too well may be no numbers
+    estimates = [e if np.isfinite(e).all() else np.eye(len(e)) for e in estimates]
     return clipped_roots(estimates, 1.0, design.theta_map.index, float(floor), float(ceiling))

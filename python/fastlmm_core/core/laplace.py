@@ -58,7 +58,7 @@ def solved(a: Array, b: Array) -> Array:
     try:
         return np.asarray(np.linalg.solve(a, b))
     except np.linalg.LinAlgError as error:
-        raise NumericalError("the fixed effects' information is singular") from error
+        raise NumericalError("the fixed effects' information is singular: a coefficient may run to infinity") from error
 
 
 class Laplace:

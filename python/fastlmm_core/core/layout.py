@@ -17,7 +17,7 @@ from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import leading_values, tail_values
 from fastlmm_core._native.tail.tail import Tail
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.engines import ENGINES, Cost, EngineReport, TailProblem, choose
 from fastlmm_core.core.incidence import (
     FEW,
@@ -29,13 +29,13 @@ from fastlmm_core.core.incidence import (
     Products,
     TailRows,
     Weighted,
-    alone,
     natural_offsets,
     pair_lists,
     structures,
     tail_groups,
 )
 from fastlmm_core.core.machine import NOTICED
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
@@ -294,37 +294,10 @@ def evaluator_arrays(
     cross: Products, offsets: Offsets, leading: LeadingRows, rows: TailRows
 ) -> dict[str, NDArray[np.generic]]:
     """Index arrays of the evaluator, tail quantities in the tail's order; read, never written to."""
-    if not offsets:
-        lead, places = cross.groups[0], cross.theta_map.index.tobytes()
-        return lone_arrays(lead, places) if lead.n_levels < FEW else lone_arrays.__wrapped__(lead, places)
-    return made_arrays(cross.groups, cross.theta_map.index, offsets, leading, rows)
-
-
-@lru_cache(maxsize=64)
-def lone_arrays(lead: Group, places: bytes) -> dict[str, NDArray[np.generic]]:
-    """`evaluator_arrays` of a single group, and of parameters whose index is given as bytes."""
-    return made_arrays((lead,), np.frombuffer(places, np.int64).reshape(-1, 3), [], *alone(lead.n_levels))
-
-
-def made_arrays(
-    groups: tuple[Group, ...], index: Longs, offsets: Offsets, leading: LeadingRows, rows: TailRows
-) -> dict[str, NDArray[np.generic]]:
-    """`evaluator_arrays` of some groups and the index of their parameters."""
-    leads = len(offsets) < len(groups)
-    tail, m = groups[int(leads) :], len(rows[0]) - 1
     ptr, idx, t_ptr, t_lead, t_pos = leading
-    # the kernels' first group leads: one of no levels where none does
-    columns, levels = [g.n_columns for g in groups], [g.n_levels for g in groups]
-    if not leads:
-        columns, levels = [1, *columns], [0, *levels]
-    sizes = [0, *accumulate(l * l for l in columns)]
-    group_l, group_lam = np.array(columns, np.int64), np.array(sizes, np.int64)
-    block_group = np.empty(0, np.int64)
-    if tail:
-        owner = np.repeat(np.arange(1, len(tail) + 1), [g.n_levels for g in tail])
-        block_group = owner[np.argsort(np.concatenate(offsets), kind="stable")].astype(np.int64)
-    widths, of_theta = group_l[block_group], index.T.copy()
-    # one spare entry at the end of each: an empty tail still has an address
+    groups, m = cross.groups, len(rows[0]) - 1
+    made = shape_arrays if sum([g.n_levels for g in groups]) < FEW else shape_arrays.__wrapped__
+    order = np.concatenate(offsets).tobytes() if offsets else b""
     return {
         "ptr": ptr,
         "idx": idx,
@@ -334,6 +307,30 @@ def made_arrays(
         "t_pos": t_pos,
         "a_ptr": rows[0],
         "a_idx": rows[1],
+        **made(groups, len(offsets) < len(groups), order, cross.theta_map.index.tobytes()),
+    }
+
+
+@lru_cache(maxsize=64)
+def shape_arrays(groups: tuple[Group, ...], leads: bool, order: bytes, places: bytes) -> dict[str, NDArray[np.generic]]:
+    """Those of the evaluator's arrays that depend on no data; the tail's offsets and theta's index are given as bytes.
+
+    The kernels' first group leads: one of no levels where none does.
+    """
+    index = np.frombuffer(places, np.int64).reshape(-1, 3)
+    tail = groups[int(leads) :]
+    columns, levels = [g.n_columns for g in groups], [g.n_levels for g in groups]
+    if not leads:
+        columns, levels = [1, *columns], [0, *levels]
+    sizes = [0, *accumulate(l * l for l in columns)]
+    group_l, group_lam = np.array(columns, np.int64), np.array(sizes, np.int64)
+    block_group = np.empty(0, np.int64)
+    if tail:
+        owner = np.repeat(np.arange(1, len(tail) + 1), [g.n_levels for g in tail])
+        block_group = owner[np.argsort(np.frombuffer(order, np.int64), kind="stable")].astype(np.int64)
+    widths, of_theta = group_l[block_group], index.T.copy()
+    # one spare entry at the end of each: an empty tail still has an address
+    return {
         "block_ptr": _after(np.cumsum(widths)),
         "block_group": _spared(block_group),
         "block_lam": _spared(group_lam[block_group]),

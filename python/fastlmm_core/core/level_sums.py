@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.crossprod import add_level_blocks, level_sums, mirror_blocks
-from fastlmm_core.core.machine import require_memory
+from fastlmm_core.core.machine import NOTICED, require_memory
 
 __all__ = ["LevelSums"]
 
@@ -37,7 +37,9 @@ class LevelSums:
     def __init__(self, widths: Sequence[int], n_dense: int, levels: Sequence[int]) -> None:
         self.widths, self.n_dense, self.levels = tuple(widths), n_dense, list(levels)
         for q, l in zip(levels, widths, strict=True):
-            require_memory(8 * q * l * (l + n_dense), f"the cross-products of {q} levels with {l} effects each")
+            size = 8 * q * l * (l + n_dense)
+            if size > NOTICED:
+                require_memory(size, f"the cross-products of {q} levels with {l} effects each")
         self._blocks = [np.zeros((q, l, l)) for q, l in zip(levels, widths, strict=True)]
         self._dense = [np.zeros((q * l, n_dense)) for q, l in zip(levels, widths, strict=True)]
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr
 
+from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.many_information import Probes, empty_information, fill_information
-from fastlmm_core.core.model import ManyFits, Model, fit_batch
+from fastlmm_core.core.model import ManyFits, fit_batch
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
@@ -143,7 +144,9 @@ def fit_responses(
         raise DataError(f"the contrasts have {rows.shape[1]} columns, but there are {p} coefficients")
     if np.isinf(responses).any():
         raise DataError(f"response {int(np.argmax(np.isinf(responses).any(axis=1)))} has infinite values")
-    own_weights = _matched(weights, "weights", k, n)
+    given = _matched(weights, "weights", k, n)
+    shared, each = (given, None) if given is None or given.ndim == 1 else (None, given)
+    arrays, control = ModelArrays(fixed, tuple(terms), shared), checked_control(control)
     own_offset = _matched(offset, "offset", k, n)
     if own_offset is not None:
         responses -= own_offset
@@ -152,14 +155,12 @@ def fit_responses(
         for present, members in _patterns(np.isfinite(responses)):
             here = np.flatnonzero(present)
             out.n[members] = len(here)
-            shared = None if own_weights is None or own_weights.ndim == 2 else own_weights[here]
-            X_here, terms_here = fixed[here], [_rows_of(term, here) for term in terms]
-            task = _Task(X_here, terms_here, rows, reml, checked_control(control))
+            task = _Task(arrays if len(here) == n else arrays.rows(here, all_levels=False), rows, reml, control)
             Y_here = responses[np.ix_(members, here)]
-            if own_weights is None or own_weights.ndim == 1:
-                _fit_shared(out, members, Y_here, task, shared)
+            if each is None:
+                _fit_shared(out, members, Y_here, task)
             else:
-                _fit_weighted(out, members, Y_here, task, own_weights[np.ix_(members, here)])
+                _fit_weighted(out, members, Y_here, task, each[np.ix_(members, here)])
             if progress is not None:
                 progress(len(members))
     _test(out)
@@ -225,36 +226,27 @@ def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], I
         yield present[at], np.flatnonzero(group == number)
 
 
-def _rows_of(term: Term, rows: Index) -> Term:
-    """A term for some of its rows; levels without any go."""
-    if len(rows) == len(term.codes):
-        return term
-    codes = np.unique(term.codes[rows], return_inverse=True)[1]
-    return Term(codes, None if term.z is None else term.z[rows], term.cov)
-
-
 @dataclass(frozen=True, eq=False)
 class _Task:
     """What responses that miss the same rows share."""
 
-    X: Array
-    terms: list[Term]
-    rows: Array
+    arrays: ModelArrays
+    contrasts: Array
     reml: bool
     control: Control
 
 
-def _fit_shared(out: ManyResponses, part: Index, Y: Array, task: _Task, weights: Array | None) -> None:
+def _fit_shared(out: ManyResponses, part: Index, Y: Array, task: _Task) -> None:
     """Fit responses (k, n) that share their weights, too, and write their figures."""
     try:
-        model = Model(task.X, task.terms, weights=weights, reml=task.reml, control=task.control)
+        model = task.arrays.model(task.reml, task.control)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # each response has a message of its own
             fits = model.fit_many(Y, information=True)
     except FastLMMError as error:  # not one of them can be fitted
         out.message[part] = str(error)
         return
-    _write(out, part, fits, model.products, task.rows)
+    _write(out, part, fits, model.products, task.contrasts)
     out.message[part[np.ptp(Y, axis=1) == 0.0]] = CONSTANT
 
 
@@ -267,14 +259,14 @@ def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weight
             out.message[part[i]] = CONSTANT
             continue
         try:
-            own = DesignProducts(task.X, task.terms, weights=w)
+            own = task.arrays.with_weights(w).design()
             with workspaces.lent(own.complete(own.responses(y[:, None]))) as objective:
                 if start is None:
                     start = objective.start
                 if fits is None:
                     products, n_theta = own, len(own.theta_map.index)
                     information = empty_information(len(Y), n_theta, own.rank)
-                    fits = ManyFits.unfitted(len(Y), n_theta, task.X.shape[1], information)
+                    fits = ManyFits.unfitted(len(Y), n_theta, task.arrays.X.shape[1], information)
                 at = objective.to_conditioned(start)
                 fit_batch(own, objective, y[None], at, slice(i, i + 1), fits, stop, small, probes)
         except FastLMMError as error:
@@ -282,9 +274,9 @@ def _fit_weighted(out: ManyResponses, part: Index, Y: Array, task: _Task, weight
     if fits is not None and products is not None and probes and fits.information is not None:
         fill_information(fits.information, np.array([at for at, _ in probes]), Probes.joined([p for _, p in probes]))
         known = np.flatnonzero((out.message[part] == "") & ~small)
-        _write(out, part[known], fits.some(known), products, task.rows)
+        _write(out, part[known], fits.some(known), products, task.contrasts)
     for i in np.flatnonzero(small).tolist():
-        _fit_shared(out, part[i : i + 1], Y[i : i + 1], task, weights[i])
+        _fit_shared(out, part[i : i + 1], Y[i : i + 1], replace(task, arrays=task.arrays.with_weights(weights[i])))
 
 
 CONSTANT = "the response is constant"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
 
 from fastlmm_core.core.terms import as_floats
 from fastlmm_core.core.threads import one_blas_thread
@@ -110,6 +109,8 @@ def scan(model: Model, y: ArrayLike, columns: ArrayLike, *, theta: ArrayLike | N
             out[:, rows] = test(block)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = out[0] / out[1]
+    from scipy.special import stdtr
+
     return Scan(out[0], out[1], t, np.asarray(2.0 * stdtr(df, -np.abs(t))), df, at)
 
 

@@ -365,7 +365,7 @@ class Unstructured(_Table):
         a = np.arange(self.n)
         first[a, self.rows, :] = slope[:, None] * L[:, self.columns].T
         first = first + first.transpose(0, 2, 1)
-        return (L @ L.T).ravel(), first.reshape(self.n, -1)
+        return (L @ L.T).ravel(), first.reshape(self.n, self.T * self.T)  # with one visit there is no parameter
 
     def contraction(self, psi: Array, g: Array) -> Array:
         L, slope = self.factor(psi)

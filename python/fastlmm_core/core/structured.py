@@ -31,6 +31,7 @@ from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.unseen import unseen_by_products
+from fastlmm_core.core.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError, NumericalError
 
@@ -222,13 +223,13 @@ class StructuredModel(TermStructures):
             objective = spaces.take(self.products, found)
             try:
                 first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
-                search = minimise(
-                    lambda phi: self.at(objective, phi),
-                    first,
-                    exact=False,
-                    tol=self.control.tol,
-                    max_evaluations=self.control.max_evaluations,
-                )
+                limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
+                search = minimise(lambda phi: self.at(objective, phi), first, exact=False, **limits)
+                if start is None:
+                    terms = list(zip(self.covariances, self.slices, strict=True))
+                    search = without_residuals(
+                        lambda phi: self.at(objective, phi), search, terms, most=MOST_OF_PRODUCTS, exact=False, **limits
+                    )
                 phi, theta = self._canonical(objective, search)
                 if on_evaluation is not None:
                     for k, (x, value, size, radius) in enumerate(search.log, 1):

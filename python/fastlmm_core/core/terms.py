@@ -91,6 +91,23 @@ class Term:
         object.__setattr__(self, "n_levels", levels)
         object.__setattr__(self, "n_columns", 1 if columns is None else columns.shape[1])
 
+    @classmethod
+    def sound(cls, codes: NDArray[np.int32], z: NDArray[np.float64] | None, n_levels: int) -> Term:
+        """A term of arrays that have been checked and that nobody else writes to: they are kept, and made read-only.
+
+        Codes (n,) lie below ``n_levels``, z (n, l) is finite. Arrays of other types or layouts are taken as by `Term`.
+        """
+        codes.setflags(write=False)
+        kept = codes.dtype == np.int32 and codes.flags.c_contiguous
+        if not kept or not (z is None or (z.ndim == 2 and z.dtype == np.float64 and z.flags.c_contiguous)):
+            return cls(codes, z, n_levels=n_levels)
+        out = object.__new__(cls)
+        if z is not None:
+            z.setflags(write=False)
+        width = 1 if z is None else z.shape[1]
+        out.__dict__.update(codes=codes, z=z, cov="us", n_levels=n_levels, n_columns=width)
+        return out
+
     def __reduce__(self) -> tuple[type[Term], tuple[object, ...]]:
         return Term, (self.codes, self.z, self.cov, self.n_levels)  # copies are checked like any other
 

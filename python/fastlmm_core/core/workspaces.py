@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from threading import get_ident
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.threads import ForkedLock
 from fastlmm_core.errors import InUseError
 
@@ -97,9 +98,15 @@ class Workspaces:
         """A new one; those after it have its engine."""
         made = objective.plan
         if made.engine != "none":
-            self.control = replace(self.control, engine=made.engine)
+            self.control = with_engine(self.control, made.engine)
         self._n_bytes, self.calls_blas = made.total_bytes, objective.evaluator.calls_blas
         return objective
+
+
+@lru_cache(maxsize=64)
+def with_engine(control: Control, engine: str) -> Control:
+    """The same options with an engine chosen."""
+    return replace(control, engine=engine)
 
 
 class Turn(ForkedLock):

@@ -74,7 +74,6 @@ class TwoPart(VectorFamily):
     columns: tuple[str, ...]
 
     bases: ClassVar[tuple[type[Family], ...]]
-    prefix: ClassVar[str]
     links = ("log",)
 
     def __init__(self, base: Family, zero: ArrayLike | None = None, columns: Sequence[str] | None = None) -> None:
@@ -98,7 +97,7 @@ class TwoPart(VectorFamily):
         object.__setattr__(self, "base", base)
         object.__setattr__(self, "zero", z)
         object.__setattr__(self, "columns", tuple(columns or ()))
-        object.__setattr__(self, "name", f"{self.prefix}{base.name.removeprefix('truncated_')}")
+        object.__setattr__(self, "name", f"{type(self).name}_{base.name.removeprefix('truncated_')}")
 
     kind: ClassVar[str]
     apart: ClassVar[bool]  # whether the counts have no zeros of their own
@@ -260,7 +259,6 @@ class Hurdle(TwoPart):
 
     name = "hurdle"
     bases = (TruncatedPoisson, TruncatedNegativeBinomial, TruncatedNegativeBinomial1)
-    prefix = "hurdle_"
     kind = "hurdle model"
     apart = True
 
@@ -284,7 +282,6 @@ class ZeroInflated(TwoPart):
 
     name = "zero_inflated"
     bases = (Poisson, NegativeBinomial, NegativeBinomial1)
-    prefix = "zero_inflated_"
     kind = "zero-inflated model"
     apart = False
     weight_of_zero = 0.5

@@ -155,7 +155,10 @@ def new_response(new_y: Any, design: Design) -> NDArray[np.float64]:
     """Another response for the rows of a fit, (n,): finite and not constant."""
     n = len(design.y)
     try:
-        y = np.array(design.of_rows(new_y, "new_y"), dtype=float)
+        given = np.asarray(design.of_rows(new_y, "new_y"))
+        if given.dtype.kind in "cMm":
+            raise DataError(f"new_y is not numeric: it holds values of type {given.dtype}")
+        y = np.array(given, dtype=float)
     except FastLMMError:
         raise
     except (TypeError, ValueError) as error:

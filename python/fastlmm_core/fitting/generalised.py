@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fastlmm_core.core import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import BoundaryWarning, DataError, LaplaceWarning, ModelError, SeparationWarning, warn
 from fastlmm_core.families import Ordinal, TwoPart, ZeroInflated
 from fastlmm_core.fitting.fit import new_response, wrap, write_evaluation
-from fastlmm_core.fitting.models import core_terms
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.separation import separation
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastlmm_core.core import Control, Term
+    from fastlmm_core.core import Control
     from fastlmm_core.core.glmm_fit import Engine
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
@@ -32,10 +33,10 @@ __all__ = [
     "check_identified",
     "engine_at",
     "family_at",
-    "family_of_rows",
     "fit_generalised",
     "glmm_of",
     "kept_glmm",
+    "options_of_rows",
     "refit",
     "refit_counts",
     "trials_of",
@@ -85,22 +86,18 @@ class GlmerOptions:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-def glmm_of(
-    design: Design,
-    options: GlmerOptions,
-    X: NDArray[np.float64] | None = None,
-    n_agq: int | None = None,
-    terms: Sequence[Term] | None = None,
-) -> Model:
-    """The core's model of a design (with other fixed-effects columns or terms, if given), ready for any response."""
+def glmm_of(design: Design | ModelArrays, options: GlmerOptions, n_agq: int | None = None) -> Model:
+    """The core's model of a design, or of arrays that were made of one, ready for any response."""
+    arrays = design if isinstance(design, ModelArrays) else arrays_of(design)
+    binomial = options.family.name == "binomial"
     return Model(
-        design.X if X is None else X,
-        core_terms(design) if terms is None else terms,
+        arrays.X,
+        arrays.terms,
         options.family,
-        weights=None if options.family.name == "binomial" else design.weights,
-        trials=design.weights if options.family.name == "binomial" else None,
+        weights=None if binomial else arrays.weights,
+        trials=arrays.weights if binomial else None,
         freq_weights=options.freq_weights,
-        offset=design.offset,
+        offset=arrays.offset,
         n_agq=options.n_agq if n_agq is None else n_agq,
         control=options.control,
     )
@@ -183,7 +180,7 @@ def _checked(result: G, model: Model, *, few: bool) -> G:
         notes.append(text)
         warn(text, BoundaryWarning)
     if (share := extra_zeros(core)) < NO_ZEROS:
-        enough = core.family.name.removeprefix(ZeroInflated.prefix)
+        enough = core.family.name.removeprefix(f"{ZeroInflated.name}_")
         text = (
             f"the share of zeros beyond the counts' own is at its limit of zero ({share:.2g}): the {enough} family is "
             "enough"
@@ -262,11 +259,12 @@ def _categories(new_y: Any, family: Ordinal) -> NDArray[np.float64]:
     return np.array([place[label] for label in labels])
 
 
-def family_of_rows(family: Family, rows: NDArray[np.bool_]) -> Family:
-    """The family for some of the rows of a fit."""
+def options_of_rows(options: GlmerOptions, rows: NDArray[np.bool_]) -> GlmerOptions:
+    """The options for some of the rows of a fit."""
+    family, counts = options.family, options.freq_weights
     if isinstance(family, TwoPart) and family.zero is not None:
-        return family.at(family.zero[rows])
-    return family
+        family = family.at(family.zero[rows])
+    return replace(options, family=family, freq_weights=None if counts is None else counts[rows])
 
 
 def family_at(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Family:

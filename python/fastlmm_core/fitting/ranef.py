@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.fitting.unidentified import unidentified_elements
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -30,8 +32,10 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
     grpvars = list(n_groups(design))
     terms = list(dict.fromkeys(c for t in design.random for c in t.columns))
     categories, offset_of = _all_levels(design)
-    grpvar_codes, term_codes, grp_codes, values, sds = [], [], [], [], []
+    whole, real = np.zeros(0, np.int32), np.zeros(0)  # there may be no random term
+    grpvar_codes, term_codes, grp_codes, values, sds = [whole], [whole], [whole], [real], [real]
     cond_var = core.cond_var() if condsd else None
+    unknown = unidentified_elements(core) if condsd else set()
     for group in grpvars:  # terms on one group stand together, as in lme4
         for k, term in enumerate(design.random):
             if term.group != group:
@@ -43,7 +47,9 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
             grp_codes.append(np.tile(offset_of[group], width))
             values.append(b.T.ravel())
             if cond_var is not None:
-                sds.append(np.sqrt(np.diagonal(cond_var[k], axis1=1, axis2=2)).T.ravel())
+                sd = np.sqrt(np.diagonal(cond_var[k], axis1=1, axis2=2))
+                blind = [(k, j, j) in unknown for j in range(width)]
+                sds.append(np.where(blind, np.nan, sd).T.ravel())
 
     frame = pd.DataFrame(
         {
@@ -61,6 +67,8 @@ def ranef(design: Design, core: CoreFit, *, condsd: bool = True) -> pd.DataFrame
 def _all_levels(design: Design) -> tuple[pd.Index, dict[str, NDArray[np.int64]]]:
     """The distinct levels of all groups, and for each group where its levels stand among them."""
     of_group = {t.group: np.asarray(t.levels) for t in design.random}
+    if not of_group:
+        return pd.Index([], dtype=object), {}
     if len(of_group) == 1:
         ((group, levels),) = of_group.items()
         return pd.Index(levels), {group: np.arange(len(levels))}

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.pedigree import Relationship, from_covariance, from_parents, from_precision
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula.frame import Table, as_factor
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["pedigree", "relationship_values", "relationships", "sparse_coefficients"]
 
 
+@explained
 def pedigree(table: Any, id: str, sire: str, dam: str) -> Relationship:
     """The additive relationship of a pedigree, for `lmer(..., precision={"animal": pedigree(...)})`.
 
@@ -119,6 +120,8 @@ def _relationship(value: Any, name: str, inverse: bool) -> Relationship:
 
 def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.DataFrame:
     """See `StructuredResult.breeding_values`."""
+    from fastlmm_core.core.equations_fit import EquationsFit
+
     related = [k for k, t in enumerate(design.random) if t.relationship is not None]
     if not isinstance(core, EquationsFit) or not related:
         raise ModelError("breeding_values needs a grouping factor with precision= or relmat=")
@@ -148,6 +151,8 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
 
 def sparse_coefficients(design: Design, core: CoreFit, name: str | None, se: bool) -> pd.DataFrame:
     """See `StructuredResult.sparse_coef`."""
+    from fastlmm_core.core.equations_fit import EquationsFit
+
     names = [s.name for s in design.sparse]
     if not isinstance(core, EquationsFit) or not names:
         raise ModelError("the model has no sparse() effects")

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fastlmm_core.core.residuals import CrossedFit, PatternFit, Residual
 from fastlmm_core.core.residuals.units import holds, outermost
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
 
@@ -103,7 +104,8 @@ def parameter_labels(design: Design) -> list[str]:
 def variance_labels(design: Design) -> list[str]:
     """What each residual variance belongs to: a visit, a group, or both; "Residual" where there is one."""
     residual = design.residual
-    assert residual is not None
+    if residual is None:
+        return ["Residual"]
     core = core_residual(residual)
     _, count = core.variance_of()
     if count == 1:
@@ -149,13 +151,14 @@ def rows_of(design: Design, level: Hashable) -> NDArray[np.int64]:
 def residual_cov(design: Design, core: PatternFit | CrossedFit, subject: Hashable = None) -> pd.DataFrame:
     """See `StructuredResult.residual_cov`."""
     within = design.residual
-    assert within is not None
+    visits = () if within is None else within.visits
     if subject is not None:
         rows = rows_of(design, subject)
-        names = [within.visits[k] for k in within.positions[rows]] if within.visits else list(rows)
+        names = list(rows) if within is None or not visits else [visits[k] for k in within.positions[rows]]
         return pd.DataFrame(covariance_of(design, core, rows), index=names, columns=names)
-    names = list(within.visits) or ["Residual"]
-    return pd.DataFrame(group_cov(design, core, 0), index=names, columns=names)
+    names = list(visits) or ["Residual"]
+    cov = np.full((1, 1), core.sigma**2) if within is None else group_cov(design, core, 0)
+    return pd.DataFrame(cov, index=names, columns=names)
 
 
 def marginal_cov(design: Design, core: PatternFit | CrossedFit, level: Hashable) -> NDArray[np.float64]:
@@ -183,7 +186,11 @@ def residuals(design: Design, core: PatternFit | CrossedFit, kind: str) -> NDArr
 
 def simulate(design: Design, core: PatternFit | CrossedFit, n: int, seed: Any) -> NDArray[np.float64]:
     """(rows, n) draws from the marginal distribution."""
-    rng = np.random.default_rng(seed)
+    n = checked_count(n, "n")
+    try:
+        rng = np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
     mean = core.linear + (0.0 if design.offset is None else design.offset)
     out = mean[:, None] + core.coloured(rng.normal(size=(len(mean), n)))
     if isinstance(core, CrossedFit):  # of the others the random effects are part of the patterns' covariance

@@ -5,6 +5,7 @@ Albert and Anderson (1984), Biometrika 71; found by a linear programme.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,14 +35,21 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
     """
     family = core.family
     if isinstance(family, TwoPart) and family.zero is not None:
-        errors = np.array([core.family_params_se[f"zi.{name}"] for name in family.columns])
+        columns = family.columns
         zero = (core._y == 0.0).astype(np.float64)
         p, what = family.zero_probability(core.rho), "zeros and counts above zero are separated by the zero part"
-        found = _direction(family.zero, errors, p, zero, np.ones(len(zero)), list(family.columns))
+        found = _direction(
+            family.zero,
+            lambda: np.array([core.family_params_se[f"zi.{name}"] for name in columns]),
+            p,
+            zero,
+            np.ones(len(zero)),
+            list(columns),
+        )
     elif family.name == "binomial" and core.rank:
         labels = [names[j] if names else f"column {j}" for j in design.keep]
         p, what = family.mean(design.fixed_part(core.psi)), "successes and failures are separated by the fixed effects"
-        found = _direction(design.X[:, design.keep], core.se[design.keep], p, core._y, design.m, labels)
+        found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, core._y, design.m, labels)
     else:
         return ""
     if not found:
@@ -53,11 +61,20 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
 
 
 def _direction(
-    X: np.ndarray, errors: np.ndarray, p: np.ndarray, y: np.ndarray, m: np.ndarray, labels: list[str]
+    X: np.ndarray,
+    errors_of: Callable[[], np.ndarray],
+    p: np.ndarray,
+    y: np.ndarray,
+    m: np.ndarray,
+    labels: list[str],
 ) -> str:
-    """Columns and signs of a direction that separates y = m from y = 0; empty where nothing hints at one."""
+    """Columns and signs of a direction that separates y = m from y = 0; empty where nothing hints at one.
+
+    Standard errors take as long as a small fit: they are made where some probabilities vanish.
+    """
     if float(np.min(p * (1.0 - p))) > CERTAIN:
         return ""
+    errors = errors_of()
     size = np.sqrt(np.mean(X**2, axis=0))
     with np.errstate(invalid="ignore"):
         large = errors * size > LARGE

@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from fastlmm_core.errors import SpellingError
+from fastlmm_core.fitting.mistaken import RAW, explain_types
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Objective
@@ -25,6 +26,7 @@ __all__ = [
     "Fitter",
     "answered",
     "answering",
+    "explained",
     "no_attribute",
 ]
 
@@ -158,31 +160,47 @@ def answered(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Calla
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if not (kwargs.keys() <= known and len(required) <= len(args) and (any_number or len(args) <= most)):
                 explain(other_names, args[bound:], kwargs, any_number=any_number)
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except raw as error:
+                of_types(function, args, kwargs, error)
+                raise
 
-        most = len(positional)
-        # with the function's own globals, by which doctest knows whose docstring it is
-        own = FunctionType(
-            checked.__code__,
-            function.__globals__,
-            function.__name__,
-            None,
-            checked.__closure__,
-        )
-        return functools.update_wrapper(own, function)
+        most, raw, of_types = len(positional), RAW, explain_types  # of this module: see _own
+        return _own(checked, function)
 
     return decorate
 
 
+def explained(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that says which argument is of the wrong type where a call fails over it."""
+
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except raw as error:
+            explain(function, args, kwargs, error)
+            raise
+
+    raw, explain = RAW, explain_types
+    return _own(tried, function)
+
+
+def _own(wrapper: Callable[P, R], function: Callable[P, R]) -> Callable[P, R]:
+    """The wrapper with the function's own globals, by which doctest knows whose docstring it is."""
+    assert isinstance(wrapper, FunctionType)
+    assert isinstance(function, FunctionType)
+    own = FunctionType(wrapper.__code__, function.__globals__, function.__name__, None, wrapper.__closure__)
+    return functools.update_wrapper(own, function)
+
+
 def answering(cls: type[T]) -> type[T]:
-    """Answer calls of a class's own methods in the same way, those left out that take arguments of any name."""
+    """Answer calls of a class's own methods in the same way; names of arguments where not any name is taken."""
+    named = answered(METHOD_ARGUMENTS)
     for name, function in list(vars(cls).items()):
-        if (
-            isinstance(function, FunctionType)
-            and not name.startswith("_")
-            and not function.__code__.co_flags & VARKEYWORDS
-        ):
-            setattr(cls, name, answered(METHOD_ARGUMENTS)(function))
+        if isinstance(function, FunctionType) and not name.startswith("_"):
+            any_name = function.__code__.co_flags & VARKEYWORDS
+            setattr(cls, name, explained(function) if any_name else named(function))
     return cls
 
 

@@ -14,13 +14,13 @@ import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Accumulator, BatchTerm
+from fastlmm_core.core import Accumulator, BatchTerm, StreamedModel
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, ModelError, StreamedError
 from fastlmm_core.formula.checks import check_sizes, reading_notes
@@ -34,7 +34,10 @@ from fastlmm_core.formula.random_terms import in_order, lme4_order
 from fastlmm_core.formula.recipe import Recipe, Survey
 from fastlmm_core.formula.sources import Stream
 
-__all__ = ["Partial", "StreamedDesign", "accumulate", "finalise", "merge", "prepare", "stats"]
+if TYPE_CHECKING:
+    from fastlmm_core.fitting.options import FitOptions
+
+__all__ = ["Partial", "StreamedDesign", "accumulate", "finalise", "merge", "prepare", "stats", "streamed_model"]
 
 Array = NDArray[np.float64]
 
@@ -92,6 +95,8 @@ class StreamedDesign(Design):
     total: Accumulator = field(kw_only=True, repr=False)
     level_orders: tuple[NDArray[np.int64], ...] = field(kw_only=True, repr=False)
     prints: tuple[tuple[int, int, int], tuple[int, ...]] = field(kw_only=True, repr=False)
+
+    streamed: ClassVar[bool] = True
 
     @property
     def x_factor(self) -> Array:
@@ -371,6 +376,12 @@ def progress_of(source: Stream) -> Callable[[int], object]:
             bar.update(rows - bar.n)
 
     return show
+
+
+def streamed_model(design: Design, options: FitOptions) -> StreamedModel:
+    """The core's model of a streamed design, for its own response."""
+    assert isinstance(design, StreamedDesign)
+    return StreamedModel(design.total, design.level_orders, reml=options.reml, control=options.control)
 
 
 def finalise(partial: Partial, *, check_levels: bool = True, last: bool = False) -> StreamedDesign:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -95,6 +95,9 @@ class Design:
     notes: tuple[str, ...] = ()
     na_action: str = "drop"
     table_index: pd.Index | None = field(repr=False, default=None)  # of all rows, where na_action="exclude" needs it
+
+    streamed: ClassVar[bool] = False
+    """Whether its rows are gone."""
 
     @property
     def grid_info(self) -> GridInfo:

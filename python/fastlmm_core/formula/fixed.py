@@ -88,7 +88,11 @@ class MatrixSpec:
             for expr, r in zip(term, reduced, strict=True):
                 block = self._block(variables[expr], expr, r)
                 # the first factor varies fastest along the columns
-                product = block if product is None else (block[:, :, None] * product[:, None, :]).reshape(n, -1)
+                if product is None:
+                    product = block
+                else:
+                    width = block.shape[1] * product.shape[1]  # not -1: there may be no rows
+                    product = (block[:, :, None] * product[:, None, :]).reshape(n, width)
             X[:, where] = product
         return X
 

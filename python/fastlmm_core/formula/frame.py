@@ -330,7 +330,11 @@ def _from_objects(series: Any, name: str) -> Variable:
     if kind == "empty":
         return Numeric(np.full(len(series), np.nan))
     if kind in ("string", "boolean", "mixed-integer", "mixed"):
-        return code_values(series.to_numpy())
+        try:
+            return code_values(series.to_numpy())
+        except TypeError:  # not to be compared for equality by a hash
+            unhashable = next((v for v in series if isinstance(v, (list, dict, set, np.ndarray))), None)
+            raise _unreadable(name, "object" if unhashable is None else type(unhashable).__name__) from None
     if kind in ("date", "datetime", "datetime64"):
         return _from_times(pd.to_datetime(series))
     if kind in ("timedelta", "timedelta64"):

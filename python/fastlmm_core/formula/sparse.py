@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
@@ -92,9 +91,10 @@ def sparse_designs(factors: Mapping[str, Variable], intercept: bool) -> tuple[Sp
 
 def part_representatives(a: NDArray[np.int64], q: int, b: NDArray[np.int64], r: int) -> NDArray[np.int64]:
     """A level of the second factor in each connected part of the graph in which levels of one row are joined."""
+    from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    graph = sp.coo_array((np.ones(len(a), np.int8), (a, q + b)), shape=(q + r, q + r))
+    graph = coo_array((np.ones(len(a), np.int8), (a, q + b)), shape=(q + r, q + r))
     _, part = connected_components(graph, directed=False)
     _, first = np.unique(part[q:], return_index=True)
     return first.astype(np.int64)

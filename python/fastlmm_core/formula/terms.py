@@ -7,14 +7,17 @@ import math
 import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache, reduce
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import FormulaError
 from fastlmm_core.formula.quoting import quote_dotted, shown
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from formulaic.errors import FormulaicError
+    from formulaic.parser import DefaultFormulaParser
 
 __all__ = ["Terms", "coding", "parse_terms"]
 
@@ -40,7 +43,7 @@ class Terms:
     terms: tuple[tuple[str, ...], ...]
     computed: frozenset[str]
 
-    @property
+    @cached_property
     def factors(self) -> tuple[str, ...]:
         """Every expression, once."""
         return tuple(dict.fromkeys(expr for term in self.terms for expr in term))
@@ -78,6 +81,25 @@ def _sum_of_columns(text: str) -> Terms | None:
     return Terms(intercept, tuple((name,) for name in dict.fromkeys(names)), frozenset())
 
 
+@cache
+def _parser_of_r() -> DefaultFormulaParser:
+    """Formulaic's parser with R's `a %in% b`, which is a:b; formulaic's adds b."""
+    from formulaic.parser import DefaultFormulaParser
+    from formulaic.parser.parser import DefaultOperatorResolver
+    from formulaic.parser.types import Operator, OrderedSet
+
+    def inside(nested: OrderedSet, parents: OrderedSet) -> OrderedSet:
+        return OrderedSet(reduce(mul, parents, term) for term in nested)
+
+    class Resolver(DefaultOperatorResolver):  # type: ignore[misc]
+        @property
+        def operators(self) -> list[Operator]:
+            own = Operator("in", arity=2, precedence=200, associativity="left", to_terms=inside)
+            return [own if operator.symbol == "in" else operator for operator in super().operators]
+
+    return DefaultFormulaParser(operator_resolver=Resolver())
+
+
 def _of_formulaic(text: str) -> Terms:
     """The terms of any other text."""
     from formulaic import Formula, SimpleFormula
@@ -88,7 +110,7 @@ def _of_formulaic(text: str) -> Terms:
         readable, aliases = _readable(text)
         if any(symbol in text for symbol in "*:^/"):
             _check_size(readable)
-        formula = Formula(readable)
+        formula = Formula(readable, _parser=_parser_of_r()) if "%in%" in readable else Formula(readable)
     except FormulaError:
         raise
     except FormulaicError as error:

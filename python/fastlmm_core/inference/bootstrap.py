@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core import Model, Term
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
-from fastlmm_core.fitting.models import structure_labels
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.residual import parameter_labels
 from fastlmm_core.fitting.residual import simulate as of_patterns
+from fastlmm_core.fitting.structured_models import structure_labels
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.pattern_parameters import covariance_parameters
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
@@ -232,20 +232,12 @@ def jackknife(result: FittedModel) -> Array:
         raise ModelError(f"{term.group} has {q} levels: too few to leave one out, use percentile intervals")
     blocks = np.arange(q) * min(q, JACKKNIFE_BLOCKS) // q
     start = None if result.is_singular else result.core.theta
-    rows = []
+    arrays, rows = arrays_of(design), []
     for block in range(int(blocks[-1]) + 1):
         kept = np.flatnonzero(blocks[term.codes] != block)
-        codes = {t.group: np.unique(t.codes[kept], return_inverse=True)[1] for t in design.random}
-        terms = [Term(codes[t.group], None if t.z is None else t.z[kept]) for t in design.random]
         try:
-            fit = Model(
-                design.X[kept],
-                terms,
-                weights=None if design.weights is None else design.weights[kept],
-                offset=None if design.offset is None else design.offset[kept],
-                reml=options.reml,
-                control=options.control,
-            ).fit(design.y[kept], start=start)
+            model = arrays.rows(kept, all_levels=False).model(options.reml, options.control)
+            fit = model.fit(design.y[kept], start=start)
         except FastLMMError:  # too little is left without this level
             continue
         rows.append(parameter_values(design, fit.theta[None], np.array([fit.sigma]), fit.beta[None])[0])

@@ -121,8 +121,8 @@ def slope_at_estimate(w: Array, zeta: Array, slope: Array, at: int) -> float:
     ζ odd: ζ = m w + c w^3.
     """
     last = len(w) - 1
-    if last == 0:
-        return 0.0
+    if last == 0 or (np.diff(w[max(0, at - 1) : at + 2]) == 0.0).any():
+        return 0.0  # a parameter at its limit, from which no step was possible
     if 0 < at < last:
         h1, h2 = w[at] - w[at - 1], w[at + 1] - w[at]
         right = 6.0 * zeta[at + 1] / h2**2 - 2.0 * slope[at + 1] / h2

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
+from fastlmm_core.core.fit import CoreFit
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
-from fastlmm_core.inference.information import VarianceInformation
-from fastlmm_core.inference.kenward_roger import Adjustment, scaled_f
+from fastlmm_core.inference.information import VarianceInformation, variance_information
+from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.refits import reml_fit
-from fastlmm_core.inference.structured import adjustment_of, information_of
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -188,8 +188,10 @@ class Satterthwaite(Method):
         info = self.information
         assert info is not None
         h = rows @ info.half
-        gradient = ((h @ info.slopes) * h).sum(axis=2)  # (parameters, k)
-        spread = ((info.cov @ gradient) * gradient).sum(axis=0)
+        k, (n, rank, _) = len(h), info.slopes.shape
+        moved = (h @ info.slopes.transpose(1, 0, 2).reshape(rank, n * rank)).reshape(k, n, rank)
+        gradient = (moved * h[:, None]).sum(axis=2)
+        spread = ((gradient @ info.cov) * gradient).sum(axis=1)
         variance = (h * h).sum(axis=1)
         positive = spread > 0.0
         if positive.all():
@@ -281,6 +283,24 @@ def ddf_method(result: FittedModel, ddf: str) -> Method:
     notes = notes[1:] if core.is_singular else notes
     value = np.inf if name == "normal" else float(core.n - core.rank)
     return FixedDf(name, beta, cov, core.sigma, notes, value, determined=determined)
+
+
+def information_of(core: CoreFit) -> VarianceInformation:
+    """Information on the covariance parameters of any fit; kept with it."""
+    if type(core) is CoreFit:
+        return variance_information(core)
+    from fastlmm_core.inference import structured  # what most fits do without
+
+    return structured.information_of(core)
+
+
+def adjustment_of(core: CoreFit, *, linear: bool) -> Adjustment:
+    """Kenward and Roger's adjustment of any REML fit; ModelError where there is none."""
+    if type(core) is CoreFit:
+        return adjustment(core)
+    from fastlmm_core.inference import structured
+
+    return structured.adjustment_of(core, linear=linear)
 
 
 UNIDENTIFIED_NOTE = "NaN: depends on a variance that the criterion cannot see"

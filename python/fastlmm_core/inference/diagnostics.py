@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.theta import smallest_singular_value
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
@@ -205,14 +206,17 @@ class ConvergenceReport:
     def __str__(self) -> str:
         lines = [f"{'Converged' if self.converged else 'Not converged'}: {self.message}"]
         lines[0] += f" ({self.n_evaluations} evaluations)."
-        largest = self.gradient.abs().idxmax()
-        lines.append(
-            f"Gradient: at most {self.gradient.abs().max():.2g} in absolute value ({largest}); a further Newton step "
-            f"promises {self.promise:.2g} of the criterion."
-        )
+        if not np.isfinite(self.promise):
+            lines.append("Derivatives: not to be had here, nor standard errors: a coefficient may run to infinity.")
+        else:
+            largest = self.gradient.abs().idxmax()
+            lines.append(
+                f"Gradient: at most {self.gradient.abs().max():.2g} in absolute value ({largest}); a further Newton "
+                f"step promises {self.promise:.2g} of the criterion."
+            )
         if self.negative:
             lines.append(f"Hessian: has a negative eigenvalue ({self.eigenvalues[0]:.2g}): not a minimum.")
-        else:
+        elif np.isfinite(self.promise):
             lines.append(f"Hessian: positive, condition {self.condition:.2g} in scale-free coordinates.")
         if self.boundary:
             lines.append(f"Boundary: {', '.join(self.boundary)} at zero (a singular fit).")
@@ -226,6 +230,8 @@ class ConvergenceReport:
 
 def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `LmerResult.convergence_report`."""
+    if isinstance(core, IterativeFit):
+        return iterative_report(design, core)
     with core.workspace() as objective, one_blas_thread():
         evaluation = objective.at(core.theta)
         at, (_, gradient, _) = evaluation.theta, evaluation.conditioned
@@ -242,6 +248,21 @@ def convergence_report(design: Design, core: CoreFit) -> ConvergenceReport:
     boundary = tuple(labels[a] for a in np.flatnonzero(diagonal & free & (np.abs(at) < 1e-4)))
     shown = pd.Series(core.cross.to_conditioned.T @ gradient, index=labels)
     return report_of(design, core, gradient[free] if free.any() else gradient, hessian, shown, boundary)
+
+
+def iterative_report(design: Design, core: IterativeFit) -> ConvergenceReport:
+    """The report of a fit without a factor: its search's last estimate of the gradient, and average information."""
+    end, index = core.search, core.design.theta_map.index
+    free = np.isfinite(end.sampling.diagonal())
+    gradient = np.where(free, end.gradient, 0.0)
+    labels = theta_labels(design)
+    boundary = tuple(labels[a] for a in np.flatnonzero((index[:, 1] == index[:, 2]) & (end.theta == 0.0)))
+    hessian = np.where(np.outer(free, free), end.hessian, 0.0)
+    if free.any():
+        hessian = hessian[np.ix_(free, free)]
+    shown = pd.Series(core.cross.to_conditioned.T @ gradient, index=labels)
+    report = report_of(design, core, gradient[free] if free.any() else gradient, hessian, shown, boundary)
+    return replace(report, message=f"{report.message}; {core.monte_carlo}")
 
 
 def report_of(

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
 from fastlmm_core.inference.families import SIDES, family_results
@@ -27,6 +28,7 @@ __all__ = ["Estimates", "checked_level", "f_columns"]
 Array = NDArray[np.float64]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class Estimates:
     """Marginal means, slopes or contrasts, as `emmeans`, `emtrends` and `contrast` return them.
@@ -42,8 +44,7 @@ class Estimates:
     method : Method
         Covariance and degrees of freedom.
     kind : {"means", "slopes", "contrasts"}
-    level : float
-        Of the intervals.
+    level : float, of the intervals
     adjust : str
         For the number of tests in a group; see `contrast`.
     scale : {"link", "response"}
@@ -168,7 +169,9 @@ class Estimates:
         h = self.response
         name = (h.ratio or "estimate") if self.kind == "contrasts" else "estimate"
         value, slope = h.back(eta, self.sigma), h.slope(eta, self.sigma)
-        return name, value, np.abs(slope) * se, h.back(lower, self.sigma), h.back(upper, self.sigma)
+        ends = np.array([h.back(lower, self.sigma), h.back(upper, self.sigma)])
+        low, high = np.where(slope < 0.0, ends[::-1], ends)  # h may fall
+        return name, value, np.abs(slope) * se, low, high
 
     @cached_property
     def _tested(self) -> tuple[Array, Array, Array, Array, list[str]]:
@@ -327,7 +330,7 @@ class Estimates:
     def joint(self, null: float = 0.0) -> Any:
         """Test all rows at once: an `FTest`, or a table with a row a group where there are groups.
 
-        Rows that follow from others, or that the data do not determine, are left out.
+        Rows that follow from others are left out; of rows that are not estimable the combinations that are remain.
 
         Examples
         --------
@@ -338,9 +341,9 @@ class Estimates:
         """
         tests = []
         for group in self.groups():
-            known = group[self.estimable[group]]
-            values = null - self.offset[known]
-            tests.append(self.method.f_test(self.functions.rows[known], values if values.any() else None))
+            rows, offset = self.functions.determined(group)
+            values = null - offset
+            tests.append(self.method.f_test(rows, values if values.any() else None))
         if not self.by:
             return tests[0]
         frame = pd.DataFrame({name: [self.labels[name].iloc[g[0]] for g in self.groups()] for name in self.by})
@@ -442,7 +445,7 @@ class Estimates:
         eta = np.where(self.estimable, self.estimate, 0.0)
         slope = self.response.slope(eta, self.sigma)
         f = self.functions
-        L = f.L * slope[:, None]
+        L = np.where(f.estimable[:, None], f.L * slope[:, None], np.nan)
         known = np.where(f.estimable[:, None], L, 0.0)[:, f.kept] @ self.method.beta
         functions = Functions(L, self.response.back(eta, self.sigma) - known, f.kept, f.space)
         note = f"regridded from the {self.response.name} scale"

@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError
+from fastlmm_core.fitting.spelling import explained
 
 __all__ = ["as_pandas", "expand"]
 
@@ -20,7 +21,10 @@ def as_pandas(data: Any) -> pd.DataFrame:
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, Mapping):
-        return pd.DataFrame(dict(data))
+        try:
+            return pd.DataFrame(dict(data))
+        except ValueError as error:
+            raise DataError(f"the columns do not make a table: {error}") from None
     try:
         frame = nw.from_native(data)
     except TypeError:
@@ -28,6 +32,7 @@ def as_pandas(data: Any) -> pd.DataFrame:
     return frame.collect().to_pandas() if isinstance(frame, nw.LazyFrame) else frame.to_pandas()
 
 
+@explained
 def expand(
     data: Any, along: Mapping[str, int] | None = None, *, within: Mapping[str, int] | None = None
 ) -> pd.DataFrame:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, stdtr
 
 from fastlmm_core.inference.ddf import t_pvalues
-from fastlmm_core.inference.multiplicity import STEPWISE, Largest, adjusted_p, critical_values, n_means
+from fastlmm_core.inference.largest import Largest
+from fastlmm_core.inference.multiplicity import STEPWISE, adjusted_p, critical_values, n_means
 
 if TYPE_CHECKING:
     from fastlmm_core.inference.estimates import Estimates
@@ -59,7 +60,7 @@ def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, 
             if largest.error:
                 words[f"max-t probabilities have a standard error of {largest.error:.1g}"] = None
         if how == "scheffe":
-            rank = int(np.linalg.matrix_rank(rows))
+            rank = _rank(estimates, group)
         signed = t[known] if side in (0, 1) else -t[known]
         if how != "none":
             p[group] = adjusted_p(
@@ -71,7 +72,7 @@ def family_results(estimates: Estimates, adjusted_limits: bool) -> tuple[Array, 
         if side == 2 and how_limits == "mvt":
             largest = Largest(rows @ estimates.method.cov @ rows.T, 0)
         if how_limits == "scheffe":
-            rank = int(np.linalg.matrix_rank(rows))
+            rank = _rank(estimates, group)
         c = critical_values(
             estimates.level, df[known], how_limits, len(group), 2 if both else 1, rank=rank, largest=largest
         )
@@ -92,7 +93,7 @@ def simulated_p(estimates: Estimates, est: Array, se: Array, df: Array) -> Array
             continue
         rows = estimates.functions.rows[group]
         largest = Largest(rows @ estimates.method.cov @ rows.T, 0 if side == 0 else 1) if how == "mvt" else None
-        rank = int(np.linalg.matrix_rank(rows)) if how == "scheffe" else 0
+        rank = _rank(estimates, group) if how == "scheffe" else 0
         signed = t[:, group] if side in (0, 1) else -t[:, group]
         p[:, group] = adjusted_p(p[:, group], signed, df[:, group], how, rank=rank, largest=largest)
     return p
@@ -115,6 +116,11 @@ def _adjustment(estimates: Estimates, n: int, side: int) -> tuple[str, str]:
     if how in STEPWISE and how != "bonferroni":
         text += "; limits " + ("not adjusted" if how == "BH" else "by Bonferroni's")
     return how, f"adjusted: {text}{reason}"
+
+
+def _rank(estimates: Estimates, group: NDArray[np.int64]) -> int:
+    """Linearly independent rows of a family, those without values included."""
+    return int(np.linalg.matrix_rank(np.nan_to_num(estimates.functions.L[group])))
 
 
 def _upper(t: Array, df: Array) -> Array:

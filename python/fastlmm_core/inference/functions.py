@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.estimability import NullSpace, null_space
+from fastlmm_core.core.estimability import TOLERANCE, NullSpace, null_space
 from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.projected import ProjectedFit
 from fastlmm_core.lazy import cached_property
@@ -51,6 +51,24 @@ class Functions:
     def rows(self) -> Array:
         """(k, rank) over the columns kept; zero where not estimable."""
         return np.ascontiguousarray(np.where(self.estimable[:, None], self.L, 0.0)[:, self.kept])
+
+    def determined(self, which: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Rows (c, rank) and offsets (c,) that span every combination of some functions that has a value.
+
+        Functions without values may have combinations with one: differences of means over the same empty cells.
+        """
+        if self.estimable[which].all():
+            return self.rows[which], self.offset[which]
+        known = which[np.all(np.isfinite(self.L[which]), axis=1)]
+        if self.space is None or not len(known):
+            return self.rows[known], self.offset[known]
+        size = np.maximum(1.0, np.linalg.norm(self.L[known] / self.space.scale, axis=1))
+        outside = self.L[known] @ self.space.basis / size[:, None]
+        _, sizes, directions = np.linalg.svd(outside.T)
+        C = directions[int(np.sum(sizes > TOLERANCE)) :] / size
+        L = C @ self.L[known]
+        L[np.abs(L) < 1e-12 * np.abs(C) @ np.abs(self.L[known])] = 0.0
+        return np.ascontiguousarray(L[:, self.kept]), C @ self.offset[known]
 
     def combined(self, C: Array) -> Functions:
         """Functions C (c, k) of these; a coefficient of zero asks nothing of its function."""

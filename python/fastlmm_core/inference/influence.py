@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from fastlmm_core.core import Objective, Term
+from fastlmm_core.core import Objective
 from fastlmm_core.core.threads import bounded, one_blas_thread
 from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.models import arrays_of
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["METHODS", "Deleted", "Influence", "Method", "cases_of", "collect", "influence", "terms_without"]
+__all__ = ["METHODS", "Deleted", "Influence", "Method", "cases_of", "collect", "influence"]
 
 Method = Literal["fixed", "one-step", "refit"]
 METHODS = ("fixed", "one-step", "refit")
@@ -284,11 +284,6 @@ def _groups(
     return failed
 
 
-def terms_without(design: Design, keep: NDArray[np.bool_]) -> list[Term]:
-    """The core's terms for some of the rows; those of one grouping factor share their codes."""
-    return list(arrays_of(design).rows(keep).terms)
-
-
 def _reduced(design: Design, core: CoreFit, rows: NDArray[np.int64], method: Method, out: Deleted, case: int) -> None:
     """One case by way of the reduced data; NaN where they cannot be fitted."""
     keep = np.ones(len(design.y), dtype=bool)
@@ -353,7 +348,8 @@ def collect(
     change = (out.beta - core.beta)[:, kept]
     cov = core.cov_beta[np.ix_(kept, kept)]
     distance = np.einsum("ij,ij->i", change, np.linalg.solve(cov, change.T).T) / (core.rank or np.nan)
-    ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1])
+    known = np.isfinite(cov).all()  # not where a coefficient's error depends on what the data do not tell
+    ratio = np.exp(out.logdet - np.linalg.slogdet(cov)[1]) if known else np.full(len(out.logdet), np.nan)
     return Influence(
         by=name,
         method=method,

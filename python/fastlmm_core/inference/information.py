@@ -117,10 +117,9 @@ def iterative_information(core: IterativeFit) -> VarianceInformation:
         at, design = core.at, core.design
         levels = [(at.lead_x.reshape(-1, design.rank), at.lead_y)]
         start = 0
-        for group in design.groups[1:]:  # there, all levels of a column come first
-            part, l = slice(start, start + group.size), group.n_columns
-            x = at.tail_x[part].reshape(l, group.n_levels, design.rank).transpose(1, 0, 2)
-            levels.append((x.reshape(-1, design.rank), at.tail_y[part].reshape(l, -1).T))
+        for group in design.groups[1:]:
+            part = slice(start, start + group.size)
+            levels.append((at.tail_x[part], at.tail_y[part].reshape(group.n_levels, group.n_columns)))
             start += group.size
         profiled = np.where(np.isfinite(core.search.sampling), core.search.hessian, 0.0)
         nu = float(core.n - core.rank if core.reml else core.n)

@@ -151,7 +151,7 @@ class JointInverse:
     def __init__(self, objective: Objective, theta: Array) -> None:
         self.objective = objective
         self.at = objective.at(theta)
-        cross = objective.cross
+        cross = self.cross = objective.cross
         rank = cross.conditioning.rank
         modes = self.at.modes
         blocks, _ = self.at.solve([dense[:, :rank] for dense in cross.dense])
@@ -171,7 +171,7 @@ class JointInverse:
         out = rows.x @ self.gamma
         for codes, z, b in zip(rows.codes, rows.z, self.modes, strict=True):
             out += np.where(codes >= 0, np.einsum("ij,ij->i", z, b[codes]), 0.0)
-        return self.objective.cross.conditioning.y_scale * out
+        return self.cross.conditioning.y_scale * out
 
     def g(self, rows: RowSet) -> Array:
         """X'V^-1-weighted part x - N'z of each row, (n, rank)."""

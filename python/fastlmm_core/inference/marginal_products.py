@@ -3,10 +3,12 @@
 Leading effects 1, tail t; A_i the leading blocks of Z'WZ, K_i = L1 (L1'A_iL1 + I)^-1 L1', B = Z_1'WZ_t, both sparse:
 
     N = (I - A K) B = Z_1'V_1^-1 Z_t      D_i = (I - A_i K_i) A_i      C = Z_t'V_1^-1 Z_t = A_tt - B'K B
-    T = Lambda_t (Lambda_t'C Lambda_t + I)^-1 Lambda_t'                G = I - T C
+    T = Lambda_t S^-1 Lambda_t'    S = Lambda_t'C Lambda_t + I         G = I - T C
     Z_1'V^-1Z_1 = D - N T N'              Z_1'V^-1Z_t = N G            Z_t'V^-1Z_t = C G
 
-so the only square matrices are m x m, m the length of the tail, and a model with one grouping factor has none.
+so the only square matrices are m x m, m the length of the tail, and a model with one grouping factor has none. Where
+Lambda_t has an inverse, G = T (Lambda_t Lambda_t')^-1 and C G = Lambda_t'^-1 (I - S^-1) Lambda_t^-1: with P = T N'N,
+N'N G = P'(Lambda_t Lambda_t')^-1, and P is the one product of square matrices.
 """
 
 from __future__ import annotations
@@ -29,6 +31,14 @@ Array = NDArray[np.float64]
 
 BATCH = 1 << 22
 """Doubles of the transient row blocks."""
+
+SMALLEST_FACTOR = 1e-3
+"""Below this, the smallest singular value of a term's factor times the root of C's mean diagonal leaves too few digits
+for its inverse."""
+
+SPARSE = 8
+"""N'N is formed where N has more numbers than its square root's share of this: a product with a sparse matrix takes
+that many times as long a number."""
 
 
 class MarginalProducts:
@@ -77,8 +87,13 @@ class MarginalProducts:
         b = hstack([self._cells(0, h + 1) for h in range(len(rest))], format="csr")
         self.n = csr_array(_block_diagonal(shrink) @ b)
         self.c = self._tail_gram() - (b.T @ (_block_diagonal(k) @ b)).toarray()
-        self.t = self._inverse(np.asfortranarray(self.c))
-        self.g = np.eye(m) - self.t @ self.c
+        self.inverses = self._inverses()
+        self.t, self.k = self._inverse(np.asfortranarray(self.c))
+        if self.inverses is None:
+            self.g = np.eye(m) - self.t @ self.c
+            self.k = self.c @ self.g
+        else:
+            self.g = self._times_inverse_covariance(self.t)
 
     def _cells(self, g: int, h: int) -> bsr_array:
         ptr, idx, val = self.cross.pairs[g, h]
@@ -100,8 +115,18 @@ class MarginalProducts:
                 out[self.parts[h - 1], self.parts[g - 1]] = cells.T
         return out
 
-    def _inverse(self, c: Array) -> Array:
-        s = self._lambda(self._lambda(c, True).T, True)  # Lambda'(Lambda'C)' = Lambda'C Lambda
+    def _inverses(self) -> list[Array] | None:
+        """Inverses of the factors of the tail's terms; None where one has none to enough digits."""
+        for part, l, factor in zip(self.parts, self.widths, self.factors[1:], strict=True):
+            sizes = np.sqrt(np.diagonal(self.c)[part].reshape(-1, l).mean(axis=0))
+            if not np.linalg.svd(factor * sizes[:, None], compute_uv=False).min() > SMALLEST_FACTOR:
+                return None
+        return [np.asarray(np.linalg.inv(factor), np.float64) for factor in self.factors[1:]]
+
+    def _inverse(self, c: Array) -> tuple[Array, Array]:
+        """T, and C G where the factors have inverses."""
+        factors = self.factors[1:]
+        s = self._by_levels(self._by_levels(c, [f.T for f in factors]).T, [f.T for f in factors])  # Lambda'C Lambda
         s[np.diag_indices(self.m)] += 1.0
         factor, info = lapack.dpotrf(s, lower=1, overwrite_a=1)
         if info == 0:
@@ -109,14 +134,34 @@ class MarginalProducts:
         if info != 0:
             raise NumericalError("the equations of the random effects are not positive definite at the estimates")
         s = np.tril(s) + np.tril(s, -1).T
-        return self._lambda(self._lambda(s, False).T, False)
+        t = self._by_levels(self._by_levels(s, factors).T, factors)
+        if self.inverses is None:
+            return t, t
+        np.negative(s, out=s)
+        s[np.diag_indices(self.m)] += 1.0
+        turned = [f.T for f in self.inverses]
+        return t, self._by_levels(self._by_levels(s, turned).T, turned)
 
-    def _lambda(self, x: Array, transpose: bool) -> Array:
-        """Lambda x or Lambda'x for x (m, k)."""
+    def _by_levels(self, x: Array, factors: list[Array]) -> Array:
+        """The block-diagonal matrix of each term's factor, level by level, times x (m, k)."""
         out = np.empty((self.m, x.shape[1]))
-        for part, l, factor in zip(self.parts, self.widths, self.factors[1:], strict=True):
-            f = factor.T if transpose else factor
-            out[part] = (f @ x[part].reshape(-1, l, x.shape[1])).reshape(-1, x.shape[1])
+        for part, l, f in zip(self.parts, self.widths, factors, strict=True):
+            if l == 1:
+                np.multiply(x[part], f[0, 0], out=out[part])
+            else:
+                out[part] = (f @ x[part].reshape(-1, l, x.shape[1])).reshape(-1, x.shape[1])
+        return out
+
+    def _times_inverse_covariance(self, x: Array) -> Array:
+        """X (k, m) times (Lambda Lambda')^-1."""
+        assert self.inverses is not None
+        out = np.empty(x.shape)
+        for part, l, f in zip(self.parts, self.widths, self.inverses, strict=True):
+            inverse = f.T @ f
+            if l == 1:
+                np.multiply(x[:, part], inverse[0, 0], out=out[:, part])
+            else:
+                out[:, part] = (x[:, part].reshape(len(x), -1, l) @ inverse).reshape(len(x), -1)
         return out
 
     def _levels(self, width: int) -> Iterator[slice]:
@@ -152,7 +197,7 @@ class MarginalProducts:
         """
         diagonal, crossed, pairs = self.d, None, {}
         if self.m:
-            y = self._row_forms()
+            y, products = self._row_forms()
             diagonal = self.d - y
             crossed = np.einsum("jru,jsv->rsuv", self.d, y)
         single = [diagonal.sum(axis=0)]
@@ -160,8 +205,8 @@ class MarginalProducts:
         if crossed is None:
             return pairs, single
         pairs[0, 0] -= crossed + crossed.transpose(1, 0, 3, 2)
-        self._leading_pairs(pairs)
-        k = self.c @ self.g
+        self._leading_pairs(pairs, products)
+        k = self.k
         for g, (rows, lg) in enumerate(zip(self.parts, self.widths, strict=True)):
             block = k[rows, rows].reshape(-1, lg, (rows.stop - rows.start) // lg, lg)
             single.append(np.einsum("jrjs->rs", block))
@@ -173,35 +218,46 @@ class MarginalProducts:
                 pairs[g + 1, h + 1] = gram.transpose(0, 2, 1, 3)
         return pairs, single
 
-    def _row_forms(self) -> Array:
-        """N_j T N_j' of each leading level, (q, l, l)."""
-        out = np.empty_like(self.d)
-        for rows in self._levels(self.m):
-            n = self.n[rows.start * self.l : rows.stop * self.l]
-            nt = np.asarray(n @ self.t)
-            for r in range(self.l):
-                for s in range(self.l):
-                    out[rows, r, s] = n[s :: self.l].multiply(nt[r :: self.l]).sum(axis=1)
-        return out
-
-    def _leading_pairs(self, pairs: dict[tuple[int, int], Array]) -> None:
-        """The leading group with itself, tr(T R_uv T R_sr), and with the tail's groups; R_rs = N_r'N_s."""
+    def _row_forms(self) -> tuple[Array, dict[tuple[int, int], Array]]:
+        """N_j T N_j' of each leading level, (q, l, l), and P_rs = T N_r'N_s, N_r the r-th rows of the levels."""
         l = self.l
-        components = [self.n[r::l] for r in range(l)]
-        products = {}
+        out = np.empty_like(self.d)
+        formed = SPARSE * self.n.nnz > self.m**2
+        products = {key: np.zeros((self.m, self.m)) for key in np.ndindex(l, l)}
+        for rows in self._levels(self.m):
+            n = self.n[rows.start * l : rows.stop * l]
+            parts = [csr_array(n[r::l]) for r in range(l)]
+            for r in range(l):
+                nt = np.asarray(parts[r] @ self.t)
+                for s in range(l):
+                    part = parts[s]
+                    level = np.repeat(np.arange(part.shape[0]), np.diff(part.indptr))
+                    out[rows, r, s] = np.bincount(level, part.data * nt[level, part.indices], part.shape[0])
+                    if not formed:
+                        products[r, s] += part.T @ nt  # P', turned at the end
+        for r, s in products:
+            if formed:
+                products[r, s] = self.t @ (self.n[r::l].T @ self.n[s::l]).toarray()
+            else:
+                products[r, s] = products[r, s].T
+        return out, products
+
+    def _leading_pairs(self, pairs: dict[tuple[int, int], Array], products: dict[tuple[int, int], Array]) -> None:
+        """The leading group with itself, tr(P_uv P_sr), and with the tail's groups, from N_r'N_s G."""
+        l = self.l
         for h, width in enumerate(self.widths):
             pairs[0, h + 1] = np.empty((l, l, width, width))
-        for r in range(l):
-            for s in range(l):
-                gram = (components[r].T @ components[s]).toarray()
-                products[r, s] = self.t @ gram
-                half = gram @ self.g
-                for h, (part, width) in enumerate(zip(self.parts, self.widths, strict=True)):
-                    left = self.g[:, part].reshape(self.m, -1, width)
-                    right = half[:, part].reshape(self.m, -1, width)
-                    for u in range(width):
-                        for v in range(width):
-                            pairs[0, h + 1][r, s, u, v] = np.einsum("mj,mj->", left[:, :, u], right[:, :, v])
+        for r, s in products:
+            if self.inverses is None:
+                half = (self.n[r::l].T @ self.n[s::l]).toarray() @ self.g
+            else:  # N_r'N_s T = (T N_s'N_r)'
+                half = self._times_inverse_covariance(products[s, r].T)
+            for h, (part, width) in enumerate(zip(self.parts, self.widths, strict=True)):
+                left = self.g[:, part].reshape(self.m, -1, width)
+                right = half[:, part].reshape(self.m, -1, width)
+                for u in range(width):
+                    for v in range(width):
+                        pairs[0, h + 1][r, s, u, v] = np.einsum("mj,mj->", left[:, :, u], right[:, :, v])
         for r, s, u, v in np.ndindex(l, l, l, l):
             pairs[0, 0][r, s, u, v] += np.einsum("ab,ba->", products[u, v], products[s, r])
 

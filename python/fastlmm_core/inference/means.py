@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -200,28 +200,14 @@ def joint_tests(
     _, inner, _ = read_specs("1", by, design)
     grid = reference_grid(design, at)
     method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
-    several = [name for name, values in grid.levels.items() if len(values) > 1 and name not in inner]
-    terms = [frozenset(name for name in several if _mentions(term, name)) for term in design.spec.terms.terms]
+    names = [name for name, values in grid.levels.items() if name not in inner and _is_varied(grid, name, values)]
+    terms = [frozenset(name for name in names if _mentions(term, name)) for term in design.spec.terms.terms]
     sets = {
         frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)
     }
-    wanted = sorted(sets, key=lambda s: (len(s), [several.index(n) for n in several if n in s]))
-    numeric = [
-        name
-        for name, values in grid.levels.items()
-        if len(values) == 1
-        and name not in inner
-        and design.grid_info.columns[name].kind == "number"
-        and name not in design.grid_info.offset_only
-        and design.grid_info.columns[name].n_distinct != 1
-    ]
     frames = []
-    for factors in wanted:
-        names = [name for name in several if name in factors]
-        means = _estimates(result, method, grid, names, inner, weights, "grid", 0.95, None, None)
-        frames.append(_joint(means.contrast(interaction=["consec"] * len(names)), ":".join(names)))
-    for name in numeric:
-        frames.append(_joint(_estimates(result, method, grid, [], inner, weights, "grid", 0.95, None, name), name))
+    for term in sorted(sets, key=lambda s: (len(s), [k for k, n in enumerate(names) if n in s])):
+        frames.append(_joint_test(result, method, grid, [n for n in names if n in term], inner, weights))
     if not frames:
         raise DataError("the fixed part has no term to test")
     frame = pd.concat(frames, ignore_index=True)
@@ -230,6 +216,32 @@ def joint_tests(
     frame = frame[[*inner, "term", "num_df", "den_df", "F", "p"]]
     frame.attrs["notes"] = list(method.notes)
     return frame
+
+
+def _is_varied(grid: ReferenceGrid, name: str, values: Sequence[Any]) -> bool:
+    """Whether there is anything to test of a column: several levels, or a slope."""
+    column = grid.info.columns[name]
+    return len(values) > 1 or (column.kind == "number" and name not in grid.info.offset_only and column.n_distinct != 1)
+
+
+def _joint_test(
+    result: FittedModel, method: Method, grid: ReferenceGrid, names: list[str], inner: list[str], weights: str
+) -> pd.DataFrame:
+    """One term: consecutive differences of its factors' levels, and of those in the slope where it has a covariate.
+
+    Further covariates are put at two values, a quarter of their range from where they are.
+    """
+    covariates = [name for name in names if len(grid.levels[name]) == 1]
+    variable = covariates[0] if covariates else None
+    for name in covariates[1:]:
+        column, at = grid.info.columns[name], grid.levels[name][0]
+        step = 0.25 * (column.high - column.low)
+        grid = replace(grid, levels={**grid.levels, name: (at - step, at + step)})
+    varied = [name for name in names if name != variable]
+    found = _estimates(result, method, grid, varied, inner, weights, "grid", 0.95, None, variable)
+    if varied:
+        found = found.contrast(interaction=["consec"] * len(varied))
+    return _joint(found, ":".join(names))
 
 
 def _joint(estimates: Estimates, term: str) -> pd.DataFrame:

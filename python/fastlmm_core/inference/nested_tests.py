@@ -19,6 +19,7 @@ from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import same_data
@@ -110,6 +111,7 @@ def _p_text(p: float) -> str:
     return "NA" if np.isnan(p) else "<.00001" if p < 1e-5 else f"{p:.5f}"
 
 
+@explained
 def bootstrap_test(
     small: FittedModel,
     large: FittedModel,

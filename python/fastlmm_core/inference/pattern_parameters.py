@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fastlmm_core.core.equations_fit import EquationsFit
@@ -14,6 +15,7 @@ from fastlmm_core.core.residuals.natural import parameters_of, printed
 from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import variance_labels
+from fastlmm_core.fitting.unidentified import unidentified_elements
 from fastlmm_core.inference.structured import information_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ def covariance_parameters(design: Design, core: Structured, level: float) -> pd.
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level!r}")
     found = printed(parameters_of(core))
+    unknown = _unknown(core, found.kinds, found.labels)
     names = labels(design, found.kinds, found.labels)
     cov = found.jacobian @ parameter_cov(core) @ found.jacobian.T
     se = np.sqrt(np.maximum(np.diag(cov), 0.0))
@@ -47,10 +50,29 @@ def covariance_parameters(design: Design, core: Structured, level: float) -> pd.
                 lower[k], upper[k] = np.tanh(np.arctanh(value) + sign / (1.0 - value**2))
             else:
                 lower[k], upper[k] = value + sign
+    values = np.where(unknown, np.nan, found.values)
+    for column in (se, lower, upper):
+        column[unknown | (se == 0.0)] = np.nan  # at a boundary there is no such error
     return pd.DataFrame(
-        {"kind": list(found.kinds), "estimate": found.values, "std_error": se, "lower": lower, "upper": upper},
+        {"kind": list(found.kinds), "estimate": values, "std_error": se, "lower": lower, "upper": upper},
         index=pd.Index(names, name="parameter"),
     )
+
+
+def _unknown(core: Structured, kinds: tuple[str, ...], given: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Parameters that the criterion does not see, and correlations with effects that are zero."""
+    terms = {k for k, _, _ in unidentified_elements(core)}
+    residual = core.unidentified is not None and core.unidentified.residual
+    out = np.zeros(len(kinds), np.bool_)
+    for a, (kind, label) in enumerate(zip(kinds, given, strict=True)):
+        if kind != "effects":
+            out[a] = residual
+            continue
+        number, _, place = label.partition(":")
+        k = int(number)
+        zero = "rho" in place and not np.abs(core.L[k]).sum(axis=1).all()
+        out[a] = k in terms or zero
+    return out
 
 
 def parameter_cov(core: Structured) -> NDArray[np.float64]:
@@ -65,15 +87,15 @@ def parameter_cov(core: Structured) -> NDArray[np.float64]:
 
 def labels(design: Design, kinds: tuple[str, ...], given: tuple[str, ...]) -> list[str]:
     """Names with the user's visits, columns and grouping factors in them."""
-    within = design.residual
-    variances = ["Residual"] if within is None else variance_labels(design)
+    within, variances = design.residual, variance_labels(design)
+    groups = () if within is None else within.groups
     out = []
     for kind, label in zip(kinds, given, strict=True):
         if kind == "variance":
             if within is None or within.kind != "us" or variances != ["Residual"]:
                 out.append(f"var {variances[int(label)]}")
                 continue
-            out.append(f"var {within.visits[0]}{f' {within.groups[0]}' if within.groups else ''}")
+            out.append(f"var {within.visits[0]}{f' {groups[0]}' if groups else ''}")
         elif kind == "dispersion":
             assert within is not None
             assert within.dispersion is not None
@@ -92,9 +114,9 @@ def labels(design: Design, kinds: tuple[str, ...], given: tuple[str, ...]) -> li
             number, _, pair = label.rpartition(" ")
             i, j = (int(v) - 1 for v in pair.split(","))
             name = f"var {within.visits[i]}" if i == j else f"cov {within.visits[i]}, {within.visits[j]}"
-            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+            out.append(f"{name} {groups[int(number)]}" if number else name)
         else:
             assert within is not None
             number, _, name = label.rpartition(" ")
-            out.append(f"{name} {within.groups[int(number)]}" if number else name)
+            out.append(f"{name} {groups[int(number)]}" if number else name)
     return out

@@ -22,6 +22,7 @@ from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.fitting.models import arrays_of
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
 from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
@@ -143,6 +144,7 @@ def _limits(hits: int, n: int, level: float) -> tuple[float, float]:
     return lower, upper
 
 
+@explained
 def power(
     model: FittedModel,
     tests: Any,

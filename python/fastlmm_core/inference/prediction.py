@@ -19,6 +19,7 @@ gradient in theta of the prediction itself: once for its spread, once for the bi
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtri, stdtrit
 
+from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
@@ -33,6 +35,7 @@ from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
 from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.inference.information import observed_hessian
+from fastlmm_core.inference.iterative_inverse import IterativeInverse, IterativeSource
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
     from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.formula import Design, NewDesign
+
+    Source = Objective | IterativeSource
 
 __all__ = [
     "DDF",
@@ -82,9 +87,12 @@ class Targets:
     prior: tuple[NDArray[np.float64], ...]
     residual: NDArray[np.float64]
 
-    def at(self, objective: Objective, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def at(self, objective: Source, theta: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Prediction variance (n,) at ``theta`` (user's), and the prediction itself up to a constant of the row."""
-        inverse = JointInverse(objective, theta)
+        if isinstance(objective, IterativeSource):
+            inverse: JointInverse = IterativeInverse(objective, theta)
+        else:
+            inverse = JointInverse(objective, theta)
         extra = self.residual.copy()
         for z, factor in zip(self.prior, factors_of([z.shape[1] for z in self.prior], theta), strict=True):
             extra += ((z @ factor) ** 2).sum(axis=1)
@@ -163,13 +171,15 @@ def _weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool
     return w
 
 
-def theta_covariance(objective: Objective, theta: NDArray[np.float64]) -> NDArray[np.float64]:
+def theta_covariance(objective: Source, theta: NDArray[np.float64]) -> NDArray[np.float64]:
     """Covariance 2 K^-1 (n_theta, n_theta) of conditioned theta; directions without curvature get none."""
+    if isinstance(objective, IterativeSource):
+        return objective.covariance()
     return 2.0 * positive_inverse(observed_hessian(objective, objective.to_conditioned(theta)))[0]
 
 
 def uncertain_theta(
-    target: Targets, objective: Objective, theta: NDArray[np.float64], variance: NDArray[np.float64]
+    target: Targets, objective: Source, theta: NDArray[np.float64], variance: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What not knowing theta does to predictions.
 
@@ -182,30 +192,31 @@ def uncertain_theta(
     """
     at = objective.to_conditioned(theta)
     index, groups, n = objective.cross.theta_index, objective.cross.groups, objective.cross.n
-    slopes, drift = np.empty((2, len(at), len(variance)))
-    for a in range(len(at)):
+    slopes, drift = np.zeros((2, len(at), len(variance)))
+    cov = theta_covariance(objective, theta)
+    for a in np.flatnonzero(cov.diagonal()):
         step = np.zeros(len(at))
         # the variance changes over theta itself, or where theta is small over a level's conditional deviation
         step[a] = STEP * max(np.sqrt(groups[index[a, 0]].n_levels / n), abs(at[a]))
         up = target.at(objective, objective.to_user(at + step))
         down = target.at(objective, objective.to_user(at - step))
         slopes[a], drift[a] = ((u - d) / (2.0 * step[a]) for u, d in zip(up, down, strict=True))
-    cov = theta_covariance(objective, theta)
     noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / objective.nu
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(noise > 0, 2.0 * variance**2 / noise, np.inf)
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
 
 
-def depends_on_unidentified(target: Targets, objective: Objective, core: CoreFit) -> NDArray[np.bool_]:
+def depends_on_unidentified(target: Targets, objective: Source, core: CoreFit) -> NDArray[np.bool_]:
     """Rows (n,) whose prediction, or its variance, is another where variances that the criterion does not see are.
 
     The criterion is the same along each of `Unidentified.moves`, and so is what the data determine.
     """
-    variance, prediction = target.at(objective, core.theta)
-    out = np.zeros(len(variance), dtype=bool)
+    out = np.zeros(len(target.rows), dtype=bool)
     if core.unidentified is None:
         return out
+    assert not isinstance(objective, IterativeSource)  # it refuses such models
+    variance, prediction = target.at(objective, core.theta)
     for theta in moved(objective, core):
         other, at = target.at(objective, theta)
         out |= np.abs(other - variance) > SAME * variance
@@ -238,6 +249,11 @@ def moved(objective: Objective, core: CoreFit) -> Iterator[NDArray[np.float64]]:
                 break
 
 
+def source_of(core: CoreFit) -> AbstractContextManager[Source]:
+    """Where variances of predictions come from, as a context."""
+    return nullcontext(IterativeSource(core)) if isinstance(core, IterativeFit) else core.workspace()
+
+
 @bounded
 def predict_interval(
     design: Design,
@@ -268,7 +284,7 @@ def predict_interval(
         return pd.DataFrame(rows.full(np.empty((0, 5))), index=rows.index, columns=columns)
     weights = _weights(design, weights, rows, newdata is None) if observation else None
     target = targets(design, core, rows, masks, observation=observation, weights=weights)
-    with core.workspace() as objective:
+    with source_of(core) as objective:
         variance, _ = target.at(objective, core.theta)
         blind = depends_on_unidentified(target, objective, core)
         if ddf == "satterthwaite" or not theta_known:

@@ -125,6 +125,8 @@ def quantile_of_level(level: float) -> float:
     """The normal quantile of a two-sided interval; ModelError unless 0 < level < 1."""
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level}")
+    if level < 1e-6:
+        raise ModelError(f"an interval of level {level} is a point: level must be 0.000001 or more")
     return float(ndtri(0.5 + 0.5 * level))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.threads import bounded
-from fastlmm_core.errors import DataError, MemoryLimitError
+from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 from fastlmm_core.inference.prediction import Targets, depends_on_unidentified
 
@@ -91,6 +91,8 @@ def _chosen(design: Design, levels: Levels | None) -> list[NDArray[np.int64]]:
     """Places of the chosen levels, one array a term."""
     if levels is None:
         return [np.arange(len(term.level_set)) for term in design.random]
+    if not design.random:
+        raise ModelError("the model has no random effects, and so no levels")
     if not isinstance(levels, Mapping):
         levels = {design.random[0].group: [levels] if isinstance(levels, str) else levels}
     unknown = [name for name in levels if name not in {t.group for t in design.random}]

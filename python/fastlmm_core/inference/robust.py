@@ -23,20 +23,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
-from fastlmm_core.core.glmm import GlmmFit
-from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
 from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.residuals import PatternFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
@@ -143,7 +143,7 @@ def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "
     kind = str(cov_type)
     if kind not in COV_TYPES:
         raise ModelError(f"cov_type {cov_type!r} does not exist: use one of {', '.join(map(repr, COV_TYPES))}")
-    if isinstance(result.core, GlmmFit):
+    if is_generalised(result.core):
         return _generalised(result.core, ddf, kind)
     ddf = "satterthwaite" if ddf is None else ddf
     if kind == "model":
@@ -158,6 +158,15 @@ def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "
         return robust
     value = np.inf if name == "normal" else float(result.core.n - result.core.rank)
     return FixedDf(name, robust.beta, robust.cov, robust.sigma, robust.notes, value)
+
+
+def is_generalised(core: CoreFit | GlmmFit) -> TypeGuard[GlmmFit]:
+    """Whether a fit is a generalised model's."""
+    if isinstance(core, CoreFit):
+        return False
+    from fastlmm_core.core.glmm_fit import GlmmFit
+
+    return isinstance(core, GlmmFit)
 
 
 def _generalised(core: GlmmFit, ddf: str | None, kind: str) -> Method:
@@ -184,6 +193,8 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
+    from fastlmm_core.core.residuals import PatternFit
+
     design, core = result.design, result.core
     if kind == "CR2" and isinstance(core, CoreFit):
         core.require_products()

@@ -86,6 +86,36 @@ def _logarithm(name: str, base: float) -> Transformation:
     return Transformation(name, h[0], h[1], h[2], h[3], floor=0.0, ratio="ratio")
 
 
+@dataclass(frozen=True)
+class _Root:
+    """A derivative of h(eta) = eta^exponent, as an object that pickles; NaN where eta has no such power."""
+
+    exponent: float
+    order: int = 0
+
+    def __call__(self, eta: Array) -> Array:
+        factor = math.prod(self.exponent - i for i in range(self.order))
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            return np.asarray(factor * np.power(eta, self.exponent - self.order))
+
+
+@dataclass(frozen=True)
+class _SquaredSine:
+    """A derivative of h(eta) = sin(eta)^2 = (1 - cos(2 eta)) / 2, as an object that pickles."""
+
+    order: int = 0
+
+    def __call__(self, eta: Array) -> Array:
+        wave = -0.5 * 2.0**self.order * np.cos(2.0 * np.asarray(eta) + 0.5 * np.pi * self.order)
+        return np.asarray(wave if self.order else wave + 0.5)
+
+
+def _power(name: str, exponent: float) -> Transformation:
+    """The response raised to a power."""
+    h = [_Root(1.0 / exponent, order) for order in range(4)]
+    return Transformation(name, h[0], h[1], h[2], h[3], floor=np.nan, ceiling=np.inf if exponent > 0 else 0.0)
+
+
 def _square(eta: Array) -> Array:
     return np.asarray(eta**2)
 
@@ -135,6 +165,8 @@ TRANSFORMATIONS = {
     "logit": Transformation(
         "logit", special.expit, _logistic_slope, _logistic_second, _logistic_third, 0.0, 1.0, "odds_ratio"
     ),
+    "inverse": _power("inverse", -1.0),
+    "arcsine": Transformation("arcsine", _SquaredSine(), _SquaredSine(1), _SquaredSine(2), _SquaredSine(3)),
 }
 
 
@@ -158,7 +190,9 @@ def of_link(link: Link) -> Transformation:
 
 
 def of_response(response: str) -> Transformation:
-    """The transformation that a formula's left side applies: `log(y)`, `sqrt(y)`, `log(y + 1)`, or none.
+    """The transformation that a formula's left side applies: `log(y)`, `log(y + 1)`, `log(y / (1 - y))`, or none.
+
+    Powers are `y**k`, `1 / y` and their like inside `I()`, the arcsine is `arcsin(sqrt(y))`.
 
     Raises
     ------
@@ -178,6 +212,8 @@ def of_response(response: str) -> Transformation:
         inner = node.args[0]
         if known is not None and isinstance(inner, (ast.Name, ast.Attribute)):
             return known
+        if (other := _composed(function, inner)) is not None:
+            return other
         if known is not None and (shift := _constant_added(inner)) is not None:
             return Transformation(
                 f"{function} of a shifted response",
@@ -190,10 +226,35 @@ def of_response(response: str) -> Transformation:
                 known.ratio,
                 shift,
             )
+    if (other := _composed("I", node)) is not None:
+        return other
     raise ModelError(
         f"the response {text} is not one of the transformations known ({', '.join(TRANSFORMATIONS)}): pass a pair "
         "(inverse, its derivative) to transform()"
     )
+
+
+def _composed(function: str, inner: Any) -> Transformation | None:
+    """The transformation of `log(y / (1 - y))`, `arcsin(sqrt(y))`, and in `I()` of `1 / y` and `y**k`."""
+    if inner is None:
+        return None
+    text = ast.unparse(inner)
+    y = next((n.id for n in ast.walk(inner) if isinstance(n, ast.Name) and n.id not in ("np", "numpy")), "")
+    if function == "log" and text == f"{y} / (1 - {y})":
+        return TRANSFORMATIONS["logit"]
+    if function in ("arcsin", "asin") and text in (f"sqrt({y})", f"np.sqrt({y})", f"numpy.sqrt({y})"):
+        return TRANSFORMATIONS["arcsine"]
+    if function != "I" or not isinstance(inner, ast.BinOp):
+        return None
+    if text == f"1 / {y}":
+        return TRANSFORMATIONS["inverse"]
+    if isinstance(inner.op, ast.Pow) and isinstance(inner.left, ast.Name):
+        try:
+            exponent = float(ast.literal_eval(inner.right))
+        except (ValueError, TypeError):
+            return None
+        return _power(f"power {exponent:g}", exponent) if exponent else None
+    return None
 
 
 def _constant_added(node: Any) -> float | None:

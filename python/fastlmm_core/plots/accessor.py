@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Plots"]
 
 
+@answering
 class Plots:
     """The pictures of one fit.
 

@@ -14,6 +14,7 @@ from fastlmm_core.core import Model
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import FitOptions
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula import build_design, parse_formula
 from fastlmm_core.formula.evaluate import caller_names, names_in
 from fastlmm_core.inference.expand import as_pandas, expand
@@ -45,6 +46,7 @@ class HypotheticalModel(LmerResult):
         return f"<HypotheticalModel: {self.formula}; parameters as given; {self.nobs} rows; {groups}>"
 
 
+@explained
 def hypothetical(
     formula: str,
     data: Any,
@@ -230,6 +232,7 @@ def _relative(covariance: Array, sigma: float, group: str) -> Array:
     return np.concatenate([factor[j:, j] for j in range(l)])
 
 
+@explained
 def power_curve(
     model: LmerResult,
     tests: Any,

@@ -15,14 +15,11 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions, checked_start
-from fastlmm_core.fitting.relationships import relationships
 from fastlmm_core.fitting.spelling import FIT_ARGUMENTS, Fitter, answered
 from fastlmm_core.formula import build_design
 from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.formula.sources import is_stream
 from fastlmm_core.results.result import LmerResult
-from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams
-from fastlmm_core.results.structured import fit_structured
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,6 +30,13 @@ if TYPE_CHECKING:
 __all__ = ["lmer"]
 
 P = ParamSpec("P")
+
+
+def relationships(precision: Mapping[str, Any] | None, relmat: Mapping[str, Any] | None) -> Any:
+    """Known covariances between levels, of modules that other fits do without."""
+    from fastlmm_core.fitting.relationships import relationships as known
+
+    return known(precision, relmat)
 
 
 def _fits(function: Callable[P, LmerResult]) -> Fitter[P, LmerResult]:
@@ -160,6 +164,8 @@ def lmer(
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     if not isinstance(data, pd.DataFrame) and isinstance(formula, str) and is_stream(data):
+        from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams
+
         refuse_with_streams(residual=residual, dispersion=dispersion, precision=precision, relmat=relmat)
         rows = {"weights": weights, "offset": offset, "subset": subset, "na_action": na_action}
         return lmer_streamed(formula, data, options, start, objective_only, contrasts=contrasts, env=env, **rows)
@@ -175,9 +181,11 @@ def lmer(
         check_levels=checked_control(control).check_levels,
         residual=residual,
         dispersion=dispersion,
-        relationships=relationships(precision, relmat),
+        relationships=None if precision is None and relmat is None else relationships(precision, relmat),
     )
     if is_structured(design):
+        from fastlmm_core.results.structured import fit_structured
+
         structured = fit_structured(design, formula, options, start, objective_only=objective_only)
         structured.keep_data(data)
         return structured

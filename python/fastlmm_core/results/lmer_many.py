@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.many_responses import ManyResponses, fit_responses
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, FastLMMError
 from fastlmm_core.fitting.fit import core_terms
+from fastlmm_core.fitting.spelling import answering, explained
 from fastlmm_core.formula import build_design
 from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.inference.expand import as_pandas
@@ -28,6 +30,7 @@ __all__ = ["LmerMany", "lmer_many"]
 Array = NDArray[np.float64]
 
 
+@answering
 @dataclass(frozen=True, eq=False, repr=False)
 class LmerMany:
     """Fits of one formula to many responses.
@@ -76,18 +79,23 @@ class LmerMany:
             A row a response: estimate, std_error, df, t, p, p_adjusted (Benjamini and Hochberg 1995), n, is_singular,
             message.
         """
-        k = contrast if isinstance(contrast, int) else self._place(contrast)
+        k = self._place(contrast)
         f = self.fits
         return moderated_table(
             f.estimate[:, k], f.std_error[:, k], f.df[:, k], f.n, f.is_singular, f.message, list(self.names), moderated
         )
 
-    def _place(self, name: str) -> int:
-        if name not in self.contrasts:
-            raise DataError(f"there is no contrast {name!r}: there are {', '.join(self.contrasts[:20])}")
-        return self.contrasts.index(name)
+    def _place(self, contrast: str | int) -> int:
+        if isinstance(contrast, str) and contrast in self.contrasts:
+            return self.contrasts.index(contrast)
+        if isinstance(contrast, Integral) and not isinstance(contrast, bool):
+            k = int(contrast)
+            if -len(self.contrasts) <= k < len(self.contrasts):
+                return k
+        raise DataError(f"there is no contrast {contrast!r}: there are {', '.join(self.contrasts[:20])}")
 
 
+@explained
 def lmer_many(
     formula: str,
     data: Any,
@@ -169,6 +177,19 @@ def lmer_many(
 
 
 def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+    try:
+        Y, names = _numbers(given, frame)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FastLMMError):
+            raise
+        raise DataError(f"the responses are not numeric: {error}") from None
+    if Y.shape[1] != len(frame):
+        raise DataError(f"the responses have {Y.shape[1]} values each, but the data have {len(frame)} rows")
+    return Y, names
+
+
+def _numbers(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+    """Responses (k, n) and their names."""
     if isinstance(given, pd.DataFrame):
         Y, names = given.to_numpy(dtype=np.float64).T, [str(c) for c in given]
     elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
@@ -181,8 +202,6 @@ def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
         if Y.ndim != 2:
             raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
         names = [str(i) for i in range(len(Y))]
-    if Y.shape[1] != len(frame):
-        raise DataError(f"the responses have {Y.shape[1]} values each, but the data have {len(frame)} rows")
     return Y, names
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.text import html_table, latex_table, markdown_table, text_table
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class ModelTable:
         return latex_table(self._header, self.rows, rules=self.sections)
 
 
+@explained
 def model_table(
     *fits: LmerResult,
     names: Sequence[str] | None = None,

@@ -21,6 +21,7 @@ from fastlmm_core.fitting.fit import fit_design
 from fastlmm_core.fitting.fitted import FittedModel
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.ddf import method_name
@@ -236,6 +237,7 @@ def _write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
+@explained
 def load(path: str | PathLike[str]) -> LmerResult:
     """A fit from a file that `LmerResult.save` wrote.
 

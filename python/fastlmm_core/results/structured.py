@@ -15,10 +15,10 @@ from fastlmm_core.core.structured import StructuredFit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
-from fastlmm_core.fitting.models import structure_labels
 from fastlmm_core.fitting.relationships import relationship_values, sparse_coefficients
 from fastlmm_core.fitting.residual import describe, parameter_labels
 from fastlmm_core.fitting.spelling import answering
+from fastlmm_core.fitting.structured_models import structure_labels
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.formula.residual import ParsedResidual
 from fastlmm_core.results.result import LmerResult

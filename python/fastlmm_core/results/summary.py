@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.iterative import IterativeFit
-from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.fitting.coefficients import dropped_columns
-from fastlmm_core.fitting.streaming import StreamedDesign
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.fitting.text import (
     abbreviate,
     format_pvalue,
@@ -45,6 +43,7 @@ _METHODS = {
 }
 
 
+@answering
 @dataclass(frozen=True, eq=False)
 class Summary:
     """The parts of a summary; `str()` gives lme4's page and notebooks show it as tables.
@@ -243,7 +242,9 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
 
 def _residual_quantiles(result: LmerResult) -> pd.Series | None:
     """Quantiles of √w (y − ŷ)/σ̂; None where the rows are gone."""
-    if isinstance(result.design, StreamedDesign):
+    from fastlmm_core.core.residuals import CrossedFit, PatternFit
+
+    if result.design.streamed:
         return None
     if isinstance(result.core, PatternFit | CrossedFit):  # a standard deviation for each row
         scaled = result.core.standardized(result.design.y - result.core.fitted, whole=False)
@@ -265,6 +266,8 @@ def correlations(cov: np.ndarray, names: tuple[str, ...], estimated: np.ndarray)
 
 def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
     """Sentences on dropped columns, a fit on the boundary, one that did not converge."""
+    from fastlmm_core.core.iterative import IterativeFit
+
     notes = []
     dropped = dropped_columns(result.design, result.core)
     if dropped:

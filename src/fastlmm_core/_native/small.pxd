@@ -9,6 +9,12 @@ cdef enum:
     FEW = 8  # columns up to which loops beat BLAS whatever the number of rows
 
 
+cdef inline double[::1] part(double[::1] room, Py_ssize_t *used, Py_ssize_t n):
+    """The next n numbers of an array that several share: one allocation takes longer than a small fit's flops."""
+    used[0] += n
+    return room[used[0] - n:used[0]]
+
+
 cdef inline int chol(double *a, Py_ssize_t l) noexcept nogil:
     """Lower Cholesky factor of the lower triangle of ``a`` in place; 1 when it is not positive definite."""
     cdef Py_ssize_t i, j, k

@@ -8,25 +8,27 @@ from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
 Q, LEVELS, N = 7, (5, 4), 90
 
 
-def build(l, factors, weighted, covariates, threads=1, seed=0):
-    """A row form, and Z_1, Z_t and w as dense arrays."""
+def build(l, factors, weighted, widths=None, threads=1, seed=0):
+    """A row form, and Z_1, Z_t and w as dense arrays; ``widths`` of the tail factors, None for ones."""
     rng = np.random.default_rng(seed)
     lead = np.sort(rng.integers(0, Q - 1, N))  # the last level has no rows
     ptr = np.searchsorted(lead, np.arange(Q + 1)).astype(np.int64)
-    starts = np.concatenate([[0], np.cumsum(LEVELS[:factors])])
-    m = int(starts[-1])
-    codes = np.column_stack([s + rng.integers(0, q, N) for s, q in zip(starts, LEVELS[:factors], strict=False)])
+    columns = np.ones(factors, np.int64) if widths is None else np.array(widths[:factors], np.int64)
+    levels = np.array(LEVELS[:factors], np.int64)
+    starts = np.concatenate([[0], np.cumsum(levels * columns)])
+    codes = np.column_stack([s + k * rng.integers(0, q, N) for s, k, q in zip(starts, columns, levels, strict=False)])
     z = None if l == 0 else rng.normal(size=(N, l))
-    t = rng.normal(size=codes.shape) if covariates else None
+    t = rng.normal(size=(N, columns.sum())) if widths is not None else None
     w = rng.uniform(0.3, 2.0, N) if weighted else None
-    rows = RowForm(ptr, np.ascontiguousarray(codes, np.int32), m, z, t, w, threads)
-    columns = np.ones((N, 1)) if z is None else z
-    z1 = np.zeros((N, Q, columns.shape[1]))
-    z1[np.arange(N), lead] = columns
-    zt = np.zeros((N, m))
+    rows = RowForm(ptr, np.ascontiguousarray(codes, np.int32), levels, columns, z, t, w, threads)
+    z1, zt = np.zeros((N, Q, max(l, 1))), np.zeros((N, starts[-1]))
+    z1[np.arange(N), lead] = 1.0 if z is None else z
+    at = 0
     for f in range(factors):
-        zt[np.arange(N), codes[:, f]] = 1.0 if t is None else t[:, f]
-    return rows, z1.reshape(N, -1), zt, np.ones(N) if w is None else w
+        for c in range(columns[f]):
+            zt[np.arange(N), codes[:, f] + c] = 1.0 if t is None else t[:, at]
+            at += 1
+    return rows, z1.reshape(N, -1), zt, np.ones(N) if w is None else w, levels, columns
 
 
 def block_diagonal(K):
@@ -40,9 +42,9 @@ def block_diagonal(K):
 @pytest.mark.parametrize("l", [0, 1, 3])
 @pytest.mark.parametrize("factors", [1, 2])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("covariates", [False, True])
-def test_products_are_those_of_dense_matrices(l, factors, weighted, covariates):
-    rows, z1, zt, w = build(l, factors, weighted, covariates)
+@pytest.mark.parametrize("widths", [None, (1, 1), (2, 1), (3, 2)])
+def test_products_are_those_of_dense_matrices(l, factors, weighted, widths):
+    rows, z1, zt, w, levels, columns = build(l, factors, weighted, widths)
     rng = np.random.default_rng(1)
     K = rng.normal(size=(Q, rows.l, rows.l))
     K = np.ascontiguousarray(K + K.transpose(0, 2, 1))
@@ -54,10 +56,20 @@ def test_products_are_those_of_dense_matrices(l, factors, weighted, covariates):
     np.testing.assert_allclose(rows.product(K, x), C @ x, **close)
     np.testing.assert_allclose(rows.lead_sums(x).reshape(-1, WIDTH), B @ x, **close)
     np.testing.assert_allclose(rows.tail_sums(u), B.T @ u.reshape(-1, WIDTH), **close)
-    removed, outer = rows.diagonals(K, R)
-    np.testing.assert_allclose(removed, np.diag(B.T @ block_diagonal(K) @ B), **close)
+    BKB = B.T @ block_diagonal(K) @ B
     RB = np.einsum("qab,qbm->qam", R, B.reshape(Q, rows.l, rows.m))
-    np.testing.assert_allclose(outer, np.einsum("qam,qbm->mab", RB, RB), **close)
+    outer = np.einsum("qam,qbn->mnab", RB, RB)
+    start = 0
+    for removed, spread, q, k in zip(*rows.diagonals(K, R), levels, columns, strict=True):
+        for j in range(q):
+            own = slice(start + j * k, start + (j + 1) * k)
+            np.testing.assert_allclose(removed[j], BKB[own, own], **close)
+            np.testing.assert_allclose(spread[j], outer[own, own], **close)
+        start += q * k
+    labels = rng.integers(-1, 4, rows.m).astype(np.int32)
+    P = np.zeros((rows.m, 4))
+    P[labels >= 0, labels[labels >= 0]] = 1.0
+    np.testing.assert_allclose(rows.aggregated(K, labels, 4), P.T @ C @ P, rtol=1e-11, atol=1e-11 * np.abs(C).max())
 
 
 def test_the_bits_do_not_depend_on_the_threads():
@@ -65,7 +77,7 @@ def test_the_bits_do_not_depend_on_the_threads():
     x = None
     found = []
     for threads in (1, 2, 4):
-        rows = build(2, 2, True, True, threads)[0]
+        rows = build(2, 2, True, (2, 1), threads)[0]
         if x is None:
             x, u, K = rng.normal(size=(rows.m, WIDTH)), rng.normal(size=(Q, 2, WIDTH)), rng.normal(size=(Q, 2, 2))
         found.append([rows.product(K, x), rows.lead_sums(x), rows.tail_sums(u)])
@@ -75,21 +87,27 @@ def test_the_bits_do_not_depend_on_the_threads():
 
 
 def test_what_does_not_match_is_refused():
-    ptr, codes = np.array([0, 2], np.int64), np.array([[0], [1]], np.int32)
-    rows = RowForm(ptr, codes, 2, None, None, None, 1)
+    ptr, codes, two, one = np.array([0, 2], np.int64), np.array([[0], [1]], np.int32), np.array([2]), np.array([1])
+    rows = RowForm(ptr, codes, two, one, None, None, None, 1)
     with pytest.raises(ValueError, match="shape"):
         rows.product(np.ones((1, 1, 1)), np.ones((3, WIDTH)))
     with pytest.raises(ValueError, match="shape"):
         rows.lead_sums(np.ones((2, WIDTH - 1)))
+    with pytest.raises(ValueError, match="labels beyond 1"):
+        rows.aggregated(np.ones((1, 1, 1)), np.array([0, 2], np.int32), 2)
     with pytest.raises(ValueError, match="codes lie outside 0 to 0"):
-        RowForm(ptr, codes, 1, None, None, None, 1)
+        RowForm(ptr, codes, one, one, None, None, None, 1)
     with pytest.raises(ValueError, match="ptr"):
-        RowForm(np.array([0, 1], np.int64), codes, 2, None, None, None, 1)
+        RowForm(np.array([0, 1], np.int64), codes, two, one, None, None, None, 1)
     with pytest.raises(ValueError, match=f"{MAX_LEADING + 1} columns"):
-        RowForm(ptr, codes, 2, np.ones((2, MAX_LEADING + 1)), None, None, 1)
+        RowForm(ptr, codes, two, one, np.ones((2, MAX_LEADING + 1)), None, None, 1)
     with pytest.raises(ValueError, match="rows do not match"):
-        RowForm(ptr, codes, 2, None, None, np.ones(3), 1)
+        RowForm(ptr, codes, two, one, None, None, np.ones(3), 1)
     with pytest.raises(ValueError, match="covariates"):
-        RowForm(ptr, codes, 2, None, np.ones((2, 2)), None, 1)
+        RowForm(ptr, codes, two, one, None, np.ones((2, 2)), None, 1)
+    with pytest.raises(ValueError, match="covariates"):
+        RowForm(ptr, np.zeros((2, 1), np.int32), two, two, None, None, None, 1)
+    with pytest.raises(ValueError, match="factors"):
+        RowForm(ptr, codes, np.array([2, 2]), one, None, None, None, 1)
     with pytest.raises(ValueError, match="needs rows"):
-        RowForm(np.zeros(2, np.int64), np.zeros((0, 1), np.int32), 2, None, None, None, 1)
+        RowForm(np.zeros(2, np.int64), np.zeros((0, 1), np.int32), two, one, None, None, None, 1)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
+from fastlmm_core._native.rows.columns import gram_factor, small_inverse, triangle_inverse
 
 LIMITS = 1e-6, 1e-290, 1e290
 
@@ -43,3 +43,17 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="2 x 3"):
         triangle_inverse(np.ones((2, 3)))
     assert triangle_inverse(np.empty((0, 0))).shape == (0, 0)
+
+
+@pytest.mark.parametrize("w", [0, 1, 3, 8])
+def test_small_inverse(w):
+    root = np.random.default_rng(w).normal(size=(w + 2, w))
+    matrix = root.T @ root
+    np.testing.assert_allclose(small_inverse(matrix), np.linalg.inv(matrix) if w else matrix, rtol=1e-8)
+
+
+def test_small_inverse_refuses_what_has_none():
+    with pytest.raises(ValueError, match="at most 8"):
+        small_inverse(np.eye(9))
+    with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+        small_inverse(np.zeros((2, 2)))

@@ -8,6 +8,7 @@ import pytest
 from fastlmm_core.core import Control, Model, Term, fit, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative.derivatives import derivatives
+from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Search
 from fastlmm_core.core.iterative.problem import crossed_problem
@@ -20,7 +21,9 @@ CASES = {
     "intercepts": {},
     "three factors": {"levels": (90, 70)},
     "slope of the leading factor": {"slope": True},
-    "slopes everywhere, weights": {"slope": True, "levels": (80, 20), "tail_slope": True, "weighted": True},
+    "slopes everywhere, weights": {"slope": True, "levels": (80, 20), "tail_slope": "diag", "weighted": True},
+    "correlated slopes everywhere": {"slope": True, "levels": (80, 90), "tail_slope": "us"},
+    "correlated slopes in the tail, weights": {"tail_slope": "us", "weighted": True},
     "no variance in a tail factor": {"levels": (80, 30), "sd": (1.0, 0.0, 0.5)},
     "no variance in the leading factor": {"sd": (0.0, 1.0)},
     "nested and crossed": {"levels": (80, 20), "nested": True},
@@ -47,7 +50,7 @@ def draw(levels=(80,), sd=(1.0, 0.7, 0.5), slope=False, tail_slope=False, weight
         wide = slope if f == 0 else tail_slope
         if wide:
             y = y + 0.4 * rng.normal(size=count)[code] * x
-        terms.append(Term(code, both if wide else None, "diag" if f and wide else "us", n_levels=count))
+        terms.append(Term(code, both if wide else None, tail_slope if f and wide else "us", n_levels=count))
     w = rng.uniform(0.5, 2.0, n) if weighted else None
     return y + rng.normal(size=n) / (1.0 if w is None else np.sqrt(w)), both, tuple(terms), w
 
@@ -64,7 +67,7 @@ def parts(name, theta=None, reml=True):
 def dense_reduced(problem, system):
     """S as a matrix, column by column of unit vectors."""
     eye = np.eye(problem.rows.m)
-    return np.eye(problem.rows.m) + system.lam[:, None] * system.product(eye) * system.lam
+    return eye + system.lam_t(system.product(system.lam(eye)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -72,7 +75,15 @@ def test_system_projection_and_curvature_are_exact(name):
     design, problem, system, _ = parts(name)
     S = dense_reduced(problem, system)
     np.testing.assert_allclose(S, S.T, atol=1e-10)
-    np.testing.assert_allclose(system.diagonal, np.diag(S), rtol=1e-11)
+    for group, blocks in zip(problem.groups, system.inverse, strict=True):
+        own = S[group.columns, group.columns].reshape(group.q, group.l, group.q, group.l)
+        each = np.einsum("qaqb->qab", own)
+        np.testing.assert_allclose(np.linalg.inv(blocks), each, rtol=1e-9, atol=1e-9)
+    b = np.random.default_rng(1).normal(size=(problem.rows.m, 2))
+    split = np.column_stack([system.split(c[:, None]) for c in np.eye(problem.rows.m)]).T  # G^-1, by columns
+    np.testing.assert_allclose(system.split_t(b), split @ b, atol=1e-11)
+    np.testing.assert_allclose(system.jacobi(b), split @ system.split(b), atol=1e-11)
+    np.testing.assert_allclose(system.split_t(system.joined(b)), b, atol=1e-11)
     assert np.linalg.eigvalsh(S).min() >= 1.0 - 1e-9
     b = np.random.default_rng(0).normal(size=(problem.rows.m, 3))
     np.testing.assert_allclose(system.solve_columns(b, 1e-12), np.linalg.solve(S, b), rtol=1e-8, atol=1e-9)
@@ -100,10 +111,37 @@ def test_system_projection_and_curvature_are_exact(name):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["intercepts", "correlated slopes everywhere", "nested and crossed"])
+def test_forms_of_effects_are_those_of_the_whole_inverse(name):
+    design, _, system, _ = parts(name)
+    rng = np.random.default_rng(3)
+    codes, columns, sizes = design.codes, design.columns, [g.size for g in design.groups]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    whole = np.zeros((design.n, starts[-1]))
+    L = np.zeros((starts[-1], starts[-1]))
+    factors = [system.L, *system.tail_L]
+    for g, group in enumerate(design.groups):
+        z = np.ones((design.n, 1)) if columns[g] is None else columns[g]
+        at = starts[g] + codes[g][:, None] * group.n_columns + np.arange(group.n_columns)
+        whole[np.arange(design.n)[:, None], at] = z
+        L[starts[g] : starts[g + 1], starts[g] : starts[g + 1]] = np.kron(np.eye(group.n_levels), factors[g])
+    H = L @ np.linalg.solve(L.T @ whole.T @ whole @ L + np.eye(len(L)), L.T)
+    levels = [rng.integers(-1, g.n_levels, 11) for g in design.groups]
+    z = [rng.normal(size=(11, g.n_columns)) for g in design.groups]
+    rows = np.zeros((11, len(L)))
+    for g, group in enumerate(design.groups):
+        met = np.flatnonzero(levels[g] >= 0)
+        at = starts[g] + levels[g][met, None] * group.n_columns + np.arange(group.n_columns)
+        rows[met[:, None], at] = z[g][met]
+    np.testing.assert_allclose(random_forms(system, levels, z), np.einsum("ij,jk,ik->i", rows, H, rows), rtol=1e-8)
+
+
 def stopped(system):
     """A search that ended where it began."""
     k = len(system.theta)
-    return iterative.newton.Found(system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, True, np.eye(k), ())
+    return iterative.newton.Found(
+        system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, 0, True, np.zeros(k), np.eye(k), ()
+    )
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -221,8 +259,6 @@ def test_what_it_cannot_do_is_refused():
     y, X, terms, _ = data("intercepts")
     with pytest.raises(ModelError, match="two or more grouping factors"):
         iterative.fit(y, X, [terms[0]])
-    with pytest.raises(ModelError, match=r"correlated random effects on the factor with the most.*\(x \|\| g\)"):
-        iterative.fit(y, X, [terms[0], Term(terms[1].codes, X, n_levels=80)])
     z = np.random.default_rng(0).normal(size=(len(y), 17))
     with pytest.raises(ModelError, match="at most 16 random effects a level, not 17"):
         iterative.fit(y, X, [Term(terms[0].codes, z, "diag"), terms[1]])
@@ -264,8 +300,18 @@ def test_a_search_that_does_not_end_is_said(monkeypatch):
 def test_a_solve_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(iterative.system, "MAX_ITERATIONS", 2)
     matrix = np.diag(np.arange(1.0, 9.0)) + 0.3
+
+    def apply(x, out):
+        return np.matmul(matrix, x, out=out)
+
+    def nothing(r, out):
+        np.copyto(out, r)
+        return out
+
     with pytest.raises(NumericalError, match="loosely connected"):
-        block_pcg(lambda x: matrix @ x, np.ones(8), np.eye(8), None, 1e-10)
+        block_pcg(apply, nothing, np.eye(8), None, 1e-10)
+    _, iterations, done = block_pcg(apply, nothing, np.eye(8), None, 1e-10, limit=1)
+    assert (iterations, done) == (1, False)
 
 
 def test_a_far_start_ends_at_the_same_place():

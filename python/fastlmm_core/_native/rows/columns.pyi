@@ -1,6 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+FEW: int
+
 def gram_factor(
     columns: NDArray[np.float64],
     root: NDArray[np.float64] | None,
@@ -8,4 +10,5 @@ def gram_factor(
     smallest: float,
     largest: float,
 ) -> NDArray[np.float64] | None: ...
+def small_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]: ...
 def triangle_inverse(r: NDArray[np.float64]) -> NDArray[np.float64]: ...

@@ -3,11 +3,31 @@
     crossed_problem -> System (one theta: products and solves) -> Probes.traces -> derivatives -> Search -> estimates
 
 Nothing of the size of the tail squared is formed: products come from the rows, solves from conjugate gradients, the two
-traces of the gradient from random probes whose error is estimated and reported.
+traces of the gradient from random probes whose error is estimated and reported. Nothing is imported until it is used.
 """
 
-from fastlmm_core.core.iterative.choice import factored, may_iterate
-from fastlmm_core.core.iterative.estimates import fit, iterate
-from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.iterative.choice import factored, may_iterate
+    from fastlmm_core.core.iterative.estimates import fit, iterate
+    from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 
 __all__ = ["IterativeFit", "MonteCarlo", "factored", "fit", "iterate", "may_iterate"]
+
+_LAZY = {
+    **dict.fromkeys(("factored", "may_iterate"), "choice"),
+    **dict.fromkeys(("fit", "iterate"), "estimates"),
+    **dict.fromkeys(("IterativeFit", "MonteCarlo"), "iterative_fit"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value  # the next look-up finds it without coming here
+    return value

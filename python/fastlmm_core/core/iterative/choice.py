@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING
 from fastlmm_core._native.iterative.sorting import reach
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, RowsAtHand
 from fastlmm_core.core.engines import dense_cost
+from fastlmm_core.core.products import DesignSums, RowsAtHand
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import Responses
     from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.products import Responses
     from fastlmm_core.core.workspaces import Workspaces
 
 __all__ = ["factored", "may_iterate"]
@@ -73,13 +73,10 @@ def may_iterate(design: DesignSums, control: Control) -> bool:
 
 def suits(design: DesignSums) -> bool:
     """Whether `iterate` takes the model."""
-    index = design.theta_map.index
-    correlated = ((index[:, 0] > 0) & (index[:, 1] != index[:, 2])).any()
     return bool(
         len(design.groups) > 1
         and design.has_rows
-        and design.groups[0].n_columns <= MAX_LEADING
-        and not correlated
+        and max(g.n_columns for g in design.groups) <= MAX_LEADING
         and design.unidentified is None
     )
 

@@ -3,7 +3,7 @@
     Var(u | y) / sigma^2 = Lambda S^-1 Lambda'                         in the tail,
                            K_i + (K_i B_i Lambda) S^-1 (K_i B_i Lambda)'   of level i of the leading factor
 
-The diagonal of S^-1 is E z o (x - x_1) + 1/D with z of independent signs, x = S^-1 z and the control x_1 of
+A level's block of S^-1 is E z_j (x - x_1)_j' + D_j^-1 with z of independent signs, x = S^-1 z and the control x_1 of
 `traces`, whose mean is known; the leading factor's part, E (K_i B_i Lambda z)(K_i B_i Lambda x)', is a small one beside
 K_i (Bekas, Kokiopoulou and Saad 2007 for the diagonal).
 """
@@ -40,7 +40,7 @@ def conditional_blocks(
     system : System
     groups : sequence of Group
     transforms : sequence of (l, l)
-        From conditioned effects to the user's, one a group; diagonal in the tail.
+        From conditioned effects to the user's, one a group.
     seed : int
 
     Returns
@@ -49,44 +49,27 @@ def conditional_blocks(
     errors : list of (q, l)
         Monte Carlo standard errors of their diagonals.
     """
-    m = system.problem.rows.m
-    inverse, lam = (1.0 / system.diagonal)[:, None], system.lam[:, None]
-    widths = [g.n_columns for g in groups[1:]]
-    ends = np.cumsum([g.size for g in groups[1:]])
-    tail = [np.zeros((g.n_levels, l, l)) for g, l in zip(groups[1:], widths, strict=True)]
-    tail_squares = [np.zeros((g.n_levels, l)) for g, l in zip(groups[1:], widths, strict=True)]
-    own_lead = transforms[0] @ system.K
-    lead = np.zeros_like(system.K)
-    lead_squares = np.zeros(lead.shape[:2])
-    for block in range(BLOCKS):
-        z = rademacher(seed, 2, block, m)
-        first = 2.0 * z * inverse - system.apply(np.ascontiguousarray(z * inverse)) * inverse
-        x = system.solve(z, first, TOLERANCE)
-        own = z * (x - first)
-        for f, (end, l) in enumerate(zip(ends, widths, strict=True)):
-            part = slice(end - groups[f + 1].size, end)
-            zs, xs, diagonal = (v[part].reshape(l, -1, WIDTH) for v in (z, x, own))
-            tail[f] += np.einsum("aqk,bqk->qab", zs, xs) * (1.0 - np.eye(l))
-            tail[f][:, np.arange(l), np.arange(l)] += diagonal.sum(axis=2).T
-            tail_squares[f] += (diagonal**2).sum(axis=2).T
-        left, right = (own_lead @ system.lead_sums(lam * v) for v in (z, x))
-        both = np.einsum("qak,qbk->qab", left, right)
-        lead += (both + both.transpose(0, 2, 1)) / 2
-        lead_squares += ((left * right) ** 2).sum(axis=2)
+    problem = system.problem
     s = BLOCKS * WIDTH
-
-    def error(squares: Array, sums: Array) -> Array:
-        return np.sqrt(np.maximum(squares / s - (sums / s) ** 2, 0.0) / (s - 1))
-
-    blocks = [own_lead @ transforms[0].T + lead / s]
-    errors = [error(lead_squares, np.diagonal(lead, axis1=1, axis2=2))]
-    for f, (end, l) in enumerate(zip(ends, widths, strict=True)):
-        part = slice(end - groups[f + 1].size, end)
-        own_lam = system.lam[part].reshape(l, -1).T * np.diag(transforms[f + 1])
-        spread = error(tail_squares[f], np.diagonal(tail[f], axis1=1, axis2=2))
-        mean = tail[f] / s
-        mean = (mean + mean.transpose(0, 2, 1)) / 2
-        mean[:, np.arange(l), np.arange(l)] += (1.0 / system.diagonal[part]).reshape(l, -1).T
-        blocks.append(own_lam[:, :, None] * mean * own_lam[:, None, :])
-        errors.append(own_lam**2 * spread)
+    own = [transforms[0] @ system.K, *(t @ factor for t, factor in zip(transforms[1:], system.tail_L, strict=True))]
+    sums = [np.zeros((g.n_levels, g.n_columns, g.n_columns)) for g in groups]
+    squares = [np.zeros((g.n_levels, g.n_columns)) for g in groups]
+    for block in range(BLOCKS):
+        z = rademacher(seed, 2, block, problem.rows.m)
+        near = system.jacobi(z)
+        first = 2.0 * near - system.jacobi(system.apply(near))
+        x = system.solve(z, first, TOLERANCE)
+        pairs = [(own[0] @ system.lead_sums(system.lam(z)), own[0] @ system.lead_sums(system.lam(x)))]
+        for group, matrix in zip(problem.groups, own[1:], strict=True):
+            pairs.append((matrix @ group.of_level(z), matrix @ group.of_level(x - first)))
+        for (left, right), total, squared in zip(pairs, sums, squares, strict=True):
+            both = np.einsum("qak,qbk->qab", left, right)
+            total += (both + both.transpose(0, 2, 1)) / 2
+            squared += ((left * right) ** 2).sum(axis=2)
+    exact = [own[0] @ transforms[0].T, *(m @ d @ m.T for m, d in zip(own[1:], system.inverse, strict=True))]
+    blocks, errors = [], []
+    for known, total, squared in zip(exact, sums, squares, strict=True):
+        mean = np.diagonal(total, axis1=1, axis2=2) / s
+        blocks.append(known + total / s)
+        errors.append(np.sqrt(np.maximum(squared / s - mean**2, 0.0) / (s - 1)))
     return blocks, errors

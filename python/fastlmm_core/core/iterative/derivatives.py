@@ -34,7 +34,7 @@ class Derivatives:
     Attributes
     ----------
     gradients : (s, n_theta)
-        Unbiased, one a probe; NaN where a tail term's lambda is zero.
+        Unbiased, one a probe; NaN where a tail factor's column has a lambda of zero.
     hessian : (n_theta, n_theta)
         Average information and the curvature of Sigma = LL'.
     """
@@ -56,27 +56,29 @@ class Derivatives:
 
 def derivatives(system: System, at: Projection, traces: Traces, nu: float, reml: bool) -> Derivatives:
     """Gradients and curvature at the system's theta."""
-    problem, theta, scale = system.problem, system.theta, nu / at.r2
+    problem, scale = system.problem, nu / at.r2
     gradients = np.empty((len(traces.lead), problem.n_theta))
     lead = np.einsum("qab,qbc->ac", system.R, problem.blocks) - traces.lead
     lead = lead - scale * np.einsum("qa,qb->ab", at.lead_y, at.lead_y)
     if reml:
         lead = lead - np.einsum("qac,cd,qbd->ab", at.lead_x, at.inverse, at.lead_x)
-    slope = 2.0 * (lead @ system.L)
-    for a, i, j in problem.lead:
-        gradients[:, a] = slope[:, i, j]
     hessian = average_information(system, at, nu)
-    for a, i, j in problem.lead:
-        for b, other, column in problem.lead:
-            if j == column:
-                hessian[a, b] += 2.0 * lead[:, i, other].mean()
-    for f, term in enumerate(problem.tail):
-        x, y, k = at.tail_x[term.columns], at.tail_y[term.columns], term.parameter
-        value = traces.tail[:, f] - scale * float(y @ y)
+    factors = [(problem.lead, system.L, lead)]
+    for group, factor, trace in zip(problem.groups, system.tail_L, traces.tail, strict=True):
+        y = group.of_level(at.tail_y[:, None])[:, :, 0]
+        value = trace - scale * np.einsum("qa,qb->ab", y, y)
         if reml:
-            value = value - float(np.einsum("jc,cd,jd->", x, at.inverse, x))
-        gradients[:, k] = 2.0 * value * theta[k]
-        hessian[k, k] += 2.0 * value.mean()
+            x = group.of_level(at.tail_x)
+            value = value - np.einsum("qac,cd,qbd->ab", x, at.inverse, x)
+        factors.append((group.parameters, factor, value))
+    for places, factor, value in factors:
+        for a, i, j in places:
+            # a trace is NaN beside a lambda of zero: left out where it is multiplied by another zero
+            used = np.union1d(np.flatnonzero(factor[:, j]), j)
+            gradients[:, a] = 2.0 * (value[:, i, used] @ factor[used, j])
+            for b, other, column in places:
+                if j == column:
+                    hessian[a, b] += 2.0 * value[:, i, other].mean()
     return Derivatives(gradients, hessian)
 
 
@@ -91,17 +93,15 @@ def average_information(system: System, at: Projection, nu: float) -> Array:
     q, l = at.lead_y.shape
     lead, tail = np.zeros((q, l, problem.n_theta)), np.zeros((problem.rows.m, problem.n_theta))
     for a, i, j in problem.lead:
-        change = np.zeros((l, l))
-        change[i] = L[:, j]
-        lead[:, :, a] = at.lead_y @ (change + change.T)
-    for term in problem.tail:
-        k = term.parameter
-        tail[term.columns, k] = 2.0 * system.theta[k] * at.tail_y[term.columns]
+        lead[:, :, a] = at.lead_y @ changed(L, i, j)
+    for group, factor in zip(problem.groups, system.tail_L, strict=True):
+        y = group.of_level(at.tail_y[:, None])[:, :, 0]
+        for a, i, j in group.parameters:
+            tail[group.columns, a] = (y @ changed(factor, i, j)).ravel()
     ours = problem.blocks @ lead
     right = system.tail_sums(lead - system.K @ ours) + system.product(tail)  # Z_t'V_1^-1 F
     sums = ours + system.lead_sums(tail)  # Z_1'W F
-    lam = system.lam[:, None]
-    b = lam * system.solve_columns(lam * right, INFORMATION_TOLERANCE)
+    b = system.lam(system.solve_columns(system.lam_t(right), INFORMATION_TOLERANCE))
     through_tail = right - system.product(b)
     through_lead = system.R @ (sums - system.lead_sums(b))
     shrunk = system.R @ problem.lead_dense[:, :, : problem.p]
@@ -110,3 +110,10 @@ def average_information(system: System, at: Projection, nu: float) -> Array:
     fpy = np.einsum("qla,ql->a", lead, at.lead_y) + tail.T @ at.tail_y
     out = nu * ((fvf - x.T @ at.inverse @ x) / at.r2 - np.outer(fpy, fpy) / at.r2**2)
     return np.asarray((out + out.T) / 2)
+
+
+def changed(factor: Array, i: int, j: int) -> Array:
+    """Derivative (l, l) of LL' in the element of L at row i and column j."""
+    change = np.zeros_like(factor)
+    change[i] = factor[:, j]
+    return change + change.T

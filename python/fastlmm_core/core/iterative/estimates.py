@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, Responses, identified_products
+from fastlmm_core.core.crossprod import identified_products
 from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Found, Search
 from fastlmm_core.core.iterative.problem import crossed_problem, refuse_unidentified
 from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.products import DesignSums, Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
 from fastlmm_core.core.threads import one_blas_thread
@@ -48,8 +49,7 @@ def fit(
     y : (n,)
         Response.
     X, terms, weights, offset, reml
-        As in `Model`. Two or more grouping factors; the one with the most random effects may have any columns, the
-        effects of a level of the others must be independent.
+        As in `Model`. Two or more grouping factors, with up to 16 columns each.
     seed : int
         Of the probes. The same seed gives the same bits, whatever the number of threads.
     probes : int
@@ -200,6 +200,7 @@ def estimates(
         end.evaluations,
         end.iterations,
         system.problem.rows.products,
+        max(end.longest, system.longest),
     )
     message = "converged"
     if not end.converged:

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.figures import relative_factors
 from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.iterative.conditional import conditional_blocks
@@ -18,6 +17,7 @@ from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem
 from fastlmm_core.core.iterative.projection import Projection
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
@@ -54,6 +54,8 @@ class MonteCarlo:
         Monte Carlo standard error of the criterion.
     evaluations, iterations, products : int
         Of the gradient, of conjugate gradients in all solves, and with blocks of eight vectors.
+    longest : int
+        Iterations of the longest solve.
     """
 
     seed: int
@@ -65,6 +67,7 @@ class MonteCarlo:
     evaluations: int
     iterations: int
     products: int
+    longest: int
 
     def __str__(self) -> str:
         return (
@@ -126,8 +129,7 @@ class IterativeFit(CoreFit):
         norm, design = float(self.found.norms[0]), self.design
         tail = np.split(self.at.b_tail, np.cumsum([g.size for g in design.groups[1:]])[:-1])
         out: list[Array] = [np.empty(0)] * len(design.terms)
-        # of a tail group all levels of its first column come first
-        modes = [self.at.b_lead, *(t.reshape(g.n_columns, -1).T for t, g in zip(tail, design.groups[1:], strict=True))]
+        modes = [self.at.b_lead, *(t.reshape(-1, g.n_columns) for t, g in zip(tail, design.groups[1:], strict=True))]
         for group, own in zip(design.groups, modes, strict=True):
             for k, o in zip(group.terms, group.offsets, strict=True):
                 t = design.transforms[k]

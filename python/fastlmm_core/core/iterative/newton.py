@@ -55,10 +55,11 @@ class Found:
         Covariance of theta over data; NaN where theta is at its bound.
     ratio : float
         Largest Monte Carlo error in sampling errors.
-    probes, evaluations, iterations : int
+    probes, evaluations, iterations, longest : int
+        The last is the iterations of the longest solve.
     converged : bool
-    hessian : (n_theta, n_theta)
-        Average information and curvature of the last evaluation.
+    gradient, hessian : (n_theta,), (n_theta, n_theta)
+        Gradient, and average information and curvature, of the last evaluation; of parameters at their bound as well.
     trace : tuple of (theta, gradient norm)
         Of each evaluation.
     """
@@ -70,7 +71,9 @@ class Found:
     probes: int
     evaluations: int
     iterations: int
+    longest: int
     converged: bool
+    gradient: Array
     hessian: Array
     trace: tuple[tuple[Array, float], ...]
 
@@ -97,11 +100,13 @@ class Search:
         self.report, self.trace = report, list[tuple[Array, float]]()
         self.problem, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
         self.probes = Probes(problem, seed)
-        self.evaluations = self.iterations = 0
-        self.floor = np.zeros(problem.n_theta)
+        self.evaluations = self.iterations = self.longest = 0
+        self.floor, self.bottom = np.zeros(problem.n_theta), np.zeros(problem.n_theta)
         for term in problem.tail:
-            rows = float(problem.tail_squares[term.columns].mean())
+            rows = float(problem.tail_blocks[term.group][:, term.column, term.column].mean())
             self.floor[term.parameter] = np.sqrt(FLOOR / rows)
+            if problem.groups[term.group].correlated:  # L has to have an inverse until the search is over
+                self.bottom[term.parameter] = self.floor[term.parameter]
 
     def evaluate(self, theta: Array, blocks: int) -> Derivatives:
         """Derivatives at theta."""
@@ -111,7 +116,7 @@ class Search:
         traces = self.probes.traces(system, blocks)
         out = derivatives(system, project(system), traces, self.nu, self.reml)
         self.evaluations += 1
-        self.iterations += system.iterations
+        self.iterations, self.longest = self.iterations + system.iterations, max(self.longest, system.longest)
         self.trace.append((theta.copy(), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
         if self.report is not None:
             self.report(self.evaluations, *self.trace[-1])
@@ -128,7 +133,7 @@ class Search:
             zero = ~pinned & (self.floor > 0.0) & (theta <= self.floor) & (g > 0.0)
             if zero.any() and not spent:
                 pinned |= zero
-                theta, last = np.where(pinned, 0.0, theta), None
+                theta, last = np.where(pinned, self.bottom, theta), None
                 continue
             free = ~pinned
             if last is not None and not spent:
@@ -157,8 +162,9 @@ class Search:
                     continue
                 sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
                 sampling[:, ~free] = np.nan
-                counts = blocks * WIDTH, self.evaluations, self.iterations
-                return Found(theta, error_now, sampling, ratio, *counts, small, at.hessian, tuple(self.trace))
+                counts = blocks * WIDTH, self.evaluations, self.iterations, self.longest
+                theta = np.where(pinned, 0.0, theta)
+                return Found(theta, error_now, sampling, ratio, *counts, small, g, at.hessian, tuple(self.trace))
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             theta = self.moved(theta, step, pinned)
@@ -177,10 +183,11 @@ class Search:
     def bound(self, theta: Array, step: Array) -> float:
         """Factor that keeps a step within seven tenths of what it changes."""
         size = np.maximum(np.abs(theta), 0.05)
-        lead = {(i, j): a for a, i, j in self.problem.lead}
-        for (i, j), a in lead.items():
-            if i != j:  # a covariance may pass through zero: the deviations are its measure
-                size[a] = max(size[a], abs(theta[lead[i, i]]), abs(theta[lead[j, j]]))
+        for places in (self.problem.lead, *(group.parameters for group in self.problem.groups)):
+            own = {(i, j): a for a, i, j in places}
+            for (i, j), a in own.items():
+                if i != j:  # a covariance may pass through zero: the deviations are its measure
+                    size[a] = max(size[a], abs(theta[own[i, i]]), abs(theta[own[j, j]]))
         return float(min(1.0, 0.7 / np.max(np.abs(step) / size)))
 
 

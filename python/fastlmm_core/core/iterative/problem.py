@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
 from fastlmm_core._native.iterative.sorting import level_starts, place_codes, place_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, Responses, RowsAtHand
+from fastlmm_core.core.iterative.second_level import SecondLevel
+from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
-__all__ = ["Problem", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes"]
+__all__ = ["Problem", "TailGroup", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes"]
 
 Array = NDArray[np.float64]
 
@@ -24,14 +26,44 @@ SOLVER_BLOCKS = 8
 
 
 @dataclass(frozen=True)
+class TailGroup:
+    """One tail factor: the columns of a level follow one another.
+
+    Attributes
+    ----------
+    parameters : tuple of (parameter, row, column)
+        Places of its parameters in L.
+    q, l : int
+        Levels, and columns of each.
+    columns : slice
+        Its tail columns.
+    """
+
+    parameters: tuple[tuple[int, int, int], ...]
+    q: int
+    l: int
+    columns: slice
+
+    @property
+    def correlated(self) -> bool:
+        """Whether a level's effects have covariances."""
+        return any(i != j for _, i, j in self.parameters)
+
+    def of_level(self, x: Array) -> Array:
+        """Rows of x (m, k) by level (q, l, k)."""
+        return x[self.columns].reshape(self.q, self.l, -1)
+
+
+@dataclass(frozen=True)
 class TailTerm:
-    """One column of one tail factor: its effects have a standard deviation of their own.
+    """One column of one tail factor: probes are signs on one of these.
 
     Attributes
     ----------
     parameter : int
-        Place in theta.
+        Place of its diagonal element of L in theta.
     group, column : int
+        Which tail factor, and which of its columns.
     columns : slice
         Tail columns, one a level.
     """
@@ -40,6 +72,11 @@ class TailTerm:
     group: int
     column: int
     columns: slice
+
+    @property
+    def q(self) -> int:
+        """Levels."""
+        return len(range(self.columns.start, self.columns.stop, self.columns.step))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +91,11 @@ class Problem:
     lead_dense, tail_dense : (q, l, p + 1), (m, p + 1)
         Z'W[X y].
     dtd : (p + 1, p + 1)
-    tail_squares : (m,)
-        Diagonal of Z_t'WZ_t.
+    tail_blocks : tuple of (q, l, l)
+        Blocks of Z_t'WZ_t on its diagonal, one array a tail factor.
     lead : tuple of (parameter, row, column)
         Places of the leading factor's parameters in L.
+    groups : tuple of TailGroup
     tail : tuple of TailTerm
     n, p, n_theta : int
     start : (n_theta,)
@@ -69,31 +107,35 @@ class Problem:
     lead_dense: Array
     tail_dense: Array
     dtd: Array
-    tail_squares: Array
+    tail_blocks: tuple[Array, ...]
     lead: tuple[tuple[int, int, int], ...]
+    groups: tuple[TailGroup, ...]
     tail: tuple[TailTerm, ...]
     n: int
     p: int
     n_theta: int
     start: Array
+    second: SecondLevel
 
 
-def tail_terms(design: DesignSums) -> tuple[TailTerm, ...]:
-    """Columns of the tail factors, in the order of groups; ModelError where two of one factor are correlated."""
-    place = {}
-    for a, (g, i, j) in enumerate(design.theta_map.index.tolist()):
-        if g > 0 and i != j:
-            raise ModelError(
-                "the iterative engine takes correlated random effects on the factor with the most random effects only: "
-                "make the slopes of the other factors independent of their intercepts, as (x || g) does"
-            )
-        if i == j:
-            place[g, i] = a
-    out, start = [], 0
+def tail_groups(design: DesignSums) -> tuple[TailGroup, ...]:
+    """The tail factors."""
+    index, out, start = design.theta_map.index.tolist(), list[TailGroup](), 0
     for g, group in enumerate(design.groups[1:], 1):
-        for c in range(group.n_columns):
-            out.append(TailTerm(place[g, c], g, c, slice(start, start + group.n_levels)))
-            start += group.n_levels
+        own = tuple((a, i, j) for a, (other, i, j) in enumerate(index) if other == g)
+        out.append(TailGroup(own, group.n_levels, group.n_columns, slice(start, start + group.size)))
+        start += group.size
+    return tuple(out)
+
+
+def tail_terms(groups: Sequence[TailGroup]) -> tuple[TailTerm, ...]:
+    """Their columns."""
+    out = []
+    for g, group in enumerate(groups):
+        place = {i: a for a, i, j in group.parameters if i == j}
+        for c in range(group.l):
+            columns = slice(group.columns.start + c, group.columns.stop, group.l)
+            out.append(TailTerm(place[c], g, c, columns))
     return tuple(out)
 
 
@@ -108,18 +150,21 @@ def refuse_unidentified(design: DesignSums) -> None:
         )
 
 
-def row_form_bytes(design: DesignSums, n_tail: int, m: int, probes: int) -> int:
+def row_form_bytes(design: DesignSums, probes: int) -> int:
     """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve."""
+    factors = design.groups[1:]
+    n_tail, m = sum(g.n_columns for g in factors), sum(g.size for g in factors)
     at_hand = cast(RowsAtHand, design)
     columns, n = at_hand.columns, len(at_hand.codes[0])
     l, q = design.groups[0].n_columns, design.groups[0].n_levels
     covariates = n_tail if any(z is not None for z in columns[1:]) else 0
     doubles = covariates + (0 if columns[0] is None else l) + (at_hand.weights is not None)
-    rows = n * (4 * n_tail + 8 * doubles) + 8 * (2 * q + 1)
+    rows = n * (4 * len(factors) + 8 * doubles) + 8 * (2 * q + 1)
     parts = 8 if m <= 1_000_000 else 4  # each has sums of its own
     blocks = parts + SOLVER_BLOCKS + n_tail * (1 - (-probes // WIDTH))
     vectors = 8 * WIDTH * (blocks * m + 2 * q * l)
-    levels = 8 * (3 * q * l * l + m * l * l + (q * l + m) * (design.rank + 1))
+    widest = max(g.n_columns for g in factors)
+    levels = 8 * (3 * q * l * l + m * widest * (l * l + 4) + (q * l + m) * (design.rank + 1))
     return rows + vectors + levels
 
 
@@ -129,7 +174,7 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
     Raises
     ------
     ModelError
-        One grouping factor only, correlated effects on a tail factor, or a leading factor of more than 16 columns.
+        One grouping factor only, or more than 16 columns of one.
     MemoryLimitError
         The rows in this form, and the vectors, do not fit into memory.
     """
@@ -137,66 +182,76 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
         raise ModelError(
             "the iterative engine is for two or more grouping factors: with one the exact engines are fast"
         )
-    tail = tail_terms(design)
-    m, l, q = tail[-1].columns.stop, design.groups[0].n_columns, design.groups[0].n_levels
-    if l > MAX_LEADING:
-        raise ModelError(f"the iterative engine takes at most {MAX_LEADING} random effects a level, not {l}")
+    groups = tail_groups(design)
+    tail = tail_terms(groups)
+    m, l, q = groups[-1].columns.stop, design.groups[0].n_columns, design.groups[0].n_levels
+    widest = max(g.n_columns for g in design.groups)
+    if widest > MAX_LEADING:
+        raise ModelError(f"the iterative engine takes at most {MAX_LEADING} random effects a level, not {widest}")
     if m >= 2**31:
         raise ModelError(
             f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
         )
-    needed, available = row_form_bytes(design, len(tail), m, control.probes), control.n_bytes
+    needed, available = row_form_bytes(design, control.probes), control.n_bytes
     if needed > available:
         raise MemoryLimitError(
             f"the iterative engine would take {needed / 2**30:.3g} GiB for {design.n} rows and {m} random effects "
             f"beside the leading factor, but {available / 2**30:.3g} GiB can be used: raise "
             "Control(memory_limit=...) if the machine has more, or fit fewer rows"
         )
-    at_hand = cast(RowsAtHand, design)
-    of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
-    ptr, n = level_starts(of_group[0], q), len(of_group[0])  # cells may stand in for the rows
-    codes = np.empty((n, len(tail)), np.int32)
-    t = None
-    if any(columns[term.group] is not None for term in tail):
-        t = np.ones((n, len(tail)))
-    for f, term in enumerate(tail):
-        place_codes(ptr, of_group[0], of_group[term.group], term.columns.start, codes, f)
-        z = columns[term.group]
-        if t is not None and z is not None:
-            place_columns(ptr, of_group[0], np.ascontiguousarray(z[:, term.column, None]), t, f)
-
-    def placed(values: Array | None) -> Array | None:
-        if values is None:
-            return None
-        out = np.empty_like(values)
-        place_columns(ptr, of_group[0], values, out, 0)
-        return out
-
-    sorted_w = placed(None if w is None else w[:, None])
-    rows = RowForm(
-        ptr,
-        codes,
-        m,
-        placed(columns[0]),
-        t,
-        None if sorted_w is None else sorted_w.ravel(),
-        control.n_threads,
-    )
     dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]
     cross = design.complete(found, pairs=False)
+    rows = row_form(design, groups, control.n_threads)
     return Problem(
         rows,
         design.blocks[0],
         np.ascontiguousarray(dense[0].reshape(q, l, -1)),
-        np.concatenate(
-            [dense[t.group].reshape(-1, design.groups[t.group].n_columns, design.rank + 1)[:, t.column] for t in tail]
-        ),
+        np.concatenate(dense[1:]),
         cross.dtd,
-        np.concatenate([design.blocks[t.group][:, t.column, t.column] for t in tail]),
+        tuple(design.blocks[1:]),
         tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0),
+        groups,
         tail,
         design.n,
         design.rank,
         len(design.theta_map.index),
         moment_start(cross),
+        SecondLevel(rows, groups),
+    )
+
+
+def row_form(design: DesignSums, groups: Sequence[TailGroup], threads: int) -> RowForm:
+    """The rows sorted by leading level; cells may stand in for them."""
+    at_hand = cast(RowsAtHand, design)
+    of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
+    lead = of_group[0]
+    ptr, n = level_starts(lead, design.groups[0].n_levels), len(lead)
+    codes = np.empty((n, len(groups)), np.int32)
+    t, at = None, 0
+    if any(z is not None for z in columns[1:]):
+        t = np.ones((n, sum(group.l for group in groups)))
+    for f, group in enumerate(groups):
+        place_codes(ptr, lead, of_group[f + 1], group.columns.start, codes, f, group.l)
+        z = columns[f + 1]
+        if t is not None and z is not None:
+            place_columns(ptr, lead, z, t, at)
+        at += group.l
+
+    def placed(values: Array | None) -> Array | None:
+        if values is None:
+            return None
+        out = np.empty_like(values)
+        place_columns(ptr, lead, values, out, 0)
+        return out
+
+    sorted_w = placed(None if w is None else w[:, None])
+    return RowForm(
+        ptr,
+        codes,
+        np.array([group.q for group in groups], np.int64),
+        np.array([group.l for group in groups], np.int64),
+        placed(columns[0]),
+        t,
+        None if sorted_w is None else sorted_w.ravel(),
+        threads,
     )

@@ -62,10 +62,9 @@ def project(system: System) -> Projection:
         Nothing is left of y, or X'V^-1X is not positive definite.
     """
     problem, p = system.problem, system.problem.p
-    lam = system.lam[:, None]
     shrunk = system.K @ problem.lead_dense
     right = problem.tail_dense - system.tail_sums(shrunk)
-    b = lam * system.solve_columns(lam * right, EXACT)
+    b = system.lam(system.solve_columns(system.lam_t(right), EXACT))
     gram = problem.dtd - np.einsum("qlc,qld->cd", problem.lead_dense, shrunk) - right.T @ b
     gram = (gram + gram.T) / 2
     tail = right - system.product(b)

@@ -1,77 +1,93 @@
-"""The reduced system S = I + Lambda C Lambda at one theta, its Jacobi preconditioner, and block conjugate gradients.
+"""The reduced system S = I + Lambda'C Lambda at one theta, its preconditioners, and block conjugate gradients.
 
 The leading factor is eliminated level by level (K_i, R_i); what is left is solved without being formed. On the reduced
-system the diagonal is preconditioner enough for the graphs that ratings, students and teachers, workers and firms make:
-the ridge that random effects are leaves few small eigenvalues.
+system its diagonal blocks, a level each, are preconditioner enough for the graphs that ratings, students and teachers,
+workers and firms make: the ridge that random effects are leaves few small eigenvalues. Other graphs get a second level,
+see `second_level`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
 from fastlmm_core.core.iterative.problem import Problem
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
 
 Array = NDArray[np.float64]
+Product = Callable[[Array, Array], Array]
 
 MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
 
+PATIENCE = 30
+"""Iterations after which the solver takes a second level, whose matrix costs about as much."""
+
 
 def block_pcg(
-    apply: Callable[[Array], Array], diagonal: Array, b: Array, start: Array | None, tol: float
-) -> tuple[Array, int]:
-    """Solve S x = b for the columns of b, each with its own step lengths, by Jacobi-preconditioned conjugate gradients.
+    apply: Product,
+    precondition: Product,
+    b: Array,
+    start: Array | None,
+    tol: float,
+    limit: int | None = None,
+) -> tuple[Array, int, bool]:
+    """Solve S x = b for the columns of b, each with its own step lengths, by preconditioned conjugate gradients.
 
     Parameters
     ----------
-    apply : callable
-        (m, k) -> (m, k), the product with S.
-    diagonal : (m,)
-        Of S.
+    apply, precondition : callable
+        (x, out) -> out, both (m, k), the products with S and with M^-1. New arrays of this size are slow to get, so
+        that an iteration makes none.
     b : (m, k)
     start : (m, k) or None
     tol : float
-        Every column's residual, in the norm of the inverse diagonal, relative to its right-hand side's.
+        Every column's residual, in the norm of M^-1, relative to its right-hand side's.
+    limit : int, optional
+        Iterations after which x is returned as it is.
 
     Returns
     -------
     x : (m, k)
     iterations : int
+    done : bool
+        False where the limit came first.
 
     Raises
     ------
     NumericalError
         `MAX_ITERATIONS` were not enough.
     """
-    inverse = (1.0 / diagonal)[:, None]
-    size = np.sqrt((b * b * inverse).sum(axis=0))
-    limit = tol * size
+    z = precondition(b, np.empty_like(b))
+    size = np.sqrt(np.maximum(dots(b, z), 0.0))
+    goal = tol * size
     if start is None:
         x, r = np.zeros_like(b), b.copy()
     else:
-        x, r = start.copy(), b - apply(start)
-    z = r * inverse
-    p = z.copy()
-    rz = (r * z).sum(axis=0)
+        x, r = start.copy(), apply(start, np.empty_like(b))
+        np.subtract(b, r, out=r)
+        precondition(r, z)
+    p, s, scaled = z.copy(), np.empty_like(b), np.empty_like(b)
+    rz = dots(r, z)
     for iteration in range(MAX_ITERATIONS):
-        active = np.sqrt(np.maximum(rz, 0.0)) > limit
+        active = np.sqrt(np.maximum(rz, 0.0)) > goal
         if not active.any():
-            return x, iteration
-        s = apply(p)
-        curvature = (p * s).sum(axis=0)
+            return x, iteration, True
+        if iteration == limit:
+            return x, iteration, False
+        apply(p, s)
+        curvature = dots(p, s)
         # a column that has converged stays as it is: its directions would be rounding errors
         step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active & (curvature > 0.0))
-        x += step * p
-        r -= step * s
-        np.multiply(r, inverse, out=z)
-        new = (r * z).sum(axis=0)
+        x += np.multiply(step, p, out=scaled)
+        r -= np.multiply(step, s, out=scaled)
+        precondition(r, z)
+        new = dots(r, z)
         p *= np.divide(new, rz, out=np.zeros_like(rz), where=active)
         p += z
         rz = new
@@ -79,6 +95,11 @@ def block_pcg(
         f"a solve did not converge in {MAX_ITERATIONS} iterations: the levels of the grouping factors are too loosely "
         "connected for the iterative engine"
     )
+
+
+def dots(a: Array, b: Array) -> Array:
+    """Inner product of each column (k,)."""
+    return np.asarray(np.einsum("jk,jk->k", a, b))
 
 
 def in_blocks(function: Callable[[Array], Array], columns: Array) -> Array:
@@ -106,51 +127,100 @@ class System:
     ----------
     L : (l, l)
         The leading term's relative factor.
-    lam : (m,)
-        Lambda's diagonal.
+    tail_L : list of (l, l)
+        Those of the tail factors: Lambda has one a level.
     K, R : (q, l, l)
         L (L'AL + I)^-1 L', and I - A K: Z_1'V_1^-1 = R Z_1'W, V_1 the variance without the tail.
-    diagonal : (m,)
-        Of S.
-    curvature : (m,)
-        Diagonal of C.
-    spread : (m, l, l)
+    curvature : list of (q, l, l)
+        Blocks of C on its diagonal, one array a tail factor.
+    inverse : list of (q, l, l)
+        D^-1, D the blocks of S on its diagonal, a level each.
+    half : list of (q, l, l)
+        G^-1 of D = G G', lower triangular.
+    spread : list of (q, l, l, l', l')
         N_j, see `RowForm.diagonals`.
-    log_det_lead : float
-        Sum of log det(L'AL + I).
-    iterations : int
-        Of all solves so far.
+    log_det_lead, log_det_tail : float
+        Sums of log det(L'AL + I), and of log det D.
+    iterations, longest : int
+        Of all solves so far, and of the longest.
     """
 
     def __init__(self, problem: Problem, theta: Array) -> None:
         self.problem, self.theta = problem, theta
         l = problem.rows.l
-        self.L = np.zeros((l, l))
-        for a, i, j in problem.lead:
-            self.L[i, j] = theta[a]
-        self.lam = np.empty(problem.rows.m)
-        for term in problem.tail:
-            self.lam[term.columns] = theta[term.parameter]
+        self.L = relative_factor(problem.lead, theta, l)
+        self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
         self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
         self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
         self.log_det_lead = float(np.linalg.slogdet(middle)[1].sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
-        self.curvature = problem.tail_squares - removed
-        self.diagonal = 1.0 + self.lam**2 * self.curvature
-        self.iterations = 0
+        self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
+        self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
+        for c, factor in zip(self.curvature, self.tail_L, strict=True):
+            d = factor.T @ c @ factor + np.eye(len(factor))
+            root = np.asarray(np.sqrt(d) if len(factor) == 1 else np.linalg.cholesky(d), np.float64)
+            self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
+            self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
+            self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
+        self.coarse: Callable[[Array], Array] | None = None
+        if problem.second.wanted:
+            self.coarse = problem.second.correction(self.K, self.tail_L)
+        self.scratch = on_lines(problem.rows.m)
+        self.iterations = self.longest = 0
+
+    def blockwise(self, blocks: Sequence[Array], x: Array, out: Array | None = None) -> Array:
+        """Block-diagonal product: blocks (q, l, l), or (l, l) for all levels, one array a tail factor; x (m, k)."""
+        out = np.empty_like(x) if out is None else out
+        for group, block in zip(self.problem.groups, blocks, strict=True):
+            if group.l == 1:
+                np.multiply(block.reshape(-1, 1), x[group.columns], out=out[group.columns])
+            else:
+                out[group.columns] = (block @ group.of_level(x)).reshape(-1, x.shape[1])
+        return out
+
+    def lam(self, u: Array, out: Array | None = None) -> Array:
+        """Lambda u: effects (m, k) from spherical ones."""
+        return self.blockwise(self.tail_L, u, out)
+
+    def lam_t(self, x: Array, out: Array | None = None) -> Array:
+        """Lambda'x, (m, k)."""
+        return self.blockwise([factor.T for factor in self.tail_L], x, out)
+
+    def jacobi(self, x: Array, out: Array | None = None) -> Array:
+        """D^-1 x, (m, k)."""
+        return self.blockwise(self.inverse, x, out)
+
+    def split(self, x: Array) -> Array:
+        """G^-1 x, (m, k)."""
+        return self.blockwise(self.half, x)
+
+    def split_t(self, x: Array) -> Array:
+        """G'^-1 x, (m, k)."""
+        return self.blockwise([half.transpose(0, 2, 1) for half in self.half], x)
+
+    def joined(self, x: Array) -> Array:
+        """G'x, (m, k): what `split_t` undoes."""
+        return self.blockwise([np.asarray(np.linalg.inv(half.transpose(0, 2, 1))) for half in self.half], x)
+
+    def precondition(self, r: Array, out: Array | None = None) -> Array:
+        """D^-1 r, and where solves are long a correction from sums over neighbouring levels."""
+        out = self.jacobi(r, out)
+        if self.coarse is not None:
+            out += self.coarse(r)
+        return out
 
     def product(self, x: Array) -> Array:
         """C x, for x (m, k)."""
         return in_blocks(lambda block: self.problem.rows.product(self.K, block), x)
 
-    def apply(self, x: Array) -> Array:
+    def apply(self, x: Array, out: Array | None = None) -> Array:
         """S x, for x (m, 8)."""
-        lam = self.lam[:, None]
-        y = self.problem.rows.product(self.K, np.ascontiguousarray(lam * x))
-        y *= lam
-        y += x
-        return y
+        inner = self.lam(x, self.scratch)
+        self.problem.rows.product(self.K, inner, inner)
+        out = self.lam_t(inner, out)
+        out += x
+        return out
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""
@@ -161,11 +231,31 @@ class System:
         return in_blocks(self.problem.rows.tail_sums, u)
 
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
-        """S^-1 b, for b (m, 8)."""
-        x, iterations = block_pcg(self.apply, self.diagonal, b, start, tol)
+        """S^-1 b, for b (m, 8).
+
+        A solve that has not ended after `PATIENCE` iterations shows the graph to be a hard one: from there on, and at
+        each theta to come, the solver has a second level.
+        """
+        second = self.problem.second
+        limit = PATIENCE if self.coarse is None and second.possible else None
+        x, iterations, done = block_pcg(self.apply, self.precondition, b, start, tol, limit)
+        if not done:
+            second.wanted = True
+            self.coarse = second.correction(self.K, self.tail_L)
+            x, more, _ = block_pcg(self.apply, self.precondition, b, x, tol)
+            iterations += more
         self.iterations += iterations
+        self.longest = max(self.longest, iterations)
         return x
 
     def solve_columns(self, b: Array, tol: float) -> Array:
         """S^-1 b, for b (m, k)."""
         return in_blocks(lambda block: self.solve(block, None, tol), b)
+
+
+def relative_factor(parameters: Sequence[tuple[int, int, int]], theta: Array, l: int) -> Array:
+    """L (l, l) of a factor from its places in theta."""
+    out = np.zeros((l, l))
+    for a, i, j in parameters:
+        out[i, j] = theta[a]
+    return out

@@ -1,20 +1,23 @@
 """The two traces of the gradient that need S^-1, by probes with control variates and deflation.
 
-    T_k = tr Z_k'V^-1Z_k = (q_k - tr_k S^-1) / lambda_k^2                    tail term k
+    T_k = tr Z_k'V^-1Z_k = (q_k - tr_k S^-1) / lambda_k^2                    tail factor k of one column
     T_1 = sum_i (R_i B_i Lambda) S^-1 (R_i B_i Lambda)'                      what the leading factor's loses to the tail
 
-With z of independent signs on the columns of one term, x = S^-1 z and D the diagonal of S, the estimates are
+The first of a factor of several columns is the sum over its levels of (I - S^-1)_jj between L^-T and L^-1. With z of
+independent signs on one column of one factor, x = S^-1 z, and D the blocks of S on its diagonal, a level's columns
+each, the estimates are
 
-    z_k'(x - x_1) + sum_k 1 / D_jj,            x_1 = 2 z/D - D^-1 S D^-1 z
-    (RB Lambda z)(RB Lambda (x - z/D))' + sum_j lambda_j^2 N_j / D_jj
+    sum_j z_j (x - x_1)_j' + column of sum_j D_j^-1,            x_1 = 2 D^-1 z - D^-1 S D^-1 z
+    (RB Lambda z)(RB Lambda (x - D^-1 z))' + sum_j Lambda_j D_j^-1 Lambda_j' o N_j
 
-whose control variates have exact means (Hutchinson 1989; the Neumann series of D^-1 S gives x_1). What is left of the
-variance lies in the few directions that the diagonal does not see, the constant first: Q, orthonormal within terms,
-holds them, its part of the trace is computed outright and probes see the rest, tr A = sum_c q_c'A q_c + E z~'A z~,
-z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is;
-for a term of few levels Q is all of it.
+whose control variates have exact means, D_j^-1 each (Hutchinson 1989; the Neumann series of D^-1 S gives x_1), and the
+exact part (I - D_j^-1) between L^-T and L^-1 is (I + C_j LL')^-1 C_j, which needs no division. What is left of the
+variance lies in the few directions that D does not see, the constant first: Q, orthonormal within columns, holds them,
+its part of the trace is computed outright and probes see the rest, tr A = sum_c q_c'A q_c + E z~'A z~,
+z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is; for a factor of few levels Q is all of
+it.
 
-Signs on one term at a time make the estimate of T_k an even function of lambda_k, so that it has a limit at zero.
+Signs on one column at a time make the estimate of T_k an even function of lambda_k, so that it has a limit at zero.
 """
 
 from __future__ import annotations
@@ -50,12 +53,12 @@ class Traces:
     ----------
     lead : (s, l, l)
         T_1.
-    tail : (s, number of tail terms)
-        T_k; NaN where lambda_k is zero.
+    tail : tuple of (s, l, l)
+        T_k of each tail factor, of which the places of its parameters are meant; NaN where a column's lambda is zero.
     """
 
     lead: Array
-    tail: Array
+    tail: tuple[Array, ...]
 
 
 def rademacher(seed: int, stream: int, block: int, m: int) -> Array:
@@ -65,22 +68,21 @@ def rademacher(seed: int, stream: int, block: int, m: int) -> Array:
 
 
 def deflation_basis(system: System) -> Array:
-    """Orthonormal (m, 8): subspace iteration on I - D^-1/2 S D^-1/2, begun with the indicators of the tail terms."""
+    """Orthonormal (m, 8): subspace iteration on I - G^-1 S G'^-1, D = GG', begun with indicators of the tail terms."""
     problem = system.problem
-    root = np.sqrt(system.diagonal)[:, None]
     u = np.random.default_rng(0).normal(size=(problem.rows.m, WIDTH))
     for f, term in enumerate(problem.tail[:WIDTH]):
         u[:, f] = 0.0
         u[term.columns, f] = 1.0
-    u = padded_basis(u * root)
+    u = padded_basis(system.joined(u))
     for _ in range(SUBSPACE_STEPS):
-        u = padded_basis(u - system.apply(np.ascontiguousarray(u / root)) / root)
+        u = padded_basis(u - system.split(system.apply(system.split_t(u))))
     return u
 
 
 def is_complete(columns: slice) -> bool:
     """Whether a term has so few levels that all of its directions are taken outright."""
-    return bool(columns.stop - columns.start <= FEW)
+    return len(range(columns.start, columns.stop, columns.step)) <= FEW
 
 
 def term_basis(u: Array, columns: slice) -> list[Array]:
@@ -90,10 +92,11 @@ def term_basis(u: Array, columns: slice) -> list[Array]:
         block = np.zeros_like(u)
         block[columns] = padded_basis(u[columns])
         return [block]
-    for s in range(columns.start, columns.stop, WIDTH):
+    places = np.arange(columns.start, columns.stop, columns.step)
+    for s in range(0, len(places), WIDTH):
         block = np.zeros_like(u)
-        places = np.arange(s, min(s + WIDTH, columns.stop))
-        block[places, places - s] = 1.0
+        own = places[s : s + WIDTH]
+        block[own, np.arange(len(own))] = 1.0
         out.append(block)
     return out
 
@@ -122,7 +125,7 @@ class Probes:
 
     def deflate(self, system: System) -> None:
         """Choose Q anew at some theta."""
-        u = deflation_basis(system) / np.sqrt(system.diagonal)[:, None]
+        u = system.split_t(deflation_basis(system))
         self.deflated = []
         for term in self.problem.tail:
             self.deflated.append(term_basis(u, term.columns))
@@ -130,26 +133,24 @@ class Probes:
 
     def traces(self, system: System, blocks: int) -> Traces:
         """Both traces at a theta, from the first ``blocks`` blocks of eight probes."""
-        problem, l = self.problem, self.problem.rows.l
+        problem, l, s = self.problem, self.problem.rows.l, blocks * WIDTH
         if self.deflated is None:
             self.deflate(system)
         assert self.deflated is not None
-        lead, tail = np.empty((blocks * WIDTH, l, l)), np.empty((blocks * WIDTH, len(problem.tail)))
-        exact_lead = np.einsum("j,jab->ab", system.lam**2 / system.diagonal, system.spread)
-        exact_tail = np.empty(len(problem.tail))
+        exact_lead, exact_tail = controls(system)
+        outright = [np.zeros((group.l, group.l)) for group in problem.groups]  # of S^-1 less its control
+        probed = [np.zeros((s, group.l, group.l)) for group in problem.groups]
         for f, term in enumerate(problem.tail):
-            j = term.columns
-            exact_tail[f] = (system.curvature[j] / system.diagonal[j]).sum()
             for k, q in enumerate(self.deflated[f]):
                 values, x = self.values(system, f, q, -1 - k)
-                exact_tail[f] -= values.sum()
+                outright[term.group][:, term.column] += values.sum(axis=1)
                 exact_lead += self.lead_values(system, q, x).sum(axis=0)
+        lead = np.empty((s, l, l))
         for b in range(blocks):
             rows = slice(b * WIDTH, (b + 1) * WIDTH)
             z = rademacher(self.seed, 0, b, problem.rows.m)
             whole_z, whole_x = np.zeros_like(z), np.zeros_like(z)
             for f, term in enumerate(problem.tail):
-                tail[rows, f] = exact_tail[f]
                 if is_complete(term.columns):
                     continue
                 part = np.zeros_like(z)
@@ -157,29 +158,54 @@ class Probes:
                 (q,) = self.deflated[f]
                 part -= q @ (q.T @ part)
                 values, x = self.values(system, f, part, b)
-                tail[rows, f] -= values
+                probed[term.group][rows, :, term.column] = values.T
                 whole_z += part
                 whole_x += x
             lead[rows] = exact_lead + self.lead_values(system, whole_z, whole_x)
-        return Traces(lead, tail)
+        tail = []
+        for g, factor in enumerate(system.tail_L):
+            v = outright[g] + probed[g]
+            tail.append(exact_tail[g] - between((v + v.transpose(0, 2, 1)) / 2, factor))
+        return Traces(lead, tuple(tail))
 
     def values(self, system: System, f: int, z: Array, block: int) -> tuple[Array, Array]:
-        """z_k'(x - x_1) / lambda_k^2 of each column (8,), and x = S^-1 z (m, 8), for z on the columns of term f."""
-        j = self.problem.tail[f].columns
-        scale = float(system.theta[self.problem.tail[f].parameter]) ** 2
+        """z_j (x - x_1)_j summed over levels, by column (l, 8), and x = S^-1 z (m, 8), for z on columns of term f."""
+        term = self.problem.tail[f]
+        group = self.problem.groups[term.group]
+        scale = float(system.theta[term.parameter]) ** 2
         if scale == 0.0:
-            return np.full(WIDTH, np.nan), z.copy()
-        inverse = (1.0 / system.diagonal)[:, None]
-        first = 2.0 * z * inverse - system.apply(np.ascontiguousarray(z * inverse)) * inverse
-        share = min(1.0, scale * float(system.curvature[j].mean()))  # what is left is divided by lambda^2
+            return np.zeros((group.l, WIDTH)), z.copy()
+        near = system.jacobi(z)
+        first = 2.0 * near - system.jacobi(system.apply(near))
+        rows = float(system.curvature[term.group][:, term.column, term.column].mean())
+        share = min(1.0, scale * rows)  # what is left is divided by lambda^2
         x = system.solve(z, self.warm.get((f, block), first), PROBE_TOLERANCE * share)
         self.warm[f, block] = x
-        return (z[j] * (x - first)[j]).sum(axis=0) / scale, x
+        signs = z[term.columns][:, None, :]
+        return (signs * group.of_level(x - first)).sum(axis=0), x
 
     def lead_values(self, system: System, z: Array, x: Array) -> Array:
-        """Symmetric part of (RB Lambda z)(RB Lambda (x - z/D))' (8, l, l)."""
-        lam, inverse = system.lam[:, None], (1.0 / system.diagonal)[:, None]
-        left = system.R @ system.lead_sums(lam * z)
-        right = system.R @ system.lead_sums(lam * (x - z * inverse))
+        """Symmetric part of (RB Lambda z)(RB Lambda (x - D^-1 z))' (8, l, l)."""
+        left = system.R @ system.lead_sums(system.lam(z))
+        right = system.R @ system.lead_sums(system.lam(x - system.jacobi(z)))
         out = np.einsum("qak,qbk->kab", left, right)
         return np.asarray((out + out.transpose(0, 2, 1)) / 2)
+
+
+def controls(system: System) -> tuple[Array, list[Array]]:
+    """What D alone makes of T_1 (l, l) and of each T_k (l, l)."""
+    l = system.problem.rows.l
+    lead, tail = np.zeros((l, l)), []
+    for c, d, n, factor in zip(system.curvature, system.inverse, system.spread, system.tail_L, strict=True):
+        lead += np.einsum("jcd,jcdab->ab", factor @ d @ factor.T, n)
+        tail.append(np.linalg.solve(np.eye(len(factor)) + c @ (factor @ factor.T), c).sum(axis=0))
+    return lead, tail
+
+
+def between(v: Array, factor: Array) -> Array:
+    """L^-T v L^-1 (s, l, l); NaN in rows and columns where L's diagonal is zero."""
+    zero = factor.diagonal() == 0.0
+    inverse = np.linalg.inv(factor + np.diag(np.where(zero, 1.0, 0.0)))
+    out = inverse.T @ v @ inverse
+    out[:, zero], out[:, :, zero] = np.nan, np.nan
+    return np.asarray(out)

@@ -10,10 +10,14 @@ from numpy.typing import NDArray
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.units import combine
 from fastlmm_core.core.terms import as_floats
+from fastlmm_core.errors import ModelError
 
-__all__ = ["ResidualColumns", "residual_columns"]
+__all__ = ["ResidualColumns", "residual_columns", "sigma_ratio"]
 
 Array = NDArray[np.float64]
+
+FAR = 300.0
+"""Logarithm of a ratio of standard deviations whose square is still a number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,3 +64,25 @@ def residual_columns(residual: Residual) -> ResidualColumns:
         center, unit_of = np.append(center, middle), np.append(unit_of, spread)
     log_sd = np.column_stack(columns) if columns else np.zeros((n, 0))
     return ResidualColumns(n_variances, log_sd, center, unit_of, cell, size)
+
+
+def sigma_ratio(center: Array, eta: Array) -> float:
+    """The data's standard deviation over the user's sigma, which belongs to rows whose columns are zero.
+
+    Parameters
+    ----------
+    center, eta : (e,)
+        What was taken from the columns, and their coefficients.
+
+    Raises
+    ------
+    ModelError
+        It is no number.
+    """
+    logarithm = float(center @ eta)
+    if abs(logarithm) > FAR:
+        raise ModelError(
+            "sigma is the residual standard deviation where the dispersion's columns are zero, which lies so far from "
+            f"the data that it would be e^{-logarithm:.0f} times theirs: centre the columns"
+        )
+    return float(np.exp(logarithm))

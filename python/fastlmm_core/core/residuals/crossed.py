@@ -19,7 +19,7 @@ from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel, Place
 from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.projected import Projected
-from fastlmm_core.core.residuals.columns import residual_columns
+from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.residuals.model import ResidualModel
@@ -204,7 +204,7 @@ class CrossedModel(EquationsModel):
 
     def sigma_ratio(self, phi: Array) -> float:
         """Working sigma over the user's: centred columns have their origin elsewhere."""
-        return float(np.exp(self.center @ (phi[self.model.of_sd] / self.unit_of)))
+        return sigma_ratio(self.center, phi[self.model.of_sd] / self.unit_of)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

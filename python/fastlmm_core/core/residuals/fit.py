@@ -22,7 +22,7 @@ from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
 from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
-from fastlmm_core.core.residuals.columns import residual_columns
+from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
 from fastlmm_core.core.residuals.moments import Batch, batches
@@ -35,6 +35,7 @@ from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.unseen import unseen_by_patterns
+from fastlmm_core.core.vanishing import MOST_OF_PATTERNS, Limits, larger, scaled_search, without_residuals
 from fastlmm_core.errors import ModelError, NumericalError
 from fastlmm_core.lazy import cached_property
 
@@ -163,12 +164,16 @@ class PatternModel(ProjectedModel):
                 first = best_scale(criterion, defined_start(criterion, first))
             else:
                 first = self.to_working(np.asarray(start, np.float64))
-            found = minimise(criterion, first, tol=self.control.tol, max_evaluations=self.control.max_evaluations)
+            found = minimise(criterion, first, **self.limits)
             if start is None and self.terms and (share := criterion.share_left(found.x)) < NEARLY_REPEATED:
                 with suppress(NumericalError):  # where that is no start, there is the first search
                     other = self.search_again(criterion, share)
                     gain = found.point.value - other.point.value
                     found = other if gain > (0.0 if other.converged else WORTH_A_WARNING) else found
+            if start is None:
+                found = without_residuals(
+                    criterion, found, self.of_terms, most=MOST_OF_PATTERNS, exact=True, **self.limits
+                )
             refuse_repeated(criterion, found)
             found = self.canonical(criterion, found)
             if on_evaluation is not None:
@@ -182,19 +187,18 @@ class PatternModel(ProjectedModel):
         Where residuals are small beside the effects, slopes along the effects' parameters are too small for the first
         search to see, and correlations near one make a valley that rounding ends.
         """
-        phi, size = self.model.start(), np.ones(self.model.n)
-        for term, where in zip(self.model.effects, self.model.of_effects, strict=True):
-            larger = np.eye(term.covariance.l) / np.sqrt(share)
-            phi[where] = term.covariance.rescaled(term.covariance.start(), larger)
-            size[where] = np.maximum(1.0, np.abs(phi[where]).max(initial=0.0))
-        found = minimise(
-            lambda x: ScaledEvaluation(criterion(x * size), size),
-            phi / size,
-            tol=self.control.tol,
-            max_evaluations=self.control.max_evaluations,
-        )
-        log = [(x * size, value, norm, radius) for x, value, norm, radius in found.log]
-        return Search(found.point.plain, found.x * size, found.converged, found.message, log)
+        phi = larger(self.model.start(), self.of_terms, 1.0 / np.sqrt(share))
+        return scaled_search(criterion, phi, self.of_terms, exact=True, **self.limits)
+
+    @property
+    def of_terms(self) -> list[tuple[Covariance, slice]]:
+        """Covariance of each random-effects term, and its place among the parameters."""
+        return [(e.covariance, where) for e, where in zip(self.model.effects, self.model.of_effects, strict=True)]
+
+    @property
+    def limits(self) -> Limits:
+        """Of searches."""
+        return {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
 
     def unseen(self, criterion: PatternCriterion) -> Unidentified | None:
         """What the criterion does not see of the parameters, whatever the response: looked for once."""
@@ -236,7 +240,7 @@ class PatternModel(ProjectedModel):
 
     def _sigma_ratio(self, eta: Array) -> float:
         """Working sigma over the user's: centred columns have their origin elsewhere."""
-        return float(np.exp(self.center @ eta))
+        return sigma_ratio(self.center, eta)
 
     def _estimates(self, criterion: PatternCriterion, found: Search[Evaluation], projected: Projected) -> PatternFit:
         point = found.point
@@ -267,14 +271,6 @@ class PatternModel(ProjectedModel):
             response=projected.response,
             evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
         )
-
-
-class ScaledEvaluation:
-    """An evaluation as a function of parameters (r,) over their sizes."""
-
-    def __init__(self, plain: Evaluation, size: Array) -> None:
-        self.plain, self.value = plain, plain.value
-        self.gradient, self.hessian = plain.gradient * size, plain.hessian * np.outer(size, size)
 
 
 def refuse_repeated(criterion: PatternCriterion, found: Search[Evaluation]) -> None:

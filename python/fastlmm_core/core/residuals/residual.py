@@ -26,19 +26,8 @@ __all__ = ["KINDS", "Residual"]
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-KINDS = {
-    "none": "independent",
-    "us": "unstructured",
-    "diag": "diagonal",
-    "cs": "compound symmetry",
-    "ar1": "AR(1)",
-    "toep": "Toeplitz",
-    "ad": "ante-dependence",
-    "exp": "exponential",
-    "gau": "Gaussian",
-    "ou": "Ornstein-Uhlenbeck",
-}
-"""The structures' names, and what they are called in full."""
+KINDS = ("none", "us", "diag", "cs", "ar1", "toep", "ad", "exp", "gau", "ou")
+"""The structures' names."""
 
 SPATIAL = {"exp": 1, "ou": 1, "gau": 2}
 

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from fastlmm_core.errors import NumericalError
 from fastlmm_core.fitting.generalised import engine_at
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.diagnostics import ConvergenceReport, advice
@@ -17,18 +19,31 @@ if TYPE_CHECKING:
 
 __all__ = ["convergence_report"]
 
+Array = NDArray[np.float64]
+
+
+def curvatures(gradient: Array, hessian: Array) -> tuple[Array, float]:
+    """Eigenvalues of a Hessian in units of its diagonal, and what a Newton step promises."""
+    size = np.sqrt(np.maximum(np.abs(hessian.diagonal()), 1e-300))
+    values, vectors = np.linalg.eigh(hessian / np.outer(size, size))
+    along = vectors.T @ (gradient / size)
+    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
+    return values, float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum())
+
 
 def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `GlmerResult.convergence_report`."""
     core, design = result.core, result.design
     with engine_at(result) as engine:
         plan = engine.design
-        _, gradient, _ = engine.derivatives(core.psi)
-        hessian = engine.information(core.psi)
-    size = np.sqrt(np.maximum(np.abs(hessian.diagonal()), 1e-300))
-    values, vectors = np.linalg.eigh(hessian / np.outer(size, size))
-    along = vectors.T @ (gradient / size)
-    floor = 1e-10 * max(float(np.abs(values).max()), 1e-300)
+        gradient, values, promise = (np.full(plan.n_free, np.nan),) * 2 + (np.nan,)
+        try:
+            _, gradient, _ = engine.derivatives(core.psi)
+            hessian = engine.information(core.psi)
+        except NumericalError:  # said on the page
+            pass
+        else:
+            values, promise = curvatures(gradient, hessian)
     labels = list(theta_labels(design))
     nt = plan.n_theta
     diagonal = plan.theta_map.diagonal
@@ -40,7 +55,7 @@ def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
         message=core.message,
         n_evaluations=len(core.log),
         gradient=pd.Series(plan.to_conditioned.T @ gradient, index=names),
-        promise=float((along**2 / (2.0 * np.maximum(np.abs(values), floor))).sum()),
+        promise=promise,
         eigenvalues=values,
         boundary=tuple(labels[a] for a in zero),
         unidentified=(),

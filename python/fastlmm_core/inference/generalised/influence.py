@@ -17,13 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastlmm_core.core.glmm import Model
 from fastlmm_core.core.glmm_fit import covariance
 from fastlmm_core.errors import FastLMMError, ModelError
-from fastlmm_core.fitting.generalised import family_of_rows
+from fastlmm_core.fitting.generalised import glmm_of, options_of_rows
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.inference.generalised.rows import residuals
 from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
-from fastlmm_core.inference.influence import Deleted, Influence, cases_of, collect, terms_without
+from fastlmm_core.inference.influence import Deleted, Influence, cases_of, collect
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -97,19 +97,7 @@ def _without(result: GeneralisedModel, rows: NDArray[np.int64], method: str, out
     design, core, options = result.design, result.core, result.options
     left = np.ones(len(design.y), dtype=bool)
     left[rows] = False
-    m = None if design.weights is None else design.weights[left]
-    binomial = core.family.name == "binomial"
-    model = Model(
-        design.X[left],
-        terms_without(design, left),
-        family_of_rows(options.family, left),
-        weights=None if binomial else m,
-        trials=m if binomial else None,
-        freq_weights=None if options.freq_weights is None else options.freq_weights[left],
-        offset=None if design.offset is None else design.offset[left],
-        n_agq=options.n_agq,
-        control=options.control,
-    )
+    model = glmm_of(arrays_of(design).rows(left), options_of_rows(options, left))
     keep, nt = np.flatnonzero(~np.isnan(core.beta)), len(core.theta)
     if not np.array_equal(model.design.keep, keep):
         raise ModelError("the remaining rows do not determine the coefficients")

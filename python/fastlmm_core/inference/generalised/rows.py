@@ -66,7 +66,8 @@ def residuals(
     if kind == "response":
         values = r
     elif kind == "pearson":
-        values = r / np.sqrt(family.variance(mu, m, rho) / family.scale(rho))
+        sd = np.sqrt(family.variance(mu, m, rho) / family.scale(rho))
+        values = np.divide(r, sd, out=np.zeros_like(r), where=(sd > 0.0) | (r != 0.0))  # 0 / 0: a mean at its limit
     elif kind == "working":
         values = r / family.link.derivatives(core.eta)[1]
     elif kind == "deviance":
@@ -111,12 +112,12 @@ def unit_deviance(family: Family, y: Array, mu: Array, m: Array, rho: float) -> 
     match family.name:
         case "binomial":
             k = m - y
-            return np.asarray(2.0 * (xlogy(y, y / m / mu) + xlogy(k, k / m / (1.0 - mu))))
+            return np.asarray(2.0 * (_relative(y, m * mu) + _relative(k, m * (1.0 - mu))))
         case "poisson":
-            return np.asarray(2.0 * m * (xlogy(y, y / mu) - (y - mu)))
+            return np.asarray(2.0 * m * (_relative(y, mu) - (y - mu)))
         case "negativebinomial":
             size = np.exp(rho)
-            return np.asarray(2.0 * m * (xlogy(y, y / mu) - (y + size) * np.log((y + size) / (mu + size))))
+            return np.asarray(2.0 * m * (_relative(y, mu) - (y + size) * np.log((y + size) / (mu + size))))
         case "gamma":
             return np.asarray(2.0 * m * ((y - mu) / mu - np.log(y / mu)))
         case "inverse_gaussian":
@@ -125,6 +126,11 @@ def unit_deviance(family: Family, y: Array, mu: Array, m: Array, rho: float) -> 
             return np.asarray(m * (y - mu) ** 2)
     eta = family.link(mu)
     return np.asarray(2.0 * (_best(family, y, m, rho) - family.row(y, eta, m, rho).l))
+
+
+def _relative(y: Array, mean: Array) -> Array:
+    """Y log(y / mean), zero where y is, also where the mean has vanished."""
+    return np.asarray(xlogy(y, np.divide(y, mean, out=np.ones_like(mean), where=y > 0.0)))
 
 
 def _best(family: Family, y: Array, m: Array, rho: float) -> Array:

@@ -11,6 +11,7 @@ from scipy.special import chdtrc, ndtr
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.predict import predict as linear_predictions
 from fastlmm_core.inference import tidy as plain
 from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
@@ -67,7 +68,7 @@ def drop1(result: GeneralisedModel, *, test: str = "chisq") -> Table:
         raise ModelError(f"test {test!r} does not exist: use 'chisq' or 'wald'")
 
     def without(X: np.ndarray) -> tuple[int, float]:
-        core = glmm_of(result.design, result.options, X).fit(result.design.y)
+        core = glmm_of(arrays_of(result.design).with_columns(X), result.options).fit(result.design.y)
         return core.rank + len(core.theta) + core.family.n_extra, core.criterion
 
     return likelihood_ratios(result, columns, without)
@@ -79,7 +80,7 @@ def criterion_without(result: GeneralisedModel, reduction: Reduction) -> float:
 
     design, options = result.design, result.options
     if reduction.terms:
-        return glmm_of(design, options, terms=reduction.terms).fit(design.y).criterion
+        return glmm_of(arrays_of(design).with_terms(reduction.terms), options).fit(design.y).criterion
     return glmm_of(design, options).fixed_criterion(design.y)
 
 

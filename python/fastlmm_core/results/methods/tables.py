@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,6 +34,7 @@ class ModelNames:
     formula: str
 
 
+@answering
 class TableMethods(FittedModel):
     """Base of the results: the names that statsmodels' `summary_col` reads, and `save`."""
 

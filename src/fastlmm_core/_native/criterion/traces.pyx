@@ -23,7 +23,7 @@ from scipy.linalg.cython_blas cimport dtrsm
 
 from fastlmm_core._native.criterion.solver cimport Solver
 from fastlmm_core._native.leading.level cimport correction_chunk, times_ka
-from fastlmm_core._native.small cimport FEW, chol, solve_lower_t
+from fastlmm_core._native.small cimport FEW, chol, part, solve_lower_t
 from fastlmm_core._native.tail.tail cimport Tail, levels_t
 
 __all__ = ["Traces"]
@@ -44,11 +44,12 @@ cdef class Traces(Solver):
         self.ready = False
         cdef Py_ssize_t m = tail.m, n_lam = self.lam.shape[0], widest = max(arrays["group_l"])
         self.n_chunks = max(1, min(MAX_CHUNKS, (self.lead.q + CHUNK - 1) // CHUNK))
-        self.lam_lifted = np.zeros(n_lam)
-        self.omega = np.zeros(2 * m * p + 1)
-        self.sums, self.parts = np.zeros(n_lam), np.zeros(n_lam)
-        self.corrections = np.zeros(self.n_chunks * self.lead.l * (self.lead.l + 1))  # sums of a chunk, and a column
-        self.small = np.zeros(8 * widest * widest)
+        cdef Py_ssize_t n_corrections = self.n_chunks * self.lead.l * (self.lead.l + 1)  # sums of a chunk, and a column
+        cdef double[::1] room = np.zeros(3 * n_lam + 2 * m * p + 1 + n_corrections + 8 * widest * widest)
+        cdef Py_ssize_t used = 0
+        self.lam_lifted, self.omega = part(room, &used, n_lam), part(room, &used, 2 * m * p + 1)
+        self.sums, self.parts = part(room, &used, n_lam), part(room, &used, n_lam)
+        self.corrections, self.small = part(room, &used, n_corrections), part(room, &used, 8 * widest * widest)
         self.ready = True
 
     def traces(self, const double[::1] theta not None):

@@ -15,7 +15,7 @@ import numpy as np
 from libc.math cimport fabs, sqrt
 from scipy.linalg.cython_lapack cimport dsyev
 
-from fastlmm_core._native.small cimport chol, solve_lower, solve_lower_t
+from fastlmm_core._native.small cimport chol, part, solve_lower, solve_lower_t
 
 __all__ = ["TrustRegion"]
 
@@ -37,11 +37,14 @@ cdef class TrustRegion:
 
     def __init__(self, Py_ssize_t n, double tol, double slope=0.0):
         self.n, self.tol, self.slope = n, tol, slope
-        self.theta, self.gradient, self.step = np.zeros(n), np.zeros(n), np.zeros(n)
-        self.eigen, self.rotated = np.zeros(n), np.zeros(n)
-        self.work = np.zeros(max(64, 34 * n))
-        self.hessian, self.vectors, self.correction = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
-        self.before, self.lack, self.taken = np.zeros(n), np.zeros(n), np.zeros(n)
+        cdef Py_ssize_t used = 0, n_work = max(64, 34 * n)
+        cdef double[::1] room = np.zeros(8 * n + n_work)
+        self.theta, self.gradient, self.step = part(room, &used, n), part(room, &used, n), part(room, &used, n)
+        self.eigen, self.rotated = part(room, &used, n), part(room, &used, n)
+        self.before, self.lack, self.taken = part(room, &used, n), part(room, &used, n), part(room, &used, n)
+        self.work = part(room, &used, n_work)
+        cdef double[:, :, ::1] squares = np.zeros((3, n, n))
+        self.hessian, self.vectors, self.correction = squares[0], squares[1], squares[2]
 
     cdef void correct(self, double length) noexcept nogil:
         """Update E from the step taken last, of the given length, and the gradients at its ends."""

@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t, uint16_t
 
 from fastlmm_core._native.criterion.criterion cimport Criterion
 from fastlmm_core._native.criterion.values cimport Values
-from fastlmm_core._native.small cimport FEW
+from fastlmm_core._native.small cimport FEW, part
 from fastlmm_core._native.tail.tail cimport Tail
 
 from fastlmm_core.errors import InUseError, NumericalError
@@ -101,12 +101,15 @@ cdef class Workspace(Criterion):
         self.lead.ud = &scratch2[0, 0]
 
         cdef Py_ssize_t n_lam = arrays["group_lam"][self.n_groups]
-        self.lam = np.zeros(n_lam)
-        self.lead_m, self.shrink = np.empty(q * l * l + 1), np.empty(q * l * l + 1 if reml and p else 1)
-        self.logd = np.empty(q + 1)
-        self.work = np.empty(threads * max(d, l) + (m + 2 * threads) * l * l)
+        cdef Py_ssize_t n_m = q * l * l + 1, n_shrink = n_m if reml and p else 1
+        cdef Py_ssize_t n_work = threads * max(d, l) + (m + 2 * threads) * l * l
+        cdef double[::1] room = np.zeros(n_lam + n_m + n_shrink + q + 1 + n_work + q * l + 1 + m + 1)
+        cdef Py_ssize_t used = 0
+        self.lam = part(room, &used, n_lam)
+        self.lead_m, self.shrink = part(room, &used, n_m), part(room, &used, n_shrink)
+        self.logd, self.work = part(room, &used, q + 1), part(room, &used, n_work)
+        self.t_lead, self.t_tail = part(room, &used, q * l + 1), part(room, &used, m + 1)
         self.c_dense, self.y_dense = np.empty((d, m)), np.empty((d, m))
-        self.t_lead, self.t_tail = np.zeros(q * l + 1), np.zeros(m + 1)
         beta, b_lead, b_tail, ld = np.zeros(d), np.zeros((max(1, q), l)), np.zeros(m + 1), np.empty((d, d))
         self.beta, self.b_lead, self.b_tail, self.ld = beta, b_lead.reshape(-1), b_tail, ld
         self.solution = (beta, b_lead, b_tail, ld)

@@ -7,33 +7,49 @@ With K_i = L (L'A_i L + I)^-1 L' of leading level i, A_i its block of Z'WZ and B
 is two sweeps over the rows of each level, the second one from cache; neither C nor the cells of pairs of tail factors
 are ever formed:
 
-    v_r = sum_f t_rf x[c_rf],   s = sum_r w_r z_r v_r,   u = K_i s,   y[c_rf] += w_r t_rf (v_r - z_r'u)
+    v_r = sum_f t_rf'x[c_rf],   s = sum_r w_r z_r v_r,   u = K_i s,   y[c_rf] += w_r t_rf (v_r - z_r'u)
 
-c (n, f) are tail columns, t (n, f) their covariates, z (n, l) the leading factor's. Vectors come in blocks of
-WIDTH = 8, stored (m, 8), so that a row's gather is one cache line. Cost n (l + f) WIDTH a product; memory 4 f bytes a
-row, and 8 a covariate. Threads share fixed parts of the levels, whose sums are added in the order of the parts: results
-do not depend on the number of threads.
+c (n, f) are the first of a level's columns in the tail, which follow one another, t (n, sum of their numbers) their
+covariates, z (n, l) the leading factor's. Vectors come in blocks of WIDTH = 8, stored (m, 8), so that a row's gather is
+one cache line a column. Cost n (l + columns) WIDTH a product; memory 4 f bytes a row, and 8 a covariate. Threads share
+fixed parts of the levels, whose sums are added in the order of the parts: results do not depend on the number of
+threads.
+
+Beside products there are the blocks of C on its diagonal, a level's columns each, and P'CP for a P that adds levels up
+(`aggregated`), the matrix of a second level of the solver.
 """
 
 import numpy as np
 
 from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 __all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define ROW_AHEAD(p) __builtin_prefetch(p)
+    #else
+    #define ROW_AHEAD(p)
+    #endif
+    """
+    void ROW_AHEAD(const void *p) noexcept nogil
 
 cdef enum:
     KV = 8
     MOST = 16
+    AHEAD = 16  # rows whose gathers are under way while one is worked on
 
 WIDTH = KV
 MAX_LEADING = MOST
 
 
 cdef struct rows_t:
-    Py_ssize_t l, nf
+    Py_ssize_t n, l, nf, nt
     const int64_t *ptr
+    const int64_t *widths
     const int32_t *codes
     const double *z
     const double *t
@@ -42,9 +58,9 @@ cdef struct rows_t:
 
 cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
     """v (KV,) = sum over the row's tail columns of t x."""
-    cdef Py_ssize_t f, k
+    cdef Py_ssize_t f, _c, k
     cdef const double *xx
-    cdef double t
+    cdef const double *t
     for k in range(KV):
         v[k] = 0.0
     if rows.t is NULL:
@@ -53,39 +69,58 @@ cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, do
             for k in range(KV):
                 v[k] += xx[k]
     else:
+        t = rows.t + r * rows.nt
         for f in range(rows.nf):
             xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            t = rows.t[r * rows.nf + f]
-            for k in range(KV):
-                v[k] += t * xx[k]
+            for _c in range(rows.widths[f]):
+                for k in range(KV):
+                    v[k] += t[0] * xx[k]
+                t += 1
+                xx += KV
 
 
 cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, double *y) noexcept nogil:
     """y[columns of the row] += w t v."""
-    cdef Py_ssize_t f, k
+    cdef Py_ssize_t f, _c, k
     cdef double *yy
-    cdef double t, w = 1.0 if rows.w is NULL else rows.w[r]
+    cdef const double *t
+    cdef double a, w = 1.0 if rows.w is NULL else rows.w[r]
     if rows.t is NULL and rows.w is NULL:
         for f in range(rows.nf):
             yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
             for k in range(KV):
                 yy[k] += v[k]
-    else:
+    elif rows.t is NULL:
         for f in range(rows.nf):
             yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            t = w if rows.t is NULL else w * rows.t[r * rows.nf + f]
             for k in range(KV):
-                yy[k] += t * v[k]
+                yy[k] += w * v[k]
+    else:
+        t = rows.t + r * rows.nt
+        for f in range(rows.nf):
+            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            for _c in range(rows.widths[f]):
+                a = w * t[0]
+                for k in range(KV):
+                    yy[k] += a * v[k]
+                t += 1
+                yy += KV
 
 
-cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, double *s) noexcept nogil:
-    """s (l, KV) = B_i x."""
-    cdef Py_ssize_t r, c, k
+cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, const double *y,
+                           double *s) noexcept nogil:
+    """s (l, KV) = B_i x; y, if there is one, is written at the same rows next."""
+    cdef Py_ssize_t r, c, f, k
     cdef double v[KV]
     cdef double a
     for k in range(rows.l * KV):
         s[k] = 0.0
     for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        if r + AHEAD < rows.n:
+            for f in range(rows.nf):
+                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
+                if y is not NULL:
+                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
         row_value(rows, r, x, v)
         if rows.z is NULL and rows.w is NULL:
             for k in range(KV):
@@ -106,7 +141,7 @@ cdef void level_product(const rows_t *rows, Py_ssize_t i, const double *K, const
     cdef double u[MOST * KV]
     cdef double v[KV]
     cdef double a
-    level_sum(rows, i, x, s)
+    level_sum(rows, i, x, y, s)
     for c in range(l):
         for k in range(KV):
             a = 0.0
@@ -141,6 +176,13 @@ cdef void level_spread(const rows_t *rows, Py_ssize_t i, const double *u, double
         row_scatter(rows, r, v, y)
 
 
+def on_lines(Py_ssize_t rows):
+    """An array (rows, 8) each of whose rows is one cache line: elsewhere it would be two halves."""
+    raw = np.empty(rows * KV + KV)
+    start = -raw.ctypes.data % 64 // 8
+    return raw[start : start + rows * KV].reshape(rows, KV)
+
+
 cdef class RowForm:
     """Rows sorted by leading level, and the products with them.
 
@@ -149,59 +191,73 @@ cdef class RowForm:
     ptr : (q + 1,) int64
         Rows of leading level i are ``ptr[i]:ptr[i + 1]``.
     codes : (n, f) int32
-        Tail columns of each row, in [0, m).
-    m : int
-        Tail columns.
+        First tail column of each row's level, a factor: its levels come one after another, each with its columns.
+    levels, widths : (f,) int64
+        Levels of each tail factor, and columns of each of its levels.
     z : (n, l) float64 or None
         Leading columns; None stands for one column of ones.
-    t : (n, f) float64 or None
-        Covariates of the tail columns; None stands for ones.
+    t : (n, sum of widths) float64 or None
+        Covariates of the tail columns; None stands for ones, one a factor.
     w : (n,) float64 or None
     threads : int
 
     Raises
     ------
     ValueError
-        Shapes or codes do not match, or the leading factor has more than 16 columns.
+        Shapes or codes do not match, or a factor has more than 16 columns.
     """
 
     cdef readonly Py_ssize_t n, q, m, l, products
     cdef Py_ssize_t parts, threads
     cdef rows_t rows
     cdef object kept
-    cdef int64_t[::1] part
+    cdef int64_t[::1] part, starts
     cdef double[:, :, ::1] buffer
+    cdef double[:, ::1] given
 
-    def __init__(self, const int64_t[::1] ptr, const int32_t[:, ::1] codes, Py_ssize_t m, const double[:, ::1] z,
-                 const double[:, ::1] t, const double[::1] w, Py_ssize_t threads):
-        self.q, self.n, self.m = ptr.shape[0] - 1, codes.shape[0], m
+    def __init__(self, const int64_t[::1] ptr, const int32_t[:, ::1] codes, const int64_t[::1] levels,
+                 const int64_t[::1] widths, const double[:, ::1] z, const double[:, ::1] t, const double[::1] w,
+                 Py_ssize_t threads):
+        cdef Py_ssize_t f
+        self.q, self.n = ptr.shape[0] - 1, codes.shape[0]
         self.l = 1 if z is None else z.shape[1]
         self.products, self.threads = 0, max(1, threads)
         ends, columns = np.asarray(ptr), np.asarray(codes)
-        if self.n == 0 or m < 1 or columns.shape[1] < 1:
+        if levels.shape[0] != columns.shape[1] or widths.shape[0] != columns.shape[1]:
+            raise ValueError("factors do not match the codes")
+        if self.n == 0 or columns.shape[1] < 1 or np.min(levels) < 1 or np.min(widths) < 1:
             raise ValueError("a row form needs rows and tail columns")
+        ends_of = np.cumsum(np.multiply(levels, widths))
+        starts = np.concatenate([[0], ends_of])
+        self.starts, self.m = starts.astype(np.int64), int(ends_of[-1])
         if self.q < 1 or ends[0] != 0 or ends[self.q] != self.n or (np.diff(ends) < 0).any():
             raise ValueError("ptr does not divide the rows")
-        if columns.min() < 0 or columns.max() >= m:
-            raise ValueError(f"codes lie outside 0 to {m - 1}")
+        for f in range(columns.shape[1]):
+            if columns[:, f].min() < self.starts[f] or columns[:, f].max() > self.starts[f + 1] - widths[f]:
+                raise ValueError(f"codes lie outside {self.starts[f]} to {self.starts[f + 1] - widths[f]}")
+            if widths[f] > MOST:
+                raise ValueError(f"a factor of {widths[f]} columns")
         if not 1 <= self.l <= MOST:
-            raise ValueError(f"a leading factor of {self.l} columns")
+            raise ValueError(f"a factor of {self.l} columns")
         if (z is not None and z.shape[0] != self.n) or (w is not None and w.shape[0] != self.n):
             raise ValueError("rows do not match")
-        if t is not None and (t.shape[0] != self.n or t.shape[1] != columns.shape[1]):
+        self.rows.nt = int(np.sum(widths))
+        if t is None and np.max(widths) > 1:
+            raise ValueError("covariates are missing")
+        if t is not None and (t.shape[0] != self.n or t.shape[1] != self.rows.nt):
             raise ValueError("covariates do not match the codes")
-        self.kept = (ptr, codes, z, t, w)
-        self.rows.l, self.rows.nf = self.l, columns.shape[1]
-        self.rows.ptr, self.rows.codes = &ptr[0], &codes[0, 0]
+        self.kept = (ptr, codes, z, t, w, levels, widths)
+        self.rows.n, self.rows.l, self.rows.nf = self.n, self.l, columns.shape[1]
+        self.rows.ptr, self.rows.codes, self.rows.widths = &ptr[0], &codes[0, 0], &widths[0]
         self.rows.z = NULL if z is None else &z[0, 0]
         self.rows.t = NULL if t is None else &t[0, 0]
         self.rows.w = NULL if w is None else &w[0]
         # a matter of the data only, or the sums would depend on the machine
-        self.parts = 8 if m <= 1_000_000 else 4
+        self.parts = max(2, min(8 if self.m <= 1_000_000 else 4, self.n // (16 * self.m)))
         share = np.searchsorted(ends, np.linspace(0, self.n, self.parts + 1)).astype(np.int64)
         share[0], share[self.parts] = 0, self.q
         self.part = share
-        self.buffer = np.empty((self.parts, m, KV))
+        self.buffer, self.given = on_lines(self.parts * self.m).reshape(self.parts, self.m, KV), on_lines(self.m)
 
     cdef add_parts(self, double[:, ::1] y):
         """y = the parts' sums, in their order."""
@@ -217,15 +273,17 @@ cdef class RowForm:
         if shape != expected:
             raise ValueError(f"shape {shape} where {expected} was expected")
 
-    def product(self, const double[:, :, ::1] K, const double[:, ::1] x):
-        """C x (m, 8), for K (q, l, l) and x (m, 8)."""
+    def product(self, const double[:, :, ::1] K, const double[:, ::1] x, out=None):
+        """C x (m, 8), for K (q, l, l) and x (m, 8); into ``out`` where there is one."""
         cdef Py_ssize_t p, i, size = self.l * self.l
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, self.l, self.l))
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
-        y_ = np.empty((self.m, KV))
+        y_ = np.empty((self.m, KV)) if out is None else out
+        self.check(y_.shape, (self.m, KV))
         cdef double[:, ::1] y = y_
         cdef const double *k0 = &K[0, 0, 0]
-        cdef const double *x0 = &x[0, 0]
+        cdef const double *x0 = &self.given[0, 0]
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
         self.products += 1
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
             memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
@@ -240,8 +298,9 @@ cdef class RowForm:
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
         s_ = np.empty((self.q, self.l, KV))
         cdef double[:, :, ::1] s = s_
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
         for i in prange(self.q, schedule="static", num_threads=self.threads, nogil=True):
-            level_sum(&self.rows, i, &x[0, 0], &s[i, 0, 0])
+            level_sum(&self.rows, i, &self.given[0, 0], NULL, &s[i, 0, 0])
         return s_
 
     def tail_sums(self, const double[:, :, ::1] u):
@@ -257,51 +316,155 @@ cdef class RowForm:
         self.add_parts(y)
         return y_
 
-    def diagonals(self, const double[:, :, ::1] K, const double[:, :, ::1] R):
-        """Diagonal of B'KB (m,), and N_j = sum_i (R_i b_ij)(R_i b_ij)' (m, l, l), b_ij the columns of B_i.
+    @property
+    def codes(self):
+        """(n, f) the codes, as they were given."""
+        return np.asarray(self.kept[1])
 
-        Rows of one level may repeat a tail column: b_ij is collected first, then used once.
+    @property
+    def ptr(self):
+        """(q + 1,) where levels begin."""
+        return np.asarray(self.kept[0])
+
+    def diagonals(self, const double[:, :, ::1] K, const double[:, :, ::1] R):
+        """Blocks of B'KB on its diagonal, and N_j = sum_i (R_i b_ij)(R_i b_ij)', b_ij the columns of B_i.
+
+        Rows of one level may repeat a tail level: its b_ij are collected first, then used once.
+
+        Returns
+        -------
+        removed : list of (q, w, w)
+            One array a tail factor of q levels with w columns.
+        spread : list of (q, w, w, l, l)
+            Of each pair of a level's columns.
         """
-        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, count, a
-        cdef Py_ssize_t longest = int(np.diff(np.asarray(self.kept[0])).max()) * nf
+        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, a, width, o
+        cdef Py_ssize_t longest = int(np.diff(self.ptr).max()) * nf
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, l, l))
         self.check((R.shape[0], R.shape[1], R.shape[2]), (self.q, l, l))
-        diagonal_, outer_ = np.zeros(self.m), np.zeros((self.m, l, l))
-        cdef double[::1] diagonal = diagonal_
-        cdef double[:, :, ::1] outer = outer_
+        levels, widths = np.asarray(self.kept[5]), np.asarray(self.kept[6])
+        cdef int64_t[::1] offset = np.concatenate([[0], np.cumsum(levels * widths * widths)]).astype(np.int64)
+        removed_, spread_ = np.zeros(offset[nf]), np.zeros((offset[nf], l, l))
+        cdef double[::1] removed = removed_
+        cdef double[:, :, ::1] spread = spread_
         cdef double[:, ::1] b = np.zeros((self.m, l))
-        cdef int32_t[::1] seen = np.zeros(self.m, np.int32), columns = np.empty(longest, np.int32)
-        cdef double rb[MOST]
-        cdef double value, kb
+        cdef int32_t[::1] seen = np.zeros(self.m, np.int32)
+        cdef int32_t[::1] columns = np.empty(longest, np.int32), factor = np.empty(longest, np.int32)
+        cdef double rb[MOST * MOST]
+        cdef double kb[MOST * MOST]
+        cdef double value, base
         cdef int32_t j
         with nogil:
             for i in range(self.q):
                 count = 0
                 for r in range(self.rows.ptr[i], self.rows.ptr[i + 1]):
+                    o = r * self.rows.nt
+                    base = 1.0 if self.rows.w is NULL else self.rows.w[r]
                     for f in range(nf):
                         j = self.rows.codes[r * nf + f]
                         if not seen[j]:
                             seen[j] = 1
                             columns[count] = j
+                            factor[count] = <int32_t> f
                             count += 1
-                        value = 1.0 if self.rows.w is NULL else self.rows.w[r]
-                        if self.rows.t is not NULL:
-                            value *= self.rows.t[r * nf + f]
+                        for e in range(self.rows.widths[f]):
+                            value = base if self.rows.t is NULL else base * self.rows.t[o]
+                            o += 1
+                            for c in range(l):
+                                b[j + e, c] += value if self.rows.z is NULL else value * self.rows.z[r * l + c]
+                for a in range(count):
+                    j, f = columns[a], factor[a]
+                    width = self.rows.widths[f]
+                    for e in range(width):
+                        for c in range(l):
+                            kb[e * l + c] = rb[e * l + c] = 0.0
+                            for d in range(l):
+                                kb[e * l + c] += K[i, c, d] * b[j + e, d]
+                                rb[e * l + c] += R[i, c, d] * b[j + e, d]
+                    o = offset[f] + (j - self.starts[f]) * width
+                    for e in range(width):
+                        for d in range(width):
+                            for c in range(l):
+                                removed[o] += b[j + e, c] * kb[d * l + c]
+                            for c in range(l):
+                                for r in range(l):
+                                    spread[o, c, r] += rb[e * l + c] * rb[d * l + r]
+                            o += 1
+                    for e in range(width):
+                        for c in range(l):
+                            b[j + e, c] = 0.0
+                    seen[j] = 0
+        shapes = [(int(q), int(w), int(w)) for q, w in zip(levels, widths, strict=True)]
+        cuts = np.asarray(offset)[1:nf]
+        return (
+            [part.reshape(shape) for part, shape in zip(np.split(removed_, cuts), shapes, strict=True)],
+            [part.reshape(*shape, l, l) for part, shape in zip(np.split(spread_, cuts), shapes, strict=True)],
+        )
+
+    def aggregated(self, const double[:, :, ::1] K, const int32_t[::1] labels, Py_ssize_t size):
+        """P'CP (size, size) of the P that adds columns of equal label up.
+
+        Cost: for each leading level the square of the labels that it meets.
+
+        Parameters
+        ----------
+        K : (q, l, l)
+        labels : (m,) int32
+            Of each tail column, in [0, size); a negative one leaves a column out.
+        size : int
+        """
+        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, own, a, o
+        cdef int32_t j, k
+        cdef double value, w, kb
+        self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, l, l))
+        self.check((labels.shape[0],), (self.m,))
+        if np.max(labels) >= size:
+            raise ValueError(f"labels beyond {size - 1}")
+        out_ = np.zeros((size, size))
+        cdef double[:, ::1] out = out_, b = np.zeros((size, l)), moved = np.empty((size, l))
+        cdef int32_t[::1] seen = np.zeros(size, np.int32), met = np.empty(size, np.int32)
+        cdef int32_t[::1] of_row = np.empty(self.rows.nt, np.int32)
+        cdef double[::1] by_row = np.empty(self.rows.nt)
+        with nogil:
+            for i in range(self.q):
+                count = 0
+                for r in range(self.rows.ptr[i], self.rows.ptr[i + 1]):
+                    own, o = 0, r * self.rows.nt
+                    w = 1.0 if self.rows.w is NULL else self.rows.w[r]
+                    for f in range(nf):
+                        for e in range(self.rows.widths[f]):
+                            j = labels[self.rows.codes[r * nf + f] + e]
+                            if j >= 0:
+                                of_row[own] = j
+                                by_row[own] = 1.0 if self.rows.t is NULL else self.rows.t[o]
+                                own += 1
+                            o += 1
+                    for a in range(own):
+                        j, value = of_row[a], w * by_row[a]
+                        for d in range(own):
+                            out[j, of_row[d]] += value * by_row[d]
+                        if not seen[j]:
+                            seen[j] = 1
+                            met[count] = j
+                            count += 1
                         for c in range(l):
                             b[j, c] += value if self.rows.z is NULL else value * self.rows.z[r * l + c]
                 for a in range(count):
-                    j = columns[a]
+                    j = met[a]
                     for c in range(l):
-                        kb = 0.0
-                        rb[c] = 0.0
+                        moved[j, c] = 0.0
                         for d in range(l):
-                            kb += K[i, c, d] * b[j, d]
-                            rb[c] += R[i, c, d] * b[j, d]
-                        diagonal[j] += b[j, c] * kb
-                    for c in range(l):
-                        for d in range(l):
-                            outer[j, c, d] += rb[c] * rb[d]
+                            moved[j, c] += K[i, c, d] * b[j, d]
+                for a in range(count):
+                    j = met[a]
+                    for d in range(count):
+                        k, kb = met[d], 0.0
+                        for c in range(l):
+                            kb += b[j, c] * moved[k, c]
+                        out[j, k] -= kb
+                for a in range(count):
+                    j = met[a]
+                    seen[j] = 0
                     for c in range(l):
                         b[j, c] = 0.0
-                    seen[j] = 0
-        return diagonal_, outer_
+        return out_

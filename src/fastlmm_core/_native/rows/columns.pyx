@@ -8,9 +8,11 @@ import numpy as np
 
 from libc.math cimport sqrt
 
-from fastlmm_core._native.small cimport FEW, chol
+from fastlmm_core._native.small cimport FEW as FEW_COLUMNS, chol, solve_lower, solve_lower_t
 
-__all__ = ["gram_factor", "triangle_inverse"]
+__all__ = ["FEW", "gram_factor", "small_inverse", "triangle_inverse"]
+
+FEW = FEW_COLUMNS  # columns that `small_inverse` takes
 
 
 def gram_factor(const double[:, :] columns not None, const double[::1] root, double tolerance, double smallest,
@@ -35,12 +37,12 @@ def gram_factor(const double[:, :] columns not None, const double[::1] root, dou
     """
     cdef Py_ssize_t n = columns.shape[0], w = columns.shape[1], i, a, b
     cdef double v, x
-    cdef double gram[FEW * FEW]
-    cdef double scale[FEW]
-    cdef double row[FEW]
+    cdef double gram[FEW_COLUMNS * FEW_COLUMNS]
+    cdef double scale[FEW_COLUMNS]
+    cdef double row[FEW_COLUMNS]
     cdef int status = 0
-    if w > FEW:
-        raise ValueError(f"{w} columns: at most {FEW} are few")
+    if w > FEW_COLUMNS:
+        raise ValueError(f"{w} columns: at most {FEW_COLUMNS} are few")
     if root is not None and root.shape[0] != n:
         raise ValueError(f"{root.shape[0]} roots of weights for {n} rows")
     out_ = np.zeros((w, w))
@@ -71,6 +73,30 @@ def gram_factor(const double[:, :] columns not None, const double[::1] root, dou
                 for b in range(a + 1):
                     out[b, a] = gram[a * w + b] * scale[a]
     return out_ if status == 0 else None
+
+
+def small_inverse(const double[:, :] matrix not None):
+    """Inverse (w, w) of a positive definite matrix of at most `FEW` columns, from its lower triangle."""
+    cdef Py_ssize_t w = matrix.shape[0], i, j
+    cdef int status
+    cdef double root[FEW_COLUMNS * FEW_COLUMNS]
+    if matrix.shape[1] != w or w > FEW_COLUMNS:
+        raise ValueError(f"a matrix of {w} x {matrix.shape[1]}: at most {FEW_COLUMNS} columns are few")
+    out_ = np.zeros((w, w))
+    if w == 0:
+        return out_
+    cdef double[:, ::1] out = out_
+    for i in range(w):
+        for j in range(w):
+            root[i * w + j] = matrix[i, j]
+        out[i, i] = 1.0
+    status = chol(root, w)
+    if status != 0:
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
+    for j in range(w):
+        solve_lower(root, &out[0, j], w, w)
+        solve_lower_t(root, &out[0, j], w, w)
+    return out_
 
 
 def triangle_inverse(const double[:, :] r not None):

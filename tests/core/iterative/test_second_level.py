@@ -1,0 +1,108 @@
+"""The solver's second level: its matrix, its aggregates, and what it is for."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from fastlmm_core.core import Control, Term, iterative, objective
+from fastlmm_core.core.crossprod import DesignProducts
+from fastlmm_core.core.iterative import system as systems
+from fastlmm_core.core.iterative.problem import crossed_problem
+from fastlmm_core.core.iterative.second_level import aggregates, neighbours
+from fastlmm_core.core.iterative.system import System
+
+
+def ring(n=40_000, q=400, m=600, slopes=False, third=0):
+    """Levels of two factors around a circle, which meet only where they are near; and a few that group the second's."""
+    rng = np.random.default_rng(7)
+    place = rng.random(q)
+    lead = rng.integers(0, q, n)
+    tail = ((place[lead] + 0.01 * rng.normal(size=n)) % 1.0 * m).astype(int)
+    x = rng.normal(size=n)
+    X = np.column_stack([np.ones(n), x])
+    terms = [Term(lead, np.column_stack([X, x**2]), n_levels=q), Term(tail, X if slopes else None, n_levels=m)]
+    if third:
+        terms.append(Term(tail * third // m, n_levels=third))
+    y = 2.0 * rng.normal(size=q)[lead] + 2.0 * rng.normal(size=m)[tail] + x + rng.normal(size=n)
+    return y, X, terms
+
+
+def at(y, X, terms, theta):
+    design = DesignProducts(X, terms)
+    problem = crossed_problem(design, design.response(y), Control(threads=1))
+    index = design.theta_map.index
+    value = np.where(index[:, 1] == index[:, 2], theta, 0.3)
+    return problem, System(problem, value)
+
+
+@pytest.mark.parametrize(("slopes", "third"), [(False, 0), (True, 9), (False, 80)])
+def test_the_correction_is_that_of_dense_matrices(slopes, third):
+    problem, system = at(*ring(8000, 60, 200, slopes, third), 1.5)
+    S = np.eye(problem.rows.m) + system.lam_t(system.product(system.lam(np.eye(problem.rows.m))))
+    correct = problem.second.correction(system.K, system.tail_L)
+    expected = np.zeros_like(S)
+    assert len(problem.second.partitions) == 1 + (third > 0)
+    for labels in (partition.labels for partition in problem.second.partitions):
+        P = np.zeros((problem.rows.m, labels.max() + 1))
+        P[labels >= 0, labels[labels >= 0]] = 1.0
+        expected += P @ np.linalg.solve(P.T @ S @ P, P.T)
+    r = np.random.default_rng(0).normal(size=(problem.rows.m, 3))
+    np.testing.assert_allclose(correct(r), expected @ r, rtol=1e-8, atol=1e-10)
+    if third == 9:  # few levels are taken as they are
+        assert len(np.unique(labels[-9:])) == 9
+
+
+@pytest.mark.parametrize("third", [0, 12])
+def test_a_hard_graph_takes_few_iterations(third):
+    problem, system = at(*ring(third=third), 2.0)
+    b = np.random.default_rng(1).normal(size=(problem.rows.m, 8))
+    x = system.solve(b, None, 1e-10)
+    assert system.longest > systems.PATIENCE  # the first solve found out
+    alone = System(problem, system.theta)
+    assert alone.coarse is not None
+    again = alone.solve(b, None, 1e-10)
+    assert alone.iterations <= systems.PATIENCE
+    np.testing.assert_allclose(again, x, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(alone.apply(again), b, atol=1e-7)
+    problem.second.wanted = False
+    plain = System(problem, system.theta)
+    _, iterations, _ = systems.block_pcg(plain.apply, plain.jacobi, b, None, 1e-10)
+    assert iterations > 2 * alone.iterations
+
+
+def test_fits_of_a_hard_graph():
+    y, X, terms = ring(20_000, 200, 300)
+    terms[0] = Term(terms[0].codes, n_levels=200)
+    found = iterative.fit(y, X, terms, seed=2)
+    _, gradient, hessian = objective(y, X, terms).derivatives(found.theta)
+    step = np.linalg.solve(hessian, gradient)
+    assert (np.abs(step) < 4.0 * found.monte_carlo.theta_se + 1e-5 * found.monte_carlo.theta_sd).all()
+    assert found.monte_carlo.longest > systems.PATIENCE
+    other = iterative.fit(y, X, terms, seed=2, threads=2)
+    np.testing.assert_array_equal(other.theta, found.theta)
+
+
+def test_aggregates_follow_the_graph():
+    chain = np.arange(99)
+    half = csr_array((np.ones(99), (chain, chain + 1)), shape=(100, 100))
+    labels = aggregates(csr_array(half + half.T), 12)
+    assert labels.min() == 0
+    assert labels.max() < 30
+    sizes = np.bincount(labels)
+    runs = 1 + np.count_nonzero(np.diff(labels))
+    assert runs == len(sizes)  # each is one piece of the chain
+    apart = aggregates(csr_array((50, 50)), 5)
+    assert len(np.unique(apart[apart >= 0])) == 10
+    assert (apart < 0).sum() == 40
+
+
+def test_neighbours_share_leading_levels():
+    _, _, terms = ring(5000, 50, 80)
+    design = DesignProducts(None, terms)
+    problem = crossed_problem(design, design.response(ring(5000, 50, 80)[0]), Control(threads=1))
+    graph = neighbours(problem.rows, 0, problem.groups)
+    a, b = graph.nonzero()
+    together = np.zeros((50, 80))
+    together[terms[0].codes, terms[1].codes] = 1.0
+    assert ((together.T @ together)[a, b] > 0).all()
+    assert (a != b).all()

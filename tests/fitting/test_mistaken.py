@@ -1,0 +1,66 @@
+"""Arguments of the wrong type are named, whatever the call fails over."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastlmm_core import hypothetical, lmer, lmer_many, load, load_dataset
+from fastlmm_core.errors import DataError
+from fastlmm_core.fitting.spelling import explained
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("conf_int", {"level": "a"}, "level must be a number, not 'a'"),
+        ("conf_int", {"level": [0.9]}, "level must be a number, not a list"),
+        ("conf_int", {"alpha": ["x"]}, "alpha must be a number or None, not a list"),
+        ("bootstrap", {"n": 2, "statistic": 3}, "statistic must be a function or None, not 3"),
+        ("bootstrap", {"n": 2, "kind": np.zeros(3)}, "kind must be 'parametric' or 'residual', not a ndarray"),
+        ("emtrends", {"variable": b"x"}, "variable must be a text, not a bytes"),
+        ("emmeans", {"specs": "Days", "at": "x"}, "at must be a dict or None, not 'x'"),
+        ("simulate", {"params": "x"}, "params must be a dict or None, not 'x'"),
+        ("predict", {"interval": pd.Series([1.0])}, "interval must be 'confidence' or .* or None, not a Series"),
+        ("marginal_cov", {"level": [1, 2]}, "level must be a single value, not a list"),
+        ("profile", {"which": np.zeros((2, 2))}, "which must be a text or a list of texts or None, not a ndarray"),
+        ("tidy", {"effects": 3}, "effects must be"),
+    ],
+)  # fmt: skip
+def test_methods(fit, method, arguments, message):
+    with pytest.raises(DataError, match=message):
+        getattr(fit, method)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda data: load(3),
+        lambda data: lmer_many("~ Days + (1 | Subject)", data, data[["Reaction"]], weights=object()),
+        lambda data: hypothetical("Reaction ~ Days + (1 | Subject)", data, params=3, sd={"Subject": 1.0}),
+    ],
+)
+def test_functions(call):
+    with pytest.raises(DataError):
+        call(load_dataset("sleepstudy"))
+
+
+def test_errors_of_right_types_and_of_callbacks_are_left_alone():
+    @explained
+    def work(n: "int", tell: "Callable[[], None]") -> None:  # noqa: F821
+        tell()
+
+    def fails():
+        raise KeyError("the callback's own")
+
+    with pytest.raises(KeyError, match="own"):
+        work(3, fails)
+    with pytest.raises(DataError, match="n must be a whole number, not 'x'") as caught:
+        work("x", fails)
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(TypeError, match="argument"):
+        work(3)

@@ -1,0 +1,76 @@
+"""Generalised fits to tables that ask too much: two optima, separation, means at their limits."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fastlmm_core import DataError, GlmerResult, NumericalError, glmer
+from fastlmm_core.core.laplace import solved
+
+
+def test_overdispersion_in_place_of_effects_can_be_a_local_optimum() -> None:
+    """glmmTMB's log-likelihood of the truncated Poisson, -15.13816769, is what the family has at its limit."""
+    data = pd.DataFrame({"g": list("12244566"), "f": list("rrrrprrr"), "y": [1, 3, 4, 10, 10, 2, 1, 1]})
+    with pytest.warns(match="at its limit of zero"):
+        fit = glmer("y ~ f + (1 | g)", data, "truncated_nbinom1")
+    assert fit.llf == pytest.approx(-15.13816769, abs=1e-6)
+    assert fit.var_corr().to_frame().vcov[0] == pytest.approx(1.6465, rel=1e-3)
+    plain = glmer("y ~ f + (1 | g)", data, "truncated_poisson")
+    assert fit.llf >= plain.llf - 1e-6
+
+
+@pytest.fixture(scope="module")
+def separated() -> GlmerResult:
+    """More parameters than these counts can carry: coefficients run to infinity, and derivatives with them."""
+    x = [-0.0026, -0.0215, 0.1674, -0.0221, -0.117, 0.0781, -0.1296, 0.1079, -0.1694, -0.0479, -0.0762, 0.186, 0.1275]
+    data = pd.DataFrame(
+        {"x": [*x, 0.0935, -0.0622, 0.1415], "f": list("rqqpqrrrqrrppqqr"), "g": np.repeat(range(4), 4)}
+    )
+    data["y"] = [4, 1, 0, 0, 2, 1, 1, 1, 0, 0, 1, 2, 0, 2, 2, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        return glmer("y ~ x * f + (1 | g)", data, "poisson", zero="~ f")
+
+
+def test_a_fit_without_derivatives_has_its_page(separated: GlmerResult) -> None:
+    assert np.isfinite(separated.llf)
+    report = separated.convergence_report()
+    for text in (str(separated.summary()), str(report), repr(separated)):
+        assert text
+    if separated.bse.isna().all():
+        assert "a coefficient may run to infinity" in str(report)
+    assert separated.coef_table().shape[0] == 6
+    assert separated.conf_int().index[-6:].tolist() == list(separated.params.index)
+
+
+def binary(x: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"x": x, "y": (x > 0).astype(int), "g": np.repeat(range(12), 10)})
+
+
+@pytest.mark.parametrize("kind", ["pearson", "deviance"])
+def test_residuals_of_means_at_their_limits_are_zero(kind: str) -> None:
+    data = binary(np.random.default_rng(0).normal(size=120))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        fit = glmer("y ~ x + (1 | g)", data)
+        residuals = fit.residuals(kind)
+    assert np.isfinite(residuals).all()
+    assert residuals.abs().max() < 0.1
+
+
+def test_a_first_look_that_the_responses_say_nothing_to_is_refused_in_a_sentence() -> None:
+    with pytest.raises(NumericalError, match="infinity"):
+        solved(np.zeros((2, 2)), np.eye(2))
+
+
+def test_a_column_of_lists_is_named() -> None:
+    data = binary(np.random.default_rng(0).normal(size=120))
+    data["g"] = [[1]] * 120
+    with pytest.raises(DataError, match="column 'g' holds list values"):
+        glmer("y ~ x + (1 | g)", data)

@@ -41,7 +41,6 @@ FEW = 16
 NEARER = 0.1
 """What a start of theta that cannot be evaluated is multiplied with."""
 
-
 HARD = 60
 """Evaluations after which a minimum is not trusted to be the only one."""
 
@@ -273,7 +272,7 @@ class Searcher:
             if not promise > max(10.0 * self.tol, LEFT):
                 break
             other = self.run(self.newton, found.psi, report)
-            if other.status == FAILED or other.value > found.value:
+            if other.status != 0 or other.value > found.value:
                 break
             found = other
         return found

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.machine import require_memory
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import DesignSums
+    from fastlmm_core.core.products import DesignSums
 
 __all__ = ["Parameter", "gram_of_parameters", "null_directions", "touched_by"]
 

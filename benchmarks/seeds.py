@@ -1,7 +1,7 @@
 """What the iterative engine calls an error, over seeds and against the exact fit: `python -m benchmarks.seeds`.
 
-InstEval by both engines. Of each variance parameter: the error in sampling standard errors, root mean square and largest,
-and the standard deviation of the errors over those that each fit claims, which is one if claims are right.
+InstEval by both engines. Of each variance parameter: the error in sampling standard errors, root mean square and
+largest, and that of the errors over those that each fit claims, which is one if claims are right.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ from fastlmm_core._native.rows.crossprod import level_ranks
 from fastlmm_core.core.parameter_gram import Parameter, gram_of_parameters, null_directions, touched_by
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import DesignProducts, DesignSums
+    from fastlmm_core.core.crossprod import DesignProducts
+    from fastlmm_core.core.products import DesignSums
 
 __all__ = ["Unidentified", "identify", "is_spanned", "orthonormal", "seems_identified", "spanned_columns"]
 

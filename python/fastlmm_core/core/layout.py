@@ -17,7 +17,7 @@ from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import leading_values, tail_values
 from fastlmm_core._native.tail.tail import Tail
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignProducts, DesignSums, Responses
+from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.engines import ENGINES, Cost, EngineReport, TailProblem, choose
 from fastlmm_core.core.incidence import (
     FEW,
@@ -35,6 +35,7 @@ from fastlmm_core.core.incidence import (
     tail_groups,
 )
 from fastlmm_core.core.machine import NOTICED
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property

@@ -21,7 +21,8 @@ from fastlmm_core._native.criterion.probes import probe_many
 
 if TYPE_CHECKING:
     from fastlmm_core._native.criterion.evaluator import Evaluator
-    from fastlmm_core.core.crossprod import DesignProducts, Responses
+    from fastlmm_core.core.crossprod import DesignProducts
+    from fastlmm_core.core.products import Responses
 
 __all__ = ["ManyInformation", "Probes", "empty_information", "fill_information", "probe"]
 

@@ -24,7 +24,8 @@ from fastlmm_core.errors import NumericalError, RepeatedValuesError
 
 if TYPE_CHECKING:
     from fastlmm_core.core.control import Control
-    from fastlmm_core.core.crossprod import DesignProducts, Responses
+    from fastlmm_core.core.crossprod import DesignProducts
+    from fastlmm_core.core.products import Responses
 
 __all__ = ["NEAR_PERFECT", "RowsEvaluator", "SquareRoot", "accurate_estimates"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.start import clipped_roots, group_moment
-from fastlmm_core.core.crossprod import CrossProducts
+from fastlmm_core.core.products import CrossProducts
 
 __all__ = ["RIDGE", "START_RANGE", "moment_start", "start_of"]
 

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING
 from fastlmm_core._native.iterative.sorting import reach
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, RowsAtHand
 from fastlmm_core.core.engines import dense_cost
+from fastlmm_core.core.products import DesignSums, RowsAtHand
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.crossprod import Responses
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.criterion import Objective
+    from fastlmm_core.core.products import Responses
     from fastlmm_core.core.workspaces import Workspaces
 
 __all__ = ["factored", "may_iterate"]

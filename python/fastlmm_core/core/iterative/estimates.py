@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, Responses, identified_products
+from fastlmm_core.core.crossprod import identified_products
 from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Found, Search
 from fastlmm_core.core.iterative.problem import crossed_problem, refuse_unidentified
 from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.products import DesignSums, Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
 from fastlmm_core.core.threads import one_blas_thread

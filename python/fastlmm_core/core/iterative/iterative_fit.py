@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses
+from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.figures import relative_factors
-from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.iterative.conditional import conditional_blocks
 from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem
 from fastlmm_core.core.iterative.projection import Projection
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.core.engines import EngineReport
-    from fastlmm_core.core.objective import Objective
 
 __all__ = ["IterativeFit", "MonteCarlo"]
 

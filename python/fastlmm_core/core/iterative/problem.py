@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
 from fastlmm_core._native.iterative.sorting import level_starts, place_codes, place_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.crossprod import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.iterative.second_level import SecondLevel
+from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import MemoryLimitError, ModelError
 

@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.crossprod import CrossProducts, DesignSums, Responses, cross_products
+from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.start import moment_start, start_of
 from fastlmm_core.core.terms import Term, checked_flag
 from fastlmm_core.core.threads import ForkedLock, one_blas_thread

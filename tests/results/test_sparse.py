@@ -69,6 +69,13 @@ def test_what_is_refused(pay):
         lmer("y ~ sparse(firm) + sparse(year) + sparse(size) + (1 | worker)", pay)
 
 
+def test_robust_covariances_are_refused(pay):
+    fit = lmer("y ~ x + sparse(firm) + (1 | worker)", pay)
+    for kind in ("CR0", "CR2"):
+        with pytest.raises(ModelError, match=r"not available beside sparse\(\) effects"):
+            fit.coef_table(cov_type=kind)
+
+
 def test_levels_that_meet_too_widely_say_so_before_the_memory_is_gone():
     rng = np.random.default_rng(0)
     worker, firm = np.repeat(np.arange(6_000), 3), rng.integers(0, 1_000, 18_000)

@@ -112,3 +112,6 @@ def test_what_does_not_work_says_so(trial, name):
     fit = lmer("y ~ x + (1 | item)", trial, residual="ar1(t | subject)")
     with pytest.raises(ModelError, match=f"{name} is not available"):
         getattr(fit, name)()
+    for kind in ("CR0", "CR2"):
+        with pytest.raises(ModelError, match="robust covariances are not available"):
+            fit.coef_table(cov_type=kind)

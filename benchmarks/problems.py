@@ -293,6 +293,15 @@ _ALL = (
         note="1,934 binary rows, 60 districts with correlated slopes, simulated",
     ),
     generalised(
+        "children",
+        "immunised ~ older + rural + education + (1|mother) + (1|community)",
+        generators.children,
+        "binomial",
+        size={"n_mothers": 1_595, "n_communities": 161},
+        small={"n_mothers": 300, "n_communities": 30},
+        note="about 2,150 binary rows, 1,595 mothers in 161 communities, simulated",
+    ),
+    generalised(
         "verbagg",
         "aggressive ~ Anger + Gender + btype + situ + (1|id) + (1|item)",
         aggression,

@@ -1,6 +1,27 @@
 """Sphinx's settings: `make docs` builds build/docs/index.html, executes every page, and takes warnings for errors."""
 
+import hashlib
+import shutil
+from pathlib import Path
+
 import fastlmm_core
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cache() -> Path:
+    """A folder for the pages' outputs that belongs to this code: pages are executed again when any of it changes."""
+    digest = hashlib.sha256()
+    for folder, ending in (("python", "*.py"), ("src", "*.p[yx][xd]")):
+        for file in sorted((ROOT / folder).rglob(ending)):
+            digest.update(file.read_bytes())
+    caches = ROOT / "build" / "docs-cache"
+    ours = caches / digest.hexdigest()[:16]
+    for other in caches.glob("*"):
+        if other != ours:
+            shutil.rmtree(other)
+    return ours
+
 
 project = "fastlmm_core"
 author = "fastlmm_core developers"
@@ -20,7 +41,7 @@ exclude_patterns = ["_build"]
 suppress_warnings = ["myst.header", "myst.xref_missing"]  # pages of the repository link to files that are not pages
 
 nb_execution_mode = "cache"
-nb_execution_cache_path = "../build/docs-cache"
+nb_execution_cache_path = str(cache())
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
 nb_merge_streams = True

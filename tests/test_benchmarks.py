@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks import bits, generators, growth, large, report
+from benchmarks import bits, generators, growth, large, report, seeds, structures_large
 from benchmarks.__main__ import main, sensible, wanted
 from benchmarks.adapters import ADAPTERS, TASKS, Outcome, adapter, other_response
 from benchmarks.compare import Comparison
@@ -67,6 +67,12 @@ def test_large_problems_are_streams(name, tmp_path):
     if p.files:
         large.write(replace(p, files=2, make=lambda n: p.make(n, **p.small)), 2 * large.BATCH, str(tmp_path / "rows"))
         assert lmer(p.formula, tmp_path / "rows").nobs == 2 * large.BATCH
+
+
+def test_errors_over_seeds_are_told():
+    text = seeds.table(seeds.FORMULAS[0], 2)
+    assert "2 seeds" in text
+    assert "over its claim" in text
 
 
 def test_a_pair_is_read_off_the_formula():
@@ -273,3 +279,10 @@ def test_weights_that_are_refilled_give_the_criterion_of_a_new_plan(name):
     anew = model.but(weights=w).objective(True, "auto", threads=1).derivatives(theta)
     for got, expected in zip(many.derivatives(theta), anew, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", structures_large.PROBLEMS)
+def test_large_structures_build_and_fit_small(name):
+    row = structures_large.measured(name, 0.01)
+    assert row[0] == name
+    assert np.isfinite(float(row[-1]))

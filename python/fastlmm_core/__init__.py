@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
-    from fastlmm_core.results.lmer_many import lmer_many
+    from fastlmm_core.results.lmer_many import lmer_many, lmer_many_batches
     from fastlmm_core.results.model_table import model_table
     from fastlmm_core.results.result import LmerResult
     from fastlmm_core.results.saved import load
@@ -97,6 +97,7 @@ __all__ = [
     "is_singular",
     "lmer",
     "lmer_many",
+    "lmer_many_batches",
     "load",
     "load_dataset",
     "model_table",
@@ -145,8 +146,9 @@ _LAZY = {
     "hypothetical": "results.hypothetical",
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
-    "lmer": "results",
+    "lmer": "results.lmer",
     "lmer_many": "results.lmer_many",
+    "lmer_many_batches": "results.lmer_many",
     "load": "results.saved",
     "load_dataset": "datasets",
     "model_table": "results.model_table",

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from fastlmm_core.core import Term
 from fastlmm_core.core.glmm import Hurdle, Model, ZeroInflated
 from fastlmm_core.errors import ConvergenceWarning
-from fastlmm_core.families import NegativeBinomial1, TruncatedNegativeBinomial1
+from fastlmm_core.families import NegativeBinomial1, TruncatedNegativeBinomial1, TruncatedPoisson
 
 
 def gradient_in_errors(fit):
@@ -80,3 +80,20 @@ def test_estimates_on_the_edge_have_no_errors():
     fit.psi[-1] = np.inf  # as a search that has run away
     with pytest.warns(ConvergenceWarning, match="there are no standard errors"):
         assert np.isnan(fit.se).all()
+
+
+@pytest.mark.parametrize("seed", [9, 69, 71])
+def test_a_minimum_close_to_a_limit_is_found(seed):
+    """Hardly any overdispersion: Poisson's deviance is lower than where the search has come, yet not the lowest."""
+    rng = np.random.default_rng(seed)
+    n, q = 80, 15
+    g, x = rng.integers(0, q, n), rng.normal(size=n)
+    mean = np.exp(0.3 * rng.normal(size=q)[g] + 0.3 * x)
+    y = np.maximum(rng.poisson(rng.gamma(mean / 0.2, 0.2)), 1.0)
+    y = np.where(rng.random(n) < 0.4, 0, y)
+    X = np.column_stack([np.ones(n), x])
+    fit = Model(X, [Term(g)], Hurdle(TruncatedNegativeBinomial1())).fit(y)
+    assert fit.converged
+    assert not fit.at_limit
+    assert fit.criterion < Model(X, [Term(g)], Hurdle(TruncatedPoisson())).fit(y).criterion - 5e-4
+    assert gradient_in_errors(fit) < 1e-3

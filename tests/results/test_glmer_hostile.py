@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import minimize
 
 from fastlmm_core import DataError, GlmerResult, NumericalError, glmer
 from fastlmm_core.core.laplace import solved
@@ -74,3 +75,64 @@ def test_a_column_of_lists_is_named() -> None:
     data["g"] = [[1]] * 120
     with pytest.raises(DataError, match="column 'g' holds list values"):
         glmer("y ~ x + (1 | g)", data)
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_the_profile_of_a_correlation_of_one(seed: int) -> None:
+    """Against the deviance minimised with the correlation held, in coordinates of its own."""
+    rng = np.random.default_rng(seed)
+    data = pd.DataFrame({"x": rng.normal(size=200), "g": np.repeat(range(20), 10)})
+    u = rng.normal(size=20)[data.g]
+    data["y"] = rng.poisson(np.exp(0.3 + 0.4 * data.x + u * (0.6 + 0.4 * data.x)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fit = glmer("y ~ x + (x | g)", data, "poisson")
+    correlation = fit.var_corr().to_frame().sdcor[2]
+    assert abs(correlation) == pytest.approx(1.0)
+    curve = fit.profile("cor_x.Intercept|g")["cor_x.Intercept|g"]
+    assert len(curve.coordinate) > 2
+    rise = np.diff(curve.zeta)
+    assert (rise >= 0).all()
+    objective = glmer("y ~ x + (x | g)", data, "poisson", objective_only=True)
+    at = len(curve.coordinate) // 2
+    r = np.sin(curve.coordinate[at])
+
+    def held(p: np.ndarray) -> float:
+        a, b = np.exp(p[:2])
+        return objective([a, r * b, np.sqrt(1 - r**2) * b, *p[2:]])
+
+    sd = fit.var_corr().to_frame().sdcor
+    best = min(
+        minimize(held, [np.log(sd[0]), np.log(start), *fit.params], method="Nelder-Mead", options={"maxfev": 2000}).fun
+        for start in (sd[1], 0.01)
+    )
+    assert curve.zeta[at] ** 2 == pytest.approx(best - fit.criterion, abs=2e-3)
+
+
+def test_a_start_that_runs_to_infinity() -> None:
+    """glmmTMB finds a log-likelihood of -27.815584633."""
+    data = pd.DataFrame(
+        {
+            "g": [0, 1, 1, 2, 3, 3, 4, 4, 5, 5, 5, 7, 7, 7],
+            "h": list("yuwxuuxuywyuuu"),
+            "y": [2, 1, 1, 1, 3, 3, 2, 1, 1, 2, 2, 24, 1, 10],
+        }
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        fit = glmer("y ~ 1 + (1 | g) + (1 | h)", data, "truncated_nbinom1")
+    assert fit.llf == pytest.approx(-27.815584633, abs=1e-5)
+
+
+def test_ordered_categories_start_without_a_word() -> None:
+    data = pd.DataFrame(
+        {"g": np.repeat(range(8), 4), "y": np.tile([0, 1, 2, 2, 1, 0, 0, 1], 4), "x": np.arange(32) % 5}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        fit = glmer("y ~ x + (1 | g)", data, "ordinal", link="cloglog")
+    alpha, beta = fit.family_params.estimate.to_numpy(), fit.params["x"]
+    below = -np.expm1(-np.exp(alpha - beta * 3))  # P(y <= k) as documented, polr and clm; clmm calls it loglog
+    p = fit.predict(pd.DataFrame({"x": [3], "g": [99]}), kind="population").to_numpy()[0]
+    np.testing.assert_allclose(np.cumsum(p)[:2], below, rtol=1e-9)

@@ -96,7 +96,7 @@ def test_residuals_simulations_refits(fit, wine):
     for call, match in (
         (lambda: fit.residuals(), "deviance residuals of the ordinal family"),
         (lambda: fit.dispersion(), "no variance"),
-        (lambda: fit.emmeans("temp", scale="response"), "transformation"),
+        (lambda: fit.emmeans("temp", scale="response"), "scale without an origin"),
     ):
         with pytest.raises(ModelError, match=match):
             call()
@@ -143,6 +143,8 @@ def test_means_say_that_their_scale_has_no_origin(fit):
     assert note in means.to_frame().attrs["notes"]
     assert note in str(means)
     assert note in means.pairs().to_frame().attrs["notes"]
+    with pytest.raises(ModelError, match=r"predict\(\) for the probabilities of the categories"):
+        fit.emmeans("temp", scale="response")
 
 
 def test_whole_numbers_are_categories_in_their_order(fit, wine):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from fastlmm_core import DataError, lmer, lmer_many
+from fastlmm_core import DataError, lmer, lmer_many, lmer_many_batches
 from fastlmm_core.inference.moderated import squeeze
 
 
@@ -76,6 +78,45 @@ def test_prior_is_found_again() -> None:
     assert np.mean((posterior - true) ** 2) < 0.6 * np.mean((true * rng.chisquare(df) / df - true) ** 2)
     _, infinite, _ = squeeze(0.3 * rng.chisquare(df[:50] * 100) / (df[:50] * 100), df[:50])
     assert infinite == np.inf
+
+
+def test_blocks_in_and_record_batches_out(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    holes, weights = genes.copy(), np.random.default_rng(2).uniform(0.5, 2.0, genes.shape)
+    holes[5, :3], holes[7] = np.nan, 1.0
+    read: list[int] = []
+
+    def blocks() -> Iterator[object]:
+        for at in range(0, 60, 20):
+            read.append(at)
+            yield (holes[at : at + 20], weights[at : at + 20])
+
+    both = {"dose": "dose[T.b]", "age": "age"}
+    reader = lmer_many_batches("~ dose + age + (1 | person)", samples, blocks(), contrasts=both)
+    assert read == []
+    first = reader.read_next_batch()
+    assert read == [0]  # a block at a time
+    table = pd.concat([first.to_pandas(), reader.read_pandas()], ignore_index=True)
+    whole = lmer_many("~ dose + age + (1 | person)", samples, holes, contrasts=both, weights=weights)
+    assert table["response"].tolist() == [str(i) for i in range(60) for _ in both]
+    for name, expected in (("dose", whole.table("dose")), ("age", whole.table("age"))):
+        ours = table[table["contrast"] == name].set_index("response")
+        for column in ("estimate", "std_error", "df", "t", "p"):
+            np.testing.assert_allclose(ours[column], expected[column], rtol=1e-4, atol=1e-6)
+        assert ours["message"].tolist() == expected["message"].tolist()
+        assert ours["n"].tolist() == expected["n"].tolist()
+    np.testing.assert_allclose(np.stack(table["theta"][::2]), whole.fits.theta, rtol=1e-3, atol=1e-4)
+    frame = pd.DataFrame(genes[:3].T, columns=["g1", "g2", "g3"])
+    named = lmer_many_batches("~ dose + (1 | person)", samples, [frame], contrasts="dose[T.b]").read_pandas()
+    assert named["response"].tolist() == ["g1", "g2", "g3"]
+
+
+def test_what_blocks_cannot_be(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    with pytest.raises(DataError, match="pairs"):
+        lmer_many_batches("~ dose + (1 | person)", samples, [genes], weights=np.ones(genes.shape))
+    with pytest.raises(DataError, match="iterable of blocks"):
+        lmer_many_batches("~ dose + (1 | person)", samples, 3)
+    with pytest.raises(DataError, match="the data have 48 rows"):
+        lmer_many_batches("~ dose + (1 | person)", samples, [genes[:, :9]]).read_all()
 
 
 def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:

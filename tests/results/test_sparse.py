@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import FormulaError, ModelError, lmer
+from fastlmm_core import Control, FormulaError, MemoryLimitError, ModelError, lmer
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +67,18 @@ def test_what_is_refused(pay):
         fit.sparse_coef("year")
     with pytest.raises(ModelError, match="at most two"):
         lmer("y ~ sparse(firm) + sparse(year) + sparse(size) + (1 | worker)", pay)
+
+
+def test_robust_covariances_are_refused(pay):
+    fit = lmer("y ~ x + sparse(firm) + (1 | worker)", pay)
+    for kind in ("CR0", "CR2"):
+        with pytest.raises(ModelError, match=r"not available beside sparse\(\) effects"):
+            fit.coef_table(cov_type=kind)
+
+
+def test_levels_that_meet_too_widely_say_so_before_the_memory_is_gone():
+    rng = np.random.default_rng(0)
+    worker, firm = np.repeat(np.arange(6_000), 3), rng.integers(0, 1_000, 18_000)
+    data = pd.DataFrame({"y": rng.normal(size=18_000), "worker": worker, "firm": firm})
+    with pytest.raises(MemoryLimitError, match=r"the factor of 6,999 equations would take .* meet too widely"):
+        lmer("y ~ sparse(firm) + (1 | worker)", data, control=Control(memory_limit=2**22))

@@ -74,6 +74,18 @@ def test_levels_of_many_rows(trial):
         lmer("y ~ arm", d.assign(t=np.arange(900)), residual="ar1(t | site)")
 
 
+def test_levels_that_cost_more_whole_than_apart(monkeypatch, trial):
+    from fastlmm_core.fitting import residual
+
+    whole = lmer("y ~ arm + (1 | site)", trial, residual="ar1(t | subject)")
+    subjects = lmer("y ~ arm + (1 | subject)", trial, residual="ar1(t | subject)")
+    monkeypatch.setattr(residual, "MUCH", 1e3)
+    apart = lmer("y ~ arm + (1 | site)", trial, residual="ar1(t | subject)")
+    assert type(apart.core) is not type(whole.core)
+    assert apart.criterion == pytest.approx(whole.criterion, abs=1e-7)
+    assert type(lmer("y ~ arm + (1 | subject)", trial, residual="ar1(t | subject)").core) is type(subjects.core)
+
+
 def test_dispersion_beside_crossed_effects_is_a_matter_of_weights(trial):
     fit = lmer("y ~ x + (1 | item) + (1 | site)", trial, dispersion="~ arm")
     scale = np.exp(fit.theta["log_sd.arm[T.b]"])
@@ -100,3 +112,6 @@ def test_what_does_not_work_says_so(trial, name):
     fit = lmer("y ~ x + (1 | item)", trial, residual="ar1(t | subject)")
     with pytest.raises(ModelError, match=f"{name} is not available"):
         getattr(fit, name)()
+    for kind in ("CR0", "CR2"):
+        with pytest.raises(ModelError, match="robust covariances are not available"):
+            fit.coef_table(cov_type=kind)

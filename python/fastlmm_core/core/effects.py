@@ -31,8 +31,9 @@ class Effects:
         return Effects(self.lead[k], self.tail[k])
 
     def dot(self, other: Effects) -> Array:
-        """(k, k') inner products."""
-        return np.asarray(self.lead @ other.lead.T + self.tail @ other.tail.T)
+        """(k, k') inner products; infinite where a step was far too long."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self.lead @ other.lead.T + self.tail @ other.tail.T)
 
     def combined(self, weights: Array) -> Effects:
         """One vector, a weighted sum of the k."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
-from fastlmm_core.errors import NumericalError
+from fastlmm_core.errors import FastLMMWarning, NumericalError, warn
 
 if TYPE_CHECKING:
     from fastlmm_core.core.residuals.folded import Folded
@@ -35,6 +35,10 @@ __all__ = ["Blocks", "Equations", "Solved", "level_columns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+
+WIDE = 2e11
+"""Multiplications of a factorisation that are told: an evaluation takes a minute then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +123,8 @@ class Equations:
     fold : Folded, optional
         Residuals that are correlated within units: C = E'R^-1 E is then made by `core.residuals.equations`, on the
         pattern of the levels that meet in a unit.
+    n_bytes : int, optional
+        What a factor may take; MemoryLimitError beyond.
     """
 
     def __init__(
@@ -132,6 +138,7 @@ class Equations:
         reml: bool,
         threads: int = 1,
         fold: Folded | None = None,
+        n_bytes: int | None = None,
     ) -> None:
         self.terms, self.relationships, self.reml = tuple(terms), tuple(relationships), reml
         self.n, self.p = Q.shape
@@ -155,12 +162,18 @@ class Equations:
         self.blocks = [self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)]
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
-        self.factor = SparseFactor(self.m, rows, columns, threads)
+        self.factor = SparseFactor(self.m, rows, columns, threads, n_bytes)
+        if self.factor.work > WIDE:
+            warn(
+                f"each evaluation of the criterion takes some {6 * self.factor.work:.1g} multiplications: levels of "
+                "different factors meet too widely to be eliminated cheaply",
+                FastLMMWarning,
+            )
         self.random_factor: SparseFactor | None = None
         if n_fixed and not reml:
             inside = rows < ends[self.n_random]
             self.random_entries = inside
-            self.random_factor = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads)
+            self.random_factor = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads, n_bytes)
         self.log_a = sum(r.logdet * l for r, l in zip(self.relationships, self.widths, strict=False) if r is not None)
 
     def _pair(self, k: int, other: int, matrices: Sequence[sp.csr_array]) -> Blocks:

@@ -129,6 +129,7 @@ class EquationsModel(ProjectedModel, TermStructures):
             rest,
             self.reml,
             self.control.n_threads,
+            n_bytes=self.control.n_bytes,
         )
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> EquationsFit:

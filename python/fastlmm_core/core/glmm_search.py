@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
-from fastlmm_core.core.fit import FAILED
+from fastlmm_core.core.estimates import FAILED
 from fastlmm_core.core.glmm_fit import Engine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
@@ -41,6 +41,20 @@ FEW = 16
 NEARER = 0.1
 """What a start of theta that cannot be evaluated is multiplied with."""
 
+HARD = 60
+"""Evaluations after which a minimum is not trusted to be the only one."""
+
+MANY = 8
+"""Evaluations after which the end of a search is looked at once more."""
+
+AGAIN = 3
+"""How often a search that stopped on a slope goes on from there."""
+
+LEFT = 1e-7
+"""Decrease of the deviance that the end of a search may still promise."""
+
+BESIDE = 7.0
+"""Size of a parameter's logarithm beside its limit, where the deviance tells on which side it falls."""
 
 ELSEWHERE = 40
 """Evaluations with differences of the gradient in each search that is made because the first one came to no end."""
@@ -109,7 +123,7 @@ class Searcher:
 
         self.evaluations = self.evaluations[:0]
         end = self.minimise(psi, report)
-        if end.status != 0 and not given:
+        if not given and (end.status != 0 or len(self.evaluations) > HARD):
             end = self.elsewhere(psi, end, report)
         found, value, status, self.place = end
         if status == FAILED:
@@ -162,7 +176,10 @@ class Searcher:
     def minimise(self, psi: Array, report: Report | None, more: int | None = None) -> Found:
         """The minimum from psi: by the model Hessian, at a limit of the family, by the exact Hessian."""
         more = self.more if more is None else min(more, self.more)
+        before = len(self.evaluations)
         found = self.run(self.newton, psi, report)
+        if found.status == 0 and len(self.evaluations) - before > MANY:
+            found = self.finished(found, report)
         if found.status in (0, FAILED) or more <= 0:
             return found
         found = self.at_limit(found, report)
@@ -173,18 +190,16 @@ class Searcher:
         return found if better.status == FAILED else better
 
     def elsewhere(self, psi: Array, found: Found, report: Report | None) -> Found:
-        """The best of searches from smaller effects and from ones of size one, where that from psi came to no end."""
+        """The best of searches from smaller effects and from ones of size one, where that from psi had a hard time."""
         parameters, nt = self.engine.design.theta_map, self.engine.design.n_theta
         whole = parameters.diagonal.astype(float)
         for theta in (psi[:nt] * NEARER, whole, whole * NEARER):
             other = self.minimise(np.concatenate([theta, psi[nt:]]), report, ELSEWHERE)
-            if other.status == FAILED:
+            if other.status == FAILED or (found.status == 0 and other.status != 0):
                 continue
             margin = self.tol if other.status == 0 and found.status != 0 else -1e-9
             if found.status == FAILED or other.value <= found.value + margin:
                 found = other
-            if found.status == 0:
-                break
         return found
 
     def without_effects(self, psi: Array) -> float:
@@ -225,7 +240,41 @@ class Searcher:
             start[first + k] = min(ends, key=lambda end: abs(end - start[first + k]))
             limit = self.run(self.newton, start, report)
             if limit.status != FAILED and limit.value <= found.value + self.tol:
-                found = limit
+                found = self.left(limit, first + k, report)
+        return found
+
+    def left(self, limit: Found, at: int, report: Report | None) -> Found:
+        """What was found at a limit of parameter ``at``, or from beside it if the deviance falls on the way there."""
+        beside = limit.psi.copy()
+        beside[at] = np.copysign(BESIDE, beside[at])
+        try:
+            if self.engine.value(beside) >= limit.value - self.tol:
+                return limit
+        except NumericalError:
+            return limit
+        found = self.run(self.newton, beside, report)
+        return limit if found.status == FAILED or found.value > limit.value else found
+
+    def finished(self, found: Found, report: Report | None) -> Found:
+        """A minimum after many evaluations; the search goes on if secant corrections have hidden a slope there."""
+        for _ in range(AGAIN):
+            if found.status != 0:
+                break
+            try:
+                _, gradient, hessian = self.engine.derivatives(found.psi)
+            except NumericalError:
+                break
+            if self.held is not None:
+                gradient[self.held] = 0.0
+            values, vectors = np.linalg.eigh(hessian)
+            steep = values > 1e-8 * values[-1]
+            promise = 0.5 * float(((vectors.T @ gradient)[steep] ** 2 / values[steep]).sum())
+            if not promise > max(10.0 * self.tol, LEFT):
+                break
+            other = self.run(self.newton, found.psi, report)
+            if other.status != 0 or other.value > found.value:
+                break
+            found = other
         return found
 
     def exact_criterion(self) -> Callback:

@@ -22,6 +22,9 @@ MAX_STEPS = 25
 ENOUGH = 1e-3
 """Change of the coefficients, conditioned, at which the search for a start ends."""
 
+FAR = 30.0
+"""Linear predictors beyond this, of a link to all numbers, are on their way to infinity."""
+
 WORSE = 1e-6
 """Relative loss of log density against a constant mean at which coefficients are no start."""
 
@@ -66,9 +69,12 @@ def glm(design: GlmmDesign, y: Array, rho: Any, eta: Array | None = None) -> tup
         )  # fmt: skip
     else:
         gamma, value = score(design, y, rho, eta)
+    open_ended = bool(family.n_extra) and family.link.name not in ("identity", "inverse", "sqrt")
+    far = open_ended and np.abs(design.columns @ gamma).max(initial=0.0) > FAR
     if family.n_extra or not np.isfinite(value):
         level = level_start(design, y, rho)
-        if not value >= level[1] - WORSE * abs(level[1]):  # the search has gone astray: a constant mean is better
+        # the search has gone astray, or off to infinity: a constant mean is better
+        if not value >= level[1] - WORSE * abs(level[1]) or (far and np.isfinite(level[1])):
             gamma, value = level
     if not np.isfinite(value):
         raise NumericalError(
@@ -85,9 +91,9 @@ def level_start(design: GlmmDesign, y: Array, rho: Any) -> tuple[Array, float]:
     with np.errstate(all="ignore"):
         level = float(family.link(np.array([mean]))[0])
     gram = x.T @ x
-    gamma = np.linalg.solve(gram, x.T @ (level - design.offset)) if len(gram) else np.zeros(0)
     out = np.empty((3, design.n))
     with np.errstate(all="ignore"):
+        gamma = np.linalg.solve(gram, x.T @ (level - design.offset)) if len(gram) else np.zeros(0)
         value = family.working(y, x @ gamma + design.offset, design.m, design.freq, rho, out, False)[0]
     return gamma, value if np.isfinite(value) else -np.inf
 

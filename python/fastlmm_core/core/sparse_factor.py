@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_ordering
 from fastlmm_core._native.tail.supernodal import SupernodalCholesky
+from fastlmm_core.errors import MemoryLimitError
 
 __all__ = ["SparseFactor"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+SMALL = 5_000
+"""Rows up to which nobody asks what a factor takes."""
 
 LARGE = 1e10
 """Multiplications of a factorisation that are worth a second ordering."""
@@ -61,9 +65,28 @@ class SparseFactor:
     rows, columns : (nnz,) int64
         Entries of the lower triangle (rows >= columns), each once, the diagonal among them.
     threads : int
+    n_bytes : int, optional
+        What the factor may take.
+
+    Attributes
+    ----------
+    work : float
+        Multiplications of a factorisation; 0 where the pattern is small.
+
+    Raises
+    ------
+    MemoryLimitError
+        The factor takes more than `n_bytes`.
     """
 
-    def __init__(self, m: int | Any, rows: Index | None = None, columns: Index | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        m: int | Any,
+        rows: Index | None = None,
+        columns: Index | None = None,
+        threads: int = 1,
+        n_bytes: int | None = None,
+    ) -> None:
         if rows is None or columns is None:
             lower = sp.tril(m).tocoo()
             m, rows, columns = lower.shape[0], lower.row.astype(np.int64), lower.col.astype(np.int64)
@@ -71,6 +94,17 @@ class SparseFactor:
         self.given = rows, columns
         ptr, idx, _ = lower_rows(self.m, rows, columns)
         self.perm = perm = cheapest_ordering(ptr, idx)
+        self.work = 0.0
+        if self.m > SMALL:
+            counts = elimination_tree(ptr, idx, perm)[1].astype(np.float64)
+            self.work, needed = float(np.square(counts).sum()), 16.0 * float(counts.sum())  # the inverse beside it
+            if n_bytes is not None and needed > n_bytes:
+                raise MemoryLimitError(
+                    f"the factor of {self.m:,} equations would take {needed / 2**30:.1f} GiB, but "
+                    f"{n_bytes / 2**30:.1f} GiB can be used: levels of different factors meet too widely to be "
+                    "eliminated one after another. Raise Control(memory_limit=...) if the machine has more, or fit a "
+                    "part of the levels"
+                )
         place = np.empty(self.m, np.int64)
         place[perm] = np.arange(self.m)
         self.place = place

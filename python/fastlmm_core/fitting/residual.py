@@ -37,6 +37,9 @@ __all__ = [
 LARGE_UNIT = 400
 """Rows of a unit whose covariance matrix is factored as a whole."""
 
+MUCH = 1e9
+"""Multiplications of all units' factorisations beyond which larger units than subjects are not worth theirs."""
+
 
 def core_residual(design: ResidualDesign) -> Residual:
     """The structure as the core takes it."""
@@ -55,12 +58,18 @@ def core_residual(design: ResidualDesign) -> Residual:
 
 
 def in_units(design: Design) -> bool:
-    """Whether levels and subjects lie within those of one factor, none of them too large to be factored as a whole."""
+    """Whether levels and subjects lie within those of one factor whose levels are cheap to factor as a whole."""
     assert design.residual is not None
     codes: list[NDArray[Any]] = [term.codes for term in design.random]
     codes += [] if design.residual.parsed is None and codes else [design.residual.subject]
     outer = outermost(codes)
-    return outer is not None and int(np.bincount(codes[outer]).max()) <= LARGE_UNIT
+    if outer is None:
+        return False
+    sizes = np.bincount(codes[outer])
+    if int(sizes.max()) > LARGE_UNIT:
+        return False
+    of_subjects = design.residual.parsed is not None and holds(design.residual.subject, codes[outer])
+    return of_subjects or float(np.sum(sizes.astype(np.float64) ** 3)) <= MUCH
 
 
 def check_random(design: Design) -> None:

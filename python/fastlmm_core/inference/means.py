@@ -62,6 +62,11 @@ def emmeans(
     """Marginal means; see `LmerResult.emmeans`."""
     if scale not in ("link", "response"):
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
+    if scale == "response" and isinstance(result.core, GlmmFit) and result.core.family.no_intercept:
+        raise ModelError(
+            "these means stand on a scale without an origin, and no response belongs to one of them: compare them on "
+            "it, or ask predict() for the probabilities of the categories"
+        )
     estimates, contrasts = averaging.estimates(result, specs)
     if scale == "response" or bias_adjust:
         estimates = estimates.transform("response", bias_adjust=bias_adjust)

@@ -193,7 +193,7 @@ def robust_cov(result: FittedModel, cov_type: str, cluster: Any, joint: bool) ->
 
 
 def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
-    from fastlmm_core.core.residuals import PatternFit
+    from fastlmm_core.core.residuals import CrossedFit, PatternFit
 
     design, core = result.design, result.core
     if kind == "CR2" and isinstance(core, CoreFit):
@@ -201,6 +201,15 @@ def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
     if any(term.relationship is not None for term in design.random):
         raise ModelError(
             "levels with a known relationship are not independent clusters: no robust covariance is available"
+        )
+    if design.sparse:
+        raise ModelError(
+            "robust covariances are not available beside sparse() effects: their columns have a part in them"
+        )
+    if isinstance(core, CrossedFit):
+        raise ModelError(
+            "robust covariances are not available for a residual structure beside effects that cross its subjects, or "
+            "whose levels have many rows: no clusters of moderate size are independent"
         )
     if isinstance(core, PatternFit):
         if cluster is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,17 @@ from fastlmm_core.formula import build_design
 from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
+from fastlmm_core.inference.many_batches import record_batches
 from fastlmm_core.inference.moderated import moderated_table
+from fastlmm_core.inference.reductions import refuse_structures
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from fastlmm_core.core import Control
     from fastlmm_core.formula import Design
 
-__all__ = ["LmerMany", "lmer_many"]
+__all__ = ["LmerMany", "lmer_many", "lmer_many_batches"]
 
 Array = NDArray[np.float64]
 
@@ -152,28 +156,119 @@ def lmer_many(
     env = caller_names(2) if env is None else env
     frame = as_pandas(data)
     Y, names = _responses(responses, frame)
-    right = formula.split("~", 1)[-1]
-    noise = np.random.default_rng(0).standard_normal(len(frame))
-    name = "response"
-    while name in frame:
-        name += "_"
-    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    design = _design_of(formula, frame, env)
     labels, rows = _contrasts(contrasts, list(design.x_names))
     from fastlmm_core.inference.bootstrap import _bar
 
     with _bar(len(Y), progress) as shown:
-        fits = fit_responses(
-            Y,
-            design.X,
-            core_terms(design),
-            weights=weights,
-            offset=design.offset,
-            contrasts=rows,
-            reml=reml,
-            control=control,
-            progress=shown.update,
-        )
+        fits = _fitted(design, Y, weights, rows, reml, control, shown.update)
     return LmerMany(design, fits, tuple(names), tuple(labels))
+
+
+def _design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any]) -> Design:
+    """The design of the right side, whatever the response."""
+    name = "response"
+    while name in frame:
+        name += "_"
+    noise = np.random.default_rng(0).standard_normal(len(frame))
+    right = formula.split("~", 1)[-1]
+    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    refuse_structures(design, "many responses at once")
+    return design
+
+
+def _fitted(
+    design: Design,
+    Y: Array,
+    weights: ArrayLike | None,
+    rows: Array,
+    reml: bool,
+    control: Control | None,
+    progress: Callable[[int], None] | None,
+) -> ManyResponses:
+    return fit_responses(
+        Y,
+        design.X,
+        core_terms(design),
+        weights=weights,
+        offset=design.offset,
+        contrasts=rows,
+        reml=reml,
+        control=control,
+        progress=progress,
+    )
+
+
+def lmer_many_batches(
+    formula: str,
+    data: Any,
+    blocks: Iterable[Any],
+    *,
+    contrasts: Any = None,
+    weights: ArrayLike | None = None,
+    reml: bool = True,
+    control: Control | None = None,
+    env: Mapping[str, Any] | None = None,
+) -> pyarrow.RecordBatchReader:
+    """Fit one formula to more responses than memory holds: blocks of responses in, Arrow record batches out.
+
+    Parameters
+    ----------
+    formula, data, contrasts, reml, control, env
+        As for `lmer_many`.
+    blocks : iterable
+        Of responses as `lmer_many` takes them, some hundred or thousand at a time: arrays (k, n), which are numbered
+        through, or frames (n, k). A pair (responses, weights) has weights (k, n) of its own.
+    weights : (n,), optional
+        For all responses of blocks that have none.
+
+    Returns
+    -------
+    pyarrow.RecordBatchReader
+        A batch a block, made when it is read, so that one block is in memory at a time. A row a response and contrast:
+        response, contrast, estimate, std_error, df, t, p, n, theta (a list), sigma, is_singular, converged, message.
+        `pyarrow.dataset.write_dataset`, DuckDB and polars read it as it is.
+
+    Raises
+    ------
+    DataError
+        As `lmer_many`; for a block when it is read.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from fastlmm_core import lmer_many_batches
+    >>> rng = np.random.default_rng(0)
+    >>> samples = pd.DataFrame({"person": np.repeat(np.arange(12), 4), "dose": np.tile([0, 1, 0, 1], 12)})
+    >>> voxels = (rng.normal(size=(200, 48)) for _ in range(5))
+    >>> reader = lmer_many_batches("~ dose + (1 | person)", samples, voxels, contrasts="dose")
+    >>> sum(batch.num_rows for batch in reader)
+    1000
+    """
+    env = caller_names(2) if env is None else env
+    frame = as_pandas(data)
+    design = _design_of(formula, frame, env)
+    labels, rows = _contrasts(contrasts, list(design.x_names))
+    if weights is not None and np.shape(weights) != (len(frame),):
+        raise DataError(
+            f"weights has shape {np.shape(weights)}, but the blocks share weights of shape ({len(frame)},): weights of "
+            "their own come with them, as pairs (responses, weights)"
+        )
+    if isinstance(blocks, (str, Mapping)) or not isinstance(blocks, Iterable):
+        raise DataError(f"blocks must be an iterable of blocks of responses, not {type(blocks).__name__}")
+
+    def fitted() -> Iterator[tuple[list[str], ManyResponses]]:
+        done = 0
+        for block in blocks:
+            own = isinstance(block, tuple) and len(block) == 2 and not isinstance(block[0], str)
+            responses, given = block if own else (block, weights)
+            Y, names = _responses(responses, frame)
+            if not isinstance(responses, (pd.DataFrame, list, tuple)):
+                names = [str(done + i) for i in range(len(Y))]
+            done += len(Y)
+            yield names, _fitted(design, Y, given, rows, reml, control, None)
+
+    return record_batches(fitted(), labels)
 
 
 def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.fit import FitLog
+from fastlmm_core.core.estimates import CoreFit, FitLog
+from fastlmm_core.core.model import Model
 from fastlmm_core.core.saved import read_state, saved_state
-from fastlmm_core.errors import DataError, ModelError, NotSavedError, SavedFormatError, StreamedError
+from fastlmm_core.errors import DataError, ModelError, NotSavedError, NumericalError, SavedFormatError, StreamedError
 from fastlmm_core.fitting import predict, ranef, var_corr
-from fastlmm_core.fitting.fit import fit_design
+from fastlmm_core.fitting.fit import fit_design, wrap
 from fastlmm_core.fitting.fitted import FittedModel
-from fastlmm_core.fitting.models import is_structured
+from fastlmm_core.fitting.models import is_structured, model_of
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.streaming import StreamedDesign
@@ -185,6 +187,8 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
         options = result.options
         contents |= {"design": design, "theta": core.parameters, "reml": bool(result.reml)}
         contents |= {"control": options.control, "given": _given(design, options.given)}
+        if type(core) is CoreFit and core._rows is None:  # others are fitted once more from where they ended
+            contents["ended"] = {"converged": core.converged, "message": core.message, "log": core.log}
     else:
         if core.unidentified is not None:
             raise ModelError("a fit with variances that the data do not identify is saved with data=True only")
@@ -198,6 +202,26 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
             "coef_table": (tested[list(TABLE)].to_numpy(), tuple(tested.notes)),
         }
     _write(path, contents)
+
+
+def _set_up(design: Design, contents: dict[str, Any], options: FitOptions) -> LmerResult:
+    """A fit with its rows: at its optimum, without a search where an exact engine can answer there."""
+    kind, formula, again = StructuredResult if is_structured(design) else LmerResult, contents["formula"], options
+    options = replace(options, start=None)
+    if "ended" in contents:
+        model, ended = model_of(design, options), contents["ended"]
+        if isinstance(model, Model):
+            try:
+                core = model.at(design.y, contents["theta"])
+            except (ModelError, NumericalError):
+                pass
+            else:
+                core = replace(core, theta=contents["theta"], converged=ended["converged"], message=ended["message"])
+                core.__dict__["log"] = ended["log"]
+                return wrap(kind, design, formula, options, core, {"model": model})
+    refitted = fit_design(kind, design, formula, again)
+    object.__setattr__(refitted, "options", options)
+    return refitted
 
 
 def _given(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,6 +259,10 @@ def _write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
         for name, array in writer.arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError)
+"""What reading a file ends in that is another's, or of which bits have changed."""
 
 
 @explained
@@ -282,7 +310,9 @@ def load(path: str | PathLike[str]) -> LmerResult:
                 if name.endswith(".npy")
             }
         contents = Reader(arrays)(state["contents"])
-    except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+    except SavedFormatError:
+        raise
+    except DAMAGED as error:
         raise SavedFormatError(f"{path} is no file that fastlmm_core saved a fit in ({error})") from None
     design = contents["design"]
     if "family" in contents:
@@ -291,11 +321,7 @@ def load(path: str | PathLike[str]) -> LmerResult:
         options = FitOptions(
             reml=contents["reml"], control=contents["control"], start=contents["theta"], given=contents["given"]
         )
-        refitted = fit_design(
-            StructuredResult if is_structured(design) else LmerResult, design, contents["formula"], options
-        )
-        object.__setattr__(refitted, "options", replace(options, start=None))
-        return refitted
+        return _set_up(design, contents, options)
     core = SavedCore(**contents["figures"])
     kept = {"coef_table": contents["coef_table"], "saved": {k: v for k, v in contents.items() if k != "formula"}}
     options = FitOptions(reml=core.reml)

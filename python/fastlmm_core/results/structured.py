@@ -201,9 +201,13 @@ class StructuredResult(LmerResult):
         return super().emmeans(*args, **options)
 
     def predict(self, newdata: Any = None, *args: Any, **options: Any) -> Any:
-        """As `LmerResult.predict`; of new rows it is refused beside `sparse()` effects."""
+        """As `LmerResult.predict`; intervals for structured effects only, no new rows beside `sparse()` effects."""
         if self.design.sparse and newdata is not None:
             self._refuse("predict of new data beside sparse() effects")
+        if options.get("interval") is not None and not isinstance(self.core, StructuredFit):
+            self._refuse(
+                "predict(interval=...)", "a residual structure or relationships; emmeans and t_test have intervals"
+            )
         return super().predict(newdata, *args, **options)
 
     def residuals(self, kind: Any = "response") -> pd.Series:

@@ -11,7 +11,7 @@ from fastlmm_core._native.criterion.information import (
     pseudo_inverse,
 )
 from fastlmm_core.core import Model, Term
-from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.criterion import Objective
 
 
 def one_factor(l, p, weighted, seed=0, split=False):

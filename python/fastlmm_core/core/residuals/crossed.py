@@ -104,6 +104,7 @@ class CrossedModel(EquationsModel):
             rest,
             self.reml,
             self.control.n_threads,
+            self.control.n_bytes,
         )
 
     def start(self, projected: Projected) -> Array:

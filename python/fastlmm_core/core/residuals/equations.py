@@ -43,7 +43,7 @@ class ResidualEquations(Equations):
         R of a subject, without random effects.
     parts : sequence of Batch
         Of the rows [Q, e]; a unit is a subject.
-    terms, relationships, n_fixed, root, Q, e, reml, threads
+    terms, relationships, n_fixed, root, Q, e, reml, threads, n_bytes
         As of `Equations`.
     """
 
@@ -59,9 +59,10 @@ class ResidualEquations(Equations):
         e: Array,
         reml: bool,
         threads: int = 1,
+        n_bytes: int | None = None,
     ) -> None:
         self.fold = Folded(parts, terms, root, np.column_stack([Q, e]))
-        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, self.fold)
+        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, self.fold, n_bytes)
         self.fold.follow(self.blocks)
         self.model = model
         self.prepared = [model.prepare(part.rows) for part in parts]

@@ -26,6 +26,7 @@ from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.profile_walk import BETTER, LOWER
 from fastlmm_core.inference.simulate import recipe
 from fastlmm_core.inference.table import Table, table
 
@@ -40,12 +41,21 @@ Array = NDArray[np.float64]
 Side = tuple[list[tuple[float, float, float]], float | None]
 """Points (coordinate, zeta, its derivative) on one side of an estimate, and the bound where it was met first."""
 
+Place = tuple[float, float, Array]
+"""Least deviance with a parameter at a value, the multiplier of that, and where in the working coordinates."""
+
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 
 SPACING = 0.5
 """Distance of a profile's points, in units of zeta as the quadratic at the estimate has it."""
 
 MAX_POINTS = 40
+
+ONE = 1.0 - 1e-8
+"""Correlations beyond this are one: their arc has no slope there."""
+
+ANGLE = 0.1
+"""Radians from there to where it has."""
 
 CHUNK = 256
 
@@ -249,12 +259,17 @@ class Profiler:
             return ProfileCurve(p.name, p.kind, np.nan, empty, empty, empty, (None, None))
         phi = self.function(p)
         estimate, gradient = phi(self.best)
+        begin = np.zeros(self.unit.shape[1])
+        if p.kind == "cor" and abs(np.sin(estimate)) > ONE:  # no slope there: that of a place beside it
+            beside = self.opened(p)
+            gradient = phi(beside)[1]
+            begin = np.linalg.lstsq(self.unit, beside - self.best, rcond=None)[0]
         step = SPACING * float(np.linalg.norm(self.unit.T @ gradient))
         low = {"sd": 0.0, "cor": -0.5 * np.pi}.get(p.kind, -np.inf)
         high = 0.5 * np.pi if p.kind == "cor" else np.inf
         level = self.without_effect(p) if p.kind == "cor" else np.inf
-        down, low_end = self.walk(phi, estimate, -step, low, min(reach, level))
-        up, high_end = self.walk(phi, estimate, step, high, min(reach, level))
+        down, low_end = self.walk(phi, estimate, -step, low, min(reach, level), begin)
+        up, high_end = self.walk(phi, estimate, step, high, min(reach, level), begin)
         if p.kind == "cor":
             down, low_end = levelled(down, low_end, level, reach, low)
             up, high_end = levelled(up, high_end, level, reach, high)
@@ -273,37 +288,86 @@ class Profiler:
             low_end, high_end = (None if end is None else float(np.sin(end)) for end in (low_end, high_end))
         return ProfileCurve(p.name, kind, estimate, w, zeta, slope, (low_end, high_end))
 
+    def opened(self, p: Parameter) -> Array:
+        """Parameters beside the estimate's, where a correlation of one is less: its second row turned by `ANGLE`."""
+        place = self.places(p.term)[p.row, : p.row + 1]
+        out = self.best.copy()
+        row = out[place]  # a multiple of the other row, whose last entries are zero
+        size = float(np.linalg.norm(row))
+        row = row * np.cos(ANGLE)
+        row[-1] = size * np.sin(ANGLE)
+        out[place] = row
+        return out
+
     def walk(
-        self, phi: Callable[[Array], tuple[float, Array]], estimate: float, step: float, bound: float, reach: float
+        self,
+        phi: Callable[[Array], tuple[float, Array]],
+        estimate: float,
+        step: float,
+        bound: float,
+        reach: float,
+        begin: Array,
     ) -> Side:
-        """Points (value, zeta, d zeta / d value) on one side, and the bound where it was met first."""
-        side, z = np.sign(step), np.zeros(self.unit.shape[1])
-        out: list[tuple[float, float, float]] = []
-        before = z
+        """Points (value, zeta, d zeta / d value) on one side, and the bound where it was met first.
+
+        The first point is looked for from ``begin``, in the working coordinates.
+        """
+        side, z = float(np.sign(step)), begin
+        values: list[float] = []
+        places: list[Place] = []
+        before, end = z, None
         for k in range(1, MAX_POINTS):
             value = estimate + k * step
             at_bound = side * (value - bound) >= 0.0
             if at_bound:
                 if bound != 0.0:  # correlations of one: no place of the parameters' inside
-                    return out, bound
+                    end = bound
+                    break
                 value = bound
             found = self.constrained(phi, value, z + (z - before) if k > 1 else z)
             if found is None:
-                return out, None
-            deviance, multiplier, new = found
-            before, z = z, new
-            zeta = side * np.sqrt(max(deviance - self.result.core.criterion, 0.0))
-            slope = multiplier / (2.0 * zeta) if zeta != 0.0 else 0.0
-            out.append((value, zeta, abs(slope)))
-            if abs(zeta) > reach:
-                return out, None
-            if at_bound:
-                return out, bound
-        return out, None
+                break
+            before, z = z, found[2]
+            values.append(value)
+            places.append(found)
+            beyond = self.zeta(found[0]) > reach
+            if beyond or at_bound:
+                end = None if beyond else bound
+                break
+        self.turned_back(phi, values, places)
+        return [self.point(side, value, place) for value, place in zip(values, places, strict=True)], end
 
-    def constrained(
-        self, phi: Callable[[Array], tuple[float, Array]], value: float, start: Array
-    ) -> tuple[float, float, Array] | None:
+    def zeta(self, deviance: float) -> float:
+        """The root of what a deviance lies above the fit's."""
+        return float(np.sqrt(max(deviance - self.result.core.criterion, 0.0)))
+
+    def point(self, side: float, value: float, place: Place) -> tuple[float, float, float]:
+        """Value, zeta and its slope."""
+        zeta = self.zeta(place[0])
+        return value, side * zeta, abs(place[1] / (2.0 * zeta)) if zeta else 0.0
+
+    def turned_back(
+        self, phi: Callable[[Array], tuple[float, Array]], values: Sequence[float], places: list[Place]
+    ) -> None:
+        """Where the path has come to a lower valley, follow that one back as long as it is lower there too.
+
+        A profiled deviance that falls away from the estimate has met another minimum of the remaining parameters.
+        """
+        for k in range(len(places) - 2, -1, -1):
+            if places[k][0] <= places[k + 1][0] + LOWER:
+                continue
+            found = self.constrained(phi, values[k], places[k + 1][2])
+            if found is not None and found[0] < places[k][0]:
+                places[k] = found
+        lowest = min((place[0] for place in places), default=np.inf)
+        if lowest < self.result.core.criterion - BETTER:
+            warn(
+                f"the profile has met a deviance {self.result.core.criterion - lowest:.3g} below the fit's, which is "
+                "no optimum: fit the model again with another start=",
+                ConvergenceWarning,
+            )
+
+    def constrained(self, phi: Callable[[Array], tuple[float, Array]], value: float, start: Array) -> Place | None:
         """Least deviance with phi at a value, the constraint's multiplier, and where; None where there is none."""
 
         def at(z: Array) -> Array:

@@ -21,7 +21,7 @@ from libc.string cimport memset
 
 from fastlmm_core._native.criterion.traces cimport Traces
 from fastlmm_core._native.leading.level cimport information_row, times_ka
-from fastlmm_core._native.small cimport part
+from fastlmm_core._native.small cimport part as next_part
 from fastlmm_core._native.tail.tail cimport Tail
 
 __all__ = ["Evaluator"]
@@ -39,8 +39,8 @@ cdef class Evaluator(Traces):
         self.cx, self.h1 = np.zeros((nt, p + 1)), np.zeros((nt, nt))
         cdef Py_ssize_t used = 0, n_x = self.lead.q * self.lead.l * self.n_lead_theta + 1
         cdef double[::1] room = np.zeros(n_x + self.n_chunks * self.chunk_size())
-        self.x_lead = part(room, &used, n_x)
-        self.chunk_sums = part(room, &used, self.n_chunks * self.chunk_size())
+        self.x_lead = next_part(room, &used, n_x)
+        self.chunk_sums = next_part(room, &used, self.n_chunks * self.chunk_size())
         # one spare entry each: an empty leading group still has an address
         cdef int64_t[:, ::1] places = np.zeros((2, self.n_lead_theta + 1), np.int64)
         cdef Py_ssize_t a, at = 0

@@ -190,8 +190,8 @@ def contrast_df(const double[:, :] rows not None, const double[:, :] half not No
                 const double[:, :, :] slopes not None, const double[:, :] cov not None):
     """Satterthwaite's degrees of freedom (m,) of rows (m, rank) times the coefficients; infinite without a spread.
 
-    With h = row H the variance is v = h'h, its relative derivative along parameter a is g_a = h' slopes_a h / v, and the
-    degrees of freedom are 2 / g'cov g, whatever the units. Cost: rank^2 a parameter and row.
+    With h = row H the variance is v = h'h, its relative derivative along parameter a is g_a = h' slopes_a h / v, and
+    the degrees of freedom are 2 / g'cov g, whatever the units. Cost: rank^2 a parameter and row.
 
     Parameters
     ----------

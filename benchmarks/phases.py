@@ -58,9 +58,9 @@ def timed(run: Callable[[], T]) -> tuple[float, T]:
 def once(problem: Problem, table: pd.DataFrame, control: Any = None) -> tuple[Phases, int]:
     """Phases of one fit, and its evaluations."""
     from fastlmm_core import build_design
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.core.crossprod import DesignProducts
-    from fastlmm_core.core.fit import estimates, minimise
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.estimates import estimates, minimise
     from fastlmm_core.core.threads import one_blas_thread
     from fastlmm_core.core.workspaces import Workspaces
     from fastlmm_core.fitting.fit import core_terms

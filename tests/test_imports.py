@@ -161,3 +161,16 @@ def test_nobody_reaches_past_the_door(floor):
 def of_itself(node):
     """Whether an attribute is the object's own: a writer's `self.arrays` is no plan's."""
     return isinstance(node.value, ast.Name) and node.value.id in ("self", "writer")
+
+
+def test_no_module_is_hidden_by_a_function_of_its_name():
+    for init in sorted(PACKAGE.rglob("__init__.py")):
+        package = ".".join(("fastlmm_core", *init.parent.relative_to(PACKAGE).parts))
+        modules = {path.stem for path in init.parent.iterdir()}
+        brought = {
+            alias.asname or alias.name
+            for node in ast.walk(ast.parse(init.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module != package
+            for alias in node.names
+        }
+        assert not modules & brought, package

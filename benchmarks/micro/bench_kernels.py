@@ -36,7 +36,7 @@ def model(engine: str) -> Model:
     """The model whose tail the engine of that name factors."""
     from fastlmm_core import build_design
     from fastlmm_core.core import Control, cross_products
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.fitting.fit import core_terms
 
     name, size = MODELS[engine]

@@ -146,7 +146,7 @@ _LAZY = {
     "hypothetical": "results.hypothetical",
     "glmer": "results.glmer",
     "is_singular": "inference.diagnostics",
-    "lmer": "results",
+    "lmer": "results.lmer",
     "lmer_many": "results.lmer_many",
     "lmer_many_batches": "results.lmer_many",
     "load": "results.saved",

@@ -279,7 +279,7 @@ def test_profiling_a_fit_plans_nothing(name: str, monkeypatch: pytest.MonkeyPatc
     def refuse(*args: object) -> None:
         raise AssertionError("a plan was made")
 
-    monkeypatch.setattr(sys.modules["fastlmm_core.core.objective"], "plan", refuse)
+    monkeypatch.setattr(sys.modules["fastlmm_core.core.criterion"], "plan", refuse)
     assert not result.profile(level=0.9).conf_int(0.9).isna().any().any()
 
 

@@ -115,6 +115,25 @@ def test_influence_is_a_fit_without_the_case(fit, trial):
         fit.influence(by, method="one-step")
 
 
+def test_terms_are_dropped_from_the_model_as_it_is(fit, trial):
+    formula, options = next(o for o in MODELS.values() if o[0] == fit.formula)
+    smaller = formula.replace("x * arm", "x + arm") if "* arm" in formula else formula.replace("x + ", "1 + ")
+    term = "x:arm" if "* arm" in formula else "x"
+    found = fit.drop1(test="chisq").loc[term]
+    without = lmer(smaller, trial, reml=False, **options)
+    assert found["chisq"] == pytest.approx(without.criterion - fit.refit_ml().criterion, abs=2e-5)
+    assert (found["npar"], found["df"]) == (without.df_model, 1)
+
+
+def test_shares_of_variance_take_the_rows_residual_variances(trial):
+    fit = lmer("y ~ x + (1 | subject)", trial, dispersion="~ arm", weights="w")
+    found = fit.icc()["adjusted"]
+    ratio = np.exp(2.0 * fit.theta["log_sd.arm[T.b]"])
+    residual = fit.sigma**2 * np.mean(np.where(trial.arm == "b", ratio, 1.0) / trial.w)
+    own = fit.covariance_parameters().loc["var Intercept | subject", "estimate"]
+    assert found == pytest.approx(own / (own + residual), rel=1e-9)
+
+
 @pytest.mark.parametrize("weights", [None, "age"])
 def test_leverages_are_derivatives(orthodont, weights):
     options = {"residual": "ar1(age | Subject)", "weights": weights}

@@ -10,15 +10,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastlmm_core.core.candidates import Scan, scan
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.criterion import Objective, objective
 from fastlmm_core.core.crossprod import cross_products
+from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
-from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
-from fastlmm_core.core.objective import Objective, objective
 from fastlmm_core.core.products import CrossProducts
-from fastlmm_core.core.scan import Scan, scan
 from fastlmm_core.core.terms import Term
 
 if TYPE_CHECKING:

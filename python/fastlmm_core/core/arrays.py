@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.model import Model
-from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.terms import Term
 

@@ -26,7 +26,7 @@ from fastlmm_core.lazy import cached_property
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.criterion import Objective
 
 __all__ = ["Evaluation", "ExplicitInverse", "GivenSigma", "Modes"]
 

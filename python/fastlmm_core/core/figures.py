@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.terms import Shaped
 
 __all__ = ["conditional_variances", "relative_factors"]

@@ -17,7 +17,7 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import NumericalError
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.criterion import Objective
 
 __all__ = ["HeldContrast"]
 

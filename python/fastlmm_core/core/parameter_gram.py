@@ -84,7 +84,7 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
     basis = symmetric_basis(index)
     k = len(basis)
     gram, plain_diagonal = np.zeros((k + 1, k + 1)), np.zeros(k + 1)
-    gram[0, 0] = plain_diagonal[0] = products.n - products.rank
+    gram[0, 0] = plain_diagonal[0] = products.n - (products.rank if reml else 0)
     for a, (g, places) in enumerate(basis, 1):
         gram[0, a] = gram[a, 0] = sum(traces[g][r, s] for r, s in places)
         for b, (h, others) in enumerate(basis, 1):

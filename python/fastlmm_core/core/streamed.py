@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import RANK_TOLERANCE, independent_columns, positive_diagonal, qr_triangle
 from fastlmm_core.core.control import Control, checked_control
+from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import SPAN_TOLERANCE, identified
 from fastlmm_core.core.estimability import null_space
-from fastlmm_core.core.fit import CoreFit, estimates, minimise
+from fastlmm_core.core.estimates import CoreFit, estimates, minimise
 from fastlmm_core.core.iterative import factored, iterate
-from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.products import DesignSums, Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import checked_flag, ordered_groups

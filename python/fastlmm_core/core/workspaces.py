@@ -9,7 +9,7 @@ from functools import lru_cache
 from threading import get_ident
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.threads import ForkedLock
 from fastlmm_core.errors import InUseError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.models import arrays_of
+from fastlmm_core.fitting.models import model_of
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest
@@ -138,11 +139,11 @@ def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -
         return f_table(result, {name: rows[name] for name in columns}, ddf)
     if test.lower() not in ("chisq", "lrt"):
         raise ModelError(f"test {test!r} does not exist: use 'F' or 'chisq'")
-    arrays = arrays_of(design)
+    options = replace(result.options, reml=False, start=None)
 
     def without(X: NDArray[np.float64]) -> tuple[int, float]:
-        core = arrays.with_columns(X).model(False, result.options.control).fit(design.y)
-        return core.rank + len(core.theta) + 1, core.criterion
+        core = model_of(replace(design, X=X), options).fit(design.y)
+        return core.rank + core.n_parameters + 1, core.criterion
 
     return likelihood_ratios(ml_fit(result), columns, without)
 

@@ -39,8 +39,10 @@ def variance_shares(design: Design, core: CoreFit | GlmmFit) -> tuple[float, pd.
     random : Series
         By term: mean over the rows of z'Cov(b)z, which is a term's variance where it is an intercept (Johnson 2014).
     residual : float
-        sigma^2, times the mean of 1/w where there are weights.
+        sigma^2, times the mean of 1/w where there are weights; the mean of the rows' variances where these differ.
     """
+    from fastlmm_core.core.residuals import CrossedFit, PatternFit
+
     fixed = float(np.var(design.X @ np.nan_to_num(core.beta), ddof=1)) if core.rank else 0.0
     random = {}
     for term, L in zip(design.random, core.L, strict=True):
@@ -50,6 +52,8 @@ def variance_shares(design: Design, core: CoreFit | GlmmFit) -> tuple[float, pd.
             share = float(np.sum((term.z.T @ term.z / len(term.z)) * (L @ L.T)))
         random[term.grp] = core.sigma**2 * share
     residual = core.sigma**2 * (1.0 if design.weights is None else float(np.mean(1.0 / design.weights)))
+    if isinstance(core, PatternFit | CrossedFit):  # a variance for each row
+        residual = float(np.mean(np.square(1.0 / core.standardized(np.ones(core.n), whole=False))))
     return fixed, pd.Series(random, dtype=float), residual
 
 

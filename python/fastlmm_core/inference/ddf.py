@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
-from fastlmm_core.core.fit import CoreFit
+from fastlmm_core.core.estimates import CoreFit
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,7 +172,7 @@ def _coefficients(design: Design, params: Mapping[str, float]) -> Array:
     for name, value in params.items():
         if name not in names:
             raise DataError(f"params names {name!r}, but the coefficients are {', '.join(names)}")
-        if not np.isfinite(value):
+        if not isinstance(value, Real) or not np.isfinite(value):
             raise DataError(f"params has {value!r} for {name}")
         beta[names.index(name)] = value
     return beta
@@ -283,6 +284,8 @@ def power_curve(
         raise ModelError("power_curve takes either along= or within=, for one grouping factor")
     kind = "along" if along is not None else "within"
     ((name, sizes),) = (along or within or {}).items()
+    if not len(sizes):
+        raise DataError(f"{kind} has no size for {name}")
     table = model.kept.get("table")
     table = model.kept_data() if table is None else table
     every = list(tests) if isinstance(tests, (list, tuple)) else [tests]

@@ -5,7 +5,7 @@ import pytest
 
 from fastlmm_core._native.criterion.information import group_slopes, level_information, pseudo_inverse
 from fastlmm_core.core import Model, Term
-from fastlmm_core.core.objective import Objective
+from fastlmm_core.core.criterion import Objective
 
 
 def one_factor(l, p, weighted, seed=0, split=False):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Control, Objective, Term, cross_products
-from fastlmm_core.core.objective import one_blas_thread
+from fastlmm_core.core.criterion import one_blas_thread
 from kernel_oracle import Problem, both, diagonal_blocks
 
 

@@ -15,7 +15,7 @@ from fastlmm_core.core.products import DesignSums, RowsAtHand
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.objective import Objective
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.core.products import Responses
     from fastlmm_core.core.workspaces import Workspaces
 

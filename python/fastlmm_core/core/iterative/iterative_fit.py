@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
+from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.figures import relative_factors
-from fastlmm_core.core.fit import CoreFit, FitLog
 from fastlmm_core.core.iterative.conditional import conditional_blocks
 from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem
@@ -24,8 +24,8 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.core.engines import EngineReport
-    from fastlmm_core.core.objective import Objective
 
 __all__ = ["IterativeFit", "MonteCarlo"]
 

@@ -22,8 +22,8 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError
 
 if TYPE_CHECKING:
+    from fastlmm_core.core.criterion import Objective
     from fastlmm_core.core.model import Model
-    from fastlmm_core.core.objective import Objective
 
 __all__ = ["Scan", "scan"]
 

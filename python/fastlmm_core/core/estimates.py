@@ -15,12 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.engines import EngineReport
 from fastlmm_core.core.figures import conditional_variances, relative_factors
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.layout import engine_report
-from fastlmm_core.core.objective import Objective
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.square_root import TOO_SMALL, RowsEvaluator, SquareRoot, accurate_estimates

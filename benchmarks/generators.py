@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "bacteria",
+    "children",
     "contraception",
     "crossed",
     "crossed_logistic",
@@ -268,3 +269,25 @@ def contraception(n_women: int, n_districts: int, *, seed: int = 10) -> pd.DataF
     levels = pd.Categorical.from_codes(children, categories=["0", "1", "2", "3+"])
     columns = {"urban": urban, "age": age, "age2": age**2, "children": levels, "district": district}
     return pd.DataFrame({"use": logistic(eta, rng), **columns})
+
+
+def children(n_mothers: int, n_communities: int, *, seed: int = 11) -> pd.DataFrame:
+    """Immunisation of one to three children of a mother, whose family matters far more than the community it lives in.
+
+    Returns
+    -------
+    DataFrame
+        ``immunised`` (0 or 1), ``older`` (0 or 1), ``rural`` (0 or 1, a community's), ``education`` (standardised,
+        the mother's), ``mother``, ``community``.
+    """
+    rng = np.random.default_rng(seed)
+    mother = np.repeat(np.arange(n_mothers), rng.choice([1, 2, 3], n_mothers, p=[0.68, 0.29, 0.03])).astype(np.int32)
+    home = np.concatenate([np.arange(n_communities), rng.integers(0, n_communities, n_mothers - n_communities)])
+    community = home[mother].astype(np.int32)
+    rural = (rng.random(n_communities) < 0.7).astype(float)[community]
+    education = rng.normal(size=n_mothers)[mother]
+    older = (rng.random(len(mother)) < 0.75).astype(float)
+    eta = -0.6 + 1.7 * older - 0.9 * rural + 0.4 * education
+    eta += 2.3 * rng.normal(size=n_mothers)[mother] + rng.normal(size=n_communities)[community]
+    columns = {"older": older, "rural": rural, "education": education, "mother": mother, "community": community}
+    return pd.DataFrame({"immunised": logistic(eta, rng), **columns})

@@ -195,6 +195,16 @@ _ALL = (
         note="most items rarely rated, 30,000 x 6,000 levels",
     ),
     Problem(
+        "ratings-1m",
+        "rating ~ 1 + (1|user) + (1|item)",
+        generators.ratings,
+        reml=False,
+        size={"n_users": 6_000, "n_items": 4_000, "n_rows": 1_000_000},
+        small=RATINGS_SMALL,
+        peers=("fastlmm_core", "iterative", "gpboost"),
+        note="by maximum likelihood, 6,000 x 4,000 levels",
+    ),
+    Problem(
         "ratings-10m",
         "rating ~ 1 + (1|user) + (1|item)",
         generators.ratings,
@@ -281,6 +291,15 @@ _ALL = (
         size={"n_women": 1_934, "n_districts": 60},
         small={"n_women": 1_934, "n_districts": 60},
         note="1,934 binary rows, 60 districts with correlated slopes, simulated",
+    ),
+    generalised(
+        "children",
+        "immunised ~ older + rural + education + (1|mother) + (1|community)",
+        generators.children,
+        "binomial",
+        size={"n_mothers": 1_595, "n_communities": 161},
+        small={"n_mothers": 300, "n_communities": 30},
+        note="about 2,150 binary rows, 1,595 mothers in 161 communities, simulated",
     ),
     generalised(
         "verbagg",

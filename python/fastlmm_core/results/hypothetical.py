@@ -20,6 +20,7 @@ from fastlmm_core.formula import build_design, parse_formula
 from fastlmm_core.formula.evaluate import caller_names, names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
+from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.results.result import LmerResult
 
 if TYPE_CHECKING:
@@ -129,6 +130,7 @@ def _built(
     """The model of a table at the parameters that ``wanted`` has for its design."""
     table, text = _with_response(formula, data)
     design = build_design(text, table, weights=weights, offset=offset, contrasts=contrasts, env=env)
+    refuse_structures(design, "the hypothetical form")
     beta, covariances = wanted(design)
     theta = np.concatenate([_relative(covariances[t.group, t.columns], sigma, t.group) for t in design.random])
     model = model_of(design, options)

@@ -195,6 +195,16 @@ _ALL = (
         note="most items rarely rated, 30,000 x 6,000 levels",
     ),
     Problem(
+        "ratings-1m",
+        "rating ~ 1 + (1|user) + (1|item)",
+        generators.ratings,
+        reml=False,
+        size={"n_users": 6_000, "n_items": 4_000, "n_rows": 1_000_000},
+        small=RATINGS_SMALL,
+        peers=("fastlmm_core", "iterative", "gpboost"),
+        note="by maximum likelihood, 6,000 x 4,000 levels",
+    ),
+    Problem(
         "ratings-10m",
         "rating ~ 1 + (1|user) + (1|item)",
         generators.ratings,

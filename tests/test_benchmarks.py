@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from benchmarks import bits, generators, growth, large, report, structures_large
+from benchmarks import bits, generators, growth, large, report, seeds, structures_large
 from benchmarks.__main__ import main, sensible, wanted
 from benchmarks.adapters import ADAPTERS, TASKS, Outcome, adapter, other_response
 from benchmarks.compare import Comparison
@@ -67,6 +67,12 @@ def test_large_problems_are_streams(name, tmp_path):
     if p.files:
         large.write(replace(p, files=2, make=lambda n: p.make(n, **p.small)), 2 * large.BATCH, str(tmp_path / "rows"))
         assert lmer(p.formula, tmp_path / "rows").nobs == 2 * large.BATCH
+
+
+def test_errors_over_seeds_are_told():
+    text = seeds.table(seeds.FORMULAS[0], 2)
+    assert "2 seeds" in text
+    assert "over its claim" in text
 
 
 def test_a_pair_is_read_off_the_formula():

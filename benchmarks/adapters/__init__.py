@@ -27,6 +27,7 @@ __all__ = ["ADAPTERS", "TASKS", "Absent", "Call", "Outcome", "adapter", "other_r
 ADAPTERS = (
     "fastlmm_core",
     "textbook",
+    "iterative",
     "lme4",
     "glmmtmb",
     "glmm",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core import lmer
+from fastlmm_core.errors import DataError, FormulaError, FormulaWarning, ModelError
 from small_table import DATA, N, build, with_values
 
 
@@ -40,7 +43,8 @@ def test_missing_values_elsewhere_do_not_matter() -> None:
 
 
 def test_undefined_values_of_a_transform_are_missing_and_infinite_ones_refused() -> None:
-    assert build("y ~ sqrt(x) + (1 | g)").n_missing == (DATA["x"] < 0).sum()
+    with pytest.warns(FormulaWarning, match="no value in"):
+        assert build("y ~ sqrt(x) + (1 | g)").n_missing == (DATA["x"] < 0).sum()
     with pytest.raises(DataError, match=r"fixed part: log\(q\) \(2 rows\)"):
         build("y ~ log(q) + (1 | g)", DATA.assign(q=np.r_[0.0, 0.0, np.ones(N - 2)]))
 
@@ -137,3 +141,19 @@ def test_exclude_keeps_a_place_for_every_row_of_the_table() -> None:
         range(N)
     )
     assert len(build(data=data).by_row(np.arange(47.0))) == 47
+
+
+def test_values_that_a_function_does_not_have_are_not_missing_values() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"x": rng.uniform(0.1, 2.0, 60), "g": np.repeat(range(6), 10), "y": rng.normal(size=60)})
+    data.loc[[3, 4, 7], "x"] = [-1.0, 0.0, np.nan]
+    with pytest.warns(FormulaWarning, match=r"sqrt\(x\) has no value in 1 row where x has one: it is left out"):
+        fit = lmer("y ~ sqrt(x) + (1 | g)", data)
+    assert (fit.nobs, fit.n_missing) == (58, 2)
+    with pytest.warns(FormulaWarning, match=r"log\(y\) has no value in \d+ rows where y has one: they are left out"):
+        lmer("log(y) ~ 1 + (1 | g)", data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FormulaWarning)
+        assert lmer("y ~ sqrt(x) + (1 | g)", data, subset=data.x.ne(-1.0)).nobs == 58
+        assert lmer("y ~ poly(x, 2) + (1 | g)", data).nobs == 59
+        assert lmer("y ~ x + (1 | factor(g)) + offset(x)", data).nobs == 59

@@ -96,7 +96,7 @@ def test_residuals_simulations_refits(fit, wine):
     for call, match in (
         (lambda: fit.residuals(), "deviance residuals of the ordinal family"),
         (lambda: fit.dispersion(), "no variance"),
-        (lambda: fit.emmeans("temp", scale="response"), "transformation"),
+        (lambda: fit.emmeans("temp", scale="response"), "scale without an origin"),
     ):
         with pytest.raises(ModelError, match=match):
             call()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import Control, ModelError, lmer, load, load_dataset
+from fastlmm_core import Control, ModelError, hypothetical, lmer, lmer_many, load, load_dataset
 from fastlmm_core.results.structured import StructuredResult
 
 GROWTH = "distance ~ age * Sex"
@@ -113,6 +113,15 @@ def test_influence_is_a_fit_without_the_case(fit, trial):
     assert fixed.cooks_distance.notna().all()
     with pytest.raises(ModelError, match="no method 'one-step'"):
         fit.influence(by, method="one-step")
+
+
+def test_what_takes_a_formula_refuses_structures(trial):
+    many = np.random.default_rng(0).normal(size=(2, 120))
+    for formula in ("y ~ x + ar1(0 + factor(t) | subject)", "y ~ x + sparse(item) + (1 | subject)"):
+        with pytest.raises(ModelError, match=r"many responses at once of a model with .* is not available"):
+            lmer_many(formula, trial, many)
+        with pytest.raises(ModelError, match=r"hypothetical form of a model with .* is not available"):
+            hypothetical(formula, trial, params={"x": 1.0}, sd={"subject": [1.0] * (4 if "ar1" in formula else 1)})
 
 
 def test_terms_are_dropped_from_the_model_as_it_is(fit, trial):

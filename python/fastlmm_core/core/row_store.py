@@ -59,7 +59,9 @@ class RowStore:
         self.collapsed, self.n_kept, self.next_look, self.plain = False, 0, FIRST_LOOK, True
 
     def snapshot(self) -> RowStore:
-        """The store as it stands, which later additions do not change."""
+        """The store as it stands, which later additions do not change; the rows so far are shared."""
+        if self.rows:
+            self.whole()
         out = RowStore(self.widths, self.keep_rows)
         out.rows, out.runs = list(self.rows), {pair: list(runs) for pair, runs in self.runs.items()}
         out.collapsed, out.n_kept, out.next_look, out.plain = self.collapsed, self.n_kept, self.next_look, self.plain
@@ -128,13 +130,12 @@ class RowStore:
             keys, values = self.merged((0, 1))
             return [(keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)], [None, None], values.ravel()
         if len(self.rows) > 1:
-            joined: list[Codes] = []
-            columns: list[Array | None] = []
-            for f in range(len(self.widths)):
-                joined.append(np.concatenate([codes[f] for codes, _, _ in self.rows]))
-                parts = [z[f] for _, z, _ in self.rows]
-                columns.append(None if parts[0] is None else np.concatenate([z for z in parts if z is not None]))
+            codes, z = [list(part[0]) for part in self.rows], [list(part[1]) for part in self.rows]
             weights = [w for _, _, w in self.rows if w is not None]
+            self.rows = []  # a batch is let go of as soon as it is copied, or all would be there twice
+            factors = range(len(self.widths))
+            joined = [np.concatenate([part.pop(0) for part in codes]) for _ in factors]
+            columns = [joined_columns([part.pop(0) for part in z]) for _ in factors]
             self.rows = [(joined, columns, np.concatenate(weights) if weights else None)]
         return self.rows[0]
 
@@ -192,6 +193,11 @@ class RowStore:
         keys, values = summed(keys_of(orders[g][first], orders[h][second]), values)
         ptr = np.searchsorted(keys, np.arange(sizes[g] + 1, dtype=np.int64) << 32)
         return ptr.astype(np.int64), (keys & 0xFFFFFFFF).astype(np.int32), values
+
+
+def joined_columns(parts: Sequence[Array | None]) -> Array | None:
+    """Columns of batches as one array; None for ones."""
+    return None if parts[0] is None else np.concatenate([z for z in parts if z is not None])
 
 
 def keys_of(a: Codes, b: Codes) -> Longs:

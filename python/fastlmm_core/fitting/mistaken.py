@@ -24,6 +24,8 @@ RAW = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError)
 """Errors of Python, NumPy and pandas that an argument of the wrong type ends in."""
 
 TEXTS = (str, bytes)
+PLURALS = {"a text": "texts", "a number": "numbers", "a whole number": "whole numbers", "a list": "lists"}
+PLURALS |= {f"a list of {of}": f"lists of {of}" for of in ("texts", "numbers", "whole numbers")}
 KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("True or False", lambda v: isinstance(v, (bool, np.bool_))),
     "int": ("a whole number", lambda v: isinstance(v, Integral)),
@@ -37,6 +39,8 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "Sequence": ("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, TEXTS)),
     "Iterable": ("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, TEXTS)),
     "list": ("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, TEXTS)),
+    "FittedModel": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
+    "LmerResult": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
     "PathLike": ("a path", lambda v: isinstance(v, PathLike)),
     "Statistic": ("a function", callable),
     "tuple": ("a tuple", lambda v: isinstance(v, (tuple, list))),
@@ -67,15 +71,21 @@ def explain_types(
     for name, value in given.items():
         annotation = function.__annotations__.get(name)
         parameter = inspect.signature(function).parameters[name]
-        if not isinstance(annotation, str) or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if not isinstance(annotation, str) or parameter.kind is parameter.VAR_KEYWORD:
             continue
-        wanted = _wanted(ast.parse(annotation, mode="eval").body)
-        if wanted is None and np.ndim(value) and "truth value" in str(error) and annotation != "Any":
-            raise DataError(f"{name} cannot be {_shown(value)}") from error
-        if wanted is None or any(fits(value) for _, fits in wanted):
-            continue
-        names = list(dict.fromkeys(text for text, _ in wanted))
-        raise DataError(f"{name} must be {' or '.join(names)}, not {_shown(value)}") from error
+        for each in value if parameter.kind is parameter.VAR_POSITIONAL else (value,):
+            _check(name, each, annotation, error)
+
+
+def _check(name: str, value: Any, annotation: str, error: Exception) -> None:
+    """Raise DataError where a value is none of the kinds that its annotation allows."""
+    wanted = _wanted(ast.parse(annotation, mode="eval").body)
+    if wanted is None and hasattr(value, "ndim") and "truth value" in str(error) and annotation != "Any":
+        raise DataError(f"{name} cannot be {_shown(value)}") from error
+    if wanted is None or any(fits(value) for _, fits in wanted):
+        return
+    names = list(dict.fromkeys(text for text, _ in wanted))
+    raise DataError(f"{name} must be {' or '.join(names)}, not {_shown(value)}") from error
 
 
 def _shown(value: Any) -> str:
@@ -100,9 +110,19 @@ def _wanted(node: ast.expr) -> list[tuple[str, Callable[[Any], bool]]] | None:
     if name not in KINDS:
         return None
     text, fits = KINDS[name]
-    if name in ("Sequence", "Iterable", "list") and isinstance(inner, ast.Name) and inner.id == "str":
-        return [("a list of texts", lambda v: fits(v) and all(isinstance(e, str) for e in v))]
-    return [(text, fits)]
+    own = {"Sequence": inner, "Iterable": inner, "list": inner}.get(name)
+    if name == "Mapping" and isinstance(inner, ast.Tuple):
+        own = inner.elts[1]
+    element = None if own is None else _wanted(own)
+    if element is None:
+        return [(text, fits)]
+    members = " or ".join(PLURALS.get(what, what) for what, _ in element)
+
+    def all_fit(v: Any) -> bool:
+        each = v.values() if isinstance(v, Mapping) else v
+        return fits(v) and all(any(one(e) for _, one in element) for e in each)
+
+    return [(f"{text} of {members}", all_fit)]
 
 
 def _choice(value: Any) -> tuple[str, Callable[[Any], bool]]:

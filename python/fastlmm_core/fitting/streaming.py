@@ -301,6 +301,7 @@ def accumulate(recipe: Recipe, source: Stream, keep_rows: bool = False) -> Parti
             rows += batch.num_rows
             report(rows)
         report(-1)
+        release_unused()
         return out
     folder = Checkpoint(source.checkpoint, recipe, source.parts)
     out, rows = Partial(recipe, keep_rows), 0
@@ -356,6 +357,13 @@ def stamped(path: str) -> str:
     except OSError:
         return path
     return f"{path} {found.st_size} {found.st_mtime_ns}"
+
+
+def release_unused() -> None:
+    """Give the memory of batches back, which Arrow keeps for more of them."""
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None:
+        arrow.default_memory_pool().release_unused()
 
 
 def progress_of(source: Stream) -> Callable[[int], object]:

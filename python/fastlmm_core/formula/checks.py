@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.formula.frame import Numeric, Variable
+from fastlmm_core.errors import DataError, FormulaError, FormulaWarning, ModelError, warn
+from fastlmm_core.formula.evaluate import names_in
+from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.levels import Factor, Levels
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "sound_response",
     "sound_weights",
     "used_rows",
+    "warn_of_undefined",
 ]
 
 Array = NDArray[np.float64]
@@ -77,6 +79,27 @@ def used_rows(
     if len(rows) == 0:
         raise DataError(f"no row is complete: missing values in {where} of {n_missing} rows")
     return rows, n_missing, n_zero
+
+
+def warn_of_undefined(variables: Mapping[str, Variable], table: Table, kept: NDArray[np.bool_] | None) -> None:
+    """Say which computed variables have no value where their columns do, such as the logarithm of a negative number."""
+    for expr, variable in variables.items():
+        mask = None if expr in table else variable.missing()
+        if mask is None or not mask.any():
+            continue
+        try:
+            sources = [name for name in names_in(expr, table.names) if name in table]
+        except FormulaError:  # the offset, a group of several columns: no expression
+            continue
+        mask = mask.copy() if kept is None else mask & kept
+        for name in sources:
+            own = table[name].missing()
+            mask &= True if own is None else ~own
+        if sources and mask.any():
+            what = " and ".join(sorted(sources))
+            n = int(mask.sum())
+            rows, these = ("row", "it is") if n == 1 else ("rows", "they are")
+            warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} left out", FormulaWarning)
 
 
 def _is_boolean(variable: Variable) -> bool:

@@ -21,6 +21,7 @@ from fastlmm_core.formula.checks import (
     sound_response,
     sound_weights,
     used_rows,
+    warn_of_undefined,
 )
 from fastlmm_core.formula.evaluate import Context
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix
@@ -272,6 +273,8 @@ def build_design(
     parsed, table, context = reading.parsed, reading.evaluate.table, reading.evaluate.context
     found = reading.variables(given)
     rows, n_missing, n_zero = used_rows(found.named(parsed.response), found.kept, found.weights, table.n, na_action)
+    if n_missing:
+        warn_of_undefined(found.named(parsed.response), table, found.kept)
     n = table.n if rows is None else len(rows)
     y = response(found.response, parsed.response, rows)
     used = _Used(rows, n)

@@ -147,7 +147,10 @@ class Stream:
     def _open_iterable(self, make: Callable[[], Any]) -> None:
         pa = _pyarrow()
         first: list[Any] = []
-        batches = _rebatched(iter(make()), self.batch_size, pa)
+        made = make()
+        if not isinstance(made, Iterable):
+            raise DataError(f"the function gave {type(made).__name__}, not batches")
+        batches = _rebatched(iter(made), self.batch_size, pa)
         head = next(batches, None)
         if head is None:
             raise DataError("the source of batches has no rows")
@@ -219,6 +222,11 @@ def stream(
     """
     if isinstance(source, Stream):
         raise DataError("this is a stream already")
+    if checkpoint is not None:
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise DataError(f"checkpoint must be the path of a folder, not {checkpoint!r}")
+        if os.path.isfile(checkpoint):
+            raise DataError(f"checkpoint must be a folder, but {os.fspath(checkpoint)} is a file")
     return Stream(source, batch_size, progress, checkpoint)
 
 

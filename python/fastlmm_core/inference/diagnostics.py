@@ -12,6 +12,7 @@ from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.theta import smallest_singular_value
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.information import observed_hessian
@@ -103,6 +104,7 @@ def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
     return design.by_row(values)
 
 
+@explained
 def is_singular(fit: FittedModel, tol: float = 1e-4) -> bool:
     """Whether the fit lies on the boundary of the parameter space, as lme4's `isSingular`.
 

@@ -7,7 +7,7 @@ over draws; Kenward and Roger's method refits one draw after another.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -221,6 +221,8 @@ def power(
             "params=, or a model from hypothetical()",
             FastLMMWarning,
         )
+    if not isinstance(tests, (str, Estimates, Iterable)):
+        raise ModelError(f"tests are texts or Estimates, or a list of them, not {type(tests).__name__}")
     every = [_read(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
     source, _ = recipe(model, params={"beta": beta})
     fitted = model_of(model.design, model.options)

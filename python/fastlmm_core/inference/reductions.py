@@ -60,7 +60,9 @@ class Reduction:
 
 
 def refuse_structures(design: Design, what: str) -> None:
-    """ModelError for structured random effects, known relationships and residual structures."""
+    """ModelError for structured random effects, known relationships, residual structures and sparse fixed effects."""
+    if design.sparse:
+        raise ModelError(f"{what} of a model with sparse() effects is not available")
     if design.residual is not None:
         raise ModelError(f"{what} of a model with a residual structure or dispersion is not available")
     for term in design.random:

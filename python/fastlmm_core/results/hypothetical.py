@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from fastlmm_core.formula import build_design, parse_formula
 from fastlmm_core.formula.evaluate import caller_names, names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
+from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.results.result import LmerResult
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def _built(
     """The model of a table at the parameters that ``wanted`` has for its design."""
     table, text = _with_response(formula, data)
     design = build_design(text, table, weights=weights, offset=offset, contrasts=contrasts, env=env)
+    refuse_structures(design, "the hypothetical form")
     beta, covariances = wanted(design)
     theta = np.concatenate([_relative(covariances[t.group, t.columns], sigma, t.group) for t in design.random])
     model = model_of(design, options)
@@ -171,7 +174,7 @@ def _coefficients(design: Design, params: Mapping[str, float]) -> Array:
     for name, value in params.items():
         if name not in names:
             raise DataError(f"params names {name!r}, but the coefficients are {', '.join(names)}")
-        if not np.isfinite(value):
+        if not isinstance(value, Real) or not np.isfinite(value):
             raise DataError(f"params has {value!r} for {name}")
         beta[names.index(name)] = value
     return beta
@@ -283,6 +286,8 @@ def power_curve(
         raise ModelError("power_curve takes either along= or within=, for one grouping factor")
     kind = "along" if along is not None else "within"
     ((name, sizes),) = (along or within or {}).items()
+    if not len(sizes):
+        raise DataError(f"{kind} has no size for {name}")
     table = model.kept.get("table")
     table = model.kept_data() if table is None else table
     every = list(tests) if isinstance(tests, (list, tuple)) else [tests]

@@ -21,6 +21,7 @@ from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.many_batches import record_batches
 from fastlmm_core.inference.moderated import moderated_table
+from fastlmm_core.inference.reductions import refuse_structures
 
 if TYPE_CHECKING:
     import pyarrow
@@ -171,7 +172,9 @@ def _design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any]) -> Des
         name += "_"
     noise = np.random.default_rng(0).standard_normal(len(frame))
     right = formula.split("~", 1)[-1]
-    return build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    refuse_structures(design, "many responses at once")
+    return design
 
 
 def _fitted(

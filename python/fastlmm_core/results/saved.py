@@ -6,6 +6,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -260,6 +261,10 @@ def _write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
                 np.lib.format.write_array(member, array, allow_pickle=False)
 
 
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError)
+"""What reading a file ends in that is another's, or of which bits have changed."""
+
+
 @explained
 def load(path: str | PathLike[str]) -> LmerResult:
     """A fit from a file that `LmerResult.save` wrote.
@@ -305,7 +310,9 @@ def load(path: str | PathLike[str]) -> LmerResult:
                 if name.endswith(".npy")
             }
         contents = Reader(arrays)(state["contents"])
-    except (zipfile.BadZipFile, KeyError, TypeError, json.JSONDecodeError) as error:
+    except SavedFormatError:
+        raise
+    except DAMAGED as error:
         raise SavedFormatError(f"{path} is no file that fastlmm_core saved a fit in ({error})") from None
     design = contents["design"]
     if "family" in contents:

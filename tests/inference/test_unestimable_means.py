@@ -75,3 +75,23 @@ def test_regridded_means_without_values_have_none() -> None:
     means = fit.emmeans("a").regrid()
     assert np.isfinite(means.estimate).tolist() == [True, False]
     assert means.pairs().to_frame()["estimate"].isna().all()
+
+
+def test_means_over_a_nested_factor_are_over_the_levels_within() -> None:
+    """As emmeans, which finds the nesting too; its tests of a / b are those of the sequential table where balanced."""
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"g": np.repeat(range(12), 10), "b": np.tile(list("pqrst"), 24)})
+    data["a"] = np.where(data["b"].isin(["p", "q"]), "u", "v")
+    data["y"] = rng.normal(size=120) + rng.normal(size=12)[data["g"]] + (data["b"] == "q")
+    with pytest.warns(RankWarning):
+        fit = lmer("y ~ a / b + (1 | g)", data)
+    means = fit.emmeans("a")
+    np.testing.assert_allclose(means.estimate, data.groupby("a")["y"].mean(), rtol=1e-9)
+    np.testing.assert_allclose(means.to_frame()["df"], fit.emmeans("a", weights="flat").to_frame()["df"])
+    assert "b is nested in a" in means.to_frame().attrs["notes"]
+    tests, table = fit.joint_tests().set_index("term"), fit.anova(1)
+    assert tests.index.tolist() == ["a", "a:b"]
+    assert tests["num_df"].tolist() == [1, 3]
+    np.testing.assert_allclose(tests["F"], table["F"], rtol=1e-6)
+    crossed = lmer("y ~ a + b + (1 | g)", data.assign(b=data["b"].map(dict(zip("pqrst", "pqppq", strict=True)))))
+    assert not any("nested" in note for note in crossed.emmeans("a").to_frame().attrs["notes"])

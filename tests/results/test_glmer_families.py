@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from fastlmm_core import glmer, load_dataset
+from fastlmm_core.errors import ModelError
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "held_back.json").read_text())
 
@@ -42,3 +43,19 @@ def test_figures_of_other_packages(key):
     if "parameter" in golden:
         assert_allclose(fit.family_params["estimate"], golden["parameter"], rtol=2e-5)
     assert_allclose(fit.fittedvalues[:12], golden["fitted"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["poisson", "gamma"])
+def test_drawn_means_outside_the_support_are_an_error(family):
+    """Random effects are normal: with a link that is no logarithm they reach where there are no means."""
+    rng = np.random.default_rng(2)
+    g = np.repeat(np.arange(10), 12)
+    mean = np.repeat(np.linspace(0.1, 0.9, 10), 12)
+    draw = {"poisson": rng.poisson(5 * mean), "gamma": rng.gamma(5, mean / 5)}
+    data = pd.DataFrame({"y": draw[family].astype(float), "g": g})
+    fit = glmer("y ~ 1 + (1 | g)", data, family, link="identity")
+    with pytest.raises(ModelError, match=f"means drawn are outside the {family} family's support"):
+        fit.simulate(50, seed=1)
+    with pytest.raises(ModelError, match="means drawn are outside"):
+        fit.bootstrap(50, seed=1)
+    assert np.isfinite(fit.simulate(5, seed=1, re_form="all").to_numpy()).all()

@@ -22,6 +22,7 @@ class Binomial(Family):
     name = "binomial"
     links = ("logit", "probit", "cloglog", "cauchit", "log", "identity")
     code = 0
+    mean_range = (0.0, 1.0)
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
         """Variance of a response, see `Family.variance`."""
@@ -56,6 +57,7 @@ class Poisson(Family):
     name = "poisson"
     links: ClassVar[tuple[str, ...]] = ("log", "identity", "sqrt")
     code = 1
+    mean_range = (0.0, np.inf)
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
         """Variance of a response, see `Family.variance`."""
@@ -105,6 +107,7 @@ class Gamma(Dispersed):
     name = "gamma"
     links = ("log", "inverse", "identity")
     code = 4
+    mean_range = (0.0, np.inf)
 
     def unit_variance(self, mu: Array) -> Array:
         """The variance function."""
@@ -127,6 +130,7 @@ class InverseGaussian(Dispersed):
     name = "inverse_gaussian"
     links = ("log", "inverse", "identity")
     code = 5
+    mean_range = (0.0, np.inf)
 
     def unit_variance(self, mu: Array) -> Array:
         """The variance function."""

@@ -73,6 +73,8 @@ class Family(ABC):
         Whether rho is an array of parameters (`VectorFamily`).
     no_intercept : bool
         Whether the extra parameters have the intercept's place.
+    mean_range : (low, high)
+        Which means there are, where a link leads beyond.
     """
 
     link: Link
@@ -85,6 +87,7 @@ class Family(ABC):
     rho_range: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
     vector: ClassVar[bool] = False
     no_intercept: ClassVar[bool] = False
+    mean_range: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
 
     def __init__(self, link: str | Link | None = None) -> None:
         object.__setattr__(self, "link", as_link(link, self.links, self.name))

@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo
 
-__all__ = ["WEIGHTS", "ReferenceGrid", "read_specs", "reference_grid"]
+__all__ = ["WEIGHTS", "ReferenceGrid", "mentions", "read_specs", "reference_grid"]
 
 Array = NDArray[np.float64]
 Columns = dict[str, Any]
@@ -180,7 +181,37 @@ class ReferenceGrid:
         """Columns of several values that are averaged over."""
         return [name for name, values in self.levels.items() if name not in keep and len(values) > 1]
 
+    @cached_property
+    def nests(self) -> dict[str, tuple[str, ...]]:
+        """Factors whose levels each occur within one level of others, and the others, where the model says so too.
+
+        The model does if every term with the factor has the others: `a / b`, not `a + b`.
+        """
+        info, found = self.info, {}
+        terms = self.design.spec.terms.terms
+        for k, name in enumerate(info.counted):
+            within = [
+                other
+                for j, other in enumerate(info.counted)
+                if other != name
+                and len(np.unique(info.cells[:, j])) > 1
+                and len(np.unique(info.cells[:, [k, j]], axis=0)) == len(np.unique(info.cells[:, k]))
+                and all(mentions(term, other) for term in terms if mentions(term, name))
+                and not all(mentions(term, name) for term in terms if mentions(term, other))
+            ]
+            if within:
+                found[name] = tuple(within)
+        return found
+
     def _weights(self, place: Mapping[str, NDArray[np.int64]], keep: Sequence[str], how: str) -> Array:
+        w = self._of_factors(place, keep, how)
+        for name, within in self.nests.items():
+            if not any(self._is_fixed_number(n) for n in (name, *within)):
+                w = np.where(self._counts(place, [name, *within]) > 0, w, 0.0)
+        return w
+
+    def _of_factors(self, place: Mapping[str, NDArray[np.int64]], keep: Sequence[str], how: str) -> Array:
+        """Weights as if no factor were nested in others."""
         counted = [name for name in self.info.counted if not self._is_fixed_number(name)]
         over = [name for name in counted if name not in keep]
         if how == "equal" or not over:
@@ -209,6 +240,11 @@ class ReferenceGrid:
         total = np.bincount(where, info.counts)
         slot = np.minimum(np.searchsorted(found, key), len(found) - 1)
         return np.where(found[slot] == key, total[slot], 0.0)
+
+
+def mentions(term: Sequence[str], name: str) -> bool:
+    """Whether a column is among a term's factors, or inside of one."""
+    return any(expr == name or (not expr.isidentifier() and name in names_in(expr)) for expr in term)
 
 
 def reference_grid(

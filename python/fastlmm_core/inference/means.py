@@ -16,7 +16,7 @@ from fastlmm_core.inference.comparison import variance_shares
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
 from fastlmm_core.inference.functions import functions_of
-from fastlmm_core.inference.grid import ReferenceGrid, over_data, read_specs, reference_grid
+from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, read_specs, reference_grid
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.transformations import Transformation, of_link, of_response
 
@@ -160,11 +160,12 @@ def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variab
         notes.append(f"averaged over the {len(grid.design.y)} rows of the fit")
     elif averaged:
         notes.append(f"averaged over {', '.join(averaged)} with {weights} weights")
+    notes += [f"{name} is nested in {', '.join(within)}" for name, within in grid.nests.items() if over == "grid"]
     involved = [
         name
         for name in keep
         for term in grid.design.spec.terms.terms
-        if over == "grid" and _mentions(term, name) and any(_mentions(term, other) for other in averaged)
+        if over == "grid" and mentions(term, name) and any(mentions(term, other) for other in averaged)
     ]
     if involved:
         listed = ", ".join(dict.fromkeys(involved))
@@ -180,12 +181,6 @@ def _scale_notes(result: FittedModel) -> list[str]:
         f"linear predictors without the thresholds, on the {result.core.family.link.name} scale: it has no origin, and "
         "only differences mean something"
     ]
-
-
-def _mentions(term: Sequence[str], name: str) -> bool:
-    from fastlmm_core.formula.evaluate import names_in
-
-    return any(expr == name or (not expr.isidentifier() and name in names_in(expr)) for expr in term)
 
 
 def joint_tests(
@@ -206,11 +201,12 @@ def joint_tests(
     grid = reference_grid(design, at)
     method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     names = [name for name, values in grid.levels.items() if name not in inner and _is_varied(grid, name, values)]
-    terms = [frozenset(name for name in names if _mentions(term, name)) for term in design.spec.terms.terms]
+    terms = [frozenset(name for name in names if mentions(term, name)) for term in design.spec.terms.terms]
     sets = {
         frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)
     }
     frames = []
+    sets = {s for s in sets if all(s.issuperset(grid.nests.get(name, ())) for name in s)}  # b alone is within a
     for term in sorted(sets, key=lambda s: (len(s), [k for k, n in enumerate(names) if n in s])):
         frames.append(_joint_test(result, method, grid, [n for n in names if n in term], inner, weights))
     if not frames:
@@ -242,10 +238,11 @@ def _joint_test(
         column, at = grid.info.columns[name], grid.levels[name][0]
         step = 0.25 * (column.high - column.low)
         grid = replace(grid, levels={**grid.levels, name: (at - step, at + step)})
-    varied = [name for name in names if name != variable]
-    found = _estimates(result, method, grid, varied, inner, weights, "grid", 0.95, None, variable)
+    groups = [name for name in names if any(name in grid.nests.get(other, ()) for other in names)]
+    varied = [name for name in names if name != variable and name not in groups]
+    found = _estimates(result, method, grid, varied, [*inner, *groups], weights, "grid", 0.95, None, variable)
     if varied:
-        found = found.contrast(interaction=["consec"] * len(varied))
+        found = replace(found.contrast(interaction=["consec"] * len(varied)), by=tuple(inner))
     return _joint(found, ":".join(names))
 
 

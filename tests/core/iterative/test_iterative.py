@@ -323,6 +323,22 @@ def test_a_far_start_ends_at_the_same_place():
         np.testing.assert_allclose(far.theta, near.theta, atol=5e-3 * near.monte_carlo.theta_sd.min())
 
 
+@pytest.mark.parametrize("direction", [(0.05, 1.0), (1.0, 0.05), (-0.03, 1.0), (0.0, 0.0)])
+def test_correlated_effects_of_one_dimension(direction):
+    """Optima on the boundary of correlated slopes, at and beside the axes."""
+    rng = np.random.default_rng(5)
+    n = 4000
+    g, h, x = rng.integers(0, 150, n), rng.integers(0, 70, n), rng.normal(size=n)
+    X = np.column_stack([np.ones(n), x])
+    y = rng.normal(size=150)[g] + rng.normal(size=70)[h] * (X @ direction) + rng.normal(size=n)
+    terms = [Term(g), Term(h, X)]
+    exact, found = fit(y, X, terms), iterative.fit(y, X, terms)
+    assert found.converged
+    assert found.criterion == pytest.approx(exact.criterion, abs=4.0 * found.monte_carlo.criterion_se + 1e-2)
+    for one, two in zip(found.L, exact.L, strict=True):
+        np.testing.assert_allclose(one @ one.T, two @ two.T, atol=2e-3)
+
+
 def test_a_variance_at_zero_is_left_when_the_others_have_moved():
     """Begun at zero, a factor that has a variance leaves it."""
     y, X, terms, _ = data("three factors")

@@ -107,6 +107,7 @@ class Search:
             self.floor[term.parameter] = np.sqrt(FLOOR / rows)
             if problem.groups[term.group].correlated:  # L has to have an inverse until the search is over
                 self.bottom[term.parameter] = self.floor[term.parameter]
+        self.below = columns_below(problem)
 
     def evaluate(self, theta: Array, blocks: int) -> Derivatives:
         """Derivatives at theta."""
@@ -130,7 +131,7 @@ class Search:
         while True:
             at = self.evaluate(theta, blocks)
             g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
-            zero = ~pinned & (self.floor > 0.0) & (theta <= self.floor) & (g > 0.0)
+            zero = self.at_zero(theta, g) & ~pinned
             if zero.any() and not spent:
                 pinned |= zero
                 theta, last = np.where(pinned, self.bottom, theta), None
@@ -172,11 +173,29 @@ class Search:
     def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
         """Which of the parameters at zero the criterion falls away from, now that the others have moved."""
         g = self.evaluate(np.where(pinned, self.floor, theta), blocks).gradient
-        return np.asarray(pinned & (g < 0.0))
+        freed = np.asarray(pinned & (self.floor > 0.0) & (g < 0.0))
+        for a, others in self.below.items():
+            freed[others] = freed[a]
+        return freed
+
+    def at_zero(self, theta: Array, g: Array) -> Mask:
+        """Parameters that the criterion pushes against their bound of zero.
+
+        A deviation that covariances depend on is one only if these are at zero too, and they go with it: elsewhere it
+        passes through zero and changes its column's sign.
+        """
+        out = (self.floor > 0.0) & (theta <= self.floor) & (g > 0.0)
+        for a, others in self.below.items():
+            out[a] &= bool((np.abs(theta[others]) <= self.floor[a]).all())
+            out[others] = out[a]
+        return np.asarray(out)
 
     def moved(self, theta: Array, step: Array, pinned: Mask) -> Array:
         """The point a step leads to, tail parameters no lower than their floor."""
         new = theta + np.where(pinned, 0.0, step)
+        for a, others in self.below.items():
+            if new[a] < 0.0:
+                new[others] = -new[others]
         tail = (self.floor > 0.0) & ~pinned
         return np.where(tail, np.maximum(np.abs(new), self.floor), new)
 
@@ -189,6 +208,17 @@ class Search:
                 if i != j:  # a covariance may pass through zero: the deviations are its measure
                     size[a] = max(size[a], abs(theta[own[i, i]]), abs(theta[own[j, j]]))
         return float(min(1.0, 0.7 / np.max(np.abs(step) / size)))
+
+
+def columns_below(problem: Problem) -> dict[int, list[int]]:
+    """Parameters below each diagonal element of a correlated tail factor's L, by that element's place in theta."""
+    out = {}
+    for group in problem.groups:
+        for a, i, j in group.parameters:
+            others = [b for b, row, column in group.parameters if column == j and row > j]
+            if i == j and others:
+                out[a] = others
+    return out
 
 
 def newton_step(g: Array, hessian: Array, free: Mask) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
 __all__ = ["draws", "simulate"]
@@ -41,7 +42,27 @@ def draws(result: GeneralisedModel, n: int, *, seed: Seed = None, source: Recipe
     source = recipe(result)[0] if source is None else source
     m, core = prior_weights(result), result.core
     for stream in generators(seed, n):
-        yield core.family.simulate(stream, core.family.mean(predictor(source, stream)), m, core.rho)
+        yield core.family.simulate(stream, possible(core.family, predictor(source, stream)), m, core.rho)
+
+
+def possible(family: Family, eta: Array) -> Array:
+    """The means at linear predictors (n,).
+
+    Raises
+    ------
+    ModelError
+        Some are none of the family's.
+    """
+    mu = family.mean(eta)
+    low, high = family.mean_range
+    bad = ~((mu >= low) & (mu <= high)) & ~np.isnan(eta)
+    if bad.any():
+        raise ModelError(
+            f"{int(bad.sum())} of {len(mu)} means drawn are outside the {family.name} family's support, the first "
+            f"{mu[bad][0]:.3g}: normal random effects reach there by the {family.link.name} link. "
+            're_form="all" draws at the estimated ones'
+        )
+    return mu
 
 
 def simulate(
@@ -72,7 +93,7 @@ def simulate(
         family = family.at(family.zero[known])
     out = np.full((k, n), np.nan)
     for column, stream in enumerate(generators(seed, n)):
-        mu = family.mean(predictor(source, stream)[known])
+        mu = possible(family, predictor(source, stream)[known])
         out[known, column] = family.simulate(stream, mu, m[known], core.rho)
     if result.options.proportions:
         out /= m[:, None]

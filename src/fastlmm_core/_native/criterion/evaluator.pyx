@@ -219,18 +219,18 @@ cdef class Evaluator(Traces):
         """h1, cx and ``fpy`` of the leading parameters, from the sums over levels."""
         cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, d = self.lead.d, l = self.lead.l
         cdef Py_ssize_t i, j, x, a = 0, b  # leading parameters keep their order among theta
-        cdef double *part = &self.chunk_sums[0]
+        cdef double *sums = &self.chunk_sums[0]
         for i in range(nt):
             if self.theta_group[i] != 0:
                 continue
             b = 0
             for j in range(nt):
                 if self.theta_group[j] == 0:
-                    self.h1[i, j] = part[a * n1 + b]
+                    self.h1[i, j] = sums[a * n1 + b]
                     b += 1
             for x in range(self.p):
-                self.cx[i, x] = part[n1 * n1 + a * d + x]
-            fpy[i] = part[n1 * n1 + n1 * d + 2 * l * l + a]
+                self.cx[i, x] = sums[n1 * n1 + a * d + x]
+            fpy[i] = sums[n1 * n1 + n1 * d + 2 * l * l + a]
             a += 1
 
     cdef void tail_information(self, double *fpy) noexcept nogil:
@@ -328,10 +328,10 @@ cdef class Evaluator(Traces):
     cdef int group_gradients(self, double scale) noexcept nogil:
         """G of every factor, into ``sums``; ``scale`` is nu / r^2, or one over a given sigma's square."""
         cdef Py_ssize_t l = self.lead.l, n1 = self.n_lead_theta, d = self.lead.d, b, r, c, g, o
-        cdef double *part = &self.chunk_sums[0] + n1 * n1 + n1 * d
+        cdef double *sums = &self.chunk_sums[0] + n1 * n1 + n1 * d
         memset(&self.sums[0], 0, self.sums.shape[0] * sizeof(double))
         for r in range(l * l):
-            self.sums[r] = part[l * l + r] - scale * part[r]
+            self.sums[r] = sums[l * l + r] - scale * sums[r]
         for b in range(self.n_blocks):
             g = self.block_group[b]
             l, o = self.group_l[g], self.block_ptr[b]

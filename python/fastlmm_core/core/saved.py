@@ -8,7 +8,7 @@ from fastlmm_core.errors import SavedFormatError
 
 __all__ = ["FORMAT", "read_state", "saved_state"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised by one whenever the attributes of a result, or what they mean, change."""
 
 KEY = "saved format"

@@ -105,3 +105,10 @@ def test_every_folder_is_on_the_map():
         if path.is_dir() and any(path.iterdir()) and path.name != "__pycache__"
     }
     assert not {folder for folder in found if f"{folder}/`" not in text}
+
+
+def test_attributes_that_are_made_when_asked_for_have_no_lock():
+    """Up to Python 3.11 functools' own have one a class, which a forked child would inherit held."""
+    named = re.compile(r"functools import .*cached_property|functools\.cached_property")
+    files = (ROOT / "python" / "fastlmm_core").rglob("*.py")
+    assert {path.name for path in files if named.search(path.read_text(encoding="utf-8"))} == {"lazy.py"}

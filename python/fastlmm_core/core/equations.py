@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import FastLMMWarning, NumericalError, warn
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.core.residuals.folded import Folded

@@ -10,7 +10,6 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
 from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design

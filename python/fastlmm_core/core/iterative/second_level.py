@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_array
 
 from fastlmm_core._native.iterative.row_form import RowForm
+from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.core.iterative.problem import TailGroup

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +28,7 @@ from fastlmm_core.core.residuals.start import defined_start, pattern_start
 from fastlmm_core.core.residuals.within import WithinSubjects
 from fastlmm_core.core.structured import check_parameters, factor_derivatives
 from fastlmm_core.core.terms import Term
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["CrossedFit", "CrossedModel"]
 

@@ -107,6 +107,7 @@ def test_every_folder_is_on_the_map():
     assert not {folder for folder in found if f"{folder}/`" not in text}
 
 
+@PROJECT
 def test_attributes_that_are_made_when_asked_for_have_no_lock():
     """Up to Python 3.11 functools' own have one a class, which a forked child would inherit held."""
     named = re.compile(r"functools import .*cached_property|functools\.cached_property")

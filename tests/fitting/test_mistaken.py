@@ -39,6 +39,7 @@ def fit():
         ("simulate", {"params": "x"}, "params must be a dict of numbers or None, not 'x'"),
         ("predict", {"interval": pd.Series([1.0])}, "interval must be 'confidence' or .* or None, not a Series"),
         ("marginal_cov", {"level": [1, 2]}, "level must be a single value, not a list"),
+        ("emmeans", {"specs": np.array("Days")}, "specs must be a text or a list of texts, not a ndarray"),
         ("profile", {"which": np.zeros((2, 2))}, "which must be a text or a list of texts or None, not a ndarray"),
         ("tidy", {"effects": 3}, "effects must be"),
     ],
@@ -52,6 +53,7 @@ def test_methods(fit, method, arguments, message):
     "call",
     [
         lambda data: load(3),
+        lambda data: lmer("Reaction ~ Days + (1 | Subject)", data, weights=[[1.0], [1.0, 2.0]]),
         lambda data: lmer_many("~ Days + (1 | Subject)", data, data[["Reaction"]], weights=object()),
         lambda data: hypothetical("Reaction ~ Days + (1 | Subject)", data, params=3, sd={"Subject": 1.0}),
     ],

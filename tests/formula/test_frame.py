@@ -177,6 +177,18 @@ def test_duplicate_columns() -> None:
         Table(pa.table([[1], [2]], names=["a", "a"]))
 
 
+def test_columns_whose_labels_are_written_to_are_read_by_their_new_names() -> None:
+    labels = np.array(["y", "x", "z"], dtype=object)
+    data = pd.DataFrame([[0.0, 1.0, 2.0]])
+    data.columns = pd.Index(labels, dtype=object, copy=False)
+    before = Table(data)["x"]
+    labels[[1, 2]] = ["z", "x"]
+    after = Table(data)["x"]
+    assert isinstance(before, Numeric)
+    assert isinstance(after, Numeric)
+    assert (before.values[0], after.values[0]) == (1.0, 2.0)
+
+
 def test_not_a_table() -> None:
     with pytest.raises(DataError, match="cannot read a table from list"):
         Table([1, 2])

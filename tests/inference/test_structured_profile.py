@@ -64,7 +64,7 @@ def test_the_same_intervals_as_the_ordinary_model():
 def test_a_limit_is_where_the_likelihood_ratio_says(trial):
     fit = lmer("y ~ x + arm", trial, residual="ar1(t | subject)", dispersion="~ arm", reml=False)
     limits = fit.conf_int("profile")
-    assert list(limits.index) == ["sd Residual", "rho", "arm[T.b]", *fit.params.index]
+    assert list(limits.index) == ["sd Residual", "rho", "dispersion arm[T.b]", *fit.params.index]
     rise = fit.criterion + 3.841458820694124
     upper = limits.loc["x", "upper"]
     without = lmer(
@@ -111,3 +111,17 @@ def test_what_has_a_profile(trial):
         residual="ar1(t | subject)",
     )
     assert zero.conf_int("profile", parm="sd Intercept | arm")["lower"].iloc[0] == 0.0
+
+
+def test_a_dispersion_and_a_coefficient_of_one_column_have_names_apart() -> None:
+    rng = np.random.default_rng(2)
+    data = pd.DataFrame({"g": np.repeat(range(12), 6), "a": np.tile(list("pq"), 36)})
+    data["y"] = 3.0 * (data["a"] == "q") + rng.normal(size=12)[data["g"]] + rng.normal(size=72)
+    fit = lmer("y ~ a + (1 | g)", data, dispersion="~ a")
+    draws = fit.bootstrap(2, seed=1)
+    assert list(draws) == ["var Residual", "dispersion a[T.q]", "var Intercept | g", "Intercept", "a[T.q]"]
+    assert (draws["a[T.q]"] - fit.params["a[T.q]"]).abs().max() < 1.5
+    limits = fit.conf_int("profile", parm=["a[T.q]"])
+    assert limits.index.tolist() == ["a[T.q]"]
+    assert limits.loc["a[T.q]", "lower"] < fit.params["a[T.q]"] < limits.loc["a[T.q]", "upper"]
+    assert fit.covariance_parameters().index[1] == "dispersion a[T.q]"

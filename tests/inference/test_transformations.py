@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import ModelError, lmer
+from fastlmm_core import ModelError, glmer, lmer
 from fastlmm_core.inference.transformations import of_response
 
 
@@ -22,6 +22,7 @@ from fastlmm_core.inference.transformations import of_response
         ("np.log(y / (1 - y))", lambda y: np.log(y / (1 - y))),
         ("logit(y)", lambda y: np.log(y / (1 - y))),
         ("np.arcsin(np.sqrt(y))", lambda y: np.arcsin(np.sqrt(y))),
+        ("asin(sqrt(y))", lambda y: np.arcsin(np.sqrt(y))),
         ("1 / y", lambda y: 1 / y),
         ("I(1 / y)", lambda y: 1 / y),
         ("y ** 0.5", np.sqrt),
@@ -50,3 +51,47 @@ def test_limits_of_a_falling_transformation_are_in_order() -> None:
     table = lmer("I(1 / y) ~ a + (1 | g)", data).emmeans("a", scale="response").to_frame()
     assert (table["lower"] < table["estimate"]).all()
     assert (table["estimate"] < table["upper"]).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "eta", "ends", "limits"),
+    [
+        ("1 / y", 0.5, (-0.5, 1.5), (1 / 1.5, np.inf)),
+        ("1 / y", -0.5, (-1.5, 0.5), (-np.inf, -1 / 1.5)),
+        ("sqrt(y)", 0.5, (-1.0, 2.0), (0.0, 4.0)),
+        ("sqrt(y)", -0.5, (-2.0, 1.0), (0.0, 4.0)),
+        ("I(y ** 2)", 1.0, (-3.0, 4.0), (0.0, 2.0)),
+        ("arcsin(sqrt(y))", 1.2, (0.5, 1.9), (np.sin(0.5) ** 2, 1.0)),
+        ("arcsin(sqrt(y))", 0.2, (-0.9, 1.3), (0.0, np.sin(1.3) ** 2)),
+        ("log(y)", 0.2, (-0.9, 1.3), (np.exp(-0.9), np.exp(1.3))),
+    ],
+)
+def test_an_interval_ends_where_the_response_turns(
+    text: str, eta: float, ends: tuple[float, float], limits: tuple[float, float]
+) -> None:
+    h = of_response(text)
+    found = sorted(float(h.back(h.within(np.array(eta), np.array(end)))) for end in ends)
+    np.testing.assert_allclose(found, limits, rtol=1e-12)
+
+
+def test_means_of_few_rows_lie_within_their_limits() -> None:
+    data = pd.DataFrame({"g": [0, 0, 1, 1, 2, 2], "a": list("ababab"), "y": [0.3, 2.0, 4.0, 0.6, 1.0, 5.0]})
+    for formula in ("1 / y ~ a + (1 | g)", "sqrt(y) ~ a + (1 | g)", "I(y ** 2) ~ a + (1 | g)"):
+        table = lmer(formula, data).emmeans("a", scale="response").to_frame()
+        assert (table["lower"] <= table["estimate"]).all()
+        assert (table["estimate"] <= table["upper"]).all()
+
+
+def test_predictions_by_a_root_lie_within_their_limits() -> None:
+    rng = np.random.default_rng(3)
+    data = pd.DataFrame({"g": np.repeat(range(10), 6), "x": rng.normal(size=60), "y": rng.poisson(0.3, 60)})
+    fit = glmer("y ~ x + (1 | g)", data, family="poisson", link="sqrt")
+    low = -float(fit.params["Intercept"] / fit.params["x"])  # where the predictor is nearly zero
+    new = pd.DataFrame({"g": 0, "x": [low - 0.01, low + 0.01, 0.0]})
+    found = fit.predict(new, interval="confidence", re_form="none")
+    assert (found["lower"] <= found["fit"]).all()
+    assert (found["fit"] <= found["upper"]).all()
+    eta = fit.predict(new, kind="link", interval="confidence", re_form="none")
+    far = eta[["lower", "upper"]].abs().max(axis=1)
+    np.testing.assert_allclose(found["upper"], far**2, rtol=1e-12)
+    np.testing.assert_allclose(found["lower"], np.where(eta["lower"] * eta["upper"] < 0.0, 0.0, found["lower"]))

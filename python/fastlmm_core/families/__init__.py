@@ -63,5 +63,6 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
-        raise ModelError(f"family {family!r} does not exist: use one of {', '.join(map(repr, FAMILIES))}")
+        names = ", ".join(map(repr, [*FAMILIES, Ordinal.name]))
+        raise ModelError(f"family {family!r} does not exist: use one of {names}")
     return found(link)

@@ -82,10 +82,18 @@ def _check(name: str, value: Any, annotation: str, error: Exception) -> None:
     wanted = _wanted(ast.parse(annotation, mode="eval").body)
     if wanted is None and hasattr(value, "ndim") and "truth value" in str(error) and annotation != "Any":
         raise DataError(f"{name} cannot be {_shown(value)}") from error
-    if wanted is None or any(fits(value) for _, fits in wanted):
+    if wanted is None or any(_fits(fits, value) for _, fits in wanted):
         return
     names = list(dict.fromkeys(text for text, _ in wanted))
     raise DataError(f"{name} must be {' or '.join(names)}, not {_shown(value)}") from error
+
+
+def _fits(kind: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value is of a kind; no where looking fails: rows of several lengths, an array without a dimension."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _shown(value: Any) -> str:

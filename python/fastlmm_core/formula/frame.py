@@ -245,13 +245,18 @@ def _from_categorical(values: pd.Categorical) -> Factor:
 
 
 class _Once:
-    """A function of an Index, which never changes, made once while that Index lives: tables are read many times."""
+    """A function of an Index, made once while that Index lives, since tables are read many times.
+
+    Not of Python objects: those are written to, as in `data.columns.values[2] = "x"`, and are had at once besides.
+    """
 
     def __init__(self, make: Callable[[pd.Index], Any]) -> None:
         self.make = make
         self.made: dict[int, tuple[weakref.ref[pd.Index], Any]] = {}
 
     def __call__(self, index: pd.Index) -> Any:
+        if index.dtype == object:
+            return self.make(index)
         key = id(index)
         kept = self.made.get(key)
         if kept is not None and kept[0]() is index:

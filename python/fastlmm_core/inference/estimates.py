@@ -169,7 +169,7 @@ class Estimates:
         h = self.response
         name = (h.ratio or "estimate") if self.kind == "contrasts" else "estimate"
         value, slope = h.back(eta, self.sigma), h.slope(eta, self.sigma)
-        ends = np.array([h.back(lower, self.sigma), h.back(upper, self.sigma)])
+        ends = np.array([h.back(h.within(eta, end), self.sigma) for end in (lower, upper)])
         low, high = np.where(slope < 0.0, ends[::-1], ends)  # h may fall
         return name, value, np.abs(slope) * se, low, high
 

@@ -99,7 +99,8 @@ def labels(design: Design, kinds: tuple[str, ...], given: tuple[str, ...]) -> li
         elif kind == "dispersion":
             assert within is not None
             assert within.dispersion is not None
-            out.append(within.dispersion.names[int(label)])
+            name = within.dispersion.names[int(label)]
+            out.append(f"dispersion {name}" if name in design.x_names else name)  # profiles and draws have both
         elif kind == "effects":
             k, _, place = label.partition(":")
             if "," not in place:

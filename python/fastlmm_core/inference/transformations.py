@@ -38,6 +38,8 @@ class Transformation:
         What a difference becomes on the response's scale, "ratio" for logarithms; empty where it is nothing simple.
     shift : float
         The constant added to the response before it was transformed, taken off again; ratios are of the sums.
+    stretch : float
+        h is monotone from zero to here, and on each such stretch beyond and below; zero where it is everywhere.
     """
 
     name: str
@@ -49,6 +51,16 @@ class Transformation:
     ceiling: float = np.inf
     ratio: str = ""
     shift: float = 0.0
+    stretch: float = 0.0
+
+    def within(self, eta: Array, end: Array) -> Array:
+        """An interval's end no further from eta than h goes on rising, or falling: 1 / eta has a pole at zero."""
+        if not self.stretch:
+            return end
+        sign, first = np.copysign(1.0, eta), np.zeros(np.shape(eta))
+        if np.isfinite(self.stretch):
+            first = np.floor(np.abs(eta) / self.stretch) * self.stretch
+        return np.asarray(sign * np.clip(sign * end, first, first + self.stretch))
 
     def back(self, eta: Array, sigma: float = 0.0) -> Array:
         """h(eta) - shift, with the bias of a mean of h to second order, sigma^2 h''(eta) / 2."""
@@ -113,7 +125,9 @@ class _SquaredSine:
 def _power(name: str, exponent: float) -> Transformation:
     """The response raised to a power."""
     h = [_Root(1.0 / exponent, order) for order in range(4)]
-    return Transformation(name, h[0], h[1], h[2], h[3], floor=np.nan, ceiling=np.inf if exponent > 0 else 0.0)
+    stretch = 0.0 if exponent > 0 and exponent % 2 == 1 else np.inf  # odd powers have roots of both signs
+    ceiling = np.inf if exponent > 0 else 0.0
+    return Transformation(name, h[0], h[1], h[2], h[3], floor=np.nan, ceiling=ceiling, stretch=stretch)
 
 
 def _square(eta: Array) -> Array:
@@ -160,13 +174,15 @@ TRANSFORMATIONS = {
     "log2": _logarithm("log2", 2.0),
     "log10": _logarithm("log10", 10.0),
     "log1p": Transformation("log1p", np.expm1, np.exp, np.exp, np.exp, floor=-1.0),
-    "sqrt": Transformation("sqrt", _square, _double, _two, _zero, floor=0.0),
+    "sqrt": Transformation("sqrt", _square, _double, _two, _zero, floor=0.0, stretch=np.inf),
     "identity": Transformation("identity", _same, _one, _zero, _zero),
     "logit": Transformation(
         "logit", special.expit, _logistic_slope, _logistic_second, _logistic_third, 0.0, 1.0, "odds_ratio"
     ),
     "inverse": _power("inverse", -1.0),
-    "arcsine": Transformation("arcsine", _SquaredSine(), _SquaredSine(1), _SquaredSine(2), _SquaredSine(3)),
+    "arcsine": Transformation(
+        "arcsine", _SquaredSine(), _SquaredSine(1), _SquaredSine(2), _SquaredSine(3), stretch=0.5 * np.pi
+    ),
 }
 
 
@@ -186,13 +202,14 @@ def of_link(link: Link) -> Transformation:
     h = [_OfLink(link, order) for order in range(4)]
     ends = link.inverse(np.array([-1e8, 1e8]))
     ratio = {"logit": "odds_ratio", "log": "ratio"}.get(link.name, "")
-    return Transformation(link.name, h[0], h[1], h[2], h[3], float(ends[0]), float(ends[1]), ratio)
+    stretch = np.inf if link.name in ("sqrt", "inverse") else 0.0
+    return Transformation(link.name, h[0], h[1], h[2], h[3], float(ends[0]), float(ends[1]), ratio, stretch=stretch)
 
 
 def of_response(response: str) -> Transformation:
     """The transformation that a formula's left side applies: `log(y)`, `log(y + 1)`, `log(y / (1 - y))`, or none.
 
-    Powers are `y**k`, `1 / y` and their like inside `I()`, the arcsine is `arcsin(sqrt(y))`.
+    Powers are `y**k`, `1 / y` and their like inside `I()`, the arcsine is `asin(sqrt(y))`.
 
     Raises
     ------
@@ -225,6 +242,7 @@ def of_response(response: str) -> Transformation:
                 known.ceiling,
                 known.ratio,
                 shift,
+                known.stretch,
             )
     if (other := _composed("I", node)) is not None:
         return other
@@ -235,11 +253,13 @@ def of_response(response: str) -> Transformation:
 
 
 def _composed(function: str, inner: Any) -> Transformation | None:
-    """The transformation of `log(y / (1 - y))`, `arcsin(sqrt(y))`, and in `I()` of `1 / y` and `y**k`."""
+    """The transformation of `log(y / (1 - y))`, `asin(sqrt(y))`, and in `I()` of `1 / y` and `y**k`."""
     if inner is None:
         return None
     text = ast.unparse(inner)
-    y = next((n.id for n in ast.walk(inner) if isinstance(n, ast.Name) and n.id not in ("np", "numpy")), "")
+    called = {n.func for n in ast.walk(inner) if isinstance(n, ast.Call)}
+    names = (n for n in ast.walk(inner) if isinstance(n, ast.Name) and n not in called)
+    y = next((n.id for n in names if n.id not in ("np", "numpy")), "")
     if function == "log" and text == f"{y} / (1 - {y})":
         return TRANSFORMATIONS["logit"]
     if function in ("arcsin", "asin") and text in (f"sqrt({y})", f"np.sqrt({y})", f"numpy.sqrt({y})"):

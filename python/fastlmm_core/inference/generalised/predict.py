@@ -18,6 +18,7 @@ from fastlmm_core.inference.generalised.classes import check_kind, class_predict
 from fastlmm_core.inference.generalised.uncertainty import parameter_covariance, variances
 from fastlmm_core.inference.prediction import factors_of
 from fastlmm_core.inference.profile import quantile_of_level
+from fastlmm_core.inference.transformations import of_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,12 +143,13 @@ def predict(
         found = rows.by_row(fit)
         found.attrs["notes"] = undetermined(design, core, rows)  # type: ignore[arg-type]
         return found
+    scale = of_link(link)
     if kind == "marginal":
         fit, se = _marginal(result, family, rows, eta)
         floor = 0.0 if family.plain or family.vector else family.response_mean(np.zeros_like(fit), core.rho)
         centre = link(fit - floor)
         error = se / np.abs(link.derivatives(centre)[1])
-        limits = [link.inverse(centre - z * error) + floor, link.inverse(centre + z * error) + floor]
+        limits = [link.inverse(scale.within(centre, centre + side * error)) + floor for side in (-z, z)]
     else:
         fit, slope, moved = response(eta), np.ones_like(eta), None
         if kind != "link":
@@ -158,7 +160,8 @@ def predict(
         error = np.sqrt(variances(result, rows, masks, moved))
         error[np.isnan(eta)] = np.nan
         se = error * np.abs(slope)
-        limits = [response(eta - z * error), response(eta + z * error)]
+        ends = [eta - z * error, eta + z * error]
+        limits = ends if kind == "link" else [response(scale.within(eta, end)) for end in ends]
     frame = pd.DataFrame(
         {
             "fit": rows.full(fit),

@@ -83,6 +83,12 @@ def test_levels_that_cost_more_whole_than_apart(monkeypatch, trial):
     apart = lmer("y ~ arm + (1 | site)", trial, residual="ar1(t | subject)")
     assert type(apart.core) is not type(whole.core)
     assert apart.criterion == pytest.approx(whole.criterion, abs=1e-7)
+    for options in ({"ddf": "kenward-roger"}, {"cov_type": "CR0"}, {"cov_type": "CR2"}):
+        np.testing.assert_allclose(
+            apart.coef_table(**options).to_numpy(float), whole.coef_table(**options).to_numpy(float), rtol=1e-4
+        )
+    np.testing.assert_allclose(apart.hatvalues(), whole.hatvalues(), rtol=1e-4)
+    np.testing.assert_allclose(apart.augment()[".hat"], whole.augment()[".hat"], rtol=1e-4)
     assert type(lmer("y ~ arm + (1 | subject)", trial, residual="ar1(t | subject)").core) is type(subjects.core)
 
 

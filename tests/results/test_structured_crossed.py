@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import ModelError, lmer
+from fastlmm_core import Control, ModelError, lmer
+from fastlmm_core.errors import MemoryLimitError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,16 @@ def test_levels_of_many_rows(trial):
     assert whole.coef_table().loc["arm", "df"] == pytest.approx(part.coef_table().loc["arm", "df"] * 178 / 148, rel=0.1)
     with pytest.raises(ModelError, match="has 450 rows: subjects of at most 400"):
         lmer("y ~ arm", d.assign(t=np.arange(900)), residual="ar1(t | site)")
+
+
+def test_pairs_of_rows_that_do_not_fit_into_memory():
+    rng = np.random.default_rng(4)
+    d = pd.DataFrame({"subject": np.repeat(np.arange(4), 100), "t": np.tile(np.arange(100), 4)})
+    d["item"], d["y"] = rng.integers(0, 9, 400), rng.normal(size=400)
+    pairs = 80 * 4 * 100 * 101 // 2  # bytes of the entries
+    lmer("y ~ 1 + (1 | item)", d, residual="ar1(t | subject)", control=Control(memory_limit=pairs))
+    with pytest.raises(MemoryLimitError, match="an entry for each pair"):
+        lmer("y ~ 1 + (1 | item)", d, residual="ar1(t | subject)", control=Control(memory_limit=pairs - 1))
 
 
 def test_levels_that_cost_more_whole_than_apart(monkeypatch, trial):

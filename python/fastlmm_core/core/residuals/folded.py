@@ -147,8 +147,8 @@ class Folded:
         needed = ENTRY * sum(map(self._entries, blocks))
         if n_bytes is not None and needed > n_bytes:
             raise MemoryLimitError(
-                "beside a residual structure effects whose levels change within subjects take an entry for each pair of "
-                f"a subject's rows: {needed / 2**30:.2g} GiB, but {n_bytes / 2**30:.2g} GiB can be used. Raise "
+                "beside a residual structure effects whose levels change within subjects take an entry for each pair "
+                f"of a subject's rows: {needed / 2**30:.2g} GiB, but {n_bytes / 2**30:.2g} GiB can be used. Raise "
                 "Control(memory_limit=...) if the machine has more, or fit fewer rows"
             )
         self.maps = [self._map(block) for block in blocks]

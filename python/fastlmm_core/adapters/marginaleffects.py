@@ -118,6 +118,11 @@ def wrap(
     ModelError
         No such degrees of freedom or kind; no result of `lmer` or `glmer` with its rows.
 
+    Notes
+    -----
+    Standard errors of slopes are differences of differences, whose rounding is in the third digit at the step that
+    marginaleffects takes by itself; with ``eps_vcov=0.01`` they have six.
+
     Examples
     --------
     >>> from marginaleffects import avg_slopes
@@ -125,7 +130,7 @@ def wrap(
     >>> from fastlmm_core.adapters.marginaleffects import wrap
     >>> data = load_dataset("sleepstudy")
     >>> fit = lmer("Reaction ~ Days + (Days | Subject)", data)
-    >>> answer = avg_slopes(wrap(fit), variables="Days")
+    >>> answer = avg_slopes(wrap(fit), variables="Days", eps_vcov=0.01)
     >>> round(answer["estimate"][0], 3), round(answer["std_error"][0], 3)
     (10.467, 1.546)
     """

@@ -163,3 +163,13 @@ def test_no_evaluation_is_spent_on_what_rounding_hides() -> None:
     flat = minimise(lambda x: Place(532.0, np.array([-4.5e-13]), np.zeros((1, 1))), np.ones(1))
     assert flat.converged
     assert len(flat.log) <= 2
+
+
+def test_the_last_step_is_taken_though_its_promise_is_rounding() -> None:
+    def valley(x: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, float]:
+        return float(1e5 + np.cosh(x[0]) - 1.0), np.sinh(x), np.cosh(x)[:, None], 0.0
+
+    # Newton's steps lead to 7e-5, which promises 3e-9, and from there to 1e-13
+    found = minimise(at_once(valley), np.array([0.06]))
+    assert found.converged
+    np.testing.assert_allclose(found.x, 0.0, atol=1e-9)

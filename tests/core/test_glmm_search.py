@@ -52,6 +52,14 @@ def test_differences_lead_on_where_the_model_hessian_does_not():
     assert short.fit(y).criterion >= fit.criterion - 1e-9
 
 
+@pytest.mark.parametrize("most", [1, 5])
+def test_a_small_limit_on_evaluations_holds(most):
+    y, terms = counts(np.random.default_rng(3))
+    fit = Model(np.ones((len(y), 1)), terms[1:], "poisson", control=Control(max_evaluations=most)).fit(y)
+    assert not fit.converged
+    assert len(fit.log) == most
+
+
 @pytest.mark.parametrize("family", ["negativebinomial", "negativebinomial1"])
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("size", [0.5, 3.0])

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import ModelError, lmer
+from fastlmm_core import Control, ModelError, lmer
+from fastlmm_core.errors import MemoryLimitError
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,16 @@ def test_levels_of_many_rows(trial):
         lmer("y ~ arm", d.assign(t=np.arange(900)), residual="ar1(t | site)")
 
 
+def test_pairs_of_rows_that_do_not_fit_into_memory():
+    rng = np.random.default_rng(4)
+    d = pd.DataFrame({"subject": np.repeat(np.arange(4), 100), "t": np.tile(np.arange(100), 4)})
+    d["item"], d["y"] = rng.integers(0, 9, 400), rng.normal(size=400)
+    pairs = 80 * 4 * 100 * 101 // 2  # bytes of the entries
+    lmer("y ~ 1 + (1 | item)", d, residual="ar1(t | subject)", control=Control(memory_limit=pairs))
+    with pytest.raises(MemoryLimitError, match="an entry for each pair"):
+        lmer("y ~ 1 + (1 | item)", d, residual="ar1(t | subject)", control=Control(memory_limit=pairs - 1))
+
+
 def test_levels_that_cost_more_whole_than_apart(monkeypatch, trial):
     from fastlmm_core.fitting import residual
 
@@ -83,6 +94,12 @@ def test_levels_that_cost_more_whole_than_apart(monkeypatch, trial):
     apart = lmer("y ~ arm + (1 | site)", trial, residual="ar1(t | subject)")
     assert type(apart.core) is not type(whole.core)
     assert apart.criterion == pytest.approx(whole.criterion, abs=1e-7)
+    for options in ({"ddf": "kenward-roger"}, {"cov_type": "CR0"}, {"cov_type": "CR2"}):
+        np.testing.assert_allclose(
+            apart.coef_table(**options).to_numpy(float), whole.coef_table(**options).to_numpy(float), rtol=1e-4
+        )
+    np.testing.assert_allclose(apart.hatvalues(), whole.hatvalues(), rtol=1e-4)
+    np.testing.assert_allclose(apart.augment()[".hat"], whole.augment()[".hat"], rtol=1e-4)
     assert type(lmer("y ~ arm + (1 | subject)", trial, residual="ar1(t | subject)").core) is type(subjects.core)
 
 

@@ -123,7 +123,9 @@ class Searcher:
 
         self.evaluations = self.evaluations[:0]
         end = self.minimise(psi, report)
-        if not given and (end.status != 0 or len(self.evaluations) > HARD):
+        # one that so small a limit has stopped was not a hard one
+        unfinished = self.more > 0 and (end.status != 0 or len(self.evaluations) > HARD)
+        if not given and (end.status == FAILED or unfinished):
             end = self.elsewhere(psi, end, report)
         found, value, status, self.place = end
         if status == FAILED:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.residuals import CrossedFit, PatternFit, Residual
-from fastlmm_core.core.residuals.units import holds, outermost
+from fastlmm_core.core.residuals.units import LARGE_UNIT, holds, outermost
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.text import text_table
@@ -33,9 +33,6 @@ __all__ = [
     "simulate",
     "variance_labels",
 ]
-
-LARGE_UNIT = 400
-"""Rows of a unit whose covariance matrix is factored as a whole."""
 
 MUCH = 1e9
 """Multiplications of all units' factorisations beyond which larger units than subjects are not worth theirs."""

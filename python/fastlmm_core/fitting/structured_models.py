@@ -11,10 +11,11 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import CrossedModel, PatternModel, Residual
+from fastlmm_core.core.residuals.units import LARGE_UNIT
 from fastlmm_core.core.structured import StructuredModel
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.residual import LARGE_UNIT, check_random, core_residual, in_units
+from fastlmm_core.fitting.residual import check_random, core_residual, in_units
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design

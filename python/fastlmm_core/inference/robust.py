@@ -206,6 +206,8 @@ def _robust(result: FittedModel, kind: str, cluster: Any) -> ClusterRobust:
         raise ModelError(
             "robust covariances are not available beside sparse() effects: their columns have a part in them"
         )
+    if isinstance(core, CrossedFit) and core.by_units is not None:
+        core = core.by_units
     if isinstance(core, CrossedFit):
         raise ModelError(
             "robust covariances are not available for a residual structure beside effects that cross its subjects, or "

@@ -64,8 +64,10 @@ def adjustment_of(core: CoreFit, *, linear: bool) -> Adjustment:
     Raises
     ------
     ModelError
-        For structures beside several grouping factors, and known relationships.
+        For structures beside factors that cross, levels of many rows, and known relationships.
     """
+    if isinstance(core, CrossedFit) and core.by_units is not None:
+        core = core.by_units
     if isinstance(core, PatternFit):
         return pattern_adjustment(core, linear)
     if isinstance(core, StructuredFit | EquationsFit):

@@ -331,9 +331,10 @@ class StructuredResult(LmerResult):
 
         if isinstance(self.core, StructuredFit):
             return super().hatvalues()
-        if not isinstance(self.core, PatternFit):
+        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
+        if not isinstance(units, PatternFit):
             self._refuse("hatvalues", "known relationships, sparse() effects or effects that cross subjects")
-        return pd.Series(leverages(self.core), index=self.design.row_labels, dtype=float)
+        return pd.Series(leverages(units), index=self.design.row_labels, dtype=float)
 
     def cooks_distance(self) -> pd.Series:
         """As `LmerResult.cooks_distance`, for structured effects of several grouping factors."""
@@ -354,7 +355,8 @@ class StructuredResult(LmerResult):
             "resid": rows.full(self.design.y - self.core.fitted),
             "fixed": predict(self.design, self.core, re_form="none"),
         }
-        if isinstance(self.core, PatternFit):
+        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
+        if isinstance(units, PatternFit):
             out["hat"] = rows.full(self.hatvalues().to_numpy())
         if isinstance(self.core, PatternFit | CrossedFit):
             out["std_resid"] = rows.full(self.residuals("pearson").to_numpy())

@@ -21,10 +21,12 @@ from fastlmm_core.core.projected import Projected
 from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.equations import ResidualEquations
+from fastlmm_core.core.residuals.fit import PatternFit, PatternModel
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch, batches
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.start import defined_start, pattern_start
+from fastlmm_core.core.residuals.units import LARGE_UNIT, outermost
 from fastlmm_core.core.residuals.within import WithinSubjects
 from fastlmm_core.core.structured import check_parameters, factor_derivatives
 from fastlmm_core.core.terms import Term
@@ -60,7 +62,7 @@ class CrossedModel(EquationsModel):
         reml: bool = True,
         control: Control | None = None,
     ) -> None:
-        self.residual = residual
+        self.residual, self.structures = residual, tuple(structures)
         columns = residual_columns(residual)
         self.columns, self.n_variances = columns, columns.n_variances
         self.center, self.unit_of = columns.center, columns.unit_of
@@ -86,6 +88,31 @@ class CrossedModel(EquationsModel):
     def kind(self) -> type[EquationsFit]:
         """What a fit is."""
         return CrossedFit
+
+    def in_units(self) -> PatternModel | None:
+        """The same model of independent units; None where levels cross, are large, related, or beside sparse effects.
+
+        An evaluation of it is dear where this engine was taken, but the inference that needs V^-1 of a unit does one.
+        """
+        residual = self.residual
+        codes = [t.codes for t in self.terms] + ([] if residual.kind == "none" and self.terms else [residual.subject])
+        outer = outermost(codes)
+        if outer is None or self.sparse or any(r is not None for r in self.relationships):
+            return None
+        sizes = np.bincount(codes[outer]).astype(np.float64)
+        copies = 8 * (self.n_parameters + 4)  # of V^-1 and its derivatives
+        if sizes.max() > LARGE_UNIT or copies * float(np.square(sizes).sum()) > self.control.n_bytes:
+            return None
+        return PatternModel(
+            self.X,
+            residual,
+            self.terms,
+            weights=None if self.root is None else np.square(self.root),
+            offset=self.offset,
+            reml=self.reml,
+            control=self.control,
+            structures=self.structures,
+        )
 
     def parts(self, D: Array) -> list[Batch]:
         """Patterns of the subjects with sums of D (n, d)."""
@@ -224,6 +251,16 @@ class CrossedFit(EquationsFit, WithinSubjects):
     def parts(self) -> list[Batch]:  # type: ignore[override]
         """Patterns of the subjects."""
         return self.model.parts(np.ones((self.n, 1)))
+
+    @property
+    def by_units(self) -> PatternFit | None:
+        """The same fit from the covariance matrices of whole units, kept; None where `CrossedModel.in_units` is."""
+        if "by_units" not in self._cache:
+            model, offset = self.model.in_units(), self.model.offset
+            y = self.response if offset is None else self.response + offset
+            self._cache["by_units"] = None if model is None else model.at_estimates(y, self.theta)
+        found: PatternFit | None = self._cache["by_units"]
+        return found
 
     def equations(self) -> ResidualEquations:
         """The model's equations with this response, made again, at the estimates."""

@@ -63,7 +63,7 @@ class ResidualEquations(Equations):
     ) -> None:
         self.fold = Folded(parts, terms, root, np.column_stack([Q, e]))
         super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, self.fold, n_bytes)
-        self.fold.follow(self.blocks)
+        self.fold.follow(self.blocks, n_bytes)
         self.model = model
         self.prepared = [model.prepare(part.rows) for part in parts]
         self._whole = self._symmetric()

@@ -181,6 +181,13 @@ class PatternModel(ProjectedModel):
                     on_evaluation(k, self.to_user(x), value, size, radius)
             return self._estimates(criterion, found, projected)
 
+    def at_estimates(self, y: ArrayLike, theta: Array) -> PatternFit:
+        """The fit of a response (n,) whose parameters (r,), as `PatternFit.theta`, another engine has found."""
+        with one_blas_thread():
+            criterion, projected = self.prepare(y)
+            phi = self.to_working(theta)
+            return self._estimates(criterion, Search(criterion(phi), phi, True, "converged"), projected)
+
     def search_again(self, criterion: PatternCriterion, share: float) -> Search[Evaluation]:
         """Search from effects that leave a share of the variance to residuals, in units of their size.
 

@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from fastlmm_core.core.equations import Blocks, level_columns
 from fastlmm_core.core.residuals.moments import Batch
 from fastlmm_core.core.terms import Term
+from fastlmm_core.errors import MemoryLimitError
 
 __all__ = ["Folded"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+ENTRY = 80
+"""Bytes that an entry of the map takes while it is made."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +142,27 @@ class Folded:
         found.data[:] = 1.0
         return found
 
-    def follow(self, blocks: Sequence[Blocks]) -> None:
-        """Make the linear map from P to the blocks' entries."""
+    def follow(self, blocks: Sequence[Blocks], n_bytes: int | None = None) -> None:
+        """Make the linear map from P to the blocks' entries; MemoryLimitError where it takes more than n_bytes."""
+        needed = ENTRY * sum(map(self._entries, blocks))
+        if n_bytes is not None and needed > n_bytes:
+            raise MemoryLimitError(
+                "beside a residual structure effects whose levels change within subjects take an entry for each pair "
+                f"of a subject's rows: {needed / 2**30:.2g} GiB, but {n_bytes / 2**30:.2g} GiB can be used. Raise "
+                "Control(memory_limit=...) if the machine has more, or fit fewer rows"
+            )
         self.maps = [self._map(block) for block in blocks]
+
+    def _entries(self, block: Blocks) -> int:
+        """Entries of `_map`, about."""
+        l, w = block.C.shape[1:]
+        total = 0
+        for part, held in zip(self.parts, self.held, strict=True):
+            u, m = part.units.shape
+            one, two = held[block.k], held[block.other]
+            pairs = m * (m + 1) // 2 if block.k == block.other else m * m
+            total += u * (1 if isinstance(one, Still) and isinstance(two, Still) else pairs * l * w)
+        return total
 
     def _map(self, block: Blocks) -> sp.csr_array:
         """(nb l w, entries of all P)."""

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["combine", "holds", "outermost", "places"]
+__all__ = ["LARGE_UNIT", "combine", "holds", "outermost", "places"]
 
 Index = NDArray[np.int64]
+
+LARGE_UNIT = 400
+"""Rows of a unit whose covariance matrix is factored as a whole."""
 
 
 def combine(code: Index, size: int, values: NDArray[Any]) -> tuple[Index, int]:

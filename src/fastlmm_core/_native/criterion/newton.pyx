@@ -31,6 +31,7 @@ cdef enum:
 
 cdef double SLOW = 0.1  # promises that shrink less than this call for the secant correction
 cdef double LOOSE_SLOPE = 1e-6  # of the largest curvature: a slope below this is none where curvature has been lost
+cdef double NOTHING = 1e-2  # of rounding: a step that promises less is not taken where derivatives have rounding too
 cdef double SMALL_STEP = 1e-5  # promised decreases above this, or 1000 tol, say nothing of the rate near the minimum
 
 
@@ -50,7 +51,7 @@ cdef class Newton(TrustRegion):
         The model Hessian may be far off: the secant correction is made after every step, not only where steps are slow.
     loose : bool
         Parameters may be unidentified, and derivatives have rounding of their own: a direction without curvature is
-        left alone though some slope is left, and a step that promises no more than rounding is not taken.
+        left alone though some slope is left, and a step that promises far less than rounding is not taken.
     """
 
     cdef readonly Criterion criterion
@@ -302,7 +303,7 @@ cdef class Newton(TrustRegion):
                                  or (predicted <= max(SMALL_STEP, 1e3 * self.tol)
                                      and predicted * rate <= self.tol))
             last_interior = interior and ratio > 1e-4
-            if self.loose and interior and predicted <= noise:
+            if self.loose and interior and predicted <= NOTHING * noise:
                 status = CONVERGED
                 break
             if radius < 1e-12:

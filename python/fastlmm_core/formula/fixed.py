@@ -114,7 +114,7 @@ class MatrixSpec:
             return variable
         known = self.factors[expr].levels
         if not isinstance(variable, Factor):
-            if not self.factors[expr].numeric and variable.values.size:  # without rows a column's kind is anybody's guess
+            if not self.factors[expr].numeric and variable.values.size:  # without rows, anything
                 raise DataError(f"{expr} is categorical in the model but numeric in the new data")
             variable = as_factor(variable)
         codes = known.place([variable])

@@ -8,6 +8,7 @@ import pytest
 from fastlmm_core.core import Control, Model, Term, fit, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative.derivatives import derivatives
+from fastlmm_core.core.iterative.estimates import estimates
 from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Search
@@ -91,7 +92,7 @@ def test_system_projection_and_curvature_are_exact(name):
     theta = design.theta_map.to_user @ system.theta
     expected = Model(X, terms, weights=w).at(y, theta)
     nothing = np.linalg.slogdet(S)[1]
-    found = iterative.estimates.estimates(
+    found = estimates(
         design,
         design.response(y),
         system,

@@ -249,9 +249,13 @@ cdef class RowForm:
         self.kept = (ptr, codes, z, t, w, levels, widths)
         self.rows.n, self.rows.l, self.rows.nf = self.n, self.l, columns.shape[1]
         self.rows.ptr, self.rows.codes, self.rows.widths = &ptr[0], &codes[0, 0], &widths[0]
-        self.rows.z = NULL if z is None else &z[0, 0]
-        self.rows.t = NULL if t is None else &t[0, 0]
-        self.rows.w = NULL if w is None else &w[0]
+        self.rows.z = self.rows.t = self.rows.w = NULL
+        if z is not None:
+            self.rows.z = &z[0, 0]
+        if t is not None:
+            self.rows.t = &t[0, 0]
+        if w is not None:
+            self.rows.w = &w[0]
         # a matter of the data only, or the sums would depend on the machine
         self.parts = max(2, min(8 if self.m <= 1_000_000 else 4, self.n // (16 * self.m)))
         share = np.searchsorted(ends, np.linspace(0, self.n, self.parts + 1)).astype(np.int64)

@@ -59,11 +59,11 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
     tensors, plain_tensors, traces = {}, {}, []
     groups = products.groups
     dense = [d.reshape(g.n_levels, g.n_columns, products.rank) for g, d in zip(groups, products.dense, strict=True)]
-    grams = [np.einsum("irx,isy->rxsy", e, e, optimize=True) for e in dense]
+    grams = [gram_of_effects(e) for e in dense]
     for g in range(len(groups)):
         blocks = products.blocks[g]
         left = blocks.sum(axis=0)
-        traces.append(left - np.einsum("rxsx->rs", grams[g]) if reml else left)
+        traces.append(left - np.trace(grams[g], axis1=2, axis2=3) if reml else left)
         for h in range(g, len(groups)):
             shape = (groups[g].n_columns, groups[h].n_columns)
             require_memory(32 * (shape[0] * shape[1]) ** 2, f"products of {shape[0]} by {shape[1]} effects a level")
@@ -72,14 +72,16 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
                 flat = values.reshape(len(values), -1)
                 plain += flat.T @ flat
                 if reml and products.rank:
-                    fixed = np.einsum("irx,itx->irt", dense[g][i], dense[h][j], optimize=True).reshape(flat.shape)
+                    fixed = np.einsum("irx,itx->irt", dense[g][i], dense[h][j]).reshape(flat.shape)
                     # (s - f)(s - f)' - f f', so that a cell's own difference is formed before it is squared
                     flat = flat - fixed
                     total -= fixed.T @ fixed
                 total += flat.T @ flat
             tensor = total.reshape(*shape, *shape)
             if reml and products.rank:
-                tensor = tensor + np.einsum("rxsy,txuy->rtsu", grams[g], grams[h], optimize=True)
+                one, other = (grams[f].reshape(n * n, -1) for f, n in zip((g, h), shape, strict=True))
+                both = (one @ other.T).reshape(shape[0], shape[0], shape[1], shape[1])
+                tensor = tensor + both.transpose(0, 2, 1, 3)
             tensors[g, h], plain_tensors[g, h] = tensor, plain.reshape(*shape, *shape)
     basis = symmetric_basis(index)
     k = len(basis)
@@ -95,6 +97,13 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
             if a == b:
                 plain_diagonal[a] = sum(plain_tensors[g, g][r, t, s, u] for r, s in places for t, u in others)
     return gram, plain_diagonal
+
+
+def gram_of_effects(dense: Array) -> Array:
+    """Sums over levels of products of Z'WQ (q, l, p): (l, l, p, p), by rows and columns of effects first."""
+    _, l, p = dense.shape
+    flat = dense.reshape(len(dense), l * p)
+    return np.ascontiguousarray((flat.T @ flat).reshape(l, p, l, p).transpose(0, 2, 1, 3))
 
 
 def cells_of(products: DesignSums, g: int, h: int) -> Iterator[tuple[Levels, Levels, Array]]:

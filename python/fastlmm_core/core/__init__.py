@@ -22,7 +22,7 @@ from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.terms import Term
 
 if TYPE_CHECKING:
-    from fastlmm_core.core import iterative
+    from fastlmm_core.core import glmm, iterative
     from fastlmm_core.core.accumulate import Accumulator, BatchTerm
     from fastlmm_core.core.arrays import ModelArrays
     from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
@@ -52,6 +52,7 @@ __all__ = [
     "fit_many",
     "fit_responses",
     "fit_responses_by_blocks",
+    "glmm",
     "iterative",
     "objective",
     "plan",
@@ -68,8 +69,8 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "iterative":
-        return import_module(f"{__name__}.iterative")
+    if name in ("glmm", "iterative"):
+        return import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

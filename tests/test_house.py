@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,19 @@ def test_attributes_that_are_made_when_asked_for_have_no_lock():
     named = re.compile(r"functools import .*cached_property|functools\.cached_property")
     files = (ROOT / "python" / "fastlmm_core").rglob("*.py")
     assert {path.name for path in files if named.search(path.read_text(encoding="utf-8"))} == {"lazy.py"}
+
+
+@PROJECT
+def test_every_public_name_is_in_the_reference():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", text))
+    for package in ("fastlmm_core", "fastlmm_core.core", "fastlmm_core.core.glmm"):
+        module = import_module(package)
+        objects = {name: getattr(module, name) for name in module.__all__}
+        public = {name for name, value in objects.items() if callable(value) and not is_error(value)}
+        assert not public - words, package
+
+
+def is_error(value: object) -> bool:
+    """Errors and warnings are listed as one module."""
+    return isinstance(value, type) and issubclass(value, BaseException)

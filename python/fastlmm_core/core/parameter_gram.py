@@ -56,7 +56,7 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
     plain : (k + 1,)
         tr(V_a V_a), which nothing was taken from.
     """
-    tensors, plain_tensors, traces = {}, {}, []
+    tensors, plain_tensors, traces = {}, [], []
     groups = products.groups
     dense = [d.reshape(g.n_levels, g.n_columns, products.rank) for g, d in zip(groups, products.dense, strict=True)]
     grams = [gram_of_effects(e) for e in dense]
@@ -67,12 +67,12 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
         for h in range(g, len(groups)):
             shape = (groups[g].n_columns, groups[h].n_columns)
             require_memory(32 * (shape[0] * shape[1]) ** 2, f"products of {shape[0]} by {shape[1]} effects a level")
-            total, plain = np.zeros((shape[0] * shape[1],) * 2), np.zeros((shape[0] * shape[1],) * 2)
+            total = np.zeros((shape[0] * shape[1],) * 2)
             for i, j, values in cells_of(products, g, h):
                 flat = values.reshape(len(values), -1)
-                plain += flat.T @ flat
                 if reml and products.rank:
-                    fixed = np.einsum("irx,itx->irt", dense[g][i], dense[h][j]).reshape(flat.shape)
+                    here, there = dense[g].take(i, axis=0), dense[h].take(j, axis=0)
+                    fixed = np.einsum("irx,itx->irt", here, there).reshape(flat.shape)
                     # (s - f)(s - f)' - f f', so that a cell's own difference is formed before it is squared
                     flat = flat - fixed
                     total -= fixed.T @ fixed
@@ -82,7 +82,9 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
                 one, other = (grams[f].reshape(n * n, -1) for f, n in zip((g, h), shape, strict=True))
                 both = (one @ other.T).reshape(shape[0], shape[0], shape[1], shape[1])
                 tensor = tensor + both.transpose(0, 2, 1, 3)
-            tensors[g, h], plain_tensors[g, h] = tensor, plain.reshape(*shape, *shape)
+            tensors[g, h] = tensor
+        own = blocks.reshape(len(blocks), -1)
+        plain_tensors.append((own.T @ own).reshape(blocks.shape[1:] * 2))
     basis = symmetric_basis(index)
     k = len(basis)
     gram, plain_diagonal = np.zeros((k + 1, k + 1)), np.zeros(k + 1)
@@ -95,7 +97,7 @@ def gram_of_parameters(products: DesignSums, index: Sequence[Parameter], reml: b
             value = sum(tensors[g, h][r, t, s, u] for r, s in places for t, u in others)
             gram[a, b] = gram[b, a] = value
             if a == b:
-                plain_diagonal[a] = sum(plain_tensors[g, g][r, t, s, u] for r, s in places for t, u in others)
+                plain_diagonal[a] = sum(plain_tensors[g][r, t, s, u] for r, s in places for t, u in others)
     return gram, plain_diagonal
 
 

@@ -10,7 +10,7 @@ see `core.residuals.new_rows` for a. With c = Cov(y, u), the best linear unbiase
 a response. In units that are factored as a whole V^-1 is at hand. Elsewhere x'beta + z'b + a'e, e = y - X beta - Z b,
 is the combination (x - X'a)'beta + (z - Z'a)'b of what the mixed-model equations estimate, plus a'y, and its error
 
-    w'M^-1 w + g'D^-1 g,     w = Lambda'(z - Z'a),     g = x - X'a - U'w       (`core.structures.equations`)           (2)
+    w'M^-1 w + g'D^-1 g,   w = Lambda'(z - Z'a),   g = x - X'a - U'w   (`core.structures.equations`)                (2)
 
 To both are added the variance of what is drawn anew. Satterthwaite's degrees of freedom and the effect of estimating
 the covariance parameters are as in `inference.prediction`.

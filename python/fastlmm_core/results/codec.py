@@ -30,6 +30,7 @@ from fastlmm_core.formula.side import SideMatrix
 from fastlmm_core.formula.sparse import SparseDesign
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
+from fastlmm_core.inference.information import VarianceInformation
 
 __all__ = ["Reader", "Writer"]
 
@@ -38,7 +39,7 @@ CLASSES: dict[str, type] = {
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
         *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog, SideMatrix),
-        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship),
+        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, VarianceInformation),
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

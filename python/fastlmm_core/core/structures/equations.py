@@ -31,7 +31,7 @@ from fastlmm_core.lazy import cached_property
 if TYPE_CHECKING:
     from fastlmm_core.core.residuals.folded import Folded
 
-__all__ = ["Blocks", "Equations", "Solved", "level_columns"]
+__all__ = ["Blocks", "Equations", "Solved", "covariates", "level_columns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -355,11 +355,15 @@ class Equations:
         return np.asarray(self.nu * (inner / at.r2 - np.outer(along, along) / at.r2**2))
 
 
+def covariates(term: Term, root: Array | None) -> Array:
+    """Columns (n, l) of a term, ones for an intercept, weights' roots in the rows."""
+    z = np.ones((len(term.codes), 1)) if term.z is None else term.z
+    return z if root is None else z * root[:, None]
+
+
 def level_columns(term: Term, root: Array | None) -> sp.csr_array:
     """Z of a term (n, q l), levels slowest, weights' roots in the rows."""
-    n, l = len(term.codes), term.n_columns
-    z = np.ones((n, 1)) if term.z is None else term.z
-    z = z if root is None else z * root[:, None]
+    n, l, z = len(term.codes), term.n_columns, covariates(term, root)
     columns = term.codes.astype(np.int64)[:, None] * l + np.arange(l)
     return sp.csr_array(
         (z.ravel(), columns.ravel(), np.arange(0, n * l + 1, l)), shape=(n, int(term.n_levels or 0) * l)

@@ -11,7 +11,8 @@ from fastlmm_core.core import Term, fit, sparse_factor
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations
 from fastlmm_core.core.equations_fit import EquationsModel
-from fastlmm_core.core.pedigree import from_covariance, from_parents, from_precision
+from fastlmm_core.core.pedigree import from_parents
+from fastlmm_core.core.relationship import from_covariance, from_precision
 from fastlmm_core.core.sparse_factor import SparseFactor
 from fastlmm_core.errors import DataError, ModelError
 

@@ -7,7 +7,7 @@ import pytest
 
 from fastlmm_core.core import Term
 from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.pedigree import from_covariance
+from fastlmm_core.core.relationship import from_covariance
 from fastlmm_core.core.residuals import CrossedModel, PatternModel, Residual
 from fastlmm_core.inference.structured import information_of
 

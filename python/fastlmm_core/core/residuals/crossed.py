@@ -16,8 +16,8 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel, Place
-from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.projected import Projected
+from fastlmm_core.core.relationship import Known
 from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.equations import ResidualEquations
@@ -48,13 +48,15 @@ class CrossedModel(EquationsModel):
         As of `EquationsModel`.
     """
 
+    rotates = False
+
     def __init__(
         self,
         X: ArrayLike | None,
         residual: Residual,
         terms: Sequence[Term],
         structures: Sequence[Structure],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         sparse: Sequence[Term] = (),
         *,
         weights: ArrayLike | None = None,

@@ -147,7 +147,7 @@ def test_order_of_rows_and_threads_do_not_matter():
     order = np.random.default_rng(0).permutation(300)
     moved = [Term(t.codes[order], None if t.z is None else t.z[order]) for t in terms]
     turned = {k: v[order] for k, v in given.items()}
-    again = Model(X[order], moved, family.at(family.zero[order]), **turned).fit(y[order])
+    again = Model(X[order], moved, family.at(family.zero[order], None), **turned).fit(y[order])
     assert_allclose(again.criterion, first.criterion, rtol=1e-10)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +21,9 @@ from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, warn
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.two_predictors import ZeroPart
 
 __all__ = ["Engine", "GlmmFit", "Place", "Report", "conditioned"]
 
@@ -190,7 +193,9 @@ class GlmmFit:
         family = self.family
         if not family.n_extra:
             return dict.fromkeys(family.names, float("nan"))
-        errors = np.abs(family.natural_slopes(self.rho)) * np.sqrt(self.cov.diagonal()[-family.n_extra :])
+        jacobian, own = family.natural_jacobian(self.rho), slice(len(self.cov) - family.n_extra, None)
+        errors = np.sqrt(np.einsum("ij,jk,ik->i", jacobian, np.nan_to_num(self.cov[own, own]), jacobian))
+        errors[np.isnan(self.cov.diagonal()[own])] = np.nan
         return dict(zip(family.names, errors.tolist(), strict=True))
 
     @property
@@ -251,6 +256,14 @@ class GlmmFit:
         tuple of (q, l, l)
         """
         return self._cond_var
+
+    @cached_property
+    def zero_part(self) -> ZeroPart | None:
+        """The log odds of a family's zero part, where they have random effects."""
+        from fastlmm_core.core.two_predictors import TwoPredictors
+
+        with self.engine() as engine:
+            return engine.zero_part(self.psi) if isinstance(engine, TwoPredictors) else None
 
     @property
     def cov_beta(self) -> Array:

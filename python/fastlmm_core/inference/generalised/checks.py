@@ -99,6 +99,8 @@ def laplace_check(result: GeneralisedModel) -> LaplaceCheck:
     """The second-order term; see `GlmerResult.laplace_check`."""
     if result.options.n_agq > 1:
         raise ModelError("the fit is by quadrature, not by Laplace's approximation: compare it with more points")
+    if result.options.zero_terms:
+        raise ModelError("laplace_check() is not available where the zero part has random effects")
     quadrature = _quadrature(result)
     parts = (np.nan, np.nan, np.nan)
     if len(result.design.y) <= MOST_ROWS:

@@ -242,7 +242,8 @@ def test_missing_values_of_the_zero_part(ticks):
     ("family", "zero", "error", "match"),
     [
         ("poisson", "h", FormulaError, "one-sided formula"),
-        ("poisson", "~ h + (1 | BROOD)", ModelError, "fixed effects only"),
+        ("poisson", "~ h + ar1(0 + YEAR | BROOD)", ModelError, "unstructured random effects only"),
+        ("poisson", "~ h + (1 | YEAR2)", DataError, "YEAR2"),
         ("poisson", "~ .", ModelError, "named terms only"),
         ("poisson", "~ nowhere", DataError, "nowhere"),
         ("poisson", "~ h + I(2 * h)", ModelError, "depend on each other"),

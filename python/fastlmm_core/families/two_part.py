@@ -5,7 +5,8 @@
 
 with logit pi = z'zeta + offset, f a family of counts and f(. | y > 0) its truncated sibling. The extra parameters are
 zeta, then the counts' own, if any, then the covariance parameters of random effects of the log odds, if any: with these
-a row has two linear predictors, and `joint_rows` has its derivatives in both. Lambert (1992), Technometrics 34; Mullahy (1986), J. Econometrics 33.
+a row has two linear predictors, and `joint_rows` has its derivatives in both. Lambert (1992), Technometrics 34; Mullahy
+(1986), J. Econometrics 33.
 
 An inflated zero has, with t = P(it is the counts' | y = 0) and the count's own l, s, w at zero,
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import Control
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
+    from fastlmm_core.core.terms import Term
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
-    from fastlmm_core.core.terms import Term
     from fastlmm_core.formula import Design
 
 __all__ = [
@@ -268,9 +268,7 @@ def options_of_rows(options: GlmerOptions, rows: NDArray[np.bool_]) -> GlmerOpti
     if isinstance(family, TwoPart) and family.zero is not None:
         family = family.at(family.zero[rows], None if family.offset is None else family.offset[rows])
     terms = ModelArrays(np.empty((len(rows), 0)), options.zero_terms).rows(rows).terms
-    return replace(
-        options, family=family, freq_weights=None if counts is None else counts[rows], zero_terms=terms
-    )
+    return replace(options, family=family, freq_weights=None if counts is None else counts[rows], zero_terms=terms)
 
 
 def trials_of(result: GeneralisedModel, data: Any) -> NDArray[np.float64] | None:

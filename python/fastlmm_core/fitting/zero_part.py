@@ -1,4 +1,4 @@
-"""The part of a generalised model for zeros, `zero="~ x + (1 | g) + offset(o)"`: its rows, and what other rows make of it.
+"""The part for zeros of a generalised model, `zero="~ x + (1 | g) + offset(o)"`: its rows, and what others make of it.
 
 It is read as a model of its own with the same response, so that columns, levels, offsets and new data follow the same
 rules as the counts' part.
@@ -136,7 +136,9 @@ def family_at(
             f're_form is "all" or "none" where the zero part has random effects of its own, not {re_form!r}'
         )
     if newdata is None:
-        return family if re_form == "all" or not family.effects else family.at(family.zero, part and part.offset)
+        if re_form == "all" or not family.effects:
+            return family
+        return family.at(family.zero, None if part is None else part.offset)
     if family.zero is None and part is None and family.offset is None:
         return family
     if part is None:

@@ -78,9 +78,9 @@ def glmer(
     offset : str or array_like, optional
         Added to the linear predictor.
     zero : str, optional
-        One-sided formula of the log odds of a part of its own for zeros, "~ 1" or "~ x + (1 | g) + offset(o)" (glmmTMB's
-        `ziformula`): zero inflation of Poisson and negative binomial counts, a hurdle with the truncated ones. Its
-        random effects are independent of the counts'.
+        One-sided formula of the log odds of a part of its own for zeros, "~ 1" or "~ x + (1 | g) + offset(o)"
+        (glmmTMB's `ziformula`): zero inflation of Poisson and negative binomial counts, a hurdle with the truncated
+        ones. Its random effects are independent of the counts'.
     exposure : str or array_like, optional
         Time or size that counts are proportional to: its logarithm is an offset. For the log link only.
     control, verbose, subset, na_action, contrasts, env

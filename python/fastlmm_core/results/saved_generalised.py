@@ -52,7 +52,7 @@ def _contents_of_family(family: Family) -> dict[str, Any]:
         return {"name": family.name, "link": family.link.name, "levels": list(family.levels)}
     if type(family) in PARTS.values():
         assert isinstance(family, TwoPart)
-        part = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        part: dict[str, Any] = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
         part |= {"offset": family.offset, "effects": [[group, list(names)] for group, names in family.effects]}
         return {**_contents_of_family(family.base), "part": part}
     if family.code < 0 or type(family) is not type(as_family(family.name)):

@@ -132,12 +132,12 @@ def predict(
     eta = linear_predictor(rows, core, masks)  # type: ignore[arg-type]
     family, link = core.family, core.family.link
     if isinstance(family, TwoPart) and kind not in ("link", "conditional"):
-        family = family_at(result, newdata, rows, re_form=zero_form, allow_new_levels=allow_new_levels)
         if family.effects and interval is not None and zero_form != "none":
             raise ModelError(
-                f'kind="{kind}" has no interval at the modes of the zero part\'s random effects: use re_form="none", '
-                'kind="population" or kind="marginal"'
+                f'kind="{kind}" has no interval at the modes of the zero part\'s random effects: use '
+                'kind="population", kind="marginal" or, of kind="zprob", re_form="none"'
             )
+        family = family_at(result, newdata, rows, re_form=zero_form, allow_new_levels=allow_new_levels)
     z = None if interval is None else quantile_of_level(level)
     if isinstance(family, Ordinal) and kind != "link":
         return class_predictions(
@@ -167,14 +167,8 @@ def predict(
         error = se / np.abs(link.derivatives(centre)[1])
         limits = [link.inverse(scale.within(centre, centre + side * error)) + floor for side in (-z, z)]
     else:
-        fit, slope, moved = response(eta), np.ones_like(eta), None
-        if kind != "link":
-            slope = link.derivatives(eta)[1]
-        if kind != "link" and not family.plain:  # rho moves the mean too: in units of the linear predictor
-            slope = (response(eta + STEP) - response(eta - STEP)) / (2.0 * STEP)
-            moved = by_rho(family, core.rho, lambda rho: response(eta, rho)) / slope[:, None]
-        error = np.sqrt(variances(result, rows, masks, moved))
-        error[np.isnan(eta)] = np.nan
+        fit = response(eta)
+        error, slope = _errors(result, family, rows, masks, eta, None if kind == "link" else response)
         se = error * np.abs(slope)
         ends = [eta - z * error, eta + z * error]
         limits = ends if kind == "link" else [response(scale.within(eta, end)) for end in ends]
@@ -189,6 +183,26 @@ def predict(
     )
     frame.attrs["notes"] = undetermined(design, core, rows)  # type: ignore[arg-type]
     return frame
+
+
+def _errors(
+    result: GeneralisedModel,
+    family: Family,
+    rows: NewDesign,
+    masks: Sequence[NDArray[np.bool_]],
+    eta: Array,
+    response: Callable[..., Array] | None,
+) -> tuple[Array, Array]:
+    """Standard errors (n,) on the scale of the linear predictor eta, and the slope of ``response`` there."""
+    slope, moved = np.ones_like(eta), None
+    if response is not None:
+        slope = family.link.derivatives(eta)[1]
+    if response is not None and not family.plain:  # rho moves the mean too: in units of the linear predictor
+        slope = (response(eta + STEP) - response(eta - STEP)) / (2.0 * STEP)
+        moved = by_rho(family, result.core.rho, lambda rho: response(eta, rho)) / slope[:, None]
+    error = np.sqrt(variances(result, rows, masks, moved))
+    error[np.isnan(eta)] = np.nan
+    return error, slope
 
 
 def term_variance(rows: NewDesign, factors: Sequence[Array]) -> Array:

@@ -21,7 +21,7 @@ from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fastlmm_core.core.two_predictors import ZeroPart
+    from fastlmm_core.core.glmm.two_predictors import ZeroPart
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import Design, NewDesign
@@ -71,7 +71,7 @@ class Families:
         drawn = isinstance(core.family, TwoPart) and bool(core.family.effects) and re_form == "none"
         self.family = family_at(result, newdata, own, re_form=re_form)
         if drawn:
-            assert part is not None
+            assert part is not None and core.zero_part is not None
             offset = replace(core.zero_part, beta=np.zeros(part.X.shape[1]))
             self.source, self.rows = recipe(_Part(part, offset), newdata=newdata)  # type: ignore[arg-type]
             self.used = slice(None) if own.rows is None or newdata is None else own.rows

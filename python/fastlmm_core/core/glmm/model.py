@@ -18,6 +18,7 @@ from fastlmm_core.core.glmm.quadrature import OneFactor
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
 from fastlmm_core.core.glmm.two_predictors import TwoPredictors
+from fastlmm_core.core.glmm.vector_quadrature import VectorQuadrature
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
@@ -367,8 +368,8 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
     if design.family.vector and control.weights == "expected":
         raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
-        if design.family.code < 0:
-            raise ModelError(f"n_agq={n_agq} is for the families with compiled rows, not for {design.family.name}")
+        if design.family.code < 0 and not design.family.vector:
+            raise ModelError(f"n_agq={n_agq} is for the families of this package, not for {design.family.name}")
         if len(design.groups) > 1:
             raise ModelError(
                 f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"
@@ -379,9 +380,11 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
                 "use n_agq=1"
             )
     if design.zero_terms:
-        if n_agq == 0:
+        if n_agq != 1:
             raise ModelError("a zero part with random effects is fitted by Laplace's approximation: use n_agq=1")
         return TwoPredictors(design, control)
+    if n_agq > 1 and design.family.vector:
+        return VectorQuadrature(design, n_agq, control)
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
 

@@ -134,7 +134,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     for term in design.random:
         widths[term.group] = widths.get(term.group, 0) + len(term.columns)
     (width,) = widths.values() if len(widths) == 1 else (99,)
-    if width > 3 or core.family.code < 0:
+    if width > 3 or (core.family.code < 0 and not core.family.vector):
         return float("nan")
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:

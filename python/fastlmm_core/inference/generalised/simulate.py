@@ -71,7 +71,8 @@ class Families:
         drawn = isinstance(core.family, TwoPart) and bool(core.family.effects) and re_form == "none"
         self.family = family_at(result, newdata, own, re_form=re_form)
         if drawn:
-            assert part is not None and core.zero_part is not None
+            assert part is not None
+            assert core.zero_part is not None
             offset = replace(core.zero_part, beta=np.zeros(part.X.shape[1]))
             self.source, self.rows = recipe(_Part(part, offset), newdata=newdata)  # type: ignore[arg-type]
             self.used = slice(None) if own.rows is None or newdata is None else own.rows

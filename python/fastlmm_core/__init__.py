@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         StreamedError,
         UnitError,
     )
-    from fastlmm_core.fitting.relationships import pedigree
+    from fastlmm_core.fitting.relationships import neighbours, pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.formula.sources import stream
     from fastlmm_core.inference.comparison import compare
@@ -101,6 +101,7 @@ __all__ = [
     "load",
     "load_dataset",
     "model_table",
+    "neighbours",
     "parse_formula",
     "pedigree",
     "power",
@@ -152,6 +153,7 @@ _LAZY = {
     "load": "results.saved",
     "load_dataset": "datasets",
     "model_table": "results.model_table",
+    "neighbours": "fitting.relationships",
     "parse_formula": "formula",
     "pedigree": "fitting.relationships",
     "power": "inference.power",

@@ -45,8 +45,8 @@ QUADRATURE = {
     ("probit", 9): (161.86258923, [-0.92632544, 0.88935142, 2.46733346, 3.53635595, 1.7998722, 1.0481142], 0.6630288),
     ("cloglog", 9): (163.04682198, None, None),
 }
-"""clmm(rating ~ temp + contact + (1 | judge), wine, nAGQ =, link =): -2 logLik, coefficients, sd; with one term clmm calls
-"loglog" what clm and clmm with two call "cloglog"."""
+"""clmm(rating ~ temp + contact + (1 | judge), wine, nAGQ =, link =): -2 logLik, coefficients, sd; with one term clmm
+calls "loglog" what clm and clmm with two call "cloglog"."""
 
 
 @pytest.mark.parametrize(("link", "k"), QUADRATURE)

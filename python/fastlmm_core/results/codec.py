@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from fastlmm_core.core import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.structures.pedigree import Relationship
+from fastlmm_core.core.structures.relationship import KnownCovariance, Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign
 from fastlmm_core.formula.evaluate import Context, Learnt
@@ -37,7 +37,7 @@ CLASSES: dict[str, type] = {
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
         *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
-        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship),
+        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, KnownCovariance),
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

@@ -12,7 +12,8 @@ from fastlmm_core.core.structures import sparse_factor
 from fastlmm_core.core.structures.covariances import Structure
 from fastlmm_core.core.structures.equations import Equations
 from fastlmm_core.core.structures.equations_fit import EquationsModel
-from fastlmm_core.core.structures.pedigree import from_covariance, from_parents, from_precision
+from fastlmm_core.core.structures.pedigree import from_parents
+from fastlmm_core.core.structures.relationship import from_covariance, from_precision
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.errors import DataError, ModelError
 

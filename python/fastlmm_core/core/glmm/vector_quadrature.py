@@ -1,7 +1,7 @@
 """Adaptive quadrature for one grouping factor and families with several parameters, beside Laplace's approximation.
 
-The deviance and gradient of `_native.criterion.quadrature`, in arrays: with the modes u~ of a level, M = A'WA + I = C C',
-nodes u_k = u~ + C^-T z_k and p_k their shares of the level's sum,
+The deviance and gradient of `_native.criterion.quadrature`, in arrays: with the modes u~ of a level, M = A'WA + I =
+C C', nodes u_k = u~ + C^-T z_k and p_k their shares of the level's sum,
 
     d     = d of Laplace - 2 sum over levels of log sum_k omega_k exp(-(h(u_k) - h(u~)) / 2 + |z_k|^2 / 2)
 

@@ -25,8 +25,8 @@ from fastlmm_core._native.criterion.patterns import factor
 from fastlmm_core.core.residuals.folded import Folded
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch
-from fastlmm_core.core.structures.equations import Equations, Solved
-from fastlmm_core.core.structures.pedigree import Relationship
+from fastlmm_core.core.structures.equations import Equations, Solved, level_columns
+from fastlmm_core.core.structures.relationship import Known
 from fastlmm_core.core.terms import Term
 
 __all__ = ["ResidualEquations"]
@@ -52,7 +52,7 @@ class ResidualEquations(Equations):
         model: ResidualModel,
         parts: Sequence[Batch],
         terms: Sequence[Term],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         n_fixed: int,
         root: Array | None,
         Q: Array,
@@ -62,11 +62,17 @@ class ResidualEquations(Equations):
         n_bytes: int | None = None,
     ) -> None:
         self.fold = Folded(parts, terms, root, np.column_stack([Q, e]))
-        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, self.fold, n_bytes)
+        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, n_bytes)
         self.fold.follow(self.blocks, n_bytes)
         self.model = model
         self.prepared = [model.prepare(part.rows) for part in parts]
         self._whole = self._symmetric()
+
+    def _products(self, root: Array | None, E: Array) -> Sequence[sp.csr_array]:
+        """Z, and levels that meet in a unit; the products are `at_residual`'s."""
+        matrices = [level_columns(t, root) for t in self.terms]
+        self.Z = sp.csr_array(sp.hstack(matrices, format="csr")) if matrices else sp.csr_array((self.n, 0))
+        return [self.fold.meetings(t) for t in self.terms]
 
     def _symmetric(self) -> tuple[sp.csr_array, NDArray[np.int64]]:
         """Z'R^-1Z as a matrix, and which of the blocks' entries each of its values is."""

@@ -7,7 +7,7 @@ from numpy.testing import assert_allclose
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import glmer, load, load_dataset
-from fastlmm_core.errors import NotSavedError
+from fastlmm_core.errors import ModelError, NotSavedError
 
 MODELS = {
     "inflated": ("TICKS ~ YEAR + (1 | BROOD)", {"family": "poisson", "zero": "~ 1"}),
@@ -118,3 +118,9 @@ def test_a_file_without_rows_does_not_grow_with_them(tmp_path):
     fit.save(tmp_path / "small")
     assert (tmp_path / "small").stat().st_size < 12_000
     assert_series_equal(load(tmp_path / "small").predict(many[:5]), fit.predict(many[:5]))
+
+
+def test_random_effects_of_zeros_need_the_rows(ticks, tmp_path):
+    fit = glmer("TICKS ~ YEAR + (1 | BROOD)", ticks, family="poisson", zero="~ 1 + (1 | LOCATION)")
+    with pytest.raises(ModelError, match="part for zeros has random effects is saved with data=True only"):
+        fit.save(tmp_path / "fit")

@@ -29,7 +29,7 @@ from fastlmm_core.inference.ddf import information_of
 from fastlmm_core.results.codec import Reader, Writer
 from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.result import LmerResult
-from fastlmm_core.results.saved_figures import SavedCore, SavedResult, SavedStructuredResult
+from fastlmm_core.results.saved_figures import SavedCore, SavedResult, SavedStructuredResult, without_rows
 from fastlmm_core.results.saved_generalised import contents_of, figures_of, restored, shown
 from fastlmm_core.results.structured import StructuredResult
 from fastlmm_core.results.summary import residual_quantiles
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from fastlmm_core.formula import Design
 
-__all__ = ["load", "save", "without_rows", "write"]
+__all__ = ["load", "save", "write"]
 
 CONTENTS = "fit.json"
 
@@ -53,7 +53,7 @@ FIGURES = (
 def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: bool) -> None:
     """Write a fit to a file; see `LmerResult.save`."""
     if isinstance(result, GlmerResult):
-        kept = contents_of(result) if data else figures_of(result, without_rows(result.design))
+        kept = contents_of(result) if data else figures_of(result)
         write(path, {"formula": result.formula, **kept})
         return
     design, core = result.design, result.core
@@ -127,30 +127,6 @@ def _given(design: Design, given: Mapping[str, Any]) -> dict[str, Any]:
     out = {name: value for name, value in given.items() if name not in ("precision", "relmat")}
     related = {t.group: t.relationship for t in design.random if t.relationship is not None}
     return {**out, "precision": related} if related else out
-
-
-def without_rows(design: Design) -> Design:
-    """The coding that a design learnt, and none of its rows."""
-    none, nobody, within = np.empty(0), np.empty(0, np.int64), design.residual
-    if within is not None:
-        columns = None if within.columns is None else within.columns[:0]
-        group = None if within.group is None else nobody
-        within = replace(within, subject=nobody, positions=nobody, group=group, columns=columns)
-    return replace(
-        design,
-        y=none,
-        X=np.empty((0, design.X.shape[1])),
-        random=tuple(replace(t, codes=np.empty(0, np.int32), z=None, relationship=None) for t in design.random),
-        weights=None,
-        offset=None,
-        row_index=nobody,
-        index=None,
-        table_index=None,
-        residual=within,
-        sparse=tuple(
-            replace(s, codes=np.empty(0, np.int32), z=None if s.z is None else s.z[:0]) for s in design.sparse
-        ),
-    )
 
 
 def write(path: str | PathLike[str], contents: dict[str, Any]) -> None:

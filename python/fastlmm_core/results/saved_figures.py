@@ -6,7 +6,7 @@ Whatever needs the rows of the fit says so in one sentence.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
@@ -37,14 +37,47 @@ if TYPE_CHECKING:
 
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.var_corr import VarCorr
+    from fastlmm_core.formula import Design
 
-__all__ = ["WITHOUT_DATA", "SavedCore", "SavedGlmCore", "SavedGlmerResult", "SavedResult", "SavedStructuredResult"]
+__all__ = [
+    "WITHOUT_DATA",
+    "SavedCore",
+    "SavedGlmCore",
+    "SavedGlmerResult",
+    "SavedResult",
+    "SavedStructuredResult",
+    "without_rows",
+]
 
 WITHOUT_DATA = (
     "a result saved without its data has no rows: pass newdata=, or save the fit with data=True for all that needs them"
 )
 
 QUANTILES = ("Min", "1Q", "Median", "3Q", "Max")
+
+
+def without_rows(design: Design) -> Design:
+    """The coding that a design learnt, and none of its rows."""
+    none, nobody, within = np.empty(0), np.empty(0, np.int64), design.residual
+    if within is not None:
+        columns = None if within.columns is None else within.columns[:0]
+        group = None if within.group is None else nobody
+        within = replace(within, subject=nobody, positions=nobody, group=group, columns=columns)
+    return replace(
+        design,
+        y=none,
+        X=np.empty((0, design.X.shape[1])),
+        random=tuple(replace(t, codes=np.empty(0, np.int32), z=None, relationship=None) for t in design.random),
+        weights=None,
+        offset=None,
+        row_index=nobody,
+        index=None,
+        table_index=None,
+        residual=within,
+        sparse=tuple(
+            replace(s, codes=np.empty(0, np.int32), z=None if s.z is None else s.z[:0]) for s in design.sparse
+        ),
+    )
 
 
 class WithoutRows:
@@ -130,6 +163,7 @@ class SavedGlmCore(WithoutRows):
 
     sigma = 1.0
     reml = False
+    zero_part = None  # a zero part with random effects is saved with its rows
 
     @property
     def family_params(self) -> dict[str, float]:

@@ -121,6 +121,6 @@ def test_a_file_without_rows_does_not_grow_with_them(tmp_path):
 
 
 def test_random_effects_of_zeros_need_the_rows(ticks, tmp_path):
-    fit = glmer("TICKS ~ YEAR + (1 | BROOD)", ticks, family="poisson", zero="~ 1 + (1 | LOCATION)")
+    fit = glmer("TICKS ~ 1 + (1 | BROOD)", ticks[:120], family="poisson", zero="~ 1 + (1 | LOCATION)")
     with pytest.raises(ModelError, match="part for zeros has random effects is saved with data=True only"):
         fit.save(tmp_path / "fit")

@@ -1,6 +1,4 @@
-"""The rows of a generalised model: what the left side, trials, exposure, frequencies and the part for zeros make of a
-table and a family.
-"""
+"""Rows of generalised models: what left side, trials, exposure, frequencies and zero part make of a table."""
 
 from __future__ import annotations
 
@@ -185,7 +183,7 @@ class _ZeroPart:
         self.side: SideMatrix | None = None
         if self.request.absent:
             missing = self.request.missing
-            used = np.ones(len(missing), bool) if subset is None else _subset(subset, data, env)
+            used = _used(subset, Table(data), Context(env), len(missing))
             self.lost, self.subset = int((used & missing).sum()), used & ~missing
 
     def columns(self, design: Design) -> SideMatrix:
@@ -227,8 +225,9 @@ def two_part(base: Family, side: SideMatrix | None) -> Family:
     return kind(base) if side is None else kind(base, side.X, side.spec.names)
 
 
-def _subset(subset: str | ArrayLike, data: Any, env: Mapping[str, Any]) -> NDArray[np.bool_]:
-    return np.asarray(subset_rows(subset, Table(data), Context(env)))
+def _used(subset: str | ArrayLike | None, table: Table, context: Context, n: int) -> NDArray[np.bool_]:
+    """Which of n rows `subset` keeps: all where there is none."""
+    return np.ones(n, bool) if subset is None else np.asarray(subset_rows(subset, table, context))
 
 
 def _check_varying(design: Design, family: Family) -> None:
@@ -268,8 +267,7 @@ def _with_exposure(
         raise ModelError(f"exposure= multiplies means, which needs the log link, not {family.link.name}: use offset=")
     table, context = Table(data), Context(env)
     values = numeric_argument(exposure, "exposure", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
-    bad = (values <= 0.0) & used
+    bad = (values <= 0.0) & _used(subset, table, context, len(values))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -297,7 +295,7 @@ def _frequencies(
     """
     table, context = Table(data), Context(env)
     values = numeric_argument(freq_weights, "freq_weights", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
+    used = _used(subset, table, context, len(values))
     bad = ~(np.isfinite(values) & (values >= 0.0)) & used
     if bad.any():
         row = int(bad.argmax())

@@ -42,7 +42,7 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, type[TwoPart]] = {f"{kind.name}_": kind for kind in (Hurdle, ZeroInflated)}
+PARTS: dict[str, type[TwoPart]] = {kind.name: kind for kind in (Hurdle, ZeroInflated)}
 
 
 def _contents_of_family(family: Family) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _contents_of_family(family: Family) -> dict[str, Any]:
         return {"name": family.name, "link": family.link.name, "levels": list(family.levels)}
     if type(family) in PARTS.values():
         assert isinstance(family, TwoPart)
-        part = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        part = {"kind": type(family).name, "zero": family.zero, "columns": list(family.columns)}
         return {**_contents_of_family(family.base), "part": part}
     if family.code < 0 or type(family) is not type(as_family(family.name)):
         raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
@@ -65,7 +65,7 @@ def family_of(saved: dict[str, Any]) -> Family:
     if "part" in saved:
         part = saved["part"]
         base = family_of({k: v for k, v in saved.items() if k != "part"})
-        return PARTS[part["prefix"]](base, part["zero"], part["columns"])
+        return PARTS[part["kind"]](base, part["zero"], part["columns"])
     family = as_family(saved["name"], saved["link"])
     if saved["given"] is not None:
         object.__setattr__(family, "fixed_rho", saved["given"])

@@ -26,7 +26,6 @@ from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo, GridSource
 from fastlmm_core.formula.levels import Interaction, Levels
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
 from fastlmm_core.formula.residual import Dispersion, ParsedResidual, ResidualDesign, power
-from fastlmm_core.formula.side import SideMatrix
 from fastlmm_core.formula.sparse import SparseDesign
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
@@ -37,7 +36,7 @@ CLASSES: dict[str, type] = {
     kind.__name__.lstrip("_"): kind
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
-        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog, SideMatrix),
+        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
         *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, KnownCovariance),
     )
 }

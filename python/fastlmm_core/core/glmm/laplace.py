@@ -355,7 +355,7 @@ class Laplace:
         self.evaluator.invert(theta)
         g = leverages(self.evaluator, theta, self.rows)
         traces = self.evaluator.traces(theta)
-        c = g * (out[4] if self.expected else out[3])
+        c = self.weight_slopes(g)
         if self.expected:
             self.rows.refill(w)
             self.n_factors += 1
@@ -415,6 +415,10 @@ class Laplace:
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
         self.theta_at, self.in_hand = theta, True
         return self.reduced(gradient, hessian)
+
+    def weight_slopes(self, g: Array) -> Array:
+        """C (n,), the slope of log|M| in each row's linear predictor, from the leverages."""
+        return np.asarray(g * (self.out[4] if self.expected else self.out[3]))
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:
         """The adjoint's part along X (rank,): none, as gamma is a parameter here and not found with the modes."""

@@ -45,7 +45,7 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, type[TwoPart]] = {f"{kind.name}_": kind for kind in (Hurdle, ZeroInflated)}
+PARTS: dict[str, type[TwoPart]] = {kind.name: kind for kind in (Hurdle, ZeroInflated)}
 
 
 def _contents_of_family(family: Family) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _contents_of_family(family: Family) -> dict[str, Any]:
         return {"name": family.name, "link": family.link.name, "levels": list(family.levels)}
     if type(family) in PARTS.values():
         assert isinstance(family, TwoPart)
-        part: dict[str, Any] = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        part: dict[str, Any] = {"kind": type(family).name, "zero": family.zero, "columns": list(family.columns)}
         part |= {"offset": family.offset, "effects": [[group, list(names)] for group, names in family.effects]}
         return {**_contents_of_family(family.base), "part": part}
     if family.code < 0 or type(family) is not type(as_family(family.name)):
@@ -70,7 +70,7 @@ def family_of(saved: dict[str, Any]) -> Family:
         part = saved["part"]
         base = family_of({k: v for k, v in saved.items() if k != "part"})
         known = {"offset": part["offset"], "effects": [(group, names) for group, names in part["effects"]]}
-        return PARTS[part["prefix"]](base, part["zero"], part["columns"], **known)
+        return PARTS[part["kind"]](base, part["zero"], part["columns"], **known)
     family = as_family(saved["name"], saved["link"])
     if saved["given"] is not None:
         object.__setattr__(family, "fixed_rho", saved["given"])

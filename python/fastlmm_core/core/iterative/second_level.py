@@ -26,6 +26,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_array
 
 from fastlmm_core._native.iterative.row_form import RowForm
+from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -159,11 +160,6 @@ class Coarse:
     E, inverse : (c, c)
     log_det : float
         Of E.
-
-    Raises
-    ------
-    LinAlgError
-        E is not positive definite.
     """
 
     def __init__(self, partition: Partition, E: Array) -> None:
@@ -173,16 +169,33 @@ class Coarse:
         self.P = csr_array((np.ones(len(used)), own), shape=(len(E), len(partition.labels)))
         self.back = csr_array(self.P.T)
         self.E = E
-        factor, info = lapack.dpotrf(E, lower=1)
-        if info:
-            raise np.linalg.LinAlgError("the coarse matrix is not positive definite")
-        self.log_det = 2.0 * float(np.log(factor.diagonal()).sum())
-        out, _ = lapack.dpotri(factor, lower=1)
-        self.inverse = np.asarray(np.tril(out) + np.tril(out, -1).T)
+        self.inverse, self.log_det = positive_inverse(E)
 
     def __call__(self, r: Array) -> Array:
         """P E^-1 P'r (m, k)."""
         return np.asarray(self.back @ (self.inverse @ (self.P @ r)))
+
+
+def positive_inverse(E: Array) -> tuple[Array, float]:
+    """Inverse and log-determinant of a positive definite matrix.
+
+    Raises
+    ------
+    NumericalError
+        It is none, or has entries that are not finite.
+    """
+    factor, info = lapack.dpotrf(E, lower=1)
+    pivots = np.diagonal(factor)
+    if info == 0 and not np.isfinite(pivots).all():  # LAPACK may carry what is no number through
+        info = int(np.flatnonzero(~np.isfinite(pivots))[0]) + 1
+    if info == 0:
+        out, info = lapack.dpotri(factor, lower=1)
+    if info:
+        raise NumericalError(
+            "the matrix of sums over neighbouring levels is not positive definite, from sum "
+            f"{info} of {len(E)} on: effects this large beside the residuals leave the iterative engine no digits"
+        )
+    return np.asarray(np.tril(out) + np.tril(out, -1).T), 2.0 * float(np.log(pivots).sum())
 
 
 def neighbours(rows: RowForm, f: int, groups: Sequence[TailGroup], through_tail: bool = False) -> csr_array:

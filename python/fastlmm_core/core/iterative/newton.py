@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import MAX_PROBES
 from fastlmm_core.core.iterative.derivatives import Derivatives, derivatives
+from fastlmm_core.core.iterative.order import better_order, carried, of_factors
 from fastlmm_core.core.iterative.problem import Problem
 from fastlmm_core.core.iterative.projection import project
 from fastlmm_core.core.iterative.system import System
@@ -37,6 +38,9 @@ SHARE, LEAST = 0.3, 1e-6
 
 FLOOR = 1e-5
 """Reliability of a level's mean at which a variance counts as zero: the sign of its gradient there decides."""
+
+TURNS = 8
+"""Changes of the order of factors' columns, at most: see `order`."""
 
 REFRESH = 2
 """Evaluation after which the deflated directions are chosen anew: those of the start are a little off."""
@@ -98,9 +102,15 @@ class Search:
         self, problem: Problem, nu: float, reml: bool, seed: int, diagonal: Mask, report: Report | None = None
     ) -> None:
         self.report, self.trace = report, list[tuple[Array, float]]()
-        self.problem, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
+        self.given, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
         self.probes = Probes(problem, seed)
-        self.evaluations = self.iterations = self.longest = 0
+        self.evaluations = self.iterations = self.longest = self.turns = 0
+        self.take(problem)
+
+    def take(self, problem: Problem) -> None:
+        """Search in the parameters of this order of the factors' columns."""
+        self.problem = self.probes.problem = problem
+        self.probes.deflated = None
         self.floor, self.bottom = np.zeros(problem.n_theta), np.zeros(problem.n_theta)
         for term in problem.tail:
             rows = float(problem.tail_blocks[term.group][:, term.column, term.column].mean())
@@ -118,17 +128,21 @@ class Search:
         out = derivatives(system, project(system), traces, self.nu, self.reml)
         self.evaluations += 1
         self.iterations, self.longest = self.iterations + system.iterations, max(self.longest, system.longest)
-        self.trace.append((theta.copy(), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
+        self.trace.append((self.as_given(theta), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
         if self.report is not None:
             self.report(self.evaluations, *self.trace[-1])
         return out
 
     def run(self, start: Array, probes: int, error: float) -> Found:
         """Search from ``start`` (n_theta,) until step and Monte Carlo error are small."""
-        theta, blocks = np.maximum(start, np.where(self.floor > 0.0, self.floor, start)), -(-probes // WIDTH)
+        theta, blocks = self.raised(start), -(-probes // WIDTH)
         pinned, released = np.zeros(len(theta), bool), False
         last: tuple[Array, Array, float] | None = None  # theta, step and slope of the last point
         while True:
+            if self.turns < TURNS and (better := better_order(self.problem, theta, pinned)) is not None:
+                theta, last = carried(self.problem, better, theta)[0], None
+                self.take(better)
+                theta, self.turns = np.where(pinned, theta, self.raised(theta)), self.turns + 1
             at = self.evaluate(theta, blocks)
             g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
             zero = self.at_zero(theta, g) & ~pinned
@@ -161,14 +175,41 @@ class Search:
                     wanted = int(np.ceil(1.2 * blocks * (ratio / error) ** 2))
                     blocks, last = min(max(wanted, blocks + 1), MAX_PROBES // WIDTH), None
                     continue
-                sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
-                sampling[:, ~free] = np.nan
                 counts = blocks * WIDTH, self.evaluations, self.iterations, self.longest
                 theta = np.where(pinned, 0.0, theta)
-                return Found(theta, error_now, sampling, ratio, *counts, small, g, at.hessian, tuple(self.trace))
+                return Found(*self.result(theta, error_now, sampling), ratio, *counts, small, *self.slopes(theta, at))
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             theta = self.moved(theta, step, pinned)
+
+    def raised(self, theta: Array) -> Array:
+        """Tail parameters no lower than their floor."""
+        return np.maximum(theta, np.where(self.floor > 0.0, self.floor, theta))
+
+    def as_given(self, theta: Array) -> Array:
+        """A point in the parameters of the problem that was given, a copy."""
+        return carried(self.problem, self.given, theta)[0]
+
+    def result(self, theta: Array, error: Array, sampling: Array) -> tuple[Array, Array, Array]:
+        """Theta and its covariances in the parameters of the problem that was given; NaN where theta is at its bound.
+
+        ``theta`` has zeros where it is at its bound, and so have the covariances.
+        """
+        out, jacobian = carried(self.problem, self.given, theta)
+        sampling = jacobian @ sampling @ jacobian.T
+        bound = np.zeros(len(out), bool)
+        for places, _ in of_factors(self.given)[1:]:
+            zero = [j for a, i, j in places if i == j and out[a] == 0.0]
+            bound[[a for a, _, j in places if j in zero]] = True
+        sampling[bound], sampling[:, bound] = np.nan, np.nan
+        return out, jacobian @ error @ jacobian.T, sampling
+
+    def slopes(self, theta: Array, at: Derivatives) -> tuple[Array, Array, tuple[tuple[Array, float], ...]]:
+        """Gradient and curvature in the parameters of the problem that was given, and the trace."""
+        back = carried(self.given, self.problem, self.as_given(theta))[1]
+        same = self.problem is self.given
+        gradient = at.gradient if same else back.T @ np.nan_to_num(at.gradient)
+        return gradient, at.hessian if same else back.T @ at.hessian @ back, tuple(self.trace)
 
     def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
         """Which of the parameters at zero the criterion falls away from, now that the others have moved."""
@@ -215,7 +256,7 @@ def columns_below(problem: Problem) -> dict[int, list[int]]:
     out = {}
     for group in problem.groups:
         for a, i, j in group.parameters:
-            others = [b for b, row, column in group.parameters if column == j and row > j]
+            others = [b for b, row, column in group.parameters if column == j and row != j]
             if i == j and others:
                 out[a] = others
     return out

@@ -17,7 +17,7 @@ from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
-__all__ = ["Problem", "TailGroup", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes"]
+__all__ = ["Problem", "TailGroup", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes", "tail_terms"]
 
 Array = NDArray[np.float64]
 

@@ -170,9 +170,12 @@ class System:
         self.L = relative_factor(problem.lead, theta, l)
         self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
-        self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
+        # as a square, whose error does not grow with the spread of the elements of L as that of an inverse does
+        root = np.linalg.cholesky(middle)
+        half = np.linalg.solve(root, np.broadcast_to(self.L.T, middle.shape))
+        self.K = np.ascontiguousarray(half.transpose(0, 2, 1) @ half)
         self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
-        self.log_det_lead = float(np.linalg.slogdet(middle)[1].sum())
+        self.log_det_lead = 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0

@@ -422,7 +422,7 @@ def finalise(partial: Partial, *, check_levels: bool = True, last: bool = False)
     """
     recipe = partial.recipe
     if partial.total.n == 0:
-        raise DataError(f"no row of {partial.n_total} is left: {partial.why_none()}")
+        raise DataError(f"no row is left of {partial.n_total}: {partial.why_none()}")
     levels = partial.levels()
     none = np.empty(0, np.int32)
     coded = {chain: (none, levels[chain][0]) for chain in partial.chains}

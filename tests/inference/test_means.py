@@ -418,3 +418,39 @@ def test_generalised_models() -> None:
     assert "ratio" in rates.to_frame()
     over = fit.emmeans("a", over="data", data=data).estimate
     assert over[0] == pytest.approx(fit.emmeans("a").estimate[0])  # the linear predictor is linear in x
+
+
+def dated() -> pd.DataFrame:
+    data = load_dataset("sleepstudy")
+    date = pd.Timestamp("2020-01-01") + pd.to_timedelta(data["Days"], unit="D")
+    return data.assign(date=date, month=date.dt.to_period("D"), late=date.where(data["Days"] > 4, date.min()))
+
+
+def test_dates_are_averaged_and_shown_as_dates() -> None:
+    data = dated()
+    days = lmer("Reaction ~ Days + (1 | Subject)", data)
+    date = lmer("Reaction ~ date + (1 | Subject)", data)
+    at = {"date": ["2020-01-03", pd.Timestamp("2020-01-09")]}
+    means = date.emmeans("date", at=at)
+    np.testing.assert_allclose(means.estimate, days.emmeans("Days", at={"Days": [2, 8]}).estimate, rtol=1e-6)
+    assert means.labels["date"].tolist() == [pd.Timestamp("2020-01-03"), pd.Timestamp("2020-01-09")]
+    assert date.emmeans("date").labels["date"].tolist() == [pd.Timestamp("2020-01-05 12:00")]
+    np.testing.assert_allclose(date.emtrends("date").estimate, days.params["Days"], rtol=1e-6)
+    period = lmer("Reaction ~ month + (1 | Subject)", data)
+    np.testing.assert_allclose(period.emmeans("1").estimate, days.emmeans("1").estimate, rtol=1e-9)
+    factor = lmer("Reaction ~ factor(date) + (1 | Subject)", data).emmeans("date", at={"date": "2020-01-02"})
+    assert factor.labels["date"].tolist() == [pd.Timestamp("2020-01-02")]
+
+
+def test_calls_see_dates_in_the_grid() -> None:
+    data = dated()
+    days = lmer("Reaction ~ Days + (1 | Subject)", data)
+    whole = lmer("Reaction ~ I((date - date.min()).dt.days) + (1 | Subject)", data)
+    at = {"date": "2020-01-07"}
+    np.testing.assert_allclose(
+        whole.emmeans("date", at=at).estimate, days.emmeans("Days", at={"Days": 6}).estimate, rtol=1e-9
+    )
+    with pytest.raises(DataError, match="goes in steps, such as whole days"):
+        whole.emtrends("date")
+    passed = lmer("Reaction ~ I((date - date.min()) / pd.Timedelta('1D')) + (1 | Subject)", data)
+    np.testing.assert_allclose(passed.emtrends("date").estimate, days.params["Days"], rtol=1e-6)

@@ -245,6 +245,7 @@ def _scheme(expr: str, contrasts: Any) -> Contrasts:
     """Formulaic's contrasts object for a name, a class, an object or a matrix."""
     from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts
 
+    contrasts = {np.sum: "sum", sum: "sum"}.get(contrasts, contrasts) if callable(contrasts) else contrasts
     if isinstance(contrasts, str):
         name = contrasts.removeprefix("contr.")
         known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}

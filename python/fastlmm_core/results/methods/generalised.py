@@ -116,11 +116,14 @@ class GeneralisedMethods(GeneralisedModel):
         ModelError
             There is one grouping factor.
         """
-        from fastlmm_core.core.laplace import Laplace
+        from fastlmm_core.core.glmm.laplace import Laplace
+        from fastlmm_core.core.glmm.two_predictors import TwoPredictors
         from fastlmm_core.core.layout import engine_report
         from fastlmm_core.fitting.generalised import kept_glmm
 
         engine = kept_glmm(self).engine
+        if isinstance(engine, TwoPredictors):
+            engine = engine.inner
         if not isinstance(engine, Laplace):
             raise ModelError("a model with one grouping factor has no engine to report: its levels go one by one")
         return engine_report(engine.layout)

@@ -199,6 +199,8 @@ def numeric_spec(terms: Terms) -> MatrixSpec:
 
 def _numeric_names(expr: str, variable: Variable) -> tuple[str, ...]:
     assert isinstance(variable, Numeric)
+    if variable.values.ndim == 2 and not variable.values.shape[1]:
+        raise DataError(f"{expr} has no columns")
     return tuple(f"{expr}[{name}]" for name in variable.names) or (expr,)
 
 

@@ -354,7 +354,10 @@ def _reduced(column: ColumnInfo, how: CovReduce, design: Design, data: Any) -> t
         raise DataError(f"cov_reduce={how!r} needs the values of {column.name}: pass data=, the table of the fit")
     values = observed(design, data, [column.name])[column.name]
     values = pd.Series(numbers_of(values)) if column.moment else values
-    return (float(np.median(values) if how == "median" else how(values)),)  # type: ignore[operator]
+    value = np.median(values) if how == "median" else how(values)  # type: ignore[operator]
+    if np.ndim(value) != 0 or not np.isfinite(np.asarray(value, dtype=np.float64)):
+        raise DataError(f"cov_reduce has to make one finite number of {column.name}, not {value!r:.60}")
+    return (float(value),)
 
 
 def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:

@@ -75,6 +75,8 @@ def emmeans(
 
 def emtrends(result: FittedModel, variable: str, specs: Names, averaging: Averaging) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
+    if not isinstance(variable, str):
+        raise ModelError(f"a slope is by the name of a column or an expression of one, not by {variable!r}")
     estimates, contrasts = averaging.estimates(result, specs, variable)
     return estimates if contrasts is None else estimates.contrast(contrasts)
 

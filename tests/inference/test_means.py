@@ -326,6 +326,7 @@ def test_numbers_as_a_factor() -> None:
         ("a", {"over": "rows"}, ModelError, "grid"),
         ("a", {"scale": "log"}, ModelError, "response"),
         ("a", {"cov_reduce": np.mean}, DataError, "pass data="),
+        ("a", {"cov_reduce": lambda x: x, "data": unbalanced()}, DataError, "one finite number"),
     ],
 )
 def test_errors_say_what_to_do(specs: str, arguments: dict[str, Any], error: type, words: str) -> None:
@@ -348,6 +349,11 @@ def test_errors_of_slopes_and_contrasts(cakes: LmerResult) -> None:
         fit.emmeans("a").contrast("trt_vs_ctrl", ref="q")
     with pytest.raises(ModelError, match="adjust"):
         fit.emmeans("a").pairs(adjust="tuckey")
+    for alpha in (0.0, 2.0, "a"):
+        with pytest.raises(DataError, match="alpha must lie between 0 and 1"):
+            fit.emmeans("a").letters(alpha=alpha)
+    with pytest.raises(DataError, match="variable must be a text"):
+        fit.emtrends(None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no one slope"):
         lmer("log(y) ~ x + (1 | g)", unbalanced().assign(y=lambda d: np.exp(d.y))).emtrends("x").transform("response")
 

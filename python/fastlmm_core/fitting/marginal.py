@@ -45,12 +45,7 @@ def _rows(design: Design, level: Hashable) -> NDArray[np.int64]:
     term = next((t for t in design.random if t.group == group), None)
     if term is None:
         raise DataError(f"{group!r} is not a grouping factor of the model; they are {', '.join(groups)}")
-    label = np.empty(1, dtype=object)
-    label[0] = level
-    levels = np.asarray(term.levels, dtype=object)
-    found = np.flatnonzero(levels == label)
-    if not found.size:  # 308 and "308" are one level, as in R
-        found = np.flatnonzero(levels.astype(str) == str(level))
+    found = np.flatnonzero(np.asarray(term.levels, dtype=object) == level)
     if not found.size:
         raise DataError(f"{group} has no level {level!r}{_nearest(level, term.levels)}")
     return np.flatnonzero(term.codes == found[0])

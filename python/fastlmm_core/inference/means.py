@@ -76,7 +76,7 @@ def emmeans(
 def emtrends(result: FittedModel, variable: str, specs: Names, averaging: Averaging) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
     if not isinstance(variable, str):
-        raise ModelError(f"a slope is by the name of a column or an expression of one, not by {variable!r}")
+        raise DataError(f"variable must be a text, not a {type(variable).__name__}: a column, or an expression of one")
     estimates, contrasts = averaging.estimates(result, specs, variable)
     return estimates if contrasts is None else estimates.contrast(contrasts)
 

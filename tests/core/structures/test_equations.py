@@ -10,12 +10,12 @@ from fastlmm_core._native.rows.pedigree import mendelian_variances
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.structures import sparse_factor
 from fastlmm_core.core.structures.covariances import Structure
-from fastlmm_core.core.structures.equations import Equations
-from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.equations import Equations, in_words
+from fastlmm_core.core.structures.equations_fit import LIFT, EquationsModel
 from fastlmm_core.core.structures.pedigree import from_parents
 from fastlmm_core.core.structures.relationship import from_covariance, from_precision
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
 
 
 def tabular(sire, dam):
@@ -208,3 +208,22 @@ def test_the_cheaper_of_two_orderings_is_taken(monkeypatch):
         ptr, idx, _ = sparse_factor.lower_rows(400, *factor.given)
         work.append(sparse_factor._work(ptr, idx, factor.perm))
     assert work[1] <= work[0]
+
+
+def test_derivatives_where_a_diagonal_entry_is_the_lift_with_a_minus():
+    y, X, terms, related, *_ = records()
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    projected = model.project(y)
+    equations = model.equations(projected.rest)
+    for last in (-LIFT, 0.0, LIFT):
+        place = model.at(equations, np.array([0.7, 0.1, last]))
+        assert np.isfinite(place.hessian).all()
+
+
+def test_the_time_of_an_evaluation_is_told(monkeypatch):
+    y, X, terms, related, *_ = records()
+    monkeypatch.setattr("fastlmm_core.core.structures.equations.LONG", 0.0)
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    with pytest.warns(FastLMMWarning, match="each evaluation of the criterion is predicted to take 0 seconds of one core"):
+        model.equations(model.project(y).rest)
+    assert [in_words(s) for s in (90.0, 235.1, 7300.0)] == ["90 seconds", "4 minutes", "2 hours"]

@@ -70,8 +70,8 @@ class SparseFactor:
 
     Attributes
     ----------
-    work : float
-        Multiplications of a factorisation; 0 where the pattern is small.
+    seconds : float
+        Predicted, of a factor and the inverse on one core.
 
     Raises
     ------
@@ -94,10 +94,9 @@ class SparseFactor:
         self.given = rows, columns
         ptr, idx, _ = lower_rows(self.m, rows, columns)
         self.perm = perm = cheapest_ordering(ptr, idx)
-        self.work = 0.0
         if self.m > SMALL:
             counts = elimination_tree(ptr, idx, perm)[1].astype(np.float64)
-            self.work, needed = float(np.square(counts).sum()), 16.0 * float(counts.sum())  # the inverse beside it
+            needed = 16.0 * float(counts.sum())  # the inverse beside it
             if n_bytes is not None and needed > n_bytes:
                 raise MemoryLimitError(
                     f"the factor of {self.m:,} equations would take {needed / 2**30:.1f} GiB, but "
@@ -111,6 +110,7 @@ class SparseFactor:
         r, c = place[rows], place[columns]
         ptr, idx, self.order = lower_rows(self.m, np.maximum(r, c), np.minimum(r, c))
         self.kernel = SupernodalCholesky(ptr, idx, threads)
+        self.seconds = float(self.kernel.tree.seconds)
 
     def refactor(self, values: Any) -> float:
         """Factor other values (nnz,), in the order of the entries given, or a symmetric sparse matrix of the pattern.

@@ -224,6 +224,8 @@ def test_the_time_of_an_evaluation_is_told(monkeypatch):
     y, X, terms, related, *_ = records()
     monkeypatch.setattr("fastlmm_core.core.structures.equations.LONG", 0.0)
     model = EquationsModel(X, terms[:1], [Structure()], [related])
-    with pytest.warns(FastLMMWarning, match="each evaluation of the criterion is predicted to take 0 seconds of one core"):
+    with pytest.warns(
+        FastLMMWarning, match="each evaluation of the criterion is predicted to take 0 seconds of one core"
+    ):
         model.equations(model.project(y).rest)
     assert [in_words(s) for s in (90.0, 235.1, 7300.0)] == ["90 seconds", "4 minutes", "2 hours"]

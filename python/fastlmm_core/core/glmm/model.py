@@ -17,6 +17,8 @@ from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.core.glmm.quadrature import OneFactor
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors
+from fastlmm_core.core.glmm.vector_quadrature import VectorQuadrature
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
@@ -134,6 +136,8 @@ class Model:
         approximation. More need one grouping factor and at most three columns. 0 is a fast first look, whose beta is
         found with the modes at each theta, as if the approximation's log-determinant did not depend on it.
     control : Control, optional
+    zero_terms : sequence of Term
+        Random effects of the log odds of a family's zero part, which names their covariance parameters (``effects=``).
 
     Raises
     ------
@@ -169,6 +173,7 @@ class Model:
         offset: ArrayLike | None = None,
         n_agq: int = 1,
         control: Control | None = None,
+        zero_terms: Sequence[Term] = (),
     ) -> None:
         self.control = checked_control(control)
         if self.control.engine == "iterative":
@@ -186,6 +191,7 @@ class Model:
                 trials=trials,
                 freq_weights=freq_weights,
                 offset=offset,
+                zero_terms=zero_terms,
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             tol = self.control.tol * self.engine.patience
@@ -274,6 +280,9 @@ class Model:
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
         beta[design.keep] = design.to_beta @ psi[nt : nt + design.rank]
+        family, singular = self.family, design.theta_map.is_singular(psi[:nt])
+        if isinstance(self.engine, TwoPredictors):
+            family, singular = self._zero_part_at(y, psi, place), self.engine.is_singular(psi)
         return GlmmFit(
             theta=design.theta_map.to_user @ psi[:nt],
             beta=beta,
@@ -282,10 +291,10 @@ class Model:
             n=design.n,
             rank=design.rank,
             n_agq=self.n_agq,
-            is_singular=design.theta_map.is_singular(psi[:nt]),
+            is_singular=singular,
             converged=converged,
             message=message,
-            family=self.family,
+            family=family,
             control=self.control,
             psi=psi,
             _y=y,
@@ -293,6 +302,15 @@ class Model:
             _evaluations=evaluations,
             _place=place,
         )
+
+    def _zero_part_at(self, y: Array, psi: Array, place: Place | None) -> Family:
+        """The family with the log odds' random effects at their modes."""
+        assert isinstance(self.engine, TwoPredictors)
+        self.engine.set_response(y)
+        if place is not None:
+            self.engine.begin_at(place)
+        self.engine.value(psi)
+        return self.engine.family_here()
 
     def fixed_criterion(self, y: ArrayLike) -> float:
         """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""
@@ -350,8 +368,8 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
     if design.family.vector and control.weights == "expected":
         raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
-        if design.family.code < 0:
-            raise ModelError(f"n_agq={n_agq} is for the families with compiled rows, not for {design.family.name}")
+        if design.family.code < 0 and not design.family.vector:
+            raise ModelError(f"n_agq={n_agq} is for the families of this package, not for {design.family.name}")
         if len(design.groups) > 1:
             raise ModelError(
                 f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"
@@ -361,6 +379,12 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
                 f"n_agq={n_agq} needs at most 3 effects a level, but the model has {design.groups[0].n_columns}: "
                 "use n_agq=1"
             )
+    if design.zero_terms:
+        if n_agq != 1:
+            raise ModelError("a zero part with random effects is fitted by Laplace's approximation: use n_agq=1")
+        return TwoPredictors(design, control)
+    if n_agq > 1 and design.family.vector:
+        return VectorQuadrature(design, n_agq, control)
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
 

@@ -281,6 +281,9 @@ def information_of(core: CoreFit) -> VarianceInformation:
     """Information on the covariance parameters of any fit; kept with it."""
     if type(core) is CoreFit:
         return variance_information(core)
+    if not isinstance(core, CoreFit):  # a fit that was saved without its rows
+        kept: VarianceInformation = core.information
+        return kept
     from fastlmm_core.inference import structured  # what most fits do without
 
     return structured.information_of(core)

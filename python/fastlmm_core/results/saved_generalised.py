@@ -12,12 +12,14 @@ from fastlmm_core.fitting.fit import wrap
 from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
 from fastlmm_core.fitting.models import core_terms
 from fastlmm_core.results.glmer_result import GlmerResult
+from fastlmm_core.results.glmer_summary import residual_quantiles
+from fastlmm_core.results.saved_figures import SavedGlmCore, SavedGlmerResult, without_rows
 
 if TYPE_CHECKING:
     from fastlmm_core.families import Family
     from fastlmm_core.formula import Design
 
-__all__ = ["contents_of", "restored"]
+__all__ = ["contents_of", "figures_of", "restored", "shown"]
 
 
 def contents_of(result: GlmerResult) -> dict[str, Any]:
@@ -91,3 +93,50 @@ def restored(design: Design, contents: dict[str, Any]) -> GlmerResult:
         core = model.revive(design.y, *contents["search"])
     result = wrap(GlmerResult, design, contents["formula"], options, core, {"model": model})  # type: ignore[arg-type]
     return replace(result, remarks=tuple(contents["remarks"]))
+
+
+FIGURES = (
+    *("theta", "beta", "rho", "cov", "cov_beta", "criterion", "n", "rank", "n_agq", "is_singular", "b", "L", "log"),
+    *("converged", "message"),
+)
+"""What a file without rows keeps of the core's fit."""
+
+
+def figures_of(result: GlmerResult) -> dict[str, Any]:
+    """What a file without rows keeps of a fit.
+
+    Raises
+    ------
+    ModelError
+        A family of the user's own; variances that the data do not identify; random effects of zeros.
+    """
+    core, options, family = result.core, result.options, result.options.family
+    if core.unidentified is not None:
+        raise ModelError("a fit with variances that the data do not identify is saved with data=True only")
+    if isinstance(family, TwoPart):
+        if family.effects:
+            raise ModelError("a fit whose part for zeros has random effects is saved with data=True only")
+        family = family.at(None, None)  # its rows
+    figures = {name: getattr(core, name) for name in FIGURES}
+    figures |= {
+        "conditional": core.cond_var(),
+        "null_space": None if core.rank == len(core.beta) else core._null_space,
+    }
+    return {
+        "design": without_rows(result.design),
+        "figures": figures,
+        "generalised": _contents_of_family(family),
+        "kept": {"remarks": list(result.remarks), "quantiles": residual_quantiles(result).to_numpy()},
+        "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
+        "zero": None if options.zero is None else without_rows(options.zero),
+        "given": {k: v for k, v in options.given.items() if k not in ("link", "weights", "freq_weights")},
+    }
+
+
+def shown(design: Design, contents: dict[str, Any], saved: dict[str, Any]) -> SavedGlmerResult:
+    """The figures that `figures_of` kept, as a result; `saved` is what it writes again."""
+    family = family_of(contents["generalised"])
+    core = SavedGlmCore(**contents["figures"], family=family)
+    options = GlmerOptions(family, **contents["options"], zero=contents["zero"], given=contents["given"])
+    kept = {**contents["kept"], "saved": saved}
+    return SavedGlmerResult(design, core, contents["formula"], options, kept)  # type: ignore[arg-type]

@@ -17,7 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
-from fastlmm_core.formula.checks import check_finite, refuse_undefined, response_values, sound_offset, sound_weights, sources_of
+from fastlmm_core.formula.checks import (
+    check_finite,
+    refuse_undefined,
+    response_values,
+    sound_offset,
+    sound_weights,
+    sources_of,
+)
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable

@@ -60,6 +60,12 @@ FEW_ROWS = 5
 NO_ZEROS = 1e-4
 """Largest share of extra zeros that counts as none."""
 
+AT_REST = 1e-3
+"""Decrease of the deviance that a search which has stopped at a limit may still promise."""
+
+FLAT = 1e-8
+"""Curvature, relative to the largest, that counts as none."""
+
 NO_ALPHA = 1e-5
 """Overdispersion below which a negative binomial is Poisson."""
 
@@ -164,11 +170,20 @@ def settled(core: GlmmFit) -> GlmmFit:
     """A fit whose search ran towards a limit of the family, where nothing changes any more, is no failure."""
     if core.converged:
         return core
-    if without_overdispersion(core):
-        return replace(core, converged=True, message="the overdispersion is at its limit of zero")
-    if extra_zeros(core) < NO_ZEROS:
-        return replace(core, converged=True, message="the share of extra zeros is at its limit of zero")
-    return core
+    dispersed, zeros = not without_overdispersion(core), extra_zeros(core) >= NO_ZEROS
+    if (dispersed and zeros) or not at_rest(core):
+        return core
+    what = "the share of extra zeros" if dispersed else "the overdispersion"
+    return replace(core, converged=True, message=f"{what} is at its limit of zero")
+
+
+def at_rest(core: GlmmFit) -> bool:
+    """Whether a Newton step promises next to nothing, at a limit in what is left of the parameters."""
+    with core.engine() as engine:
+        _, gradient, hessian = engine.derivatives(core.psi)
+    values, vectors = np.linalg.eigh(hessian)
+    steep = values > FLAT * values[-1]
+    return 0.5 * float(((vectors.T @ gradient)[steep] ** 2 / values[steep]).sum()) < AT_REST
 
 
 def extra_zeros(core: GlmmFit) -> float:

@@ -72,7 +72,7 @@ class Shared:
 
     Attributes
     ----------
-    arrays : ModelArrays
+    columns : ModelArrays
         Without weights or offset.
     family : Family
     names : tuple of str
@@ -81,7 +81,7 @@ class Shared:
         As in `core.glmm.Model`.
     """
 
-    arrays: ModelArrays
+    columns: ModelArrays
     family: Family
     names: tuple[str, ...]
     n_agq: int
@@ -89,8 +89,8 @@ class Shared:
 
     def model(self, rows: NDArray[np.int64], given: dict[str, Array]) -> Model:
         """The model of some rows; ``given`` has trials, weights, freq_weights and offset of all."""
-        whole = len(rows) == len(self.arrays.X)
-        arrays = self.arrays if whole else self.arrays.rows(rows, all_levels=False)
+        whole = len(rows) == len(self.columns.X)
+        arrays = self.columns if whole else self.columns.rows(rows, all_levels=False)
         taken: dict[str, Any] = {name: values if whole else values[rows] for name, values in given.items()}
         return Model(arrays.X, arrays.terms, self.family, n_agq=self.n_agq, control=self.control, **taken)
 
@@ -110,7 +110,7 @@ def fit_each(
         trials, weights, freq_weights, offset: (n,) for all responses, or (k, n).
     contrasts : (c, p)
     """
-    k, p, terms = len(Y), shared.arrays.X.shape[1], shared.arrays.terms
+    k, p, terms = len(Y), shared.columns.X.shape[1], shared.columns.terms
     out = _empty(k, sum(term.n_theta for term in terms), p, shared.family.n_extra, len(contrasts))
     each = {name: values for name, values in given.items() if values.ndim == 2}
     common = {name: values for name, values in given.items() if values.ndim == 1}

@@ -1,7 +1,7 @@
 """Fixed effects that separate successes from failures or zeros from counts, or a zero part's that do.
 
-Albert and Anderson (1984), Biometrika 71; of counts with the log link, whose mean runs to zero along a direction in which
-no count above zero moves, Santos Silva and Tenreyro (2010), Econ. Lett. 107. Found by a linear programme.
+Albert and Anderson (1984), Biometrika 71; of counts with the log link, whose mean runs to zero along a direction in
+which no count above zero moves, Santos Silva and Tenreyro (2010), Econ. Lett. 107. Found by a linear programme.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ LARGE = 20.0
 def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -> str:
     """What the fixed effects separate, or the zero part's, as a sentence; empty where they do not.
 
-    The linear programme is solved only where some fitted probabilities or means vanish and a Wald variance explodes. Of a zero
-    part that separates zeros from counts the likelihood rises without end whatever the counts' own zeros are; that of
-    an inflated one may do so elsewhere too, where the counts alone have as many zeros as there are.
+    The linear programme is solved only where some fitted probabilities or means vanish and a Wald variance explodes.
+    Of a zero part that separates zeros from counts the likelihood rises without end whatever the counts' own zeros are;
+    that of an inflated one may do so elsewhere too, where the counts alone have as many zeros as there are.
     """
     family = core.family
     if isinstance(family, TwoPart) and family.zero is not None:

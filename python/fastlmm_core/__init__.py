@@ -5,8 +5,9 @@ Nothing is imported until it is used: `import fastlmm_core.core` loads neither p
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from fastlmm_core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -170,18 +171,16 @@ _SUBPACKAGES = frozenset(
 )
 
 
+_attribute = lazy_attributes(__name__, _LAZY, _SUBPACKAGES)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _LAZY:
+    if name not in _LAZY and name not in _SUBPACKAGES:
         from fastlmm_core.fitting.spelling import RESULT_NAMES
 
         if name in RESULT_NAMES:
             raise AttributeError(f"there is no function {name}(): it is {RESULT_NAMES[name]} of a result")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
+    return _attribute(name)
 
 
 def __dir__() -> list[str]:

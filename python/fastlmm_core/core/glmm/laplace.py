@@ -31,6 +31,7 @@ from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.layout import plan
+from fastlmm_core.core.theta import group_factors
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError
 
@@ -139,10 +140,7 @@ class Laplace:
 
     def factors(self, theta: Array) -> list[Array]:
         """Conditioned L (l, l) of each group."""
-        out = [np.zeros((g.n_columns, g.n_columns)) for g in self.design.groups]
-        for (g, r, c), value in zip(self.design.theta_map.index.tolist(), theta.tolist(), strict=True):
-            out[g][r, c] = value
-        return out
+        return group_factors(self.design.theta_map.index, theta, [g.n_columns for g in self.design.groups])
 
     def by_group(self, x: Effects, k: int = 0) -> list[Array]:
         """The k-th vector as (q, l) of each group."""

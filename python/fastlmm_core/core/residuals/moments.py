@@ -1,8 +1,7 @@
 """Rows of all units, sorted into patterns: n is paid once.
 
-Units with the same rows but for [x y] (the same visits, strata, z) share a *pattern*. With rows d = [x y], x
-orthonormal and
-y the residual scaled to norm one, a pattern's units enter the criterion only through their moments
+Units with the same rows but for [x y] (the same visits, strata, z) share a *pattern*. With rows d = [x y],
+x orthonormal and y the residual scaled to norm one, a pattern's units enter the criterion only through their moments
 
     M[s, a, t, b] = sum_i d_is[a] d_it[b]
 
@@ -136,7 +135,7 @@ def patterns(unit: Index, cell: Index, n_cells: int) -> Iterator[tuple[Index, In
     owner = unit[order]
     start = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
     size = np.diff(np.r_[start, len(owner)])
-    for m in np.unique(size):
+    for m in np.unique(size).tolist():  # Python's integers: a power of NumPy's wraps around
         rows = order[start[size == m][:, None] + np.arange(m)]
         cells = cell[rows]
         if n_cells**m < 1 << 62:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.descent import Search, minimise
+from fastlmm_core.core.descent import Report, Search
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.structures.covariances import Covariance, Structure
@@ -20,9 +20,8 @@ from fastlmm_core.core.structures.fixed_space import FixedSpace
 from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.structures.relationship import Known, KnownCovariance
 from fastlmm_core.core.structures.rotated import RotatedEquations, Rotation
-from fastlmm_core.core.structures.structured import Report, TermStructures, factor_derivatives
+from fastlmm_core.core.structures.structured import TermStructures, factor_derivatives
 from fastlmm_core.core.structures.unseen import unseen_by_equations
-from fastlmm_core.core.structures.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.lazy import cached_property
@@ -160,21 +159,8 @@ class EquationsModel(ProjectedModel, TermStructures):
             equations = self.equations(projected.rest)
             constant = self.constant(equations.nu, projected.norm)
             first = self.start(projected) if start is None else self.to_working(np.asarray(start, np.float64))
-            limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
-            found = minimise(lambda phi: self.at(equations, phi, constant), first, exact=False, **limits)
-            if start is None:
-                terms = list(zip(self.covariances, self.slices, strict=True))
-                found = without_residuals(
-                    lambda phi: self.at(equations, phi, constant),
-                    found,
-                    terms,
-                    most=MOST_OF_PRODUCTS,
-                    exact=False,
-                    **limits,
-                )
-            if on_evaluation is not None:
-                for k, (x, value, size, radius) in enumerate(found.log, 1):
-                    on_evaluation(k, self.to_user(x), value, size, radius)
+            found = self.search(lambda phi: self.at(equations, phi, constant), first, limit=start is None)
+            found.report(on_evaluation, self.to_user)
             return self._estimates(equations, found, projected, constant)
 
     def start(self, projected: Projected) -> Array:
@@ -230,7 +216,7 @@ class EquationsModel(ProjectedModel, TermStructures):
         for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
             gradient[where] = np.einsum("aij,ij->a", first, g)
             hessian[where, where] += contract(np.tril(g))
-            lifted = L + LIFT * np.eye(len(L))
+            lifted = L + np.diag(np.where(L.diagonal() < 0.0, -LIFT, LIFT))  # away from zero: L may have any sign
             G = 0.5 * g @ np.linalg.inv(lifted)
             hessian[where, where] += np.einsum("aik,ij,bjk->ab", first, G + G.T, first, optimize=True)
 

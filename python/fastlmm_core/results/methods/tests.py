@@ -195,7 +195,7 @@ class DdfMethods:
         Raises
         ------
         ModelError
-            A factor has one dummy a level, so that columns change meaning when a term goes.
+            Without a term the factors of another are coded otherwise, as in a model without an intercept.
 
         Examples
         --------
@@ -244,5 +244,7 @@ class DdfMethods:
         Days in (1 + Days | Subject)    4 -893.23  42.84  2.0
         """
         from fastlmm_core.inference.ranova import ranova
+        from fastlmm_core.inference.reductions import reduced_criteria
 
-        return ranova(cast("LmerResult", self), reduce_terms=reduce_terms, test=test, n=n, seed=seed)
+        result = cast("LmerResult", self)
+        return ranova(result, reduced_criteria(result, reduce_terms), test=test, n=n, seed=seed)

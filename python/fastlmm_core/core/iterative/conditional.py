@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import rademacher
 from fastlmm_core.core.terms import Group
@@ -31,7 +32,7 @@ TOLERANCE = 1e-7
 
 
 def conditional_blocks(
-    system: System, groups: Sequence[Group], transforms: Sequence[Array], seed: int
+    system: System[Levels], groups: Sequence[Group], transforms: Sequence[Array], seed: int
 ) -> tuple[list[Array], list[Array]]:
     """Var(b | y) / sigma^2 of each level of each group.
 

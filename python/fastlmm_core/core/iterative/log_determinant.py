@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.iterative.derivatives import studentised
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import deflation_basis, rademacher
 
@@ -29,7 +30,7 @@ QUADRATURE = 1e-9
 """Change of the quadrature, relative to the squared norm, at which it has converged."""
 
 
-def log_determinant(system: System, seed: int, blocks: int) -> tuple[float, float]:
+def log_determinant(system: System[Levels], seed: int, blocks: int) -> tuple[float, float]:
     """Estimate of log det S and its standard error, from ``blocks`` blocks of eight probes."""
     u = deflation_basis(system)
 

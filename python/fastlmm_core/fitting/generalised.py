@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import Control
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import Design, NewDesign

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from fastlmm_core.core.pedigree import Relationship, from_covariance, from_parents, from_precision
+from fastlmm_core.core.structures.pedigree import Relationship, from_covariance, from_parents, from_precision
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula.frame import Table, as_factor
@@ -120,7 +120,7 @@ def _relationship(value: Any, name: str, inverse: bool) -> Relationship:
 
 def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.DataFrame:
     """See `StructuredResult.breeding_values`."""
-    from fastlmm_core.core.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
 
     related = [k for k, t in enumerate(design.random) if t.relationship is not None]
     if not isinstance(core, EquationsFit) or not related:
@@ -151,7 +151,7 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
 
 def sparse_coefficients(design: Design, core: CoreFit, name: str | None, se: bool) -> pd.DataFrame:
     """See `StructuredResult.sparse_coef`."""
-    from fastlmm_core.core.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
 
     names = [s.name for s in design.sparse]
     if not isinstance(core, EquationsFit) or not names:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import PatternFit
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.inference.structured import r2_slopes
 
 __all__ = ["Level", "Surface", "open_surface"]

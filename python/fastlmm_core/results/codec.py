@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from fastlmm_core.core import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.pedigree import Relationship
+from fastlmm_core.core.structures.pedigree import Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign
 from fastlmm_core.formula.evaluate import Context, Learnt

@@ -22,11 +22,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.patterns import factor
-from fastlmm_core.core.equations import Equations, Solved
-from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.residuals.folded import Folded
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch
+from fastlmm_core.core.structures.equations import Equations, Solved
+from fastlmm_core.core.structures.pedigree import Relationship
 from fastlmm_core.core.terms import Term
 
 __all__ = ["ResidualEquations"]

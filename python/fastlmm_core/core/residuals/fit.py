@@ -18,10 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
 from fastlmm_core.core.descent import Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
-from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
@@ -30,12 +28,14 @@ from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.start import best_scale, defined_start, pattern_start
 from fastlmm_core.core.residuals.units import combine, outermost, places
 from fastlmm_core.core.residuals.within import WithinSubjects
-from fastlmm_core.core.structured import Report, check_parameters, structure_transform
+from fastlmm_core.core.structures.covariances import Covariance, Structure, lower_factor
+from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
+from fastlmm_core.core.structures.structured import Report, check_parameters, structure_transform
+from fastlmm_core.core.structures.unseen import unseen_by_patterns
+from fastlmm_core.core.structures.vanishing import MOST_OF_PATTERNS, Limits, larger, scaled_search, without_residuals
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.unseen import unseen_by_patterns
-from fastlmm_core.core.vanishing import MOST_OF_PATTERNS, Limits, larger, scaled_search, without_residuals
 from fastlmm_core.errors import ModelError, NumericalError
 from fastlmm_core.lazy import cached_property
 

@@ -19,8 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fastlmm_core.core.equations import Blocks, level_columns
 from fastlmm_core.core.residuals.moments import Batch
+from fastlmm_core.core.structures.equations import Blocks, level_columns
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import MemoryLimitError
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.covariances import Covariance, Entries, Scaled
 from fastlmm_core.core.residuals.model import ResidualModel
+from fastlmm_core.core.structures.covariances import Covariance, Entries, Scaled
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.equations_fit import EquationsFit
     from fastlmm_core.core.residuals.fit import PatternFit
-    from fastlmm_core.core.structured import StructuredFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.structured import StructuredFit
 
 __all__ = ["ParametersAt", "Printed", "parameters_of", "printed"]
 
@@ -85,7 +85,7 @@ class ParametersAt:
 
 def parameters_of(fit: PatternFit | EquationsFit | StructuredFit) -> ParametersAt:
     """The parameters of a fit."""
-    from fastlmm_core.core.structured import StructuredFit
+    from fastlmm_core.core.structures.structured import StructuredFit
 
     if isinstance(fit, StructuredFit):
         structured = fit.structured

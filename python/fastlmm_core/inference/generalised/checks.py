@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
-from fastlmm_core.core.laplace import Laplace
+from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
@@ -22,7 +22,7 @@ from fastlmm_core.inference.generalised.uncertainty import leverages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
 __all__ = ["LaplaceCheck", "dispersion", "icc", "laplace_check", "r2"]

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.effects import Effects
-from fastlmm_core.core.laplace import Laplace
+from fastlmm_core.core.glmm.effects import Effects
+from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.fitting.generalised import engine_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import NewDesign
 

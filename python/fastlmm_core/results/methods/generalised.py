@@ -116,7 +116,7 @@ class GeneralisedMethods(GeneralisedModel):
         ModelError
             There is one grouping factor.
         """
-        from fastlmm_core.core.laplace import Laplace
+        from fastlmm_core.core.glmm.laplace import Laplace
         from fastlmm_core.core.layout import engine_report
         from fastlmm_core.fitting.generalised import kept_glmm
 

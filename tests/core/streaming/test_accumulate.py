@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlmm_core._native.rows.crossprod import add_level_blocks, level_blocks, mirror_blocks
-from fastlmm_core.core import Accumulator, BatchTerm, Model, StreamedModel, Term, row_store
-from fastlmm_core.core.row_store import RowStore
+from fastlmm_core.core import Accumulator, BatchTerm, Model, StreamedModel, Term
+from fastlmm_core.core.streaming import row_store
+from fastlmm_core.core.streaming.row_store import RowStore
 from fastlmm_core.errors import DataError, ModelError, NumericalError, StreamedError, UnitError
 
 MODELS = {

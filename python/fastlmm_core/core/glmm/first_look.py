@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
-from fastlmm_core.core.effects import Effects
-from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.laplace import MAX_STEPS, SMALL, Laplace, solved
+from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.effects import Effects
+from fastlmm_core.core.glmm.laplace import MAX_STEPS, SMALL, Laplace, solved
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["FirstLook"]

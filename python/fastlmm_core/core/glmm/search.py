@@ -17,7 +17,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
 from fastlmm_core.core.estimates import FAILED
-from fastlmm_core.core.glmm_fit import Engine, Place, Report
+from fastlmm_core.core.glmm.fitted import Engine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.pedigree import mendelian_variances
-from fastlmm_core.core.sparse_factor import SparseFactor
+from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.lazy import cached_property
 

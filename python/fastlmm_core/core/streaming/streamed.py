@@ -28,9 +28,9 @@ from fastlmm_core.lazy import cached_property
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastlmm_core.core.accumulate import Accumulator
     from fastlmm_core.core.products import Cells
-    from fastlmm_core.core.row_store import RowStore
+    from fastlmm_core.core.streaming.accumulate import Accumulator
+    from fastlmm_core.core.streaming.row_store import RowStore
 
 __all__ = ["StreamedFit", "StreamedModel", "StreamedProducts", "conditioned"]
 

@@ -9,7 +9,7 @@ from fastlmm_core._native.criterion.quadrature import Quadrature
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ModelError
 

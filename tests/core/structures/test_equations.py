@@ -7,12 +7,13 @@ import pytest
 import scipy.sparse as sp
 
 from fastlmm_core._native.rows.pedigree import mendelian_variances
-from fastlmm_core.core import Term, fit, sparse_factor
-from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.equations import Equations
-from fastlmm_core.core.equations_fit import EquationsModel
-from fastlmm_core.core.pedigree import from_covariance, from_parents, from_precision
-from fastlmm_core.core.sparse_factor import SparseFactor
+from fastlmm_core.core import Term, fit
+from fastlmm_core.core.structures import sparse_factor
+from fastlmm_core.core.structures.covariances import Structure
+from fastlmm_core.core.structures.equations import Equations
+from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.pedigree import from_covariance, from_parents, from_precision
+from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.errors import DataError, ModelError
 
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model
-from fastlmm_core.core.glmm_search import FEW
+from fastlmm_core.core.glmm.search import FEW
 
 
 def counts(rng, n=160, groups=12, spread=1.0, own=0.7):

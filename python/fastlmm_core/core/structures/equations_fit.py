@@ -10,19 +10,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Covariance, Structure
 from fastlmm_core.core.descent import Search, minimise
-from fastlmm_core.core.equations import Equations, Solved
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.fixed_space import FixedSpace
 from fastlmm_core.core.identifiability import Unidentified
-from fastlmm_core.core.pedigree import Relationship
-from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
-from fastlmm_core.core.structured import Report, TermStructures, factor_derivatives
+from fastlmm_core.core.structures.covariances import Covariance, Structure
+from fastlmm_core.core.structures.equations import Equations, Solved
+from fastlmm_core.core.structures.fixed_space import FixedSpace
+from fastlmm_core.core.structures.pedigree import Relationship
+from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
+from fastlmm_core.core.structures.structured import Report, TermStructures, factor_derivatives
+from fastlmm_core.core.structures.unseen import unseen_by_equations
+from fastlmm_core.core.structures.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.unseen import unseen_by_equations
-from fastlmm_core.core.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["EquationsFit", "EquationsModel"]

@@ -28,8 +28,8 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.row_forms import leverages
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
-from fastlmm_core.core.effects import Effects
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.layout import plan
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError

@@ -204,7 +204,7 @@ def test_several_factors(name, link, engine, weights):
 @pytest.mark.parametrize(("name", "link"), PAIRS)
 def test_both_engines_agree(name, link, weights):
     """Level by level, or through the linear model's engine: one deviance, gradient and model Hessian."""
-    from fastlmm_core.core.laplace import Laplace
+    from fastlmm_core.core.glmm.laplace import Laplace
 
     family, y, X, terms, x, given = problem(name, link)
     model = Model(X, terms, family, control=Control(weights=weights), **given)

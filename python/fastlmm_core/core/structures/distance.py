@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.shapes import Natural, separate
+from fastlmm_core.core.structures.shapes import Natural, separate
 
 __all__ = ["Distance"]
 

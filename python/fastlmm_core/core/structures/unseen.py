@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.fixed_space import FixedSpace
 from fastlmm_core.core.identifiability import TOUCHED, Unidentified, orthonormal
 from fastlmm_core.core.parameter_gram import NULL, VISIBLE, gram_of_parameters, touched_by
+from fastlmm_core.core.structures.fixed_space import FixedSpace
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.equations import Equations
-    from fastlmm_core.core.equations_fit import EquationsModel
     from fastlmm_core.core.residuals.criterion import PatternCriterion
-    from fastlmm_core.core.structured import StructuredModel
+    from fastlmm_core.core.structures.equations import Equations
+    from fastlmm_core.core.structures.equations_fit import EquationsModel
+    from fastlmm_core.core.structures.structured import StructuredModel
 
 __all__ = ["unseen_by_equations", "unseen_by_patterns", "unseen_by_products"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core.core.distance import Distance
-from fastlmm_core.core.shapes import (
+from fastlmm_core.core.structures.distance import Distance
+from fastlmm_core.core.structures.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.many_information import ManyInformation
+from fastlmm_core.core.many.information import ManyInformation
 from fastlmm_core.errors import ConvergenceWarning, warn
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Term, fit
-from fastlmm_core.core.covariances import Structure, lower_factor
 from fastlmm_core.core.residuals import PatternModel, Residual
-from fastlmm_core.core.structured import StructuredModel, factor_derivatives
+from fastlmm_core.core.structures.covariances import Structure, lower_factor
+from fastlmm_core.core.structures.structured import StructuredModel, factor_derivatives
 from fastlmm_core.errors import ModelError
 
 L = 4

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.start import clipped_roots, group_moment
 from fastlmm_core._native.families.scoring import score_glm
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.families import VectorFamily
 

@@ -13,8 +13,8 @@ from typing import Generic, TypedDict, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.covariances import Covariance
 from fastlmm_core.core.descent import Point, Search, minimise
+from fastlmm_core.core.structures.covariances import Covariance
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["MOST_OF_PATTERNS", "MOST_OF_PRODUCTS", "Limits", "larger", "scaled_search", "without_residuals"]

@@ -1,10 +1,4 @@
-"""Generalised mixed models from arrays: families, links, `Model`, `fit_many`, the marginal deviance as a function.
-
-    g(E y) = X beta + Z b + offset,   b ~ N(0, I x Sigma),   y of an exponential family or of one with a shape
-
-The criterion is minus twice the marginal log-likelihood by Laplace's approximation or adaptive quadrature, minimised
-over (theta, beta, rho) together with its exact gradient.
-"""
+"""`Model`: a generalised mixed model of one design, its marginal deviance as a function, fits of many responses."""
 
 from __future__ import annotations
 
@@ -16,62 +10,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
-from fastlmm_core.core.first_look import FirstLook
-from fastlmm_core.core.glmm_design import GlmmDesign
-from fastlmm_core.core.glmm_fit import Engine, GlmmFit, Place, Report, conditioned
-from fastlmm_core.core.glmm_search import Searcher
-from fastlmm_core.core.glmm_start import glmm_start
-from fastlmm_core.core.laplace import Laplace
-from fastlmm_core.core.quadrature import OneFactor
+from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.first_look import FirstLook
+from fastlmm_core.core.glmm.fitted import Engine, GlmmFit, Place, Report, conditioned
+from fastlmm_core.core.glmm.laplace import Laplace
+from fastlmm_core.core.glmm.quadrature import OneFactor
+from fastlmm_core.core.glmm.search import Searcher
+from fastlmm_core.core.glmm.start import glmm_start
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
-from fastlmm_core.families import (
-    Beta,
-    Binomial,
-    Family,
-    Gamma,
-    Gaussian,
-    Hurdle,
-    InverseGaussian,
-    Link,
-    NegativeBinomial,
-    NegativeBinomial1,
-    Ordinal,
-    Poisson,
-    TruncatedNegativeBinomial,
-    TruncatedNegativeBinomial1,
-    TruncatedPoisson,
-    ZeroInflated,
-    as_family,
-)
-
-__all__ = [
-    "Beta",
-    "Binomial",
-    "Family",
-    "Gamma",
-    "Gaussian",
-    "GlmmFit",
-    "GlmmObjective",
-    "Hurdle",
-    "InverseGaussian",
-    "Link",
-    "ManyGlmmFits",
-    "Model",
-    "NegativeBinomial",
-    "NegativeBinomial1",
-    "Ordinal",
-    "Poisson",
-    "TruncatedNegativeBinomial",
-    "TruncatedNegativeBinomial1",
-    "TruncatedPoisson",
-    "ZeroInflated",
-    "as_family",
-    "fit",
-    "fit_many",
-    "objective",
-]
+from fastlmm_core.families import Family, Link, as_family
 
 Array = NDArray[np.float64]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.equations import Equations
+from fastlmm_core.core.structures.equations import Equations
 from fastlmm_core.core.terms import Term
 from fastlmm_core.lazy import cached_property
 

@@ -22,8 +22,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fastlmm_core.core.pedigree import Relationship
-from fastlmm_core.core.sparse_factor import SparseFactor
+from fastlmm_core.core.structures.pedigree import Relationship
+from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import FastLMMWarning, NumericalError, warn
 from fastlmm_core.lazy import cached_property

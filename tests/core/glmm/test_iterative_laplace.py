@@ -8,10 +8,10 @@ import pytest
 from fastlmm_core._native.iterative import row_sums
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model
-from fastlmm_core.core.iterative.laplace import IterativeLaplace
+from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import rademacher, row_values
-from fastlmm_core.core.iterative.working import factors_at, solve
+from fastlmm_core.core.glmm.iterative.rows import factors_at, solve
 from fastlmm_core.errors import NumericalError
 
 FEW, MANY = (40, 30), (90, 75)  # levels of two tail factors: traces of at most 64 are taken outright

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.iterative.problem import (
     Levels,
     check_sizes,

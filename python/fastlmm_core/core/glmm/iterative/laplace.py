@@ -14,7 +14,7 @@ parameters need as well:
 
 so that with its changes of the weights known the last trace is one sum over the rows a probe (`Probes.traces`) and no
 adjoint solve is needed. The probes stay the same through a search: the equations solved are smooth. They are the exact
-ones of `core.laplace` with estimates in the place of the traces.
+ones of `core.glmm.laplace` with estimates in the place of the traces.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.glmm_design import GlmmDesign
+from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.iterative.conditional import conditional_blocks
 from fastlmm_core.core.iterative.derivatives import Derivatives, chain, lead_trace
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.traces import Probes
-from fastlmm_core.core.iterative.working import Pairs, Vectors, WorkingRows, by_group, solve
-from fastlmm_core.core.iterative.working_modes import Modes, ModesFinder
+from fastlmm_core.core.glmm.iterative.rows import Pairs, Vectors, WorkingRows, by_group, solve
+from fastlmm_core.core.glmm.iterative.modes import Modes, ModesFinder
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ModelError, NumericalError
 

@@ -53,11 +53,11 @@ def mode_derivatives(result: GeneralisedModel) -> list[Array]:
             for sign in (1.0, -1.0):
                 unit = design.to_conditioned[:, column]
                 step = STEP / max(float(np.abs(unit).max()), 1e-300)
-                engine.value(core.psi + sign * step * unit)
+                engine.locate(core.psi + sign * step * unit)
                 ends.append(design.user_modes(engine.modes()))
             for target, high, low in zip(out, *ends, strict=True):
                 target[k] = (high - low) / (2.0 * step)
-        engine.value(core.psi)
+        engine.locate(core.psi)
     return out
 
 

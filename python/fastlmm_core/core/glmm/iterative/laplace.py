@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.glmm.design import GlmmDesign
-from fastlmm_core.core.iterative.conditional import conditional_blocks
+from fastlmm_core.core.iterative.conditional import conditional_blocks, conditional_covariances
 from fastlmm_core.core.iterative.derivatives import Derivatives, chain, lead_trace
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import Levels
@@ -41,6 +41,9 @@ from fastlmm_core.errors import ModelError, NumericalError
 __all__ = ["IterativeLaplace"]
 
 Array = NDArray[np.float64]
+
+STEP = 0.1
+"""Of differences of the gradient, in standard errors."""
 
 DIRECTIONS = 1e-9
 """Relative residual of the directions' solves."""
@@ -78,6 +81,8 @@ class IterativeLaplace:
     ----------
     design : GlmmDesign
     control : Control
+    reason : str
+        Why this engine, for its report.
 
     Raises
     ------
@@ -85,29 +90,27 @@ class IterativeLaplace:
         The model is not one for this engine.
     """
 
-    def __init__(self, design: GlmmDesign, control: Control) -> None:
+    def __init__(self, design: GlmmDesign, control: Control, reason: str = "it was asked for") -> None:
         check_model(design, control)
-        self.design, self.control = design, control
+        self.design, self.control, self.reason = design, control, reason
         self.turn = Turn(self._renew)
         self.holder: object = None
         self.rows = WorkingRows(design, control)
         self.finder = ModesFinder(design, self.rows, control.n_threads)
         self.pairs, self.n_free = Pairs(self.rows.levels), design.n_free
         self.blocks = -(-control.probes // WIDTH)
-        self._reset()
+        self.set_response(np.zeros(design.n))
 
-    def __reduce__(self) -> tuple[type[IterativeLaplace], tuple[GlmmDesign, Control]]:
-        return type(self), (self.design, self.control)
+    def __reduce__(self) -> tuple[type[IterativeLaplace], tuple[GlmmDesign, Control, str]]:
+        return type(self), (self.design, self.control, self.reason)
 
     def _renew(self, lost: bool) -> None:
         if lost:  # by a fork in the middle of something
             turn = self.turn
-            self.__init__(self.design, self.control)  # type: ignore[misc]
+            self.__init__(self.design, self.control, self.reason)  # type: ignore[misc]
             self.turn = turn
 
     def _reset(self) -> None:
-        self.probes = Probes(self.rows.levels, self.control.seed)
-        self.iterations = self.longest = 0
         self.t_at, self.slopes, self.psi_at = self.rows.nothing(), None, np.zeros(self.n_free)
         self.slopes: Vectors | None
         self.modes_now: Modes | None = None
@@ -123,6 +126,8 @@ class IterativeLaplace:
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
         self.finder.y, self.holder = self.rows.sorted(y), None
+        self.probes = Probes(self.rows.levels, self.control.seed)
+        self.iterations = self.longest = 0
         self._reset()
 
     def place(self) -> tuple[Array, ...]:
@@ -133,6 +138,10 @@ class IterativeLaplace:
         """Look for the next modes from a place."""
         self._reset()
         self.t_at = Vectors(*place)
+
+    def weigh(self, psi: Array) -> None:
+        """Blocks of the levels with the expected weights that rows have at psi without effects."""
+        self.rows.reweight(self.finder.expected_weights(psi))
 
     def settled(self, psi: Array) -> Array:
         """All of psi is searched over."""
@@ -235,6 +244,30 @@ class IterativeLaplace:
         out[nt + p :, nt + p :] = -2.0 * moving.extra
         return (out + out.T) / 2
 
+    def information(self, psi: Array, free: NDArray[np.intp], sd: Array, blocks: int) -> Array:
+        """Second derivatives of the deviance at psi in some of its parameters, the same probes throughout.
+
+        Central differences of the gradient over a tenth of a standard error: probes and modes leave the gradient an
+        error of some 1e-6 of one, and third derivatives are left out.
+
+        Parameters
+        ----------
+        psi : (n_free,)
+        free : (k,)
+            Places in psi.
+        sd : (n_free,)
+            Standard errors, about.
+        blocks : int
+            Of eight probes.
+        """
+        out = np.empty((len(free),) * 2)
+        for k, a in enumerate(free):
+            unit = np.zeros(self.n_free)
+            unit[a] = STEP * sd[a]
+            ends = [self.derivatives(psi + sign * unit, blocks).gradient[free] for sign in (1.0, -1.0)]
+            out[k] = (ends[0] - ends[1]) / (2.0 * unit[a])
+        return (out + out.T) / 2
+
     def hold_idle(self, psi: Array, gradients: Array, hessian: Array) -> None:
         """Nothing depends on an extra parameter that is beyond its range."""
         first = self.n_free - self.design.family.n_extra
@@ -255,13 +288,12 @@ class IterativeLaplace:
 
     def cond_var(self) -> list[Array]:
         """Conditioned covariances (q, l, l) of b given the data, of each group, there: estimates by probes."""
-        return self.cond_var_with_errors()[0]
-
-    def cond_var_with_errors(self) -> tuple[list[Array], list[Array]]:
-        """`cond_var`, and Monte Carlo standard errors (q, l) of the diagonals."""
-        system = self.here().system
         identity = [np.eye(group.n_columns) for group in self.design.groups]
-        return conditional_blocks(system, self.design.groups, identity, self.control.seed)
+        return conditional_blocks(self.here().system, self.design.groups, identity, self.control.seed)[0]
+
+    def conditional(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """The same of each term in the user's coordinates, and Monte Carlo errors of its roots."""
+        return conditional_covariances(self.here().system, self.design, 1.0, self.control.seed)
 
     def here(self) -> Modes:
         """The modes last taken."""

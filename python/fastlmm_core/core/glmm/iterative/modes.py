@@ -112,6 +112,14 @@ class ModesFinder:
                 failure = error
         raise failure
 
+    def expected_weights(self, psi: Array) -> Array:
+        """Of the sorted rows (n,) at psi without effects, none of them negative."""
+        design = self.design
+        base = self.x @ psi[design.n_theta : design.n_theta + design.rank] + self.offset
+        with np.errstate(all="ignore"):
+            design.family.working(self.y, base, self.m, self.freq, design.rho(psi), self.out, True, self.threads)
+        return np.asarray(np.nan_to_num(np.maximum(self.out[2], 0.0)))
+
     def passed(self, t: Vectors) -> tuple[Vectors, float]:
         """B and the penalised deviance at t, the rows' derivatives left in ``out``."""
         b = covariance_times(self.rows.levels, self.factors, t)

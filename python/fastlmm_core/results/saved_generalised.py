@@ -25,8 +25,10 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        A family of the user's own.
+        A family of the user's own, or a fit by the iterative engine.
     """
+    if result.monte_carlo is not None:
+        raise ModelError("a generalised fit by the iterative engine cannot be saved to a file of its own: pickle it")
     options, core, family = result.options, result.core, result.core.family
     given = {k: v for k, v in options.given.items() if k != "link"}
     return {

@@ -9,9 +9,8 @@ from fastlmm_core._native.iterative import row_sums
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model
 from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
-from fastlmm_core.core.iterative.system import System
-from fastlmm_core.core.iterative.traces import rademacher, row_values
 from fastlmm_core.core.glmm.iterative.rows import factors_at, solve
+from fastlmm_core.core.iterative.traces import rademacher, row_values
 from fastlmm_core.errors import NumericalError
 
 FEW, MANY = (40, 30), (90, 75)  # levels of two tail factors: traces of at most 64 are taken outright
@@ -30,7 +29,9 @@ CASES = {
 }
 
 
-def draw(family="binomial", link=None, slope=False, tail_slope=None, trials=False, offset=False, tail=FEW, n=1500, q=150):
+def draw(
+    family="binomial", link=None, slope=False, tail_slope=None, trials=False, offset=False, tail=FEW, n=1500, q=150
+):
     """y, the model's arguments, and psi-like parameters in the user's units."""
     rng = np.random.default_rng(5)
     x = rng.normal(size=n)

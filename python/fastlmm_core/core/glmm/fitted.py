@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.glmm.design import GlmmDesign
@@ -27,11 +28,6 @@ __all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned",
 Array = NDArray[np.float64]
 Place = tuple[Array, ...]
 Report = Callable[[int, Array, float, float, float], None]
-
-NO_FACTOR = (
-    "not available for a fit by the iterative engine, which has no factor of the random effects: fit with "
-    "Control(engine='dense') or 'sparse' where memory allows it"
-)
 
 FLAT = 1e-10
 """Curvature, relative to the parameters' own, below which a direction counts as flat."""

@@ -21,7 +21,7 @@ from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import rademacher
-from fastlmm_core.core.terms import Group, Term
+from fastlmm_core.core.terms import Group, Shaped
 
 __all__ = ["conditional_blocks", "conditional_covariances"]
 
@@ -37,7 +37,7 @@ class Transformed(Protocol):
     """A design: its terms, the grouping factors they share, and each term's way back from conditioned effects."""
 
     @property
-    def terms(self) -> Sequence[Term]:
+    def terms(self) -> Sequence[Shaped]:
         """In the user's order."""
 
     @property

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
-from fastlmm_core.core.iterative.projection import EXACT
 from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.projection import EXACT
 from fastlmm_core.core.iterative.system import System
 
 __all__ = ["random_forms"]

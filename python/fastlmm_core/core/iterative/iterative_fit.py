@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.figures import relative_factors
 from fastlmm_core.core.iterative.conditional import conditional_covariances
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["IterativeFit", "MonteCarlo"]
 
 Array = NDArray[np.float64]
-
-NO_FACTOR = (
-    "not available for a fit by the iterative engine, which has no factor of the random effects: fit with "
-    "Control(engine='dense') or 'sparse' where memory allows it"
-)
 
 
 @dataclass(frozen=True, eq=False)

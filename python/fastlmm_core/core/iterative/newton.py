@@ -117,7 +117,9 @@ class Search:
             self.report(self.evaluations, *self.trace[-1])
         return out
 
-    def reached(self, x: Array, blocks: int, came: tuple[Array, Array] | None, pinned: Mask) -> tuple[Array, Derivatives]:
+    def reached(
+        self, x: Array, blocks: int, came: tuple[Array, Array] | None, pinned: Mask
+    ) -> tuple[Array, Derivatives]:
         """Derivatives at x, or nearer to where a step came from (that point and the step) if it led too far."""
         for _ in range(SHORTER):
             try:

@@ -12,12 +12,12 @@ each, the estimates are
     (RB Lambda z)(RB Lambda (x - D^-1 z))' + sum_j Lambda_j D_j^-1 Lambda_j' o N_j
     sum_r v_r ((e_r'Lambda z)(e_r'Lambda (x - D^-1 z)) + z_r'K z_r + e_r'Lambda D^-1 Lambda'e_r)
 
-(e_r of `_native/iterative/row_sums.pyx`), whose control variates have exact means, D_j^-1 each (Hutchinson 1989; the Neumann series of D^-1 S gives x_1), and the
-exact part (I - D_j^-1) between L^-T and L^-1 is (I + C_j LL')^-1 C_j, which needs no division. What is left of the
-variance lies in the few directions that D does not see, the constant first: Q, orthonormal within columns, holds them,
-its part of the trace is computed outright and probes see the rest, tr A = sum_c q_c'A q_c + E z~'A z~,
-z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is; for a factor of few levels Q is all of
-it.
+(e_r as in `_native/iterative/row_sums.pyx`). Their control variates have exact means, D_j^-1 each (Hutchinson 1989; the
+Neumann series of D^-1 S gives x_1), and the exact part (I - D_j^-1) between L^-T and L^-1 is (I + C_j LL')^-1 C_j,
+which needs no division. What is left of the variance lies in the few directions that D does not see, the constant
+first: Q, orthonormal within columns, holds them, its part of the trace is computed outright and probes see the rest,
+tr A = sum_c q_c'A q_c + E z~'A z~, z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is; for
+a factor of few levels Q is all of it.
 
 Signs on one column at a time make the estimate of T_k an even function of lambda_k, so that it has a limit at zero.
 """

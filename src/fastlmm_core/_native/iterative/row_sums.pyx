@@ -50,6 +50,18 @@ cdef inline void row_rest(const rows_t *rows, Py_ssize_t r, const double *x, con
             e[k] -= a * u[c * KV + k]
 
 
+cdef inline double row_lead(const rows_t *rows, Py_ssize_t r, const double *K, double *kz) noexcept nogil:
+    """z_r'K z_r; kz (l,) = K z_r."""
+    cdef Py_ssize_t l = rows.l, c, d
+    cdef double total = 0.0
+    for c in range(l):
+        kz[c] = 0.0
+        for d in range(l):
+            kz[c] += K[c * l + d] * (1.0 if rows.z is NULL else rows.z[r * l + d])
+        total += kz[c] * (1.0 if rows.z is NULL else rows.z[r * l + c])
+    return total
+
+
 cdef void level_forms(const rows_t *rows, Py_ssize_t i, const double *K, const double *x, const double *y,
                       const double *v, Py_ssize_t n_v, double *out) noexcept nogil:
     """out (n_v, KV) += level i's part."""
@@ -168,12 +180,7 @@ def leverages(RowForm form, const double[:, :, ::1] K, list blocks):
                             for o in range(l):
                                 Q[c * l + o] += value * b[j + e, c] * b[j + d, o]
             for r in range(form.rows.ptr[i], form.rows.ptr[i + 1]):
-                total = 0.0
-                for c in range(l):
-                    kz[c] = 0.0
-                    for d in range(l):
-                        kz[c] += K[i, c, d] * (1.0 if form.rows.z is NULL else form.rows.z[r * l + d])
-                    total += kz[c] * (1.0 if form.rows.z is NULL else form.rows.z[r * l + c])
+                total = row_lead(&form.rows, r, &K[i, 0, 0], kz)
                 for c in range(l):
                     for d in range(l):
                         total += kz[c] * Q[c * l + d] * kz[d]

@@ -1,4 +1,4 @@
-"""A generalised fit of the iterative engine: from arrays to estimates in the user's units, with their Monte Carlo errors."""
+"""A generalised fit of the iterative engine: estimates in the user's units, with their Monte Carlo errors."""
 
 from __future__ import annotations
 
@@ -62,14 +62,17 @@ class IterativeGlmmFit(GlmmFit):
     found : Found
     reason : str
         Why this engine.
+    tail : int
+        Random effects beside the leading factor's.
     """
 
     monte_carlo: GlmmMonteCarlo
     found: Found = field(repr=False)
     reason: str = field(repr=False)
+    tail: int = field(repr=False)
 
     @contextmanager
-    def engine(self) -> Iterator[IterativeLaplace]:  # type: ignore[override]
+    def engine(self) -> Iterator[IterativeLaplace]:
         """The engine with this fit's response and its modes, nobody else's inside a `with` block."""
         engine = self._engine
         if engine is None:
@@ -97,7 +100,7 @@ class IterativeGlmmFit(GlmmFit):
             return engine.conditional()
 
     @property
-    def _cond_var(self) -> tuple[Array, ...]:  # type: ignore[override]
+    def _cond_var(self) -> tuple[Array, ...]:
         return self._cond_both[0]
 
     def cond_sd_error(self) -> tuple[Array, ...]:
@@ -108,8 +111,7 @@ class IterativeGlmmFit(GlmmFit):
         """Why there is no factor, and what a dense one would have cost."""
         from fastlmm_core.core.engines import EngineReport, dense_cost
 
-        m = sum(g.size for g in self.design.groups[1:])
-        return EngineReport("iterative", self.reason, m, {"dense": dense_cost(m)})
+        return EngineReport("iterative", self.reason, self.tail, {"dense": dense_cost(self.tail)})
 
 
 def iterate_glmm(
@@ -206,5 +208,6 @@ def estimates(engine: IterativeLaplace, y: Array, criterion: float, error: float
         ),
         found=end,
         reason=engine.reason,
+        tail=engine.levels.rows.m,
         **more,
     )  # fmt: skip

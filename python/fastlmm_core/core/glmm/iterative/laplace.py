@@ -28,13 +28,14 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.iterative.modes import Modes, ModesFinder
+from fastlmm_core.core.glmm.iterative.rows import Pairs, Vectors, WorkingRows, by_group, solve
 from fastlmm_core.core.iterative.conditional import conditional_blocks, conditional_covariances
 from fastlmm_core.core.iterative.derivatives import Derivatives, chain, lead_trace
+from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.traces import Probes
-from fastlmm_core.core.glmm.iterative.rows import Pairs, Vectors, WorkingRows, by_group, solve
-from fastlmm_core.core.glmm.iterative.modes import Modes, ModesFinder
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import ModelError, NumericalError
 
@@ -111,8 +112,8 @@ class IterativeLaplace:
             self.turn = turn
 
     def _reset(self) -> None:
-        self.t_at, self.slopes, self.psi_at = self.rows.nothing(), None, np.zeros(self.n_free)
-        self.slopes: Vectors | None
+        self.t_at, self.psi_at = self.rows.nothing(), np.zeros(self.n_free)
+        self.slopes: Vectors | None = None
         self.modes_now: Modes | None = None
         self.psi_now: Array | None = None
 
@@ -151,7 +152,7 @@ class IterativeLaplace:
 
     def locate(self, psi: Array) -> Modes:
         """The modes at psi, from those predicted to first order, the last ones or zero."""
-        if self.modes_now is None or not np.array_equal(psi, self.psi_now):
+        if self.modes_now is None or self.psi_now is None or not np.array_equal(psi, self.psi_now):
             self.modes_now, starts = None, [self.t_at, self.rows.nothing()]
             if self.slopes is not None:
                 starts.insert(0, self.t_at + self.slopes.combined(psi - self.psi_at))
@@ -294,6 +295,23 @@ class IterativeLaplace:
     def conditional(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """The same of each term in the user's coordinates, and Monte Carlo errors of its roots."""
         return conditional_covariances(self.here().system, self.design, 1.0, self.control.seed)
+
+    def forms(self, codes: list[NDArray[np.int64]], z: list[Array]) -> Array:
+        """Z'Hz (n,) of combinations of conditioned effects, H = Lambda M^-1 Lambda', there: a solve for each.
+
+        Parameters
+        ----------
+        codes : list of (n,) int64
+            Level of each grouping factor; -1 for none.
+        z : list of (n, l)
+        """
+        return random_forms(self.here().system, codes, z)
+
+    def effective(self) -> float:
+        """Sum w_i g_i there, the modes' share of the effective number of parameters, from 64 probes."""
+        at = self.here()
+        w = np.ascontiguousarray(at.rows[1][:, None])
+        return float(self.probes.traces(at.system, 64 // WIDTH, w).rows.mean())
 
     def here(self) -> Modes:
         """The modes last taken."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.iterative.rows import Vectors, WorkingRows, covariance_times, factors_at, solve
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
-from fastlmm_core.core.glmm.iterative.rows import Vectors, WorkingRows, covariance_times, factors_at, solve
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Modes", "ModesFinder"]

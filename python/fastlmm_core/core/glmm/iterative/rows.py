@@ -1,6 +1,6 @@
 """Rows of a generalised model in the order of the leading factor's levels, with whatever weights they have by then.
 
-    design -> WorkingRows.system(theta, w) -> System        a pass over the rows each; products, solves and traces as ever
+    design -> WorkingRows.system(theta, w) -> System        a pass over the rows each; products and solves as ever
     M = Lambda'Z'WZ Lambda + I,     solve: b = Lambda M^-1 Lambda'x and what it leaves of x, x - Z'WZ b
 
 Vectors over all random effects are pairs, the leading factor's (q, l, k) and the tail's (m, k).

@@ -7,8 +7,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.criterion import Objective, objective
@@ -20,6 +19,7 @@ from fastlmm_core.core.many.candidates import Scan, scan
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.terms import Term
+from fastlmm_core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from fastlmm_core.core import glmm, iterative
@@ -67,12 +67,4 @@ _LAZY = {
 }
 """What most fits do without, by module."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("glmm", "iterative"):
-        return import_module(f"{__name__}.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
+__getattr__ = lazy_attributes(__name__, _LAZY, ("glmm", "iterative"))

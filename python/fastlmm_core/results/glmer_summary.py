@@ -35,11 +35,15 @@ def own_table(result: GlmerResult) -> str:
         if log:
             notes.append(f"Family's parameter: {name} {estimate:.4g} (std. error {error:.4g})")
             continue
+        if str(name).startswith(("zi.sd_", "zi.cor_")):  # var_corr("zero") has them
+            continue
         z = estimate / error
         cells = [str(name).removeprefix("zi."), f"{estimate:.4f}", f"{error:.4f}", f"{z:.3f}"]
         rows.append(cells if ordinal else [*cells, format_pvalue(2.0 * float(ndtr(-abs(z))))])
     header = ["", "Estimate", "Std. Error", "z value", *([] if ordinal else ["Pr(>|z|)"])]
     lines.append("Thresholds:" if ordinal else "Zero part, log odds of a zero that is not the counts':")
+    if result.core.zero_part is not None:
+        notes = ["Zero part, random effects:", str(result.var_corr("zero")), *(["", *notes] if notes else [])]
     return "\n".join([*lines, text_table(header, rows), *(["", *notes] if notes else [])])
 
 

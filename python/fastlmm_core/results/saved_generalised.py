@@ -10,6 +10,7 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Hurdle, Ordinal, TwoPart, ZeroInflated, as_family
 from fastlmm_core.fitting.fit import wrap
 from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
+from fastlmm_core.fitting.models import core_terms
 from fastlmm_core.results.glmer_result import GlmerResult
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     """
     if result.monte_carlo is not None:
         raise ModelError("a generalised fit by the iterative engine cannot be saved to a file of its own: pickle it")
-    options, core, family = result.options, result.core, result.core.family
+    options, core = result.options, result.core
     given = {k: v for k, v in options.given.items() if k != "link"}
     return {
         "design": result.design,
-        "family": _contents_of_family(family),
+        "family": _contents_of_family(options.family),
         "zero": options.zero,
         "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message, core._place],
         "remarks": result.remarks,
@@ -53,7 +54,8 @@ def _contents_of_family(family: Family) -> dict[str, Any]:
         return {"name": family.name, "link": family.link.name, "levels": list(family.levels)}
     if type(family) in PARTS.values():
         assert isinstance(family, TwoPart)
-        part = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        part: dict[str, Any] = {"prefix": f"{type(family).name}_", "zero": family.zero, "columns": list(family.columns)}
+        part |= {"offset": family.offset, "effects": [[group, list(names)] for group, names in family.effects]}
         return {**_contents_of_family(family.base), "part": part}
     if family.code < 0 or type(family) is not type(as_family(family.name)):
         raise ModelError(f"a fit of the family {family.name}, which is not one of this package's, cannot be saved")
@@ -67,7 +69,8 @@ def family_of(saved: dict[str, Any]) -> Family:
     if "part" in saved:
         part = saved["part"]
         base = family_of({k: v for k, v in saved.items() if k != "part"})
-        return PARTS[part["prefix"]](base, part["zero"], part["columns"])
+        known = {"offset": part["offset"], "effects": [(group, names) for group, names in part["effects"]]}
+        return PARTS[part["prefix"]](base, part["zero"], part["columns"], **known)
     family = as_family(saved["name"], saved["link"])
     if saved["given"] is not None:
         object.__setattr__(family, "fixed_rho", saved["given"])
@@ -80,7 +83,8 @@ def restored(design: Design, contents: dict[str, Any]) -> GlmerResult:
         family_of(contents["family"]),
         **contents["options"],
         freq_weights=contents["freq_weights"],
-        zero=contents.get("zero"),
+        zero=contents["zero"],
+        zero_terms=() if contents["zero"] is None else tuple(core_terms(contents["zero"])),
         control=contents["control"],
         given=contents["given"],
     )

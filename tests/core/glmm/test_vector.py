@@ -33,7 +33,7 @@ def problem(name, widths=(2, 1), n=80, seed=0):
     terms, theta, eta = [], [], X @ beta
     for k, l in enumerate(widths):
         q = 6 - k
-        z = np.column_stack([np.ones(n), rng.normal(size=n)]) if l > 1 else None
+        z = np.column_stack([np.ones(n), rng.normal(size=(n, l - 1))]) if l > 1 else None
         term = Term(rng.permutation(np.arange(n) % q), z)
         factor = 0.5 * np.eye(l)
         factor[np.tril_indices(l, -1)] = 0.15
@@ -63,6 +63,30 @@ def test_deviance_and_gradient(name, widths, engine):
     expected = dense.differences(deviance, x, 1e-3)
     assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
     assert_allclose(hessian, hessian.T, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("l", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_quadrature(name, l):
+    family, y, X, terms, x, given = problem(name, (l,))
+    deviance = Model(X, terms, family, n_agq=5 if l == 1 else 3, **given).objective(y)
+    value, gradient, _ = deviance.derivatives(x)
+    assert_allclose(value, oracle_of(family, y, X, terms, given).quadrature(x, 5 if l == 1 else 3), rtol=1e-11)
+    expected = dense.differences(deviance, x, 1e-3)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+
+
+def test_quadrature_of_three_effects_and_its_limits():
+    family, y, X, terms, x, given = problem("ordinal logit", (3,))
+    deviance = Model(X, terms, family, n_agq=3, **given).objective(y)
+    value, gradient, _ = deviance.derivatives(x)
+    expected = dense.differences(deviance, x, 1e-3)
+    assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
+    one = Model(X, terms, family, n_agq=1, **given).objective(y)(x)
+    assert 0 < abs(value - one) < 5
+    family, y, X, terms, x, given = problem("ordinal logit", (1, 1))
+    with pytest.raises(ModelError, match="needs one grouping factor"):
+        Model(X, terms, family, n_agq=3, **given)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,7 +171,7 @@ def test_order_of_rows_and_threads_do_not_matter():
     order = np.random.default_rng(0).permutation(300)
     moved = [Term(t.codes[order], None if t.z is None else t.z[order]) for t in terms]
     turned = {k: v[order] for k, v in given.items()}
-    again = Model(X[order], moved, family.at(family.zero[order]), **turned).fit(y[order])
+    again = Model(X[order], moved, family.at(family.zero[order], None), **turned).fit(y[order])
     assert_allclose(again.criterion, first.criterion, rtol=1e-10)
 
 
@@ -211,7 +235,5 @@ def test_many_responses():
 
 def test_refusals():
     family, _, X, terms, _, _ = problem("zi poisson", (1,))
-    with pytest.raises(ModelError, match="n_agq=5 is for the families with compiled rows"):
-        Model(X, terms, family, n_agq=5)
     with pytest.raises(ModelError, match="observed weights only"):
         Model(X, terms, family, control=Control(weights="expected"))

@@ -15,7 +15,7 @@ from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.families import Family
+from fastlmm_core.families import Family, TwoPart
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["GlmmDesign"]
@@ -36,6 +36,7 @@ class GlmmDesign:
     terms : sequence of Term
     family : Family
     weights, trials, freq_weights, offset : (n,), optional
+    zero_terms : sequence of Term
         As in `core.glmm.Model`.
 
     Raises
@@ -54,9 +55,11 @@ class GlmmDesign:
         trials: ArrayLike | None = None,
         freq_weights: ArrayLike | None = None,
         offset: ArrayLike | None = None,
+        zero_terms: Sequence[Term] = (),
     ) -> None:
         self.X, w, shift = check_design(X, terms, weights, offset)
         self.terms, self.family = tuple(terms), family
+        self.zero_terms = checked_zero_terms(zero_terms, family, len(self.X))
         self.n = n = len(self.X)
         self.offset = np.zeros(n) if shift is None else shift
         if trials is not None:
@@ -220,6 +223,31 @@ class GlmmDesign:
             level_sums(codes, z, None, d, target)
             out.append(target)
         return out
+
+
+def checked_zero_terms(terms: Sequence[Term], family: Family, n: int) -> tuple[Term, ...]:
+    """Random-effects terms of a family's zero part.
+
+    Raises
+    ------
+    ModelError
+        The family has none, or not as many covariance parameters as its names say.
+    DataError
+        Another number of rows.
+    """
+    effects = family.effects if isinstance(family, TwoPart) else ()
+    if len(terms) and not isinstance(family, TwoPart):
+        raise ModelError(f"zero_terms belong to a family with a zero part, not to {family.name}")
+    widths = [term.n_columns for term in terms]
+    if widths != [len(columns) for _, columns in effects] or any(term.cov != "us" for term in terms):
+        raise ModelError(
+            f"zero_terms have {widths} columns, but effects= of {type(family).__name__} names "
+            f"{[len(columns) for _, columns in effects]}: a name for each, of terms with any covariance"
+        )
+    for term in terms:
+        if len(term.codes) != n:
+            raise DataError(f"a term of zero_terms has {len(term.codes)} rows, but there are {n} observations")
+    return tuple(terms)
 
 
 def block_diagonal(first: Array, second: Array, ones: int) -> Array:

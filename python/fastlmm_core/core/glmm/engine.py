@@ -10,6 +10,8 @@ from fastlmm_core.core.glmm.first_look import FirstLook
 from fastlmm_core.core.glmm.fitted import Engine
 from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.core.glmm.quadrature import OneFactor
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors
+from fastlmm_core.core.glmm.vector_quadrature import VectorQuadrature
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
     if design.family.vector and control.weights == "expected":
         raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
-        if design.family.code < 0:
-            raise ModelError(f"n_agq={n_agq} is for the families with compiled rows, not for {design.family.name}")
+        if design.family.code < 0 and not design.family.vector:
+            raise ModelError(f"n_agq={n_agq} is for the families of this package, not for {design.family.name}")
         if len(design.groups) > 1:
             raise ModelError(
                 f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"
@@ -41,6 +43,14 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
                 f"n_agq={n_agq} needs at most 3 effects a level, but the model has {design.groups[0].n_columns}: "
                 "use n_agq=1"
             )
+    if design.zero_terms:
+        if n_agq != 1:
+            raise ModelError("a zero part with random effects is fitted by Laplace's approximation: use n_agq=1")
+        if control.engine == "iterative":
+            raise ModelError("the iterative engine takes no zero part with random effects: use another engine")
+        return TwoPredictors(design, control)
+    if n_agq > 1 and design.family.vector:
+        return VectorQuadrature(design, n_agq, control)
     if one and n_agq >= 1:
         return OneFactor(design, n_agq, control)
     if len(design.groups) > 1 and control.engine == "iterative":

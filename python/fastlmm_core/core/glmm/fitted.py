@@ -16,6 +16,7 @@ from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.glmm.design import GlmmDesign
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors, ZeroPart
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
@@ -214,7 +215,9 @@ class GlmmFit:
         family = self.family
         if not family.n_extra:
             return dict.fromkeys(family.names, float("nan"))
-        errors = np.abs(family.natural_slopes(self.rho)) * np.sqrt(self.cov.diagonal()[-family.n_extra :])
+        jacobian, own = family.natural_jacobian(self.rho), slice(len(self.cov) - family.n_extra, None)
+        errors = np.sqrt(np.einsum("ij,jk,ik->i", jacobian, np.nan_to_num(self.cov[own, own]), jacobian))
+        errors[np.isnan(self.cov.diagonal()[own])] = np.nan
         return dict(zip(family.names, errors.tolist(), strict=True))
 
     @property
@@ -280,6 +283,12 @@ class GlmmFit:
         tuple of (q, l, l)
         """
         return self._cond_var
+
+    @cached_property
+    def zero_part(self) -> ZeroPart | None:
+        """The log odds of a family's zero part, where they have random effects."""
+        with self.engine() as engine:
+            return engine.zero_part(self.psi) if isinstance(engine, TwoPredictors) else None
 
     @property
     def cov_beta(self) -> Array:

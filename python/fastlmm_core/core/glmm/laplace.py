@@ -31,6 +31,7 @@ from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.layout import plan
+from fastlmm_core.core.theta import group_factors
 from fastlmm_core.core.workspaces import Turn
 from fastlmm_core.errors import NumericalError
 
@@ -139,10 +140,7 @@ class Laplace:
 
     def factors(self, theta: Array) -> list[Array]:
         """Conditioned L (l, l) of each group."""
-        out = [np.zeros((g.n_columns, g.n_columns)) for g in self.design.groups]
-        for (g, r, c), value in zip(self.design.theta_map.index.tolist(), theta.tolist(), strict=True):
-            out[g][r, c] = value
-        return out
+        return group_factors(self.design.theta_map.index, theta, [g.n_columns for g in self.design.groups])
 
     def by_group(self, x: Effects, k: int = 0) -> list[Array]:
         """The k-th vector as (q, l) of each group."""
@@ -357,7 +355,7 @@ class Laplace:
         self.evaluator.invert(theta)
         g = leverages(self.evaluator, theta, self.rows)
         traces = self.evaluator.traces(theta)
-        c = g * (out[4] if self.expected else out[3])
+        c = self.weight_slopes(g)
         if self.expected:
             self.rows.refill(w)
             self.n_factors += 1
@@ -417,6 +415,10 @@ class Laplace:
         self.t_at, self.slopes, self.psi_at = t, slopes, self.psi_now
         self.theta_at, self.in_hand = theta, True
         return self.reduced(gradient, hessian)
+
+    def weight_slopes(self, g: Array) -> Array:
+        """C (n,), the slope of log|M| in each row's linear predictor, from the leverages."""
+        return np.asarray(g * (self.out[4] if self.expected else self.out[3]))
 
     def fixed_adjoint(self, xx: Array, right: Array) -> Array:
         """The adjoint's part along X (rank,): none, as gamma is a parameter here and not found with the modes."""

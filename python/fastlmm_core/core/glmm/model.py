@@ -16,6 +16,7 @@ from fastlmm_core.core.glmm.engine import make_engine
 from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
@@ -136,6 +137,8 @@ class Model:
         approximation. More need one grouping factor and at most three columns. 0 is a fast first look, whose beta is
         found with the modes at each theta, as if the approximation's log-determinant did not depend on it.
     control : Control, optional
+    zero_terms : sequence of Term
+        Random effects of the log odds of a family's zero part, which names their covariance parameters (``effects=``).
 
     Raises
     ------
@@ -171,6 +174,7 @@ class Model:
         offset: ArrayLike | None = None,
         n_agq: int = 1,
         control: Control | None = None,
+        zero_terms: Sequence[Term] = (),
     ) -> None:
         self.control = checked_control(control)
         self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
@@ -186,6 +190,7 @@ class Model:
                 trials=trials,
                 freq_weights=freq_weights,
                 offset=offset,
+                zero_terms=zero_terms,
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             self.searcher: Searcher | None = None  # none for the iterative engine, which has its own
@@ -286,6 +291,9 @@ class Model:
         nt = design.n_theta
         beta = np.full(design.X.shape[1], np.nan)
         beta[design.keep] = design.to_beta @ psi[nt : nt + design.rank]
+        family, singular = self.family, design.theta_map.is_singular(psi[:nt])
+        if isinstance(self.engine, TwoPredictors):
+            family, singular = self._zero_part_at(y, psi, place), self.engine.is_singular(psi)
         return GlmmFit(
             theta=design.theta_map.to_user @ psi[:nt],
             beta=beta,
@@ -294,10 +302,10 @@ class Model:
             n=design.n,
             rank=design.rank,
             n_agq=self.n_agq,
-            is_singular=design.theta_map.is_singular(psi[:nt]),
+            is_singular=singular,
             converged=converged,
             message=message,
-            family=self.family,
+            family=family,
             control=self.control,
             psi=psi,
             _y=y,
@@ -305,6 +313,15 @@ class Model:
             _evaluations=evaluations,
             _place=place,
         )
+
+    def _zero_part_at(self, y: Array, psi: Array, place: Place | None) -> Family:
+        """The family with the log odds' random effects at their modes."""
+        assert isinstance(self.engine, TwoPredictors)
+        self.engine.set_response(y)
+        if place is not None:
+            self.engine.begin_at(place)
+        self.engine.value(psi)
+        return self.engine.family_here()
 
     def fixed_criterion(self, y: ArrayLike) -> float:
         """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""

@@ -9,6 +9,7 @@ see `second_level`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -27,7 +28,10 @@ P = TypeVar("P", bound=Levels, covariant=True)
 MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
 
-INDEFINITE = "the random effects' system is not positive definite: the rows' weights are not those of a minimum"
+INDEFINITE = (
+    "the random effects' system is not positive definite: the rows' weights are not those of a minimum, or the effects are "
+    "so large beside the residuals that no digits are left"
+)
 
 PATIENCE = 30
 """Iterations after which the solver takes a second level, whose matrix costs about as much."""
@@ -173,8 +177,7 @@ class System(Generic[P]):
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
         for c, factor in zip(self.curvature, self.tail_L, strict=True):
-            d = factor.T @ c @ factor + np.eye(len(factor))
-            root = block_roots(d)
+            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)))
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
@@ -276,15 +279,25 @@ class System(Generic[P]):
 
 
 def block_roots(d: Array) -> Array:
-    """Lower triangular factors of positive definite blocks (q, l, l)."""
-    if d.shape[1] == 1:
-        if not (d > 0.0).all():
-            raise NumericalError(INDEFINITE)
+    """Cholesky factors (q, l, l) of a tail factor's blocks on the diagonal of S.
+
+    Raises
+    ------
+    NumericalError
+        A block is not positive definite.
+    """
+    if d.shape[1] == 1 and (d > 0).all():
         return np.asarray(np.sqrt(d))
-    try:
-        return np.asarray(np.linalg.cholesky(d))
-    except np.linalg.LinAlgError as error:
-        raise NumericalError(INDEFINITE) from error
+    with suppress(np.linalg.LinAlgError):
+        root = np.asarray(np.linalg.cholesky(d), np.float64)
+        if np.isfinite(root).all():  # LAPACK may carry what is no number through
+            return root
+    lowest = np.array([np.linalg.eigvalsh(block)[0] if np.isfinite(block).all() else -np.inf for block in d])
+    level = int(lowest.argmin())
+    raise NumericalError(
+        f"the equations of level {level} of a tail factor are not positive definite (eigenvalue "
+        f"{lowest[level]:.1g}): effects this large beside the residuals leave the iterative engine no digits"
+    )
 
 
 def relative_factor(parameters: Sequence[tuple[int, int, int]], theta: Array, l: int) -> Array:

@@ -26,8 +26,8 @@ from fastlmm_core.core.residuals.within import WithinSubjects
 from fastlmm_core.core.structures.covariances import Structure
 from fastlmm_core.core.structures.equations import Equations, Solved
 from fastlmm_core.core.structures.equations_fit import EquationsFit, EquationsModel, Place
-from fastlmm_core.core.structures.pedigree import Relationship
 from fastlmm_core.core.structures.projected import Projected
+from fastlmm_core.core.structures.relationship import Known
 from fastlmm_core.core.structures.structured import check_parameters, factor_derivatives
 from fastlmm_core.core.terms import Term
 from fastlmm_core.lazy import cached_property
@@ -48,13 +48,15 @@ class CrossedModel(EquationsModel):
         As of `EquationsModel`.
     """
 
+    rotates = False
+
     def __init__(
         self,
         X: ArrayLike | None,
         residual: Residual,
         terms: Sequence[Term],
         structures: Sequence[Structure],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         sparse: Sequence[Term] = (),
         *,
         weights: ArrayLike | None = None,

@@ -1,10 +1,9 @@
 """The covariance parameters of a fit as the literature prints them, with two derivatives in the working ones.
 
 The working parameters are (phi, log sigma^2): those of the criterion and the scale that was profiled out. The printed
-ones are
-variances, correlations (or ranges, or covariances), slopes of the log standard deviation, and covariances of the random
-effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second derivatives in
-*these*.
+ones are variances, correlations (or ranges, or covariances), slopes of the log standard deviation, and covariances of
+the random effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second
+derivatives in *these*.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
     b_k ~ N(0, sigma^2 A_k x Sigma_k),   Sigma_k = L_k L_k',   Lambda = blockdiag(I x L_k),   C = [Z X y]'W[Z X y]
     M = Lambda'C_ZZ Lambda + blockdiag(A_k^-1 x I)         A_k^-1 = 0, L_k = 1 for sparse fixed effects           (1)
+                                                           Q_k and constraints for intrinsic precisions (`constrained`)
     D = C_XX - C_XZ Lambda M^-1 Lambda'C_ZX                r^2: what is left of y in D
     f = sum_k l_k log|A_k| + log|M| + [REML] log|D_XX| + nu (1 + log(2 pi r^2 / nu))
     df/dL_k = 2 sum over the term's levels a of { sum_b C_ab L_b T_ba + C_aX T_Xa - (nu / r^2) (Z'We)_a u_a' }     (2)
@@ -16,22 +17,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fastlmm_core.core.structures.pedigree import Relationship
+from fastlmm_core.core.structures.constrained import ConstrainedFactor
+from fastlmm_core.core.structures.relationship import Known, KnownCovariance
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import FastLMMWarning, NumericalError, warn
 from fastlmm_core.lazy import cached_property
 
-if TYPE_CHECKING:
-    from fastlmm_core.core.residuals.folded import Folded
-
-__all__ = ["Blocks", "Equations", "Solved", "level_columns"]
+__all__ = ["Blocks", "Equations", "Solved", "covariates", "level_columns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -110,7 +108,7 @@ class Equations:
     ----------
     terms : sequence of Term
         Columns as conditioned; the sparse fixed effects come last.
-    relationships : sequence of Relationship or None
+    relationships : sequence of Relationship, KnownCovariance or None
         One a random term.
     n_fixed : int
         How many of the terms are sparse fixed effects.
@@ -120,9 +118,6 @@ class Equations:
         Conditioned X and y, weights included.
     reml : bool
     threads : int
-    fold : Folded, optional
-        Residuals that are correlated within units: C = E'R^-1 E is then made by `core.residuals.equations`, on the
-        pattern of the levels that meet in a unit.
     n_bytes : int, optional
         What a factor may take; MemoryLimitError beyond.
     """
@@ -130,17 +125,17 @@ class Equations:
     def __init__(
         self,
         terms: Sequence[Term],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         n_fixed: int,
         root: Array | None,
         Q: Array,
         e: Array,
         reml: bool,
         threads: int = 1,
-        fold: Folded | None = None,
         n_bytes: int | None = None,
     ) -> None:
-        self.terms, self.relationships, self.reml = tuple(terms), tuple(relationships), reml
+        self.terms, self.reml = tuple(terms), reml
+        self.relationships = tuple(r.inverse if isinstance(r, KnownCovariance) else r for r in relationships)
         self.n, self.p = Q.shape
         self.n_random = len(terms) - n_fixed
         self.widths = [t.n_columns for t in terms]
@@ -150,31 +145,32 @@ class Equations:
         self.m = int(ends[-1])
         n_absorbed = sum(self.levels[self.n_random :])
         self.nu = float(self.n - self.p - n_absorbed if reml else self.n)
-        matrices = [level_columns(t, root) for t in terms]
-        self.Z = sp.csr_array(sp.hstack(matrices, format="csr")) if matrices else sp.csr_array((self.n, 0))
-        if fold is None:
-            E = np.column_stack([Q, e])
-            self.ZE = np.asarray(self.Z.T @ E)
-            self.EE = E.T @ E
-            self.C = sp.csr_array(self.Z.T @ self.Z)
-        else:
-            matrices = [fold.meetings(t) for t in terms]
+        matrices = self._products(root, np.column_stack([Q, e]))
         self.blocks = [self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)]
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
-        self.factor = SparseFactor(self.m, rows, columns, threads, n_bytes)
+        self.factor = self._constrained(SparseFactor(self.m, rows, columns, threads, n_bytes))
         if self.factor.work > WIDE:
             warn(
                 f"each evaluation of the criterion takes some {6 * self.factor.work:.1g} multiplications: levels of "
                 "different factors meet too widely to be eliminated cheaply",
                 FastLMMWarning,
             )
-        self.random_factor: SparseFactor | None = None
+        self.random_factor: SparseFactor | ConstrainedFactor | None = None
         if n_fixed and not reml:
             inside = rows < ends[self.n_random]
             self.random_entries = inside
-            self.random_factor = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads, n_bytes)
+            inner = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads, n_bytes)
+            self.random_factor = self._constrained(inner)
         self.log_a = sum(r.logdet * l for r, l in zip(self.relationships, self.widths, strict=False) if r is not None)
+
+    def _products(self, root: Array | None, E: Array) -> Sequence[sp.csr_array]:
+        """Make Z, Z'E, E'E and C = Z'Z of rows E (n, p + 1); matrices, one a term, whose levels meet where Z's do."""
+        matrices = [level_columns(t, root) for t in self.terms]
+        self.Z = sp.csr_array(sp.hstack(matrices, format="csr")) if matrices else sp.csr_array((self.n, 0))
+        self.ZE, self.EE = np.asarray(self.Z.T @ E), E.T @ E
+        self.C = sp.csr_array(self.Z.T @ self.Z)
+        return matrices
 
     def _pair(self, k: int, other: int, matrices: Sequence[sp.csr_array]) -> Blocks:
         """Blocks of two terms, with those of the precision's pattern."""
@@ -191,7 +187,7 @@ class Equations:
             elif (relationship := self.relationships[k]) is None:
                 precision = sp.eye_array(q, format="coo")
             else:
-                precision = sp.tril(relationship.precision).tocoo()
+                precision = sp.tril(relationship.pinned).tocoo()
             mine = a * q + b
             theirs = precision.row.astype(np.int64) * q + precision.col
             diagonal = np.arange(q, dtype=np.int64) * (q + 1)
@@ -207,6 +203,19 @@ class Equations:
         if k == other:
             keep[a == b] = inside
         return Blocks(k, other, a, b, C, P, np.argwhere(keep.reshape(len(a), l * w)).astype(np.int64))
+
+    def _constrained(self, factor: SparseFactor) -> SparseFactor | ConstrainedFactor:
+        """The factor under the constraints of intrinsic precisions, if there are any."""
+        pins, N = [], []
+        for k, relationship in enumerate(self.relationships):
+            if relationship is None or relationship.components is None:
+                continue
+            l, at = self.widths[k], self.slices[k].start
+            pins.append((at + relationship.pins[:, None] * l + np.arange(l)).ravel())
+            own = np.zeros((factor.m, len(pins[-1])))
+            own[self.slices[k]] = np.kron(relationship.constraints, np.eye(l))
+            N.append(own)
+        return ConstrainedFactor(factor, np.concatenate(pins), np.column_stack(N)) if pins else factor
 
     def _places(self) -> tuple[Index, Index]:
         """Rows and columns of M's lower triangle, block list by block list."""
@@ -286,6 +295,33 @@ class Equations:
             out.append(T)
         return out
 
+    def inverse_blocks(self, factors: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Of each term, blocks (q, l, l) of the inverse equations' diagonal: beta known, and estimated with it."""
+        at = self.solve(factors)
+        selected = self.factor.inverse()
+        D = np.linalg.inv(at.D)
+        known: list[Array] = []
+        joint: list[Array] = []
+        place = 0
+        for block in self.blocks:
+            values = selected[place : place + len(block.entries)]
+            place += len(block.entries)
+            if block.k == block.other:
+                known.append(self._block_inverse(block, values)[block.a == block.b])
+                rows = self._rows(at.U, block.k)
+                joint.append(known[-1] + rows @ D @ rows.transpose(0, 2, 1))
+        return known, joint
+
+    def images_of_rows(self, k: int, directions: Array, columns: Array) -> list[Array]:
+        """Z_k (A_k x E) Z_k' times columns (n, c) for each direction E (r, l, l)."""
+        q, l, Z = self.levels[k], self.widths[k], self.Z[:, self.slices[k]]
+        inner = Z.T @ columns
+        relationship = self.relationships[k]
+        if relationship is not None:
+            inner = relationship.times(inner.reshape(q, -1))
+        inner = inner.reshape(q, l, -1)
+        return [np.asarray(Z @ (E @ inner).reshape(q * l, -1)) for E in directions]
+
     def every_factor(self, at: Solved) -> list[Array]:
         """L (l, l) of each term, one for sparse fixed effects."""
         return [*at.factors, *(np.eye(1) for _ in range(len(self.terms) - self.n_random))]
@@ -355,11 +391,15 @@ class Equations:
         return np.asarray(self.nu * (inner / at.r2 - np.outer(along, along) / at.r2**2))
 
 
+def covariates(term: Term, root: Array | None) -> Array:
+    """Columns (n, l) of a term, ones for an intercept, weights' roots in the rows."""
+    z = np.ones((len(term.codes), 1)) if term.z is None else term.z
+    return z if root is None else z * root[:, None]
+
+
 def level_columns(term: Term, root: Array | None) -> sp.csr_array:
     """Z of a term (n, q l), levels slowest, weights' roots in the rows."""
-    n, l = len(term.codes), term.n_columns
-    z = np.ones((n, 1)) if term.z is None else term.z
-    z = z if root is None else z * root[:, None]
+    n, l, z = len(term.codes), term.n_columns, covariates(term, root)
     columns = term.codes.astype(np.int64)[:, None] * l + np.arange(l)
     return sp.csr_array(
         (z.ravel(), columns.ravel(), np.arange(0, n * l + 1, l)), shape=(n, int(term.n_levels or 0) * l)

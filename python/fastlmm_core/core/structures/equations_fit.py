@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.descent import Search, minimise
+from fastlmm_core.core.descent import Report, Search
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.structures.covariances import Covariance, Structure
-from fastlmm_core.core.structures.equations import Equations, Solved
+from fastlmm_core.core.structures.equations import Equations, Solved, level_columns
 from fastlmm_core.core.structures.fixed_space import FixedSpace
-from fastlmm_core.core.structures.pedigree import Relationship
 from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
-from fastlmm_core.core.structures.structured import Report, TermStructures, factor_derivatives
+from fastlmm_core.core.structures.relationship import Known, KnownCovariance
+from fastlmm_core.core.structures.rotated import RotatedEquations, Rotation
+from fastlmm_core.core.structures.structured import TermStructures, factor_derivatives
 from fastlmm_core.core.structures.unseen import unseen_by_equations
-from fastlmm_core.core.structures.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.lazy import cached_property
@@ -56,19 +57,22 @@ class EquationsModel(ProjectedModel, TermStructures):
     terms : sequence of Term
         Random effects; codes are places in the relationship's levels where a term has one.
     structures : sequence of Structure
-    relationships : sequence of Relationship or None
+    relationships : sequence of Relationship, KnownCovariance or None
     sparse : sequence of Term
         Fixed effects with a coefficient a level; a row whose z is zero belongs to a reference level.
     weights, offset, reml, control
         As in `Model`.
     """
 
+    rotates: ClassVar[bool] = True
+    """Whether one dense covariance of an intercept may be rotated away: residuals are independent."""
+
     def __init__(
         self,
         X: ArrayLike | None,
         terms: Sequence[Term],
         structures: Sequence[Structure],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         sparse: Sequence[Term] = (),
         *,
         weights: ArrayLike | None = None,
@@ -118,8 +122,24 @@ class EquationsModel(ProjectedModel, TermStructures):
             out.append(Term(term.codes, None if term.z is None else term.z @ T, n_levels=term.n_levels))
         return [*out, *self.sparse]
 
+    @cached_property
+    def rotation(self) -> Rotation | None:
+        """Of a model of one random intercept or slope, related by a dense covariance, and nothing beside it."""
+        if not self.rotates or len(self.terms) != 1 or self.sparse or self.terms[0].n_columns != 1:
+            return None
+        known = self.relationships[0]
+        if not isinstance(known, KnownCovariance):
+            return None
+        return Rotation.of(level_columns(self._conditioned()[0], self.root), known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "rotation"}
+
     def equations(self, rest: Array) -> Equations:
         """The equations of what X leaves of a response (n,)."""
+        if self.rotation is not None:
+            term = self._conditioned()[0]
+            return RotatedEquations(self.rotation, term, self.root, self.Q, rest, self.reml)
         return Equations(
             self._conditioned(),
             self.relationships,
@@ -139,21 +159,8 @@ class EquationsModel(ProjectedModel, TermStructures):
             equations = self.equations(projected.rest)
             constant = self.constant(equations.nu, projected.norm)
             first = self.start(projected) if start is None else self.to_working(np.asarray(start, np.float64))
-            limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
-            found = minimise(lambda phi: self.at(equations, phi, constant), first, exact=False, **limits)
-            if start is None:
-                terms = list(zip(self.covariances, self.slices, strict=True))
-                found = without_residuals(
-                    lambda phi: self.at(equations, phi, constant),
-                    found,
-                    terms,
-                    most=MOST_OF_PRODUCTS,
-                    exact=False,
-                    **limits,
-                )
-            if on_evaluation is not None:
-                for k, (x, value, size, radius) in enumerate(found.log, 1):
-                    on_evaluation(k, self.to_user(x), value, size, radius)
+            found = self.search(lambda phi: self.at(equations, phi, constant), first, limit=start is None)
+            found.report(on_evaluation, self.to_user)
             return self._estimates(equations, found, projected, constant)
 
     def start(self, projected: Projected) -> Array:
@@ -178,6 +185,17 @@ class EquationsModel(ProjectedModel, TermStructures):
         if "unseen" not in self._found:
             self._found["unseen"] = unseen_by_equations(self, equations)
         return self._found["unseen"]
+
+    def effects_of(self, u: Array) -> list[Array]:
+        """Solutions u (m,) as u (q, l) of each term, the sparse ones last: b = u L'."""
+        if self.rotation is not None:
+            return [self.rotation.to_levels(u[:, None])]
+        out, at = [], 0
+        for term in (*self.terms, *self.sparse):
+            q, l = int(term.n_levels or 0), term.n_columns
+            out.append(u[at : at + q * l].reshape(q, l))
+            at += q * l
+        return out
 
     def factors(self, phi: Array) -> list[Array]:
         """L (l, l) of each term in working coordinates."""
@@ -301,48 +319,22 @@ class EquationsFit(ProjectedFit):
         ratio = self.model.sigma_ratio(self.working)
         return tuple(ratio * L for L in self.relative)
 
-    def _terms(self) -> list[tuple[int, int, slice]]:
-        """Levels, columns and place among the solutions of each term, the sparse ones last."""
-        out, at = [], 0
-        for term in (*self.model.terms, *self.model.sparse):
-            q, l = int(term.n_levels or 0), term.n_columns
-            out.append((q, l, slice(at, at + q * l)))
-            at += q * l
-        return out
-
     @cached_property
     def b(self) -> tuple[Array, ...]:
         """Conditional modes of each random-effects term, tuple of (q, l)."""
-        return tuple(
-            self.norm * self.solved.u[where].reshape(q, l) @ L.T
-            for (q, l, where), L in zip(self._terms(), self.relative, strict=False)
-        )
+        effects = self.model.effects_of(self.solved.u)
+        return tuple(self.norm * u @ L.T for u, L in zip(effects, self.relative, strict=False))
 
     @cached_property
     def absorbed(self) -> tuple[Array, ...]:
         """Coefficients of the levels of each sparse fixed factor, tuple of (q,)."""
-        places = self._terms()[len(self.model.terms) :]
-        return tuple(self.norm * self.solved.u[where] for _, _, where in places)
+        effects = self.model.effects_of(self.solved.u)[len(self.model.terms) :]
+        return tuple(self.norm * u[:, 0] for u in effects)
 
     @cached_property
     def inverse_blocks(self) -> tuple[list[Array], list[Array]]:
         """For each term, blocks (q, l, l) of the inverse equations' diagonal: beta known, and estimated with it."""
-        equations = self.equations()
-        solved = equations.solve(self.solved.factors)
-        selected = equations.factor.inverse()
-        known: list[Array] = []
-        at = 0
-        for block in equations.blocks:
-            values = selected[at : at + len(block.entries)]
-            at += len(block.entries)
-            if block.k == block.other:
-                known.append(equations._block_inverse(block, values)[block.a == block.b])
-        D = np.linalg.inv(solved.D)
-        joint = []
-        for k, T in enumerate(known):
-            rows = equations._rows(solved.U, k)
-            joint.append(T + rows @ D @ rows.transpose(0, 2, 1))
-        return known, joint
+        return self.equations().inverse_blocks(self.solved.factors)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance Var(b | y) of each level of each term, tuple of (q, l, l)."""

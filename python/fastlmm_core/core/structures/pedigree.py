@@ -1,14 +1,13 @@
-"""Relationships between levels: pedigrees, and known precision or covariance matrices.
+"""Relationships of pedigrees.
 
-For a pedigree A = T diag(d) T' with T^-1 = I - (sires + dams) / 2, so that A^-1 = T^-T diag(1/d) T^-1 has the pattern
-of parents and offspring (Henderson 1976; with inbreeding Quaas 1976), log|A| = sum log d. The Mendelian variances d
-need the inbreeding coefficients F of the parents (Meuwissen and Luo 1992).
+A = T diag(d) T' with T^-1 = I - (sires + dams) / 2, so that A^-1 = T^-T diag(1/d) T^-1 has the pattern of parents and
+offspring (Henderson 1976; with inbreeding Quaas 1976), log|A| = sum log d. The Mendelian variances d need the
+inbreeding coefficients F of the parents (Meuwissen and Luo 1992).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,76 +15,12 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.pedigree import mendelian_variances
-from fastlmm_core.core.structures.sparse_factor import SparseFactor
-from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.lazy import cached_property
+from fastlmm_core.core.structures.relationship import Relationship
+from fastlmm_core.errors import DataError
 
-__all__ = ["Relationship", "from_covariance", "from_parents", "from_precision"]
+__all__ = ["from_parents"]
 
-Array = NDArray[np.float64]
 Index = NDArray[np.int64]
-
-SYMMETRY = 1e-8
-"""Asymmetry of a matrix, relative to its largest entry, that is taken for rounding."""
-
-
-@dataclass(frozen=True, eq=False)
-class Relationship:
-    """Covariance A between the levels of a grouping factor, by its inverse.
-
-    Attributes
-    ----------
-    levels : (q,) object
-        Names of the levels, in the order of the matrices.
-    precision : (q, q) sparse
-        A^-1.
-    logdet : float
-        log|A|.
-    inbreeding : (q,) or None
-        F, for a pedigree: the diagonal of A is 1 + F.
-    labelled : bool
-        Whether the levels were named; else they are a grouping factor's own, in their order.
-    """
-
-    levels: NDArray[np.object_]
-    precision: sp.csc_array
-    logdet: float
-    inbreeding: Array | None = None
-    labelled: bool = True
-
-    @property
-    def names(self) -> NDArray[np.object_] | None:
-        """The levels, where they were named."""
-        return self.levels if self.labelled else None
-
-    def __len__(self) -> int:
-        return len(self.levels)
-
-    def __repr__(self) -> str:
-        return f"<Relationship of {len(self):,} levels, {self.precision.nnz:,} entries of the inverse>"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "factor"}
-
-    @cached_property
-    def factor(self) -> SparseFactor:
-        """The precision's Cholesky factor."""
-        found = SparseFactor(self.precision)
-        found.refactor(self.precision)
-        return found
-
-    def times(self, columns: Array) -> Array:
-        """A times columns (q, c)."""
-        return self.factor.solve(columns)
-
-    @cached_property
-    def variances(self) -> Array:
-        """(q,) diagonal of A."""
-        if self.inbreeding is not None:
-            return 1.0 + self.inbreeding
-        factor = SparseFactor(self.precision)
-        factor.refactor(self.precision)
-        return factor.inverse_diagonal()
 
 
 def from_parents(names: Sequence[Any], sire: Index, dam: Index) -> Relationship:
@@ -150,68 +85,3 @@ def _loop(names: Sequence[Any], sire: Index, dam: Index, waiting: NDArray[np.boo
         path.append(at)
         at = int(sire[at]) if sire[at] >= 0 and waiting[sire[at]] else int(dam[at])
     return [names[i] for i in [*path[seen[at] :], at]]
-
-
-def from_precision(levels: Sequence[Any] | None, matrix: Any, name: str = "precision") -> Relationship:
-    """A known precision matrix, dense or sparse, positive definite; its levels' names, if they have any.
-
-    Raises
-    ------
-    DataError
-        Not square, not symmetric, not finite.
-    ModelError
-        Not positive definite.
-    """
-    sparse = sp.csc_array(matrix, dtype=np.float64)
-    sparse.sum_duplicates()
-    labels = _checked(levels, sparse, name)
-    factor = SparseFactor(sparse + sp.diags_array(np.zeros(sparse.shape[0])))
-    try:
-        logdet = factor.refactor(sparse)
-    except ArithmeticError:
-        raise ModelError(f"{name} is not positive definite") from None
-    return Relationship(labels, sparse, -logdet, labelled=levels is not None)
-
-
-def from_covariance(levels: Sequence[Any] | None, matrix: Any, name: str = "relmat") -> Relationship:
-    """A known covariance matrix, such as a genomic relationship; inverted once.
-
-    Raises
-    ------
-    DataError
-        Not square, not symmetric, not finite.
-    ModelError
-        Not positive definite.
-    """
-    if sp.issparse(matrix):
-        matrix = matrix.toarray()
-    A = np.asarray(matrix, np.float64)
-    labels = _checked(levels, A, name)
-    values, vectors = np.linalg.eigh(0.5 * (A + A.T))
-    if values[0] <= 1e-10 * values[-1]:
-        raise ModelError(
-            f"{name} is not positive definite (smallest eigenvalue {values[0]:.2g}): bend it, e.g. 0.99 G + 0.01 I"
-        )
-    inverse = (vectors / values) @ vectors.T
-    precision = sp.csc_array(0.5 * (inverse + inverse.T))
-    return Relationship(labels, precision, float(np.log(values).sum()), labelled=levels is not None)
-
-
-def _checked(levels: Sequence[Any] | None, matrix: Any, name: str) -> NDArray[np.object_]:
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise DataError(f"{name} has to be a square matrix, not one of shape {matrix.shape}")
-    if levels is None:
-        levels = range(matrix.shape[0])
-    if matrix.shape[0] != len(levels):
-        raise DataError(f"{name} has {matrix.shape[0]} rows for {len(levels)} levels")
-    data = matrix.data if sp.issparse(matrix) else matrix
-    if not np.isfinite(data).all():
-        raise DataError(f"{name} has {int((~np.isfinite(data)).sum())} values that are not finite")
-    largest = float(np.abs(data).max(initial=0.0))
-    if float(abs(matrix - matrix.T).max()) > SYMMETRY * largest:
-        raise DataError(f"{name} is not symmetric")
-    labels = np.empty(len(levels), object)
-    labels[:] = list(levels)
-    if len({str(v) for v in labels}) < len(labels):
-        raise DataError(f"{name} has a level twice")
-    return labels

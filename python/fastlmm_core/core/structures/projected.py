@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, Self
 
@@ -147,7 +148,7 @@ class ProjectedModel:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ProjectedFit(CoreFit):
+class ProjectedFit(CoreFit, ABC):
     """Base of the fits of such models: a `CoreFit` without cross-products.
 
     Attributes
@@ -190,10 +191,10 @@ class ProjectedFit(CoreFit):
         space = self.model.null_space
         return np.ones(len(np.atleast_2d(rows)), bool) if space is None else space.estimable(rows)
 
-    @cached_property
+    @property
+    @abstractmethod
     def half(self) -> Array:
         """H (rank, rank) with Cov(beta) = H H' for the columns kept."""
-        raise NotImplementedError
 
     @cached_property
     def cov_held(self) -> Array:

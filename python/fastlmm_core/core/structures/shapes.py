@@ -1,22 +1,20 @@
 """Shapes of residual covariance within a subject, up to standard deviations: values and two derivatives, on pairs.
 
 A shape answers for any pairs of positions (visits or coordinates) at once. What a pair is to it is its *key*: the lag
-for
-an autoregression, the distance for a spatial process, row and column of a table for an unstructured matrix. Derivatives
-are in unconstrained parameters: R has to stay positive definite, and a singular R is never the optimum, so
+for an autoregression, the distance for a spatial process, row and column of a table for an unstructured matrix.
+Derivatives are in unconstrained parameters: R has to stay positive definite, and a singular R is never the optimum, so
 
     rho = eta / sqrt(1 + eta^2);    compound symmetry by a logistic onto (-1/(T - 1), 1);    log range              (1)
-    Toeplitz: partial autocorrelations, each by (1), to autocorrelations by Durbin's and Levinson's recursion
-     (2)
+    Toeplitz: partial autocorrelations, each by (1), to autocorrelations by Durbin's and Levinson's recursion      (2)
     ante-dependence: c_ij = rho_i rho_{i+1} ... rho_{j-1}                                        (Gabriel 1962)  (3)
-    unstructured: Cholesky factor with log diagonal
-    (4)
+    unstructured: Cholesky factor with log diagonal                                                                (4)
 
 `natural` gives the parameters that SAS prints with their two derivatives, which Kenward and Roger's adjustment needs.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -134,7 +132,7 @@ class Independent:
         return Natural((), np.zeros(0), np.zeros((0, 0)), np.zeros((0, 0, 0)))
 
 
-class _Table:
+class _Table(ABC):
     """A shape whose covariances are entries of a small table, looked up by an integer key."""
 
     n: int
@@ -146,13 +144,13 @@ class _Table:
     def nearer(self, psi: Array) -> Array:
         return 0.5 * psi  # positive definite anywhere as they are
 
+    @abstractmethod
     def table(self, psi: Array) -> tuple[Array, Array]:
         """(K,) values and (n, K) derivatives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def contraction(self, psi: Array, g: Array) -> Array:
         """(n, n) sum over the table of `g` (K,) times the second derivatives."""
-        raise NotImplementedError
 
     def values(self, psi: Array, keys: Keys) -> tuple[Array, Array]:
         value, first = self.table(psi)

@@ -35,24 +35,24 @@ def lower_rows(m: int, rows: Index, columns: Index) -> tuple[Index, Index, Index
     return ptr, np.ascontiguousarray(columns[order]), order
 
 
-def cheapest_ordering(ptr: Index, idx: Index) -> Index:
-    """Minimum degree; where that means much work, nested dissection if it is less.
+def cheapest_ordering(ptr: Index, idx: Index) -> tuple[Index, Array]:
+    """Minimum degree; where that means much work, nested dissection if it is less. With the factor's column counts.
 
     Long pedigrees of small generations take a third of the work by nested dissection, those with few sires five times
     as much.
     """
     perm = fill_ordering(ptr, idx, "amd")
     assert perm is not None
-    work = _work(ptr, idx, perm)
-    if work < LARGE:
-        return perm
-    other = fill_ordering(ptr, idx, "metis")
-    return perm if other is None or _work(ptr, idx, other) >= work else other
+    counts = elimination_tree(ptr, idx, perm)[1].astype(np.float64)
+    if multiplications(counts) < LARGE or (other := fill_ordering(ptr, idx, "metis")) is None:
+        return perm, counts
+    of_other = elimination_tree(ptr, idx, other)[1].astype(np.float64)
+    return (other, of_other) if multiplications(of_other) < multiplications(counts) else (perm, counts)
 
 
-def _work(ptr: Index, idx: Index, perm: Index) -> float:
-    """Multiplications of a factorisation."""
-    return float(np.square(elimination_tree(ptr, idx, perm)[1].astype(np.float64)).sum())
+def multiplications(counts: Array) -> float:
+    """Of a factorisation, from its column counts (m,)."""
+    return float(np.square(counts).sum())
 
 
 class SparseFactor:
@@ -71,7 +71,7 @@ class SparseFactor:
     Attributes
     ----------
     work : float
-        Multiplications of a factorisation; 0 where the pattern is small.
+        Multiplications of a factorisation.
 
     Raises
     ------
@@ -93,18 +93,16 @@ class SparseFactor:
         self.m = int(m)
         self.given = rows, columns
         ptr, idx, _ = lower_rows(self.m, rows, columns)
-        self.perm = perm = cheapest_ordering(ptr, idx)
-        self.work = 0.0
-        if self.m > SMALL:
-            counts = elimination_tree(ptr, idx, perm)[1].astype(np.float64)
-            self.work, needed = float(np.square(counts).sum()), 16.0 * float(counts.sum())  # the inverse beside it
-            if n_bytes is not None and needed > n_bytes:
-                raise MemoryLimitError(
-                    f"the factor of {self.m:,} equations would take {needed / 2**30:.1f} GiB, but "
-                    f"{n_bytes / 2**30:.1f} GiB can be used: levels of different factors meet too widely to be "
-                    "eliminated one after another. Raise Control(memory_limit=...) if the machine has more, or fit a "
-                    "part of the levels"
-                )
+        self.perm, counts = cheapest_ordering(ptr, idx)
+        perm, self.work = self.perm, multiplications(counts)
+        needed = 16.0 * float(counts.sum())  # the inverse beside it
+        if n_bytes is not None and self.m > SMALL and needed > n_bytes:
+            raise MemoryLimitError(
+                f"the factor of {self.m:,} equations would take {needed / 2**30:.1f} GiB, but "
+                f"{n_bytes / 2**30:.1f} GiB can be used: levels of different factors meet too widely to be "
+                "eliminated one after another. Raise Control(memory_limit=...) if the machine has more, or fit a "
+                "part of the levels"
+            )
         place = np.empty(self.m, np.int64)
         place[perm] = np.arange(self.m)
         self.place = place

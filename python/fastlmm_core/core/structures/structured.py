@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,7 @@ from fastlmm_core.core.conditioning import condition_term
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import DesignProducts
-from fastlmm_core.core.descent import Search, minimise
+from fastlmm_core.core.descent import Point, Report, Search, minimise
 from fastlmm_core.core.estimates import CoreFit, estimates
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.structures.covariances import Covariance, Entries, Structure
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-Report = Callable[[int, Array, float, float, float], None]
+P = TypeVar("P", bound=Point)
 
 LIFT = 1e-10
 """Of the diagonal of a Sigma whose factor has a squared pivot below a thousand times this fraction of it."""
@@ -110,6 +111,8 @@ class TermStructures:
         One a term.
     """
 
+    control: Control
+
     def __init__(self, terms: Sequence[Term], structures: Sequence[Structure]) -> None:
         self.covariances = [s.covariance(t.n_columns) for s, t in zip(structures, terms, strict=True)]
         self.transforms = [structure_transform(t, c) for t, c in zip(terms, self.covariances, strict=True)]
@@ -142,6 +145,18 @@ class TermStructures:
     def is_singular(self, phi: Array) -> bool:
         """Whether some covariance is, at working parameters."""
         return any(c.is_singular(phi[w], SINGULAR) for c, w in zip(self.covariances, self.slices, strict=True))
+
+    def search(self, function: Callable[[Array], P], start: Array, *, limit: bool) -> Search[P]:
+        """Minimise a function of working parameters, whose Hessian is a model, from ``start`` (r,).
+
+        With ``limit`` the limit of vanishing residuals is looked at too.
+        """
+        limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
+        found = minimise(function, start, exact=False, **limits)
+        if not limit:
+            return found
+        terms = list(zip(self.covariances, self.slices, strict=True))
+        return without_residuals(function, found, terms, most=MOST_OF_PRODUCTS, exact=False, **limits)
 
 
 class StructuredModel(TermStructures):
@@ -223,17 +238,9 @@ class StructuredModel(TermStructures):
             objective = spaces.take(self.products, found)
             try:
                 first = self.start() if start is None else self.to_working(np.asarray(start, np.float64))
-                limits: Limits = {"tol": self.control.tol, "max_evaluations": self.control.max_evaluations}
-                search = minimise(lambda phi: self.at(objective, phi), first, exact=False, **limits)
-                if start is None:
-                    terms = list(zip(self.covariances, self.slices, strict=True))
-                    search = without_residuals(
-                        lambda phi: self.at(objective, phi), search, terms, most=MOST_OF_PRODUCTS, exact=False, **limits
-                    )
+                search = self.search(lambda phi: self.at(objective, phi), first, limit=start is None)
                 phi, theta = self._canonical(objective, search)
-                if on_evaluation is not None:
-                    for k, (x, value, size, radius) in enumerate(search.log, 1):
-                        on_evaluation(k, self.to_user(x), value, size, radius)
+                search.report(on_evaluation, self.to_user)
                 rows = [np.append(self.factors(x)[0], [v, s, r]) for x, v, s, r in search.log if np.isfinite(v)]
                 evaluations = np.array(rows)
                 evaluations[:, :-3] = evaluations[:, :-3] @ objective.theta_map.to_conditioned.T

@@ -183,19 +183,11 @@ class Images:
         """(r + 1, n, c) of columns (n, c)."""
         out = np.empty((self.model.n_parameters + 1, *columns.shape))
         first = self.of_residual(columns)
-        equations, at = self.equations, len(first)
+        at = len(first)
         out[:at] = first
         for k, directions in enumerate(self.directions):
-            q, l = equations.levels[k], equations.widths[k]
-            Z = equations.Z[:, equations.slices[k]]
-            inner = Z.T @ columns
-            relationship = equations.relationships[k]
-            if relationship is not None:
-                inner = relationship.times(inner.reshape(q, -1))
-            inner = inner.reshape(q, l, -1)
-            for E in directions:
-                out[at] = Z @ (E @ inner).reshape(q * l, -1)
-                at += 1
+            out[at : at + len(directions)] = self.equations.images_of_rows(k, directions, columns)
+            at += len(directions)
         return out
 
     def along(self, direction: Array, columns: Array) -> Array:

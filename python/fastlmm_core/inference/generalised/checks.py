@@ -108,6 +108,8 @@ def laplace_check(result: GeneralisedModel) -> LaplaceCheck:
         raise ModelError("covariances of all pairs of rows are " + NO_FACTOR)
     if result.options.n_agq > 1:
         raise ModelError("the fit is by quadrature, not by Laplace's approximation: compare it with more points")
+    if result.options.zero_terms:
+        raise ModelError("laplace_check() is not available where the zero part has random effects")
     quadrature = _quadrature(result)
     parts = (np.nan, np.nan, np.nan)
     if len(result.design.y) <= MOST_ROWS:
@@ -141,7 +143,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     for term in design.random:
         widths[term.group] = widths.get(term.group, 0) + len(term.columns)
     (width,) = widths.values() if len(widths) == 1 else (99,)
-    if width > 3 or core.family.code < 0:
+    if width > 3 or (core.family.code < 0 and not core.family.vector):
         return float("nan")
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:

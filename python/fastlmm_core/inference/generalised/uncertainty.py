@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.glmm.laplace import Laplace
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.generalised import engine_at
 from fastlmm_core.inference.iterative_inverse import check_number
@@ -84,6 +85,8 @@ def conditioned_rows(engine: Engine, parts: Parts) -> list[tuple[NDArray[np.int6
 
 def conditional_forms(engine: Engine, parts: Parts) -> Array:
     """Z'C z (n,) of rows, where the engine's value was last taken."""
+    if isinstance(engine, TwoPredictors):  # whose own engine has the zero part's effects beside
+        engine, parts = engine.inner, [*parts, *[None] * len(engine.design.zero_terms)]
     groups = conditioned_rows(engine, parts)
     if len(groups) == 1:
         codes, z = groups[0]
@@ -158,7 +161,7 @@ def leverages(result: GeneralisedModel) -> Array:
     if result.monte_carlo is not None:
         raise ModelError("leverages of single rows are " + NO_FACTOR)
     with engine_at(result) as engine:
-        if isinstance(engine, Laplace):
+        if isinstance(engine, (Laplace, TwoPredictors)):
             return engine.leverages()
         design = engine.design
         z = design.z[0]

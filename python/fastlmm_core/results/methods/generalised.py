@@ -118,12 +118,15 @@ class GeneralisedMethods(GeneralisedModel):
         """
         from fastlmm_core.core.glmm.iterative.fitted import IterativeGlmmFit
         from fastlmm_core.core.glmm.laplace import Laplace
+        from fastlmm_core.core.glmm.two_predictors import TwoPredictors
         from fastlmm_core.core.layout import engine_report
         from fastlmm_core.fitting.generalised import kept_glmm
 
         if isinstance(self.core, IterativeGlmmFit):
             return self.core.engine_report()
         engine = kept_glmm(self).engine
+        if isinstance(engine, TwoPredictors):
+            engine = engine.inner
         if not isinstance(engine, Laplace):
             raise ModelError("a model with one grouping factor has no engine to report: its levels go one by one")
         return engine_report(engine.layout)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.iterative.rows import Vectors, WorkingRows, covariance_times, factors_at, solve
 from fastlmm_core.core.iterative.problem import Levels
-from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.iterative.system import INDEFINITE, System
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Modes", "ModesFinder"]
@@ -199,5 +199,8 @@ class ModesFinder:
     def ended(self, t: Vectors, b: Vectors, h: float, system: System[Levels]) -> Modes:
         """What is known at the modes."""
         self.count(system)
-        there = self.rows.system(self.theta, self.out[1])
+        try:
+            there = self.rows.system(self.theta, self.out[1])
+        except NumericalError as error:
+            raise NumericalError(INDEFINITE) from error
         return Modes(t, b, h, self.out.copy(), self.lr, self.lrr, there, self.iterations, self.longest)

@@ -29,8 +29,8 @@ MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
 
 INDEFINITE = (
-    "the random effects' system is not positive definite: the rows' weights are not those of a minimum, or the effects are "
-    "so large beside the residuals that no digits are left"
+    "the random effects' system is not positive definite: the rows' weights are not those of a minimum, or the effects "
+    "are so large beside the residuals that no digits are left"
 )
 
 PATIENCE = 30

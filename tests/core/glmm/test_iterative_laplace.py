@@ -24,7 +24,10 @@ CASES = {
     "poisson, slopes everywhere": {"family": "poisson", "slope": True, "tail_slope": "us"},
     "logit, slope of the leading factor": {"slope": True},
     "negative binomial": {"family": "negativebinomial"},
+    "negative binomial, linear variance": {"family": "negativebinomial1"},
     "gamma": {"family": "gamma", "link": "log"},
+    "inverse gaussian": {"family": "inverse_gaussian", "link": "log"},
+    "gaussian, log link": {"family": "gaussian", "link": "log"},
     "beta": {"family": "beta"},
 }
 
@@ -56,10 +59,14 @@ def draw(
             more["trials"] = m.astype(float)
     elif family == "poisson":
         y = rng.poisson(mu).astype(float)
-    elif family == "negativebinomial":
+    elif family.startswith("negativebinomial"):
         y = rng.negative_binomial(2.0, 2.0 / (2.0 + mu)).astype(float)
     elif family == "gamma":
         y = rng.gamma(3.0, mu / 3.0)
+    elif family == "inverse_gaussian":
+        y = rng.wald(mu, 4.0)
+    elif family == "gaussian":
+        y = mu + rng.normal(size=n)
     else:
         mean = 1.0 / (1.0 + np.exp(-eta))
         y = np.clip(rng.beta(5.0 * mean, 5.0 * (1.0 - mean)), 1e-6, 1.0 - 1e-6)
@@ -208,3 +215,50 @@ def test_a_probes_part_of_the_weights_is_the_difference_of_its_form():
     for a in range(2):
         ends = [(z * engine.rows.system(theta, w + sign * step * v[:, a]).apply(x)).sum(axis=0) for sign in (1, -1)]
         np.testing.assert_allclose(own[:, a], (ends[0] - ends[1]) / (2.0 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_errors_over_seeds_are_those_claimed():
+    """Estimates less the exact ones, in their Monte Carlo errors, have a standard deviation of about one."""
+    y, X, terms, family, more = draw(tail=MANY, **CASES["poisson"])
+    exact = Model(X, terms, family, **more, control=Control(engine="dense", threads=1, tol=1e-14)).fit(y)
+    scores, sd = [], np.sqrt(np.diag(exact.cov))
+    for seed in range(20):
+        control = Control(engine="iterative", threads=1, seed=seed)
+        found = Model(X, terms, family, **more, control=control).fit(y)
+        error = found.monte_carlo
+        assert error.max_relative < 0.01
+        both = np.concatenate([found.theta - exact.theta, found.beta - exact.beta])
+        assert (np.abs(both) < 0.05 * sd).all()
+        claims = np.concatenate([error.theta_se, error.beta_se])
+        scores.append([*(both / claims), (found.criterion - exact.criterion) / error.criterion_se])
+    spread = np.sqrt(np.mean(np.square(scores), axis=0))
+    assert (spread > 0.5).all()
+    assert (spread < 1.6).all()
+
+
+@pytest.mark.parametrize("name", ["negative binomial", "poisson, slopes everywhere"])
+def test_covariances_are_those_of_the_exact_hessian(name):
+    y, X, terms, family, more = draw(tail=MANY, **CASES[name])
+    fits = [
+        Model(X, terms, family, **more, control=Control(engine=engine, threads=1)).fit(y)
+        for engine in ("dense", "iterative")
+    ]
+    size = np.sqrt(np.diag(fits[0].cov))
+    np.testing.assert_allclose(fits[1].cov / np.outer(size, size), fits[0].cov / np.outer(size, size), atol=0.02)
+    for mine, theirs in zip(fits[1].cond_var(), fits[0].cond_var(), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0.2, atol=0.02 * np.abs(theirs).max())
+
+
+def test_a_start_and_a_report():
+    y, X, terms, family, more = draw(tail=MANY, **CASES["negative binomial"])
+    model = Model(X, terms, family, **more, control=Control(engine="iterative", threads=1))
+    first, seen = model.fit(y), []
+    start = np.concatenate([first.theta, first.beta, [first.rho]])
+    again = model.fit(y, start=start, on_evaluation=lambda *what: seen.append(what))
+    assert again.monte_carlo.evaluations == len(seen) < first.monte_carlo.evaluations
+    np.testing.assert_allclose(again.beta, first.beta, atol=1e-4)
+    many = model.fit_many(np.stack([y, y]))
+    assert many.converged.all()
+    np.testing.assert_allclose(many.theta[0], first.theta, rtol=1e-12)
+    modes = first.pirls_modes(first.theta, first.beta)
+    np.testing.assert_allclose(modes[0], first.b[0], atol=1e-7)

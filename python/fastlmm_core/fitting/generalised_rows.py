@@ -1,6 +1,4 @@
-"""The rows of a generalised model: what the left side, trials, exposure, frequencies and the part for zeros make of a
-table and a family.
-"""
+"""Rows of generalised models: what left side, trials, exposure, frequencies and zero part make of a table."""
 
 from __future__ import annotations
 
@@ -199,6 +197,11 @@ def two_part(base: Family, side: Design | None) -> Family:
     return kind(base, side.X, side.x_names, offset=side.offset, effects=effects)
 
 
+def _used(subset: str | ArrayLike | None, table: Table, context: Context, n: int) -> NDArray[np.bool_]:
+    """Which of n rows `subset` keeps: all where there is none."""
+    return np.ones(n, bool) if subset is None else np.asarray(subset_rows(subset, table, context))
+
+
 def _check_varying(design: Design, family: Family) -> None:
     """ModelError for a constant response of a family in which that leaves nothing to model."""
     y, name = design.y, design.formula.response
@@ -236,8 +239,7 @@ def _with_exposure(
         raise ModelError(f"exposure= multiplies means, which needs the log link, not {family.link.name}: use offset=")
     table, context = Table(data), Context(env)
     values = numeric_argument(exposure, "exposure", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
-    bad = (values <= 0.0) & used
+    bad = (values <= 0.0) & _used(subset, table, context, len(values))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -265,7 +267,7 @@ def _frequencies(
     """
     table, context = Table(data), Context(env)
     values = numeric_argument(freq_weights, "freq_weights", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
+    used = _used(subset, table, context, len(values))
     bad = ~(np.isfinite(values) & (values >= 0.0)) & used
     if bad.any():
         row = int(bad.argmax())

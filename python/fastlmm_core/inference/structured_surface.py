@@ -9,6 +9,7 @@ so the slopes of log r^2 are all that is needed beside those of D(phi).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -58,15 +59,15 @@ class Level:
         return value, gradient, hessian + n * kappa * np.outer(both, both)
 
 
-class Surface:
+class Surface(ABC):
     """D(phi) of a maximum-likelihood fit; one class a kind of model."""
 
     n: float
     phi: Array
 
+    @abstractmethod
     def at(self, phi: Array) -> Level:
         """The deviance at phi (r,); NumericalError where it is not defined."""
-        raise NotImplementedError
 
 
 class PatternSurface(Surface):

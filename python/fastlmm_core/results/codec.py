@@ -29,6 +29,7 @@ from fastlmm_core.formula.residual import Dispersion, ParsedResidual, ResidualDe
 from fastlmm_core.formula.sparse import SparseDesign
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
+from fastlmm_core.inference.information import VarianceInformation
 
 __all__ = ["Reader", "Writer"]
 
@@ -38,6 +39,7 @@ CLASSES: dict[str, type] = {
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
         *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
         *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, KnownCovariance),
+        VarianceInformation,
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

@@ -12,6 +12,7 @@ import pandas as pd
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.structures.equations_fit import EquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
+from fastlmm_core.core.terms import seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
@@ -83,6 +84,12 @@ class StructuredResult(LmerResult):
             "this is for models with a residual structure or of independent subjects, not for structured effects of "
             "several grouping factors, known relationships or sparse fixed effects alone"
         )
+
+    @property
+    def _units(self) -> PatternFit | None:
+        """The core's fit from the covariance matrices of whole units; None where it has none."""
+        core = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
+        return core if isinstance(core, PatternFit) else None
 
     def _free(self, what: str) -> PatternFit | CrossedFit:
         """`_within`, where levels are unrelated and fixed effects are not sparse."""
@@ -320,7 +327,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
             )
-        draws = residual.simulate(self.design, self._free("simulate"), n, seed)
+        draws = residual.simulate(self.design, self._free("simulate"), n, np.random.default_rng(seed_sequence(seed)))
         names = [f"sim_{k + 1}" for k in range(n)]
         return pd.DataFrame(draws, index=self.design.row_labels, columns=names)
 
@@ -382,7 +389,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 'ranova of a model with a covariance structure leaves whole terms out and has test="chisq" only'
             )
-        return ranova(self, found=structured_reductions(self))
+        return ranova(self, structured_reductions(self))
 
     def influence(self, by: Any = "obs", *, method: Any = "fixed", progress: bool = False) -> Influence:
         """As `LmerResult.influence`, by a fit or an evaluation of the remaining rows a case.
@@ -407,8 +414,7 @@ class StructuredResult(LmerResult):
 
         if isinstance(self.core, StructuredFit):
             return super().hatvalues()
-        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
-        if not isinstance(units, PatternFit):
+        if (units := self._units) is None:
             self._refuse("hatvalues", "known relationships, sparse() effects or effects that cross subjects")
         return pd.Series(leverages(units), index=self.design.row_labels, dtype=float)
 
@@ -430,8 +436,7 @@ class StructuredResult(LmerResult):
             "resid": rows.full(self.design.y - self.core.fitted),
             "fixed": predict(self.design, self.core, re_form="none"),
         }
-        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
-        if isinstance(units, PatternFit):
+        if self._units is not None:
             out["hat"] = rows.full(self.hatvalues().to_numpy())
         if isinstance(self.core, PatternFit | CrossedFit):
             out["std_resid"] = rows.full(self.residuals("pearson").to_numpy())

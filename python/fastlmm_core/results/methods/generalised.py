@@ -190,10 +190,11 @@ class GeneralisedMethods(GeneralisedModel):
         """
         from fastlmm_core.inference.generalised.tables import criterion_without
         from fastlmm_core.inference.ranova import ranova
+        from fastlmm_core.inference.reductions import reduced_criteria
 
         if test != "chisq":
             raise ModelError(f"the random effects of a generalised fit are tested by test='chisq' alone, not {test!r}")
-        return ranova(self, reduce_terms=reduce_terms, without=criterion_without)
+        return ranova(self, reduced_criteria(cast("Any", self), reduce_terms, criterion_without))
 
     # ------------------------------------------------------------------ other fits
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import anova, glmer
+from fastlmm_core import anova, glmer, load
 from fastlmm_core.core import Control
 from fastlmm_core.core.iterative import choice
 from fastlmm_core.errors import DataError, LaplaceWarning, MemoryLimitError, ModelError, MonteCarloWarning
@@ -79,8 +79,10 @@ def test_tables_and_tests(fits, data):
     assert again.monte_carlo.evaluations < found.monte_carlo.evaluations
 
 
-def test_pickles_and_the_bits_of_a_seed(fits, data):
+def test_pickles_and_the_bits_of_a_seed(fits, data, tmp_path):
     found, _ = fits
+    found.save(tmp_path / "fit")
+    assert "Monte Carlo error of at most" in str(load(tmp_path / "fit").summary())
     copy = pickle.loads(pickle.dumps(found))
     assert str(copy.summary()) == str(found.summary())
     assert copy.engine_report() == found.engine_report()
@@ -100,7 +102,7 @@ def test_pickles_and_the_bits_of_a_seed(fits, data):
         (lambda fit, data: fit.cooks_distance(), "leverages of single rows are not available"),
         (lambda fit, data: fit.influence("h"), "a step from the estimates is not available"),
         (lambda fit, data: fit.laplace_check(), "all pairs of rows are not available"),
-        (lambda fit, data: fit.save("fit.bin", data=True), "cannot be saved to a file of its own: pickle it"),
+        (lambda fit, data: fit.save("fit.bin", data=True), "keeps the figures, a pickle all"),
         (lambda fit, data: fit.predict(interval="confidence"), "ask for at most 512 of them"),
         (lambda fit, data: glmer(FORMULA, data, control=ITERATIVE, objective_only=True), "no factor"),
         (lambda fit, data: glmer(FORMULA, data, n_agq=0, control=ITERATIVE), "Laplace's approximation only"),

@@ -32,8 +32,8 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     """
     if result.monte_carlo is not None:
         raise ModelError(
-            "a file does not keep a generalised fit by the iterative engine with its rows: save(path) keeps the figures, "
-            "a pickle all"
+            "a file does not keep a generalised fit by the iterative engine with its rows: save(path) keeps the "
+            "figures, a pickle all"
         )
     options, core = result.options, result.core
     given = {k: v for k, v in options.given.items() if k != "link"}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import WIDTH, RowForm, on_lines
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
 
@@ -34,7 +35,11 @@ INDEFINITE = (
 )
 
 PATIENCE = 30
-"""Iterations after which the solver takes a second level, whose matrix costs about as much."""
+"""Iterations after which, or in expectation of more than which, the solver takes a second level: its matrix costs about
+as much."""
+
+LOOK = 8
+"""Iteration at which it is asked how many a solve will take, by how fast residuals fell in the latter half of them."""
 
 
 def block_pcg(
@@ -57,7 +62,7 @@ def block_pcg(
     tol : float
         Every column's residual, in the norm of M^-1, relative to its right-hand side's.
     limit : int, optional
-        Iterations after which x is returned as it is.
+        Iterations after which x is returned as it is; so it is after `LOOK` of them if more than these lie ahead.
 
     Returns
     -------
@@ -82,11 +87,17 @@ def block_pcg(
         precondition(r, z)
     p, s, scaled = z.copy(), np.empty_like(b), np.empty_like(b)
     rz = dots(r, z)
+    half = np.ones_like(rz)
     for iteration in range(MAX_ITERATIONS):
-        active = np.sqrt(np.maximum(rz, 0.0)) > goal
+        left = np.sqrt(np.maximum(rz, 0.0))
+        active = left > goal
         if not active.any():
             return x, iteration, True
-        if iteration == limit:
+        if iteration == LOOK // 2:
+            half = left
+        if limit is not None and (
+            iteration == limit or (iteration == LOOK and expected(half[active], left[active], goal[active]) > limit)
+        ):
             return x, iteration, False
         apply(p, s)
         curvature = dots(p, s)
@@ -105,6 +116,13 @@ def block_pcg(
         f"a solve did not converge in {MAX_ITERATIONS} iterations: the levels of the grouping factors are too loosely "
         "connected for the iterative engine"
     )
+
+
+def expected(half: Array, left: Array, goal: Array) -> float:
+    """Iterations until every column's residual is at its goal, from those at `LOOK` and at half of it."""
+    fall = np.log(half / left) / (LOOK - LOOK // 2)
+    ahead = np.log(left / goal)
+    return LOOK + float(np.divide(ahead, fall, out=np.full_like(fall, np.inf), where=fall > 0.0).max())
 
 
 def dots(a: Array, b: Array) -> Array:
@@ -167,11 +185,11 @@ class System(Generic[P]):
         self.L = relative_factor(problem.lead, theta, l)
         self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
-        self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
-        self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
         sign, log_det = np.linalg.slogdet(middle)
         if not (sign > 0.0).all():
             raise NumericalError(INDEFINITE)
+        self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
+        self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
         self.log_det_lead = float(log_det.sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
@@ -181,9 +199,7 @@ class System(Generic[P]):
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
-        self.coarse: Callable[[Array], Array] | None = None
-        if problem.second.wanted:
-            self.coarse = problem.second.correction(self.K, self.tail_L)
+        self.coarse = problem.second.corrections(self.K, self.tail_L) if problem.second.wanted else []
         self.scratch = on_lines(problem.rows.m)
         self.iterations = self.longest = 0
 
@@ -224,15 +240,20 @@ class System(Generic[P]):
         """G'^-1 x, (m, k)."""
         return self.blockwise([half.transpose(0, 2, 1) for half in self.half], x)
 
+    @cached_property
+    def root(self) -> list[Array]:
+        """G's blocks (q, l, l), one array a tail factor."""
+        return [np.asarray(np.linalg.inv(half)) for half in self.half]
+
     def joined(self, x: Array) -> Array:
         """G'x, (m, k): what `split_t` undoes."""
-        return self.blockwise([np.asarray(np.linalg.inv(half.transpose(0, 2, 1))) for half in self.half], x)
+        return self.blockwise([root.transpose(0, 2, 1) for root in self.root], x)
 
     def precondition(self, r: Array, out: Array | None = None) -> Array:
         """D^-1 r, and where solves are long a correction from sums over neighbouring levels."""
         out = self.jacobi(r, out)
-        if self.coarse is not None:
-            out += self.coarse(r)
+        for part in self.coarse:
+            out += part(r)
         return out
 
     def product(self, x: Array) -> Array:
@@ -258,15 +279,15 @@ class System(Generic[P]):
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
         """S^-1 b, for b (m, 8).
 
-        A solve that has not ended after `PATIENCE` iterations shows the graph to be a hard one: from there on, and at
-        each theta to come, the solver has a second level.
+        A solve that takes more than `PATIENCE` iterations, or falls so slowly that it would, shows the graph to be a
+        hard one: from there on, and at each theta to come, the solver has a second level.
         """
         second = self.problem.second
-        limit = PATIENCE if self.coarse is None and second.possible else None
+        limit = PATIENCE if not self.coarse and second.possible else None
         x, iterations, done = block_pcg(self.apply, self.precondition, b, start, tol, limit)
         if not done:
             second.wanted = True
-            self.coarse = second.correction(self.K, self.tail_L)
+            self.coarse = second.corrections(self.K, self.tail_L)
             x, more, _ = block_pcg(self.apply, self.precondition, b, x, tol)
             iterations += more
         self.iterations += iterations

@@ -255,7 +255,7 @@ def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
     core: GlmmFit = result.core
     with one_blas_thread(), model.engine.turn.reading():
         model.engine.set_response(core._y)
-        model.engine.value(core.psi)
+        model.engine.locate(core.psi)
         yield model.engine
 
 

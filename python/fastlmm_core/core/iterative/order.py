@@ -11,33 +11,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.iterative.problem import Problem, tail_terms
+from fastlmm_core.core.iterative.problem import Levels, tail_terms
 from fastlmm_core.core.iterative.system import relative_factor
 
 __all__ = ["better_order", "carried", "of_factors"]
 
 Array = NDArray[np.float64]
+P = TypeVar("P", bound=Levels)
 Places = tuple[tuple[int, int, int], ...]
 
 SLACK = 16.0
 """Times that the variance an order leaves to a later column may be that of the one it takes."""
 
 
-def of_factors(problem: Problem) -> list[tuple[Places, int]]:
+def of_factors(problem: Levels) -> list[tuple[Places, int]]:
     """Places and columns of each factor, the leading one first."""
     return [(problem.lead, problem.rows.l), *((group.parameters, group.l) for group in problem.groups)]
 
 
-def better_order(problem: Problem, theta: Array, fixed: NDArray[np.bool_]) -> Problem | None:
+def better_order(problem: P, theta: Array, fixed: NDArray[np.bool_]) -> P | None:
     """The problem with factors of several correlated columns in a better order; None where all are in a good one.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Levels
     theta : (n_theta,)
     fixed : (n_theta,) bool
         Parameters whose factors are left as they are.
@@ -88,7 +90,7 @@ def taken(sigma: Array, order: Sequence[int] | None) -> list[int] | None:
     return out
 
 
-def carried(source: Problem, target: Problem, theta: Array) -> tuple[Array, Array]:
+def carried(source: Levels, target: Levels, theta: Array) -> tuple[Array, Array]:
     """Parameters of one order from those of another, and their Jacobian.
 
     Returns

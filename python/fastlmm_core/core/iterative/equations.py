@@ -67,18 +67,21 @@ class LinearEquations:
         self.levels, self.nu, self.reml, self.n_free = problem, nu, reml, problem.n_theta
         self.probes = Probes(problem, seed)
         self.iterations = self.longest = 0
+        self.solution: Array | None = None
 
     def reorder(self, levels: Levels) -> bool:
         """Have parameters in other places; the probes' directions are chosen anew."""
         assert isinstance(levels, Problem)
         self.levels = self.probes.problem = levels
-        self.probes.deflated = None
+        self.probes.deflated = self.solution = None
         return True
 
     def derivatives(self, x: Array, blocks: int) -> Derivatives:
         """At theta."""
         system = System(self.levels, x)
         traces = self.probes.traces(system, blocks)
-        out = derivatives(system, project(system), traces, self.nu, self.reml)
+        at = project(system, self.solution)
+        self.solution = at.solution
+        out = derivatives(system, at, traces, self.nu, self.reml)
         self.iterations, self.longest = self.iterations + system.iterations, max(self.longest, system.longest)
         return out

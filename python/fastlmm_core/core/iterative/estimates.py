@@ -138,11 +138,11 @@ def iterate(
         def report(k: int, theta: Array, norm: float) -> None:
             on_evaluation(k, back @ theta, np.nan, norm, np.nan)
 
-    search = Search(LinearEquations(problem, nu, reml, control.seed), report)
-    end = search.run(checked_start(start, design, problem.start), control.probes, control.mc_error)
+    equations = LinearEquations(problem, nu, reml, control.seed)
+    end = Search(equations, report).run(checked_start(start, design, problem.start), control.probes, control.mc_error)
     system = System(problem, design.theta_map.canonical(end.theta))
     end = replace(end, theta=system.theta)
-    at = project(system)
+    at = project(system, equations.solution if equations.levels is problem else None)
     if at.r2 < NEAR_PERFECT**2:
         raise NumericalError(
             "residuals are too small beside the random effects for the iterative engine: the cross-products have too "

@@ -39,6 +39,8 @@ class Projection:
         Z'Py.
     b_lead, b_tail : (q, l), (m,)
         Conditional modes.
+    solution : (m, p + 1)
+        S^-1 Lambda'Z_t'V_1^-1 D, from which the solves of another theta may start.
     """
 
     beta: Array
@@ -52,10 +54,11 @@ class Projection:
     tail_y: Array
     b_lead: Array
     b_tail: Array
+    solution: Array
 
 
-def project(system: System[Problem]) -> Projection:
-    """Solve for the dense columns.
+def project(system: System[Problem], start: Array | None = None) -> Projection:
+    """Solve for the dense columns, from the `solution` of another theta where there is one.
 
     Raises
     ------
@@ -65,7 +68,8 @@ def project(system: System[Problem]) -> Projection:
     problem, p = system.problem, system.problem.p
     shrunk = system.K @ problem.lead_dense
     right = problem.tail_dense - system.tail_sums(shrunk)
-    b = system.lam(system.solve_columns(system.lam_t(right), EXACT))
+    solution = system.solve_columns(system.lam_t(right), EXACT, start)
+    b = system.lam(solution)
     gram = problem.dtd - np.einsum("qlc,qld->cd", problem.lead_dense, shrunk) - right.T @ b
     gram = (gram + gram.T) / 2
     tail = right - system.product(b)
@@ -89,4 +93,5 @@ def project(system: System[Problem]) -> Projection:
         tail @ y,
         (system.K @ (rest @ y)[:, :, None])[:, :, 0],
         b @ y,
+        solution,
     )

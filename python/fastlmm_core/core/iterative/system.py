@@ -130,15 +130,15 @@ def dots(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("jk,jk->k", a, b))
 
 
-def in_blocks(function: Callable[[Array], Array], columns: Array) -> Array:
+def in_blocks(function: Callable[..., Array], *columns: Array) -> Array:
     """Apply a function of blocks (..., 8) to any number of columns (..., k), padding the last block with zeros."""
-    k = columns.shape[-1]
+    k = columns[0].shape[-1]
     out = []
     for s in range(0, k, WIDTH):
-        block = np.zeros((*columns.shape[:-1], WIDTH))
-        part = columns[..., s : s + WIDTH]
-        block[..., : part.shape[-1]] = part
-        out.append(function(block)[..., : part.shape[-1]])
+        blocks = [np.zeros((*of.shape[:-1], WIDTH)) for of in columns]
+        for block, of in zip(blocks, columns, strict=True):
+            block[..., : min(WIDTH, k - s)] = of[..., s : s + WIDTH]
+        out.append(function(*blocks)[..., : min(WIDTH, k - s)])
     return np.concatenate(out, axis=-1)
 
 
@@ -294,9 +294,11 @@ class System(Generic[P]):
         self.longest = max(self.longest, iterations)
         return x
 
-    def solve_columns(self, b: Array, tol: float) -> Array:
-        """S^-1 b, for b (m, k)."""
-        return in_blocks(lambda block: self.solve(block, None, tol), b)
+    def solve_columns(self, b: Array, tol: float, start: Array | None = None) -> Array:
+        """S^-1 b, for b (m, k), and ``start`` (m, k) to begin from."""
+        if start is None:
+            return in_blocks(lambda block: self.solve(block, None, tol), b)
+        return in_blocks(lambda block, near: self.solve(block, near, tol), b, start)
 
 
 def block_roots(d: Array, factor: str) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 from fastlmm_core.inference.studentized_range import range_quantile, range_sf
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def adjustment_name(adjust: str) -> str:
     """The name of an adjustment in its one spelling; ModelError for an unknown one."""
     name = _ALIASES.get(str(adjust).lower(), str(adjust))
     if name not in ADJUSTMENTS:
-        listed = ", ".join(map(repr, (*ADJUSTMENTS, "dunnett")))
-        raise ModelError(f"adjust {adjust!r} does not exist: use one of {listed}")
+        raise ModelError(no_such("adjust", adjust, (*ADJUSTMENTS, "dunnett")))
     return name
 
 

@@ -32,6 +32,9 @@ MAX_EVALUATIONS = 60
 STEP = 1e-3
 """A step of fewer standard errors may be the last one, where it is also small beside the Monte Carlo error."""
 
+SETTLED = 5
+"""Steps in a row of less than `STEP` standard errors after which smaller ones are not to be had."""
+
 SHARE, LEAST = 0.3, 1e-6
 """Of the Monte Carlo error that the last step may be, and the step in standard errors that is small beside any."""
 
@@ -146,6 +149,7 @@ class Search:
         pinned, released = np.zeros(len(theta), bool), False
         last: tuple[Array, Array, float] | None = None  # theta, step and slope of the last point
         came: tuple[Array, Array] | None = None
+        near = 0
         while True:
             if (turned := self.turned(theta, pinned)) is not None:
                 theta, last, came = turned, None, None
@@ -168,7 +172,11 @@ class Search:
             sampling = 2.0 * inverse
             sd = np.sqrt(np.diag(sampling)[free])
             ratio = float((np.sqrt(np.diag(error_now)[free]) / sd).max(initial=0.0))
-            small = float((np.abs(step[free]) / sd).max(initial=0.0)) < max(LEAST, min(STEP, SHARE * ratio))
+            size = float((np.abs(step[free]) / sd).max(initial=0.0))
+            near = near + 1 if size < STEP else 0
+            small = size < max(LEAST, min(STEP, SHARE * ratio))
+            if near > SETTLED and not small:  # rounding is what is left of the steps, and an error of theta
+                small, ratio = True, max(ratio, size)
             if small or spent:
                 theta = self.moved(theta, step, pinned)
                 if small and not spent and pinned.any() and not released:

@@ -51,7 +51,7 @@ class FittedModel:
     if not TYPE_CHECKING:  # to a type checker it would mean that every attribute exists
 
         def __getattr__(self, name: str) -> Any:
-            raise no_attribute(type(self).__name__, name)
+            raise no_attribute(type(self), name)
 
     def __getstate__(self) -> dict[str, Any]:
         return saved_state({**self.__dict__, "kept": {}})
@@ -186,9 +186,8 @@ class FittedModel:
     @property
     def monte_carlo(self) -> MonteCarlo | None:
         """What is random in a fit by the iterative engine, and how much; None for the exact engines."""
-        from fastlmm_core.core.iterative import IterativeFit
-
-        return self.core.monte_carlo if isinstance(self.core, IterativeFit) else None
+        found: MonteCarlo | None = getattr(self.core, "monte_carlo", None)
+        return found
 
     @property
     def n_groups(self) -> dict[str, int]:

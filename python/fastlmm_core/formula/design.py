@@ -194,7 +194,7 @@ class Design:
         if self.index is None or len(table) != self.n_total or table.index[self.row_index].equals(self.index):
             return table
         if self.table_index is not None:
-            return aligned(table, self.table_index, what)  # type: ignore[no-any-return]
+            return aligned(table, self.table_index, what)
         aligned(table, self.index, what)  # raises
         at = table.index.get_indexer(self.index)
         order = np.full(self.n_total, -1, dtype=np.int64)

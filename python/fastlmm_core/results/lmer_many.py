@@ -84,20 +84,22 @@ class LmerMany:
             A row a response: estimate, std_error, df, t, p, p_adjusted (Benjamini and Hochberg 1995), n, is_singular,
             message.
         """
-        k = self._place(contrast)
+        k = place_of(self.contrasts, contrast)
         f = self.fits
         return moderated_table(
             f.estimate[:, k], f.std_error[:, k], f.df[:, k], f.n, f.is_singular, f.message, list(self.names), moderated
         )
 
-    def _place(self, contrast: str | int) -> int:
-        if isinstance(contrast, str) and contrast in self.contrasts:
-            return self.contrasts.index(contrast)
-        if isinstance(contrast, Integral) and not isinstance(contrast, bool):
-            k = int(contrast)
-            if -len(self.contrasts) <= k < len(self.contrasts):
-                return k
-        raise DataError(f"there is no contrast {contrast!r}: there are {', '.join(self.contrasts[:20])}")
+
+def place_of(contrasts: Sequence[str], asked: str | int) -> int:
+    """The place of a contrast, by name or position; DataError where there is none."""
+    if isinstance(asked, str) and asked in contrasts:
+        return contrasts.index(asked)
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
+        k = int(asked)
+        if -len(contrasts) <= k < len(contrasts):
+            return k
+    raise DataError(f"there is no contrast {asked!r}: there are {', '.join(contrasts[:20])}")
 
 
 @explained
@@ -156,11 +158,11 @@ def lmer_many(
     '4'
     """
     env = caller_names(2) if env is None else env
-    frame, index = as_pandas(data), _index_of(data)
-    Y, names = _responses(responses, frame, index)
-    weights = _given_weights(weights, index, len(frame))
-    design = _design_of(formula, frame, env)
-    labels, rows = _contrasts(contrasts, list(design.x_names))
+    frame, index = as_pandas(data), index_of(data)
+    Y, names = responses_of(responses, frame, index)
+    weights = given_weights(weights, index, len(frame))
+    design = design_of(formula, frame, env)
+    labels, rows = contrast_rows(contrasts, list(design.x_names))
     from fastlmm_core.inference.bootstrap import _bar
 
     with _bar(len(Y), progress) as shown:
@@ -168,14 +170,20 @@ def lmer_many(
     return LmerMany(design, fits, tuple(names), tuple(labels))
 
 
-def _design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any]) -> Design:
+def design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any], *, observation_level: bool = False) -> Design:
     """The design of the right side, whatever the response."""
     name = "response"
     while name in frame:
         name += "_"
     noise = np.random.default_rng(0).standard_normal(len(frame))
     right = formula.split("~", 1)[-1]
-    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    design = build_design(
+        f"{name} ~ {right}",
+        frame.assign(**{name: noise}),
+        na_action="raise",
+        env=env,
+        observation_level=observation_level,
+    )
     refuse_structures(design, "many responses at once")
     return design
 
@@ -249,10 +257,10 @@ def lmer_many_batches(
     1000
     """
     env = caller_names(2) if env is None else env
-    frame, index = as_pandas(data), _index_of(data)
-    design = _design_of(formula, frame, env)
-    weights = _given_weights(weights, index, len(frame))
-    labels, rows = _contrasts(contrasts, list(design.x_names))
+    frame, index = as_pandas(data), index_of(data)
+    design = design_of(formula, frame, env)
+    weights = given_weights(weights, index, len(frame))
+    labels, rows = contrast_rows(contrasts, list(design.x_names))
     if weights is not None and np.shape(weights) != (len(frame),):
         raise DataError(
             f"weights has shape {np.shape(weights)}, but the blocks share weights of shape ({len(frame)},): weights of "
@@ -266,8 +274,8 @@ def lmer_many_batches(
         for block in blocks:
             own = isinstance(block, tuple) and len(block) == 2 and not isinstance(block[0], str)
             responses, given = block if own else (block, weights)
-            Y, names = _responses(responses, frame, index)
-            given = _given_weights(given, index, len(frame))
+            Y, names = responses_of(responses, frame, index)
+            given = given_weights(given, index, len(frame))
             if not isinstance(responses, (pd.DataFrame, list, tuple)):
                 names = [str(done + i) for i in range(len(Y))]
             done += len(Y)
@@ -276,12 +284,12 @@ def lmer_many_batches(
     return record_batches(fitted(), labels)
 
 
-def _index_of(data: Any) -> pd.Index | None:
+def index_of(data: Any) -> pd.Index | None:
     """The labels of the data's rows, where they have any."""
     return data.index if isinstance(data, pd.DataFrame) else None
 
 
-def _given_weights(weights: Any, index: pd.Index | None, n: int) -> Any:
+def given_weights(weights: Any, index: pd.Index | None, n: int) -> Any:
     """Weights (n,) or (k, n), those of pandas in the order of the data's rows."""
     if isinstance(weights, pd.Series):
         return aligned(weights, index, "weights").to_numpy(dtype=np.float64, na_value=np.nan)
@@ -290,7 +298,7 @@ def _given_weights(weights: Any, index: pd.Index | None, n: int) -> Any:
     return weights
 
 
-def _responses(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
+def responses_of(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
     try:
         Y, names = _numbers(given, frame, index)
     except (TypeError, ValueError) as error:
@@ -327,7 +335,7 @@ def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[A
     return Y, names
 
 
-def _contrasts(given: Any, names: list[str]) -> tuple[list[str], Array]:
+def contrast_rows(given: Any, names: list[str]) -> tuple[list[str], Array]:
     if given is None:
         return names, np.eye(len(names))
     if isinstance(given, Mapping):

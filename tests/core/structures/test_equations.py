@@ -10,12 +10,12 @@ from fastlmm_core._native.rows.pedigree import mendelian_variances
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.structures import sparse_factor
 from fastlmm_core.core.structures.covariances import Structure
-from fastlmm_core.core.structures.equations import Equations
-from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.equations import Equations, in_words
+from fastlmm_core.core.structures.equations_fit import LIFT, EquationsModel
 from fastlmm_core.core.structures.pedigree import from_parents
 from fastlmm_core.core.structures.relationship import from_covariance, from_precision
-from fastlmm_core.core.structures.sparse_factor import SparseFactor
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.core.structures.sparse_factor import SparseFactor, cheapest_ordering, lower_rows, multiplications
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
 
 
 def tabular(sire, dam):
@@ -155,7 +155,7 @@ def test_sparse_fixed_effects_are_those_of_dummies():
     y, X, terms, _, _, sparse, firm, _ = records()
     ours = EquationsModel(X, terms[1:], [Structure()], [None], [sparse]).fit(y)
     other = fit(y, np.column_stack([X, np.eye(12)[firm][:, 1:]]), terms[1:])
-    assert ours.criterion == pytest.approx(other.criterion - 2 * np.log(1.0), abs=1e-6)
+    assert ours.criterion == pytest.approx(other.criterion, abs=1e-6)
     np.testing.assert_allclose(ours.beta, other.beta[:2], atol=1e-4)
     np.testing.assert_allclose(ours.absorbed[0], other.beta[2:], atol=1e-4)
     np.testing.assert_allclose(np.sqrt(ours.absorbed_var()[0]), np.sqrt(np.diag(other.cov_beta))[2:], rtol=1e-3)
@@ -192,20 +192,46 @@ def test_matrices_that_cannot_be_relationships():
 
 
 def test_the_cheaper_of_two_orderings_is_taken(monkeypatch):
-    side = np.arange(400).reshape(20, 20)  # a square grid: nested dissection is as good as minimum degree
+    side = np.arange(400).reshape(20, 20)
     edges = np.concatenate(
         [np.stack([side[1:], side[:-1]]).reshape(2, -1), np.stack([side[:, 1:], side[:, :-1]]).reshape(2, -1)], axis=1
     )
     graph = sp.coo_array((np.ones(edges.shape[1]), edges), shape=(400, 400))
     S = (graph + graph.T + 5.0 * sp.eye_array(400)).tocsr()
     rhs = np.random.default_rng(0).normal(size=(400, 2))
-    work = []
-    for least in (np.inf, 0.0):
+    plain, good = sparse_factor.fill_ordering, None
+    for least, bad in ((np.inf, "metis"), (0.0, "metis"), (0.0, "amd")):
         monkeypatch.setattr(sparse_factor, "LARGE", least)
+        monkeypatch.setattr(
+            sparse_factor,
+            "fill_ordering",
+            lambda ptr, idx, how, bad=bad: np.arange(400) if how == bad else plain(ptr, idx, "amd"),
+        )
         factor = SparseFactor(S)
+        good = factor.perm if good is None else good
+        np.testing.assert_array_equal(factor.perm, good)
         assert factor.refactor(S) == pytest.approx(np.linalg.slogdet(S.toarray())[1], abs=1e-10)
         np.testing.assert_allclose(S @ factor.solve(rhs), rhs, atol=1e-12)
         L = np.linalg.cholesky(S.toarray()[np.ix_(factor.perm, factor.perm)])
-        assert factor.work == np.square((L != 0).sum(axis=0)).sum()
-        work.append(factor.work)
-    assert work[1] <= work[0]
+        lower = sp.tril(S).tocoo()
+        ptr, idx, _ = lower_rows(400, lower.row.astype(np.int64), lower.col.astype(np.int64))
+        assert multiplications(cheapest_ordering(ptr, idx)[1]) == np.square((L != 0).sum(axis=0)).sum()
+
+
+def test_derivatives_where_a_diagonal_entry_is_the_lift_with_a_minus():
+    y, X, terms, related, *_ = records()
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    projected = model.project(y)
+    equations = model.equations(projected.rest)
+    for last in (-LIFT, 0.0, LIFT):
+        place = model.at(equations, np.array([0.7, 0.1, last]))
+        assert np.isfinite(place.hessian).all()
+
+
+def test_the_time_of_an_evaluation_is_told(monkeypatch):
+    y, X, terms, related, *_ = records()
+    monkeypatch.setattr("fastlmm_core.core.structures.equations.LONG", 0.0)
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    with pytest.warns(FastLMMWarning, match="evaluation of the criterion is predicted to take 0 seconds of one core"):
+        model.equations(model.project(y).rest)
+    assert [in_words(s) for s in (90.0, 235.1, 7300.0)] == ["90 seconds", "4 minutes", "2 hours"]

@@ -28,7 +28,7 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ManyResponses", "fit_responses", "fit_responses_by_blocks"]
+__all__ = ["ManyResponses", "fit_responses", "fit_responses_by_blocks", "patterns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -159,7 +159,7 @@ def fit_responses(
         responses -= own_offset
     out = _empty(k, sum(term.n_theta for term in terms), p, len(rows))
     with one_blas_thread():  # once for all that nests in it
-        for present, members in _patterns(there):
+        for present, members in patterns(there):
             here = np.flatnonzero(present)
             out.n[members] = len(here)
             if not len(here):
@@ -232,7 +232,7 @@ def _test(out: ManyResponses) -> None:
         out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
 
 
-def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
+def patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
     """Rows that are present, and the responses that have just these."""
     if not len(present):
         return

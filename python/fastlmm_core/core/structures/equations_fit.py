@@ -216,7 +216,7 @@ class EquationsModel(ProjectedModel, TermStructures):
         for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
             gradient[where] = np.einsum("aij,ij->a", first, g)
             hessian[where, where] += contract(np.tril(g))
-            lifted = L + LIFT * np.eye(len(L))
+            lifted = L + np.diag(np.where(L.diagonal() < 0.0, -LIFT, LIFT))  # away from zero: L may have any sign
             G = 0.5 * g @ np.linalg.inv(lifted)
             hessian[where, where] += np.einsum("aik,ij,bjk->ab", first, G + G.T, first, optimize=True)
 
@@ -357,7 +357,12 @@ class EquationsFit(ProjectedFit):
     @cached_property
     def fitted(self) -> Array:
         """X beta + the sparse fixed effects + Z b + offset, (n,)."""
-        out = self.with_modes(self.model.terms)
+        return np.asarray(self.with_modes(self.model.terms) + self.sparse_part)
+
+    @cached_property
+    def sparse_part(self) -> Array:
+        """Sparse fixed effects of each row, (n,)."""
+        out = np.zeros(self.n)
         for term, values in zip(self.model.sparse, self.absorbed, strict=True):
             out += values[term.codes] * (1.0 if term.z is None else term.z[:, 0])
-        return np.asarray(out)
+        return out

@@ -30,6 +30,9 @@ __all__ = [
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64] | None  # positions of the rows used; None for all of them
 
+OFFSET = "the offset"
+"""What messages call the sum of all offsets."""
+
 
 class GroupedTerm(Protocol):
     """The sizes of a random-effect term."""
@@ -81,15 +84,32 @@ def used_rows(
     return rows, n_missing, n_zero
 
 
-def warn_of_undefined(variables: Mapping[str, Variable], table: Table, kept: NDArray[np.bool_] | None) -> None:
-    """Say which computed variables have no value where their columns do, such as the logarithm of a negative number."""
+def warn_of_undefined(
+    variables: Mapping[str, Variable],
+    table: Table,
+    kept: NDArray[np.bool_] | None,
+    offsets: Sequence[str] = (),
+    outcome: str = "left out",
+) -> None:
+    """Say which computed variables have no value where their columns do, such as the logarithm of a negative number.
+
+    Parameters
+    ----------
+    variables : mapping
+        By what they are called: an expression, "the offset" where it is a sum of several.
+    offsets : sequence of str
+        The expressions of these.
+    outcome : str
+        What becomes of such rows.
+    """
     for expr, variable in variables.items():
         mask = None if expr in table else variable.missing()
         if mask is None or not mask.any():
             continue
         try:
-            sources = [name for name in names_in(expr, table.names) if name in table]
-        except FormulaError:  # the offset, a group of several columns: no expression
+            texts = offsets if expr == OFFSET else [expr]
+            sources = list({name for text in texts for name in names_in(text, table.names) if name in table})
+        except FormulaError:  # a group of several columns: no expression
             continue
         mask = mask.copy() if kept is None else mask & kept
         for name in sources:
@@ -99,7 +119,7 @@ def warn_of_undefined(variables: Mapping[str, Variable], table: Table, kept: NDA
             what = " and ".join(sorted(sources))
             n = int(mask.sum())
             rows, these = ("row", "it is") if n == 1 else ("rows", "they are")
-            warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} left out", FormulaWarning)
+            warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} {outcome}", FormulaWarning)
 
 
 def _is_boolean(variable: Variable) -> bool:

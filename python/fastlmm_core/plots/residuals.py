@@ -25,17 +25,19 @@ WINDOWS = 30
 
 
 def residual_panel(fit: Any, *, ax: Any = None) -> Figure:
-    """Four views of the residuals; see `Plots.residuals`."""
-    standardised = fit.residuals("pearson").to_numpy()
+    """Four views of the residuals, of ordered classes the quantile ones; see `Plots.residuals`."""
+    ordered_classes = getattr(getattr(fit, "family", None), "name", "") == "ordinal"  # which have no mean
+    kind = "quantile" if ordered_classes else "pearson"
+    standardised = fit.residuals(kind).to_numpy()
     sigma = float(np.sqrt(np.nanmean(standardised**2)))
     standardised = standardised / sigma
-    fitted = fit.fittedvalues.to_numpy()
+    fitted = (fit.linear_predictor if ordered_classes else fit.fittedvalues).to_numpy()
     leverage = fit.hatvalues().to_numpy()
     figure, (first, second, third, fourth) = panels(4, columns=2, ax=ax)
     scatter(first, fitted, standardised)
     first.axhline(0.0, color=MUTED, linewidth=0.8)
     trend(first, fitted, standardised)
-    first.set(xlabel="fitted value", ylabel="Pearson residual / its RMS", title="Residuals and fit")
+    first.set(xlabel="fitted value", ylabel=f"{kind.capitalize()} residual / its RMS", title="Residuals and fit")
     root = np.sqrt(np.abs(standardised))
     scatter(second, fitted, root)
     trend(second, fitted, root)

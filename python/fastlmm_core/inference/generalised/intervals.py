@@ -68,7 +68,7 @@ ANGLE = 0.1
 """Radians from there to where it has."""
 
 FLAT = 1e-6
-"""Curvature, in units of the parameters' own, below which a direction counts as flat: far steps along it end nowhere."""
+"""Curvature, in units of the parameters' own, below which a direction counts as flat: far steps there end nowhere."""
 
 CHUNK = 256
 

@@ -134,8 +134,6 @@ def test_reports(cbpp, crossed):
 @pytest.mark.parametrize("which", ["cbpp", "crossed"])
 def test_files(which, request, tmp_path):
     _, fit = request.getfixturevalue(which)
-    with pytest.raises(ModelError, match="data=True"):
-        fit.save(tmp_path / "fit")
     fit.save(tmp_path / "fit", data=True)
     again = load(tmp_path / "fit")
     assert type(again) is type(fit)

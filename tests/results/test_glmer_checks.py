@@ -151,7 +151,7 @@ def test_shares_of_variance(fit):
         ("quasipoisson", "quasi-likelihoods have none"),
         ("zinb", 'zero="~ 1"'),
         (Poisson, r"family Poisson does not exist: give an instance, Poisson\(...\)"),
-        ("poison", "use one of 'binomial', 'poisson'"),
+        ("poison", "did you mean 'poisson'"),
     ],
 )
 def test_names_of_families_elsewhere_are_answered(family, match):

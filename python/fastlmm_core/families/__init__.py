@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 from fastlmm_core.families.exponential import Binomial, Gamma, Gaussian, InverseGaussian, Poisson
 from fastlmm_core.families.family import Family, Rows
 from fastlmm_core.families.links import LINKS, Link
@@ -64,21 +64,18 @@ def _shown(family: object) -> str:
 
 
 def _advice(family: object) -> str:
-    """What to say in place of a name that is none."""
+    """What to say of a name that is another package's; empty where nothing is known of it."""
     if isinstance(family, type) and issubclass(family, Family):
         return f"give an instance, {family.__name__}(...), or a name"
     name = family if isinstance(family, str) else getattr(family, "__name__", type(family).__name__)
     letters = "".join(c for c in name.lower() if c.isalnum())
-    known = [*FAMILIES, Ordinal.name]
-    same = {"".join(c for c in k if c.isalnum()): k for k in known}
+    same = {"".join(c for c in k if c.isalnum()): k for k in [*FAMILIES, Ordinal.name]}
     if letters.startswith("quasi"):
         return 'quasi-likelihoods have none of their own: "negativebinomial", or one effect a row, has overdispersion'
     if letters in ("zip", "zinb", "zeroinflated", "zeroinflatedpoisson", "hurdle"):
         return 'a part for zeros is zero="~ 1" beside "poisson", "negativebinomial" or a truncated family'
     found = same.get(letters) or ELSEWHERE.get(letters)
-    if found:
-        return f"here it is {found!r}"
-    return f"use one of {', '.join(map(repr, known))}"
+    return f"here it is {found!r}" if found else ""
 
 
 def as_family(family: str | Family, link: str | Link | None = None) -> Family:
@@ -97,5 +94,7 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
-        raise ModelError(f"family {_shown(family)} does not exist: {_advice(family)}")
+        if advice := _advice(family):
+            raise ModelError(f"family {_shown(family)} does not exist: {advice}")
+        raise ModelError(no_such("family", family, [*FAMILIES, Ordinal.name]))
     return found(link)

@@ -21,7 +21,7 @@ from benchmarks.structures import trial
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["PROBLEMS", "Large", "animals", "main", "times", "visits", "workers"]
+__all__ = ["PROBLEMS", "Large", "animals", "genomic", "lattice", "main", "times", "visits", "workers"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,36 @@ def animals(share: float, sires: int | None) -> tuple[pd.DataFrame, dict[str, An
     return data, {"precision": {"animal": pedigree(table, "id", "sire", "dam")}}
 
 
+def genomic(share: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """2,000 individuals with a record each and a dense relationship from centred markers."""
+    import pandas as pd
+
+    rng, q = np.random.default_rng(6), max(50, int(2_000 * share))
+    markers = rng.binomial(2, 0.3, (q, 2 * q)).astype(float)
+    markers -= markers.mean(axis=0)
+    y = markers @ rng.normal(size=2 * q) * (0.8 / np.sqrt(0.42 * 2 * q)) + rng.normal(size=q)
+    data = pd.DataFrame({"y": y, "x": rng.normal(size=q), "id": np.arange(q)})
+    return data, {"relmat": {"id": pd.DataFrame(markers @ markers.T / (0.42 * 2 * q))}}
+
+
+def lattice(share: float) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Three records in each of 10,000 areas of a square lattice."""
+    import pandas as pd
+
+    from fastlmm_core import neighbours
+
+    rng, side = np.random.default_rng(7), max(5, int(100 * np.sqrt(share)))
+    at = np.arange(side * side).reshape(side, side)
+    pairs = np.concatenate(
+        [np.stack([at[1:], at[:-1]]).reshape(2, -1), np.stack([at[:, 1:], at[:, :-1]]).reshape(2, -1)], 1
+    )
+    area = np.repeat(at.ravel(), 3)
+    surface = np.sin(6.0 * (at // side) / side) + np.cos(6.0 * (at % side) / side)
+    data = pd.DataFrame({"area": area, "x": rng.normal(size=len(area))})
+    data["y"] = surface.ravel()[area] + 0.5 * data["x"] + rng.normal(size=len(area))
+    return data, {"precision": {"area": neighbours(pd.DataFrame(pairs.T, columns=["a", "b"]), "a", "b")}}
+
+
 def times(share: float) -> tuple[pd.DataFrame, dict[str, Any]]:
     """1,000 subjects at 50 times."""
     import pandas as pd
@@ -100,6 +130,8 @@ PROBLEMS = {
     "firms": Large("y ~ x + sparse(firm) + (1 | worker)", lambda s: workers(s, 0.2)),
     "animals": Large("y ~ sex + (1 | animal)", lambda s: animals(s, max(2, int(200 * s)))),
     "animals-random": Large("y ~ sex + (1 | animal)", lambda s: animals(s, None)),
+    "genomic": Large("y ~ x + (1 | id)", genomic),
+    "lattice": Large("y ~ x + (1 | area)", lattice),
     "times": Large("y ~ x + ar1(0 + factor(time) | subject)", times),
 }
 

@@ -197,6 +197,8 @@ class Dense:
             C = np.linalg.cholesky(M)
             sub = Dense.__new__(Dense)
             sub.y, sub.m, sub.f, sub.family = self.y[here], self.m[here], self.f[here], self.family
+            if getattr(self.family, "zero", None) is not None:
+                sub.family = self.family.at(self.family.zero[here], None)
             logs = []
             for node, weight in zip(grid, omega, strict=True):
                 uk = ui + np.linalg.solve(C.T, node)

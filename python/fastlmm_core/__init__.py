@@ -5,8 +5,9 @@ Nothing is imported until it is used: `import fastlmm_core.core` loads neither p
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from fastlmm_core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
         StreamedError,
         UnitError,
     )
-    from fastlmm_core.fitting.relationships import pedigree
+    from fastlmm_core.fitting.relationships import neighbours, pedigree
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.formula.sources import stream
     from fastlmm_core.inference.comparison import compare
@@ -101,6 +102,7 @@ __all__ = [
     "load",
     "load_dataset",
     "model_table",
+    "neighbours",
     "parse_formula",
     "pedigree",
     "power",
@@ -152,6 +154,7 @@ _LAZY = {
     "load": "results.saved",
     "load_dataset": "datasets",
     "model_table": "results.model_table",
+    "neighbours": "fitting.relationships",
     "parse_formula": "formula",
     "pedigree": "fitting.relationships",
     "power": "inference.power",
@@ -165,18 +168,16 @@ _SUBPACKAGES = frozenset(
 )
 
 
+_attribute = lazy_attributes(__name__, _LAZY, _SUBPACKAGES)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _LAZY:
+    if name not in _LAZY and name not in _SUBPACKAGES:
         from fastlmm_core.fitting.spelling import RESULT_NAMES
 
         if name in RESULT_NAMES:
             raise AttributeError(f"there is no function {name}(): it is {RESULT_NAMES[name]} of a result")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
+    return _attribute(name)
 
 
 def __dir__() -> list[str]:

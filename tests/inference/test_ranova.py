@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fastlmm_core import lmer, load_dataset
+from fastlmm_core import exact_test, lmer, load_dataset
+from fastlmm_core.core import Model
+from fastlmm_core.errors import DataError
 from unbalanced_cake import unbalanced_cake
 
 
@@ -69,3 +71,22 @@ def test_the_intercept_stays_and_marginality_holds() -> None:
     data = load_dataset("sleepstudy").assign(late=lambda d: (d["Days"] > 4).astype(float))
     table = lmer("Reaction ~ Days + (Days * late | Subject)", data).ranova()
     assert list(table.index)[1:] == ["Days:late in (1 + Days + late + Days:late | Subject)"]
+
+
+def test_a_reduced_model_is_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = lmer("diameter ~ 1 + (1 | plate) + (1 | sample)", load_dataset("Penicillin"))
+    fits: list[int] = []
+    plain = Model.fit
+
+    def counted(self: Model, *args: object, **options: object) -> object:
+        fits.append(1)
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(Model, "fit", counted)
+    table = fit.ranova(test="exact", n=500, seed=1)
+    assert len(fits) == 2
+    alone = [exact_test(fit, term, n=500, seed=1) for term in (0, 1)]
+    assert table["p_exact"].tolist()[1:] == [test.p for test in alone]
+    np.testing.assert_allclose(table["lrt"].iloc[1:], [test.lrt for test in alone], rtol=1e-12)
+    with pytest.raises(DataError, match="seed must be"):
+        fit.ranova(test="exact", n=500, seed=-1)

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import minimize
 
 from fastlmm_core import DataError, GlmerResult, NumericalError, glmer
-from fastlmm_core.core.laplace import solved
+from fastlmm_core.core.glmm.laplace import solved
 
 
 def test_overdispersion_in_place_of_effects_can_be_a_local_optimum() -> None:

@@ -39,6 +39,29 @@ def test_figures_are_clmms(fit):
     assert list(fit.family_params.index) == ["1|2", "2|3", "3|4", "4|5"]
 
 
+QUADRATURE = {
+    ("logit", 5): (163.06495917, [-1.6234879, 1.5127932, 4.2270483, 6.0861447, 3.0618882, 1.8334289], 1.1347761),
+    ("logit", 11): (163.06492142, [-1.6234875, 1.5127960, 4.2270535, 6.0861523, 3.0618910, 1.8334334], 1.1347833),
+    ("probit", 9): (161.86258923, [-0.92632544, 0.88935142, 2.46733346, 3.53635595, 1.7998722, 1.0481142], 0.6630288),
+    ("cloglog", 9): (163.04682198, None, None),
+}
+"""clmm(rating ~ temp + contact + (1 | judge), wine, nAGQ =, link =): -2 logLik, coefficients, sd; with one term clmm
+calls "loglog" what clm and clmm with two call "cloglog"."""
+
+
+@pytest.mark.parametrize(("link", "k"), QUADRATURE)
+def test_quadrature_is_clmms(wine, link, k):
+    fit = glmer(MODEL, wine, "ordinal", link=link, n_agq=k)
+    criterion, coef, sd = QUADRATURE[link, k]
+    assert fit.converged
+    assert_allclose(fit.criterion, criterion, atol=2e-8)
+    if coef is not None:
+        assert_allclose([*fit.family_params["estimate"], *fit.params], coef, atol=1e-4)
+        assert_allclose(fit.theta, sd, rtol=1e-4)
+    check = glmer(MODEL, wine, "ordinal", link=link).laplace_check()
+    assert_allclose(check.quadrature, 0.033 if link == "logit" else check.quadrature, atol=2e-3)
+
+
 @pytest.mark.parametrize("link", ["logit", "probit", "cloglog"])
 def test_crossed_effects_are_clmms(link):
     fit = glmer("resp ~ Gender + btype + situ + (1 | id) + (1 | item)", load_dataset("VerbAgg"), "ordinal", link=link)
@@ -174,7 +197,6 @@ def test_slopes_weights_and_offsets(wine):
         ({"rating": 0.5}, MODEL, {}, DataError, "neither an ordered categorical nor whole numbers"),
         ({"rating": [1, 2] * 36}, MODEL, {}, ModelError, "has 2 levels"),
         ({"rating": range(72)}, MODEL, {}, DataError, "72 different numbers"),
-        ({}, MODEL, {"n_agq": 7}, ModelError, "compiled rows"),
         ({}, MODEL, {"link": "cauchit"}, ModelError, "no cauchit link"),
         ({}, MODEL, {"zero": "~ 1"}, ModelError, "zero-inflated model needs"),
     ],

@@ -242,7 +242,8 @@ def test_missing_values_of_the_zero_part(ticks):
     ("family", "zero", "error", "match"),
     [
         ("poisson", "h", FormulaError, "one-sided formula"),
-        ("poisson", "~ h + (1 | BROOD)", ModelError, "fixed effects only"),
+        ("poisson", "~ h + ar1(0 + YEAR | BROOD)", ModelError, "unstructured random effects only"),
+        ("poisson", "~ h + (1 | YEAR2)", DataError, "YEAR2"),
         ("poisson", "~ .", ModelError, "named terms only"),
         ("poisson", "~ nowhere", DataError, "nowhere"),
         ("poisson", "~ h + I(2 * h)", ModelError, "depend on each other"),
@@ -263,7 +264,7 @@ def test_other_refusals(ticks):
     seen = ticks[ticks["TICKS"] > 0]
     with pytest.raises(ModelError, match="TICKS is zero in none of 277 rows"):
         glmer(MODEL, seen, "poisson", zero="~ 1")
-    with pytest.raises(ModelError, match="compiled rows"):
-        glmer("TICKS ~ YEAR + (1 | BROOD)", ticks, "poisson", zero="~ 1", n_agq=5)
+    with pytest.raises(ModelError, match="needs one grouping factor"):
+        glmer(MODEL, ticks, "poisson", zero="~ 1", n_agq=5)
     with pytest.raises(SpellingError, match="zero="):
         glmer(MODEL, ticks, "poisson", ziformula="~ 1")

@@ -99,7 +99,7 @@ def test_several_factors_go_by_the_chain_rule(trial):
 def test_satterthwaite_of_both_paths_agrees(trial):
     patterns = lmer("y ~ x + ar1(0 + time | subject)", trial)
     from fastlmm_core.core import Term
-    from fastlmm_core.core.structured import StructuredModel
+    from fastlmm_core.core.structures.structured import StructuredModel
     from fastlmm_core.fitting.structured_models import core_structures
     from fastlmm_core.inference.structured import information_of
 

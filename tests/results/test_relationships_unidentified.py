@@ -10,9 +10,9 @@ import pytest
 
 from fastlmm_core import IdentifiabilityWarning, LmerResult, lmer
 from fastlmm_core.core import Term
-from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.equations_fit import EquationsModel
-from fastlmm_core.core.pedigree import from_covariance
+from fastlmm_core.core.structures.covariances import Structure
+from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.relationship import from_covariance
 
 
 def related(levels: list[str], seed: int = 0) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import lmer, load, load_dataset
 from fastlmm_core.core.saved import FORMAT
-from fastlmm_core.errors import FormulaError, ModelError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import FormulaError, NotSavedError, SavedFormatError
 
 MODELS = {
     "slopes": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
@@ -140,10 +140,77 @@ def test_a_function_of_the_users_own_is_not_kept(tmp_path):
         load(tmp_path / "fit").predict(data)
 
 
-def test_structures_are_saved_with_their_rows(tmp_path):
-    fit = lmer("Reaction ~ Days", load_dataset("sleepstudy"), residual="ar1(Days | Subject)")
-    with pytest.raises(ModelError, match="is saved with its rows"):
-        fit.save(tmp_path / "fit")
+STRUCTURES = {
+    "visits": ("distance ~ age * Sex", {"residual": "us(age | Subject)"}),
+    "groups": ("distance ~ age * Sex", {"residual": "ar1h(age | Sex / Subject)"}),
+    "places": ("distance ~ age", {"residual": "exp(age | Subject)", "dispersion": "~ Sex"}),
+    "beside": ("distance ~ age * Sex + (age | Subject)", {"dispersion": "~ Sex"}),
+    "effects": ("distance ~ Sex + ar1(0 + C(age) | Subject)", {}),
+    "crossed": ("distance ~ age + (1 | age)", {"residual": "ar1(age | Subject)"}),
+    "related": ("distance ~ age + (1 | Subject)", {"relmat": "Subject"}),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_structured_fit_without_its_rows(name, tmp_path):
+    formula, options = STRUCTURES[name]
+    data = load_dataset("Orthodont")
+    if "relmat" in options:
+        children = sorted(set(data["Subject"]))
+        near = 0.5 ** np.abs(np.subtract.outer(range(len(children)), range(len(children))))
+        options = {"relmat": {"Subject": pd.DataFrame(near, index=children, columns=children)}}
+    fit = lmer(formula, data, **options)
+    fit.save(tmp_path / "fit")
+    assert (tmp_path / "fit").stat().st_size < 20_000
+    found = load(tmp_path / "fit")
+    for figure in ("params", "bse", "theta", "pvalues"):
+        assert_series_equal(getattr(found, figure), getattr(fit, figure))
+    for figure in ("sigma", "llf", "aic", "df_model", "n_groups", "nobs"):
+        assert getattr(found, figure) == getattr(fit, figure)
+    assert_frame_equal(found.coef_table(), fit.coef_table())
+    assert_frame_equal(
+        found.t_test("age = 0" if "age" in fit.params else "Intercept = 0"),
+        fit.t_test("age = 0" if "age" in fit.params else "Intercept = 0"),
+    )
+    assert_frame_equal(found.covariance_parameters(), fit.covariance_parameters())
+    assert_frame_equal(found.ranef(), fit.ranef())
+    assert_frame_equal(found.fit_log, fit.fit_log)
+    assert str(found.summary()) == str(fit.summary())
+    if "residual" in options:
+        assert_frame_equal(found.residual_cov(), fit.residual_cov())
+    new = data.iloc[[3, 50, 80]]
+    assert_series_equal(found.predict(new), fit.predict(new))
+    assert found.to_dict() == fit.to_dict()
+    for ask in (
+        lambda: found.predict(new, residual="conditional"),
+        lambda: found.predict(new, interval="prediction"),
+        lambda: found.profile(),
+        lambda: found.resid,
+        lambda: found.simulate(),
+        lambda: found.coef_table("kenward-roger"),
+        lambda: found.covariance_parameters(0.9),
+    ):
+        with pytest.raises(NotSavedError, match="save the fit with data=True"):
+            ask()
+    found.save(tmp_path / "again")
+    assert str(load(tmp_path / "again").summary()) == str(fit.summary())
+
+
+def test_figures_and_tests_of_a_loaded_fit_are_the_fits(case, tmp_path):
+    _, fit = case
+    fit.save(tmp_path / "fit")
+    found = load(tmp_path / "fit")
+    assert str(found.summary()) == str(fit.summary())
+    assert str(found.summary(ddf="residual")) == str(fit.summary(ddf="residual"))
+    every = np.eye(len(fit.params))
+    for ddf in ("satterthwaite", "normal"):
+        assert_frame_equal(found.t_test(every, ddf=ddf), fit.t_test(every, ddf=ddf))
+        assert_frame_equal(found.conf_int(level=0.8, ddf=ddf), fit.conf_int(level=0.8, ddf=ddf))
+    assert str(found.f_test(every)) == str(fit.f_test(every))
+    assert found.to_dict(ranef=True) == fit.to_dict(ranef=True)
+    assert found.aicc == fit.aicc
+    with pytest.raises(NotSavedError, match=r"conf_int\(method='profile'\): .* save the fit with data=True"):
+        found.conf_int("profile")
 
 
 def rewritten(path, change):

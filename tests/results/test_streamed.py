@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import anova, lmer, stream
-from fastlmm_core.core import Control, row_store
+from fastlmm_core.core import Control
+from fastlmm_core.core.streaming import row_store
 from fastlmm_core.errors import DataError, FormulaError, MemoryLimitError, ModelError, StreamedError
 from fastlmm_core.fitting.streaming import accumulate, finalise, merge, prepare, stats
 from fastlmm_core.formula.sources import Stream

@@ -169,14 +169,6 @@ def test_what_is_not_there_says_so(method, orthodont):
         getattr(fit, method)()
 
 
-def test_intervals_of_predictions_say_so(orthodont):
-    fit = lmer(GROWTH, orthodont, residual="cs(age | Subject)")
-    with pytest.raises(
-        ModelError, match=r"predict\(interval=...\) is not available .* emmeans and t_test have intervals"
-    ):
-        fit.predict(orthodont.head(), interval="confidence")
-
-
 def test_bootstrap_of_a_residual_structure(orthodont):
     fit = lmer(GROWTH, orthodont, residual="ar1(age | Subject)")
     draws = fit.bootstrap(40, seed=1)

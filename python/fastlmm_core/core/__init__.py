@@ -7,26 +7,26 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastlmm_core.core.candidates import Scan, scan
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.criterion import Objective, objective
 from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.evaluation import Evaluation, ExplicitInverse, Modes
 from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.many.candidates import Scan, scan
 from fastlmm_core.core.model import ManyFits, Model, fit, fit_many
 from fastlmm_core.core.products import CrossProducts
 from fastlmm_core.core.terms import Term
+from fastlmm_core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from fastlmm_core.core import glmm, iterative
-    from fastlmm_core.core.accumulate import Accumulator, BatchTerm
     from fastlmm_core.core.arrays import ModelArrays
-    from fastlmm_core.core.many_responses import ManyResponses, fit_responses, fit_responses_by_blocks
-    from fastlmm_core.core.streamed import StreamedModel
+    from fastlmm_core.core.many.responses import ManyResponses, fit_responses, fit_responses_by_blocks
+    from fastlmm_core.core.streaming.accumulate import Accumulator, BatchTerm
+    from fastlmm_core.core.streaming.streamed import StreamedModel
 
 __all__ = [
     "Accumulator",
@@ -60,19 +60,11 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(("Accumulator", "BatchTerm"), "accumulate"),
-    **dict.fromkeys(("ManyResponses", "fit_responses", "fit_responses_by_blocks"), "many_responses"),
+    **dict.fromkeys(("Accumulator", "BatchTerm"), "streaming.accumulate"),
+    **dict.fromkeys(("ManyResponses", "fit_responses", "fit_responses_by_blocks"), "many.responses"),
     "ModelArrays": "arrays",
-    "StreamedModel": "streamed",
+    "StreamedModel": "streaming.streamed",
 }
 """What most fits do without, by module."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in ("glmm", "iterative"):
-        return import_module(f"{__name__}.{name}")
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
+__getattr__ = lazy_attributes(__name__, _LAZY, ("glmm", "iterative"))

@@ -13,11 +13,12 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Descent", "Function", "Point", "Search", "descend", "minimise"]
+__all__ = ["Descent", "Function", "Point", "Report", "Search", "descend", "minimise"]
 
 Array = NDArray[np.float64]
 Derivatives = Callable[[], tuple[Array, Array, float]]
 Function = Callable[[Array], tuple[float, Derivatives]]
+Report = Callable[[int, Array, float, float, float], None]
 
 CONVERGED, UNFINISHED, FAILED = 0, 1, 3
 """Keys of `Newton.messages`."""
@@ -57,6 +58,12 @@ class Search(Generic[P]):
     converged: bool
     message: str
     log: list[tuple[Array, float, float, float]] = field(default_factory=list)
+
+    def report(self, on_evaluation: Report | None, to_user: Callable[[Array], Array]) -> None:
+        """Tell of each evaluation: its number, x in the user's coordinates, value, gradient norm, radius."""
+        if on_evaluation is not None:
+            for k, (x, value, size, radius) in enumerate(self.log, 1):
+                on_evaluation(k, to_user(x), value, size, radius)
 
 
 def minimise(

@@ -14,8 +14,8 @@ from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import DesignProducts, identified_products
 from fastlmm_core.core.estimates import FAILED, CoreFit, estimates, minimise, near_perfect
 from fastlmm_core.core.iterative.choice import factored, may_iterate
-from fastlmm_core.core.many_fits import ManyFits
-from fastlmm_core.core.many_information import Probes, empty_information, fill_information, probe
+from fastlmm_core.core.many.fits import ManyFits
+from fastlmm_core.core.many.information import Probes, empty_information, fill_information, probe
 from fastlmm_core.core.products import Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
 from fastlmm_core.core.terms import Term, as_floats, checked_flag

@@ -14,8 +14,9 @@ from fastlmm_core._native.criterion.information import (
     pseudo_inverse,
 )
 from fastlmm_core._native.rows.columns import triangle_inverse
+from fastlmm_core.core.theta import group_factors
 
-__all__ = ["assembled_hessian", "contrast_df", "group_factors", "positive_inverse", "slopes_of", "upper_inverse"]
+__all__ = ["assembled_hessian", "contrast_df", "positive_inverse", "slopes_of", "upper_inverse"]
 
 Array = NDArray[np.float64]
 
@@ -46,14 +47,6 @@ def slopes_of(
         row, column = index[mine, 1], index[mine, 2]
         slopes[mine], of_r2[mine] = group_slopes(x, np.ascontiguousarray(t), factor, factors[g], row, column)
     return slopes, of_r2
-
-
-def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
-    """Relative covariance factor (l, l) of each group, its terms' factors along the diagonal."""
-    factors = [np.zeros((l, l)) for l in widths]
-    for (g, i, j), value in zip(index.tolist(), theta.tolist(), strict=True):
-        factors[g][i, j] = value
-    return factors
 
 
 def positive_inverse(matrix: Array) -> tuple[Array, int]:

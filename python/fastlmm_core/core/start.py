@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.criterion.start import clipped_roots, group_moment
 from fastlmm_core.core.products import CrossProducts
 
-__all__ = ["RIDGE", "START_RANGE", "moment_start", "start_of"]
+__all__ = ["START_RANGE", "moment_start", "start_of"]
 
 Array = NDArray[np.float64]
 

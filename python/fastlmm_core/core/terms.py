@@ -26,6 +26,7 @@ __all__ = [
     "factor_index",
     "group_terms",
     "ordered_groups",
+    "seed_sequence",
 ]
 
 COVARIANCES = ("us", "diag")
@@ -305,6 +306,21 @@ def checked_count(value: object, name: str) -> int:
     if value < 1:
         raise ModelError(f"{name} must be at least 1, not {value}")
     return int(value)
+
+
+def seed_sequence(seed: object) -> np.random.SeedSequence:
+    """Where draws come from: a SeedSequence as it is, or one of a seed.
+
+    Raises
+    ------
+    DataError
+    """
+    if isinstance(seed, np.random.SeedSequence):
+        return seed
+    try:
+        return np.random.SeedSequence(seed)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
 
 
 def checked_flag(reml: object) -> bool:

@@ -14,7 +14,7 @@ from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.terms import Group, Shaped, factor_index
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["SINGULAR", "ThetaMap", "smallest_singular_value", "theta_map"]
+__all__ = ["SINGULAR", "ThetaMap", "group_factors", "smallest_singular_value", "theta_map"]
 
 Array = NDArray[np.float64]
 
@@ -118,6 +118,14 @@ def factors_of(index_bytes: bytes, held: tuple[int, ...]) -> list[list[list[int]
         out.append([[place[i, j] for j in kept if j <= i] for i in kept])
         a += l * (l + 1) // 2
     return [rows for rows in out if rows]
+
+
+def group_factors(index: NDArray[np.int64], theta: Array, widths: list[int]) -> list[Array]:
+    """Relative covariance factor (l, l) of each group, its terms' factors along the diagonal."""
+    factors = [np.zeros((l, l)) for l in widths]
+    for (g, i, j), value in zip(index.tolist(), theta.tolist(), strict=True):
+        factors[g][i, j] = value
+    return factors
 
 
 def smallest_singular_value(rows: list[list[int]], values: list[float]) -> float:

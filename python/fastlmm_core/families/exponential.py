@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,9 +83,9 @@ class Dispersed(Family):
 
     parameter = "phi"
 
+    @abstractmethod
     def unit_variance(self, mu: Array) -> Array:
         """The variance function."""
-        raise NotImplementedError
 
     def variance(self, mu: Array, m: Array, rho: float) -> Array:
         """Variance of a response, see `Family.variance`."""

@@ -240,6 +240,10 @@ class Family(ABC):
         """D naturals / d rho, each in its own."""
         return np.array([self.natural_slope(rho) for _ in self.names])
 
+    def natural_jacobian(self, rho: float) -> Array:
+        """All their derivatives (n_extra, n_extra)."""
+        return np.diag(self.natural_slopes(rho)[: self.n_extra])
+
     def scale(self, rho: float) -> float:
         """Dispersion phi: the extra parameter of gaussian, gamma and inverse gaussian families, else one."""
         return 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +28,9 @@ class Positive(Family):
     response has the mean mu / P(y > 0). A subclass has the family of whole counts as its next base.
     """
 
+    @abstractmethod
     def zero(self, mu: Array, rho: float) -> Array:
         """-log P(y = 0) of the whole counts."""
-        raise NotImplementedError
 
     def response_mean(self, mu: Array, rho: float) -> Array:
         """Mean of the positive counts."""
@@ -72,9 +73,9 @@ class TruncatedPoisson(Positive, Poisson):
 class PositiveNegativeBinomial(Positive):
     """Negative binomial counts above zero."""
 
+    @abstractmethod
     def size(self, mu: Array, rho: float) -> Array:
         """Mean over (variance over mean, less one)."""
-        raise NotImplementedError
 
     def zero(self, mu: Array, rho: float) -> Array:
         """-log P(y = 0) of the whole counts."""

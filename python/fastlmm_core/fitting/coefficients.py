@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.fitted import GlmmFit
     from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["bse", "cov_params", "dropped_columns", "labelled", "undetermined", "why_undetermined"]

@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import Control
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
+    from fastlmm_core.core.terms import Term
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
-    from fastlmm_core.formula import Design, NewDesign
-    from fastlmm_core.formula.side import SideMatrix
+    from fastlmm_core.formula import Design
 
 __all__ = [
     "GlmerOptions",
     "check_identified",
     "engine_at",
-    "family_at",
     "fit_generalised",
     "glmm_of",
     "kept_glmm",
@@ -68,8 +67,10 @@ class GlmerOptions:
         Expression of the trials, for other rows.
     freq_weights : (n,), optional
         Of the rows used.
-    zero : SideMatrix, optional
-        Columns of the zero part.
+    zero : Design, optional
+        The zero part.
+    zero_terms : tuple of Term
+        Its random effects, of the rows used.
     control, start, verbose, given
         As in `FitOptions`.
     """
@@ -79,7 +80,8 @@ class GlmerOptions:
     proportions: bool = False
     trials: str | None = None
     freq_weights: NDArray[np.float64] | None = None
-    zero: SideMatrix | None = None
+    zero: Design | None = None
+    zero_terms: tuple[Term, ...] = ()
     control: Control | None = None
     start: ArrayLike | None = None
     verbose: int = 0
@@ -100,6 +102,7 @@ def glmm_of(design: Design | ModelArrays, options: GlmerOptions, n_agq: int | No
         offset=arrays.offset,
         n_agq=options.n_agq if n_agq is None else n_agq,
         control=options.control,
+        zero_terms=options.zero_terms,
     )
 
 
@@ -263,19 +266,9 @@ def options_of_rows(options: GlmerOptions, rows: NDArray[np.bool_]) -> GlmerOpti
     """The options for some of the rows of a fit."""
     family, counts = options.family, options.freq_weights
     if isinstance(family, TwoPart) and family.zero is not None:
-        family = family.at(family.zero[rows])
-    return replace(options, family=family, freq_weights=None if counts is None else counts[rows])
-
-
-def family_at(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Family:
-    """The family for the rows of a prediction, whose zero part has columns of its own."""
-    family, zero = result.core.family, result.options.zero
-    if newdata is None or not isinstance(family, TwoPart) or family.zero is None:
-        return family
-    if zero is None:
-        raise DataError('the zero part\'s columns were an array: for new rows they have to be a formula, zero="~ x"')
-    columns = zero.rebuild(newdata)
-    return family.at(columns if rows.rows is None else columns[rows.rows])
+        family = family.at(family.zero[rows], None if family.offset is None else family.offset[rows])
+    terms = ModelArrays(np.empty((len(rows), 0)), options.zero_terms).rows(rows).terms
+    return replace(options, family=family, freq_weights=None if counts is None else counts[rows], zero_terms=terms)
 
 
 def trials_of(result: GeneralisedModel, data: Any) -> NDArray[np.float64] | None:

@@ -1,6 +1,4 @@
-"""The rows of a generalised model: what the left side, trials, exposure, frequencies and the part for zeros make of a
-table and a family.
-"""
+"""Rows of generalised models: what left side, trials, exposure, frequencies and zero part make of a table."""
 
 from __future__ import annotations
 
@@ -13,19 +11,19 @@ import numpy as np
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.families import Family, Hurdle, Link, Ordinal, TwoPart, ZeroInflated, as_family
 from fastlmm_core.fitting.models import is_structured
+from fastlmm_core.fitting.zero_part import ZeroRequest, group_names
 from fastlmm_core.formula import build_design, parse_formula
 from fastlmm_core.formula.evaluate import Context
 from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.left_side import Categories, Outcome, successes, without_pair
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
-from fastlmm_core.formula.side import SideRequest, without_intercept
+from fastlmm_core.formula.side import without_intercept
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.design import NaAction
-    from fastlmm_core.formula.side import SideMatrix
 
 __all__ = ["FamilyRequest", "GeneralisedRows", "RowArguments", "read_rows"]
 
@@ -59,8 +57,8 @@ class GeneralisedRows:
         The text that computes the trials of new rows.
     frequencies : (n,) or None
         How often each row counts.
-    zero : SideMatrix or None
-        Columns of the part for zeros.
+    zero : Design or None
+        The part for zeros: columns, random effects and offset of its log odds.
     """
 
     design: Design
@@ -68,7 +66,7 @@ class GeneralisedRows:
     proportions: bool
     trials: str | None
     frequencies: NDArray[np.float64] | None
-    zero: SideMatrix | None
+    zero: Design | None
 
 
 class FamilyRequest:
@@ -125,7 +123,7 @@ def read_rows(
     zero = None
     if given.zero is not None and given.zero.replace(" ", "") != "~0":
         two_part(family, None)
-        zero = _ZeroPart(given.zero, data, env, subset, na_action)
+        zero = ZeroRequest(given.zero, parsed, data, subset, na_action, env, check_levels=check_levels)
         subset = zero.subset
     if given.exposure is not None:
         offset = _with_exposure(given.exposure, offset, family, data, subset, env)
@@ -149,7 +147,7 @@ def read_rows(
     if is_structured(design):
         raise ModelError("generalised models have unstructured random effects only: (x | g) or (x || g)")
     if zero is not None:
-        family, design = two_part(family, zero.columns(design)), zero.counted(design)
+        family, design = two_part(family, zero.part(design)), zero.counted(design)
     if isinstance(reader, Categories):
         family, design = asked.of_levels(reader.levels, parsed.response), without_intercept(design)
     proportions = binomial and given.weights is not None
@@ -164,39 +162,8 @@ def read_rows(
         proportions,
         trials=known if binomial and isinstance(known, str) else None,
         frequencies=None if counted is None else counted[design.row_index],
-        zero=None if zero is None else zero.columns(design),
+        zero=None if zero is None else zero.part(design),
     )
-
-
-class _ZeroPart:
-    """`zero="~ x"` over a table: the rows that have its variables, then their columns.
-
-    Attributes
-    ----------
-    subset : str, array or None
-        Rows to use, those without its variables left out.
-    """
-
-    def __init__(
-        self, text: str, data: Any, env: Mapping[str, Any], subset: str | ArrayLike | None, na_action: str
-    ) -> None:
-        self.request, self.subset, self.lost = SideRequest(text, "zero", data, env), subset, 0
-        self.request.check_missing(na_action)
-        self.side: SideMatrix | None = None
-        if self.request.absent:
-            missing = self.request.missing
-            used = np.ones(len(missing), bool) if subset is None else _subset(subset, data, env)
-            self.lost, self.subset = int((used & missing).sum()), used & ~missing
-
-    def columns(self, design: Design) -> SideMatrix:
-        """Columns of the rows used."""
-        if self.side is None:
-            self.side = self.request.matrix(design.row_index)
-        return self.side
-
-    def counted(self, design: Design) -> Design:
-        """The design with the rows that lack a variable of this part among its missing ones."""
-        return replace(design, n_missing=design.n_missing + self.lost) if self.request.absent else design
 
 
 def _known_trials(
@@ -213,7 +180,7 @@ def _known_trials(
     return pair if pair is not None else trials if trials is not None else weights
 
 
-def two_part(base: Family, side: SideMatrix | None) -> Family:
+def two_part(base: Family, side: Design | None) -> Family:
     """Counts with a part of their own for zeros: a hurdle where they begin at one, zero inflation elsewhere.
 
     Raises
@@ -224,11 +191,15 @@ def two_part(base: Family, side: SideMatrix | None) -> Family:
     if isinstance(base, TwoPart):  # an object's, or an updated fit's own columns give way to the formula's
         base = base.base
     kind: type[TwoPart] = Hurdle if base.name.startswith("truncated") else ZeroInflated
-    return kind(base) if side is None else kind(base, side.X, side.spec.names)
+    if side is None:
+        return kind(base)
+    effects = [(name, term.columns) for name, term in zip(group_names(side), side.random, strict=True)]
+    return kind(base, side.X, side.x_names, offset=side.offset, effects=effects)
 
 
-def _subset(subset: str | ArrayLike, data: Any, env: Mapping[str, Any]) -> NDArray[np.bool_]:
-    return np.asarray(subset_rows(subset, Table(data), Context(env)))
+def _used(subset: str | ArrayLike | None, table: Table, context: Context, n: int) -> NDArray[np.bool_]:
+    """Which of n rows `subset` keeps: all where there is none."""
+    return np.ones(n, bool) if subset is None else np.asarray(subset_rows(subset, table, context))
 
 
 def _check_varying(design: Design, family: Family) -> None:
@@ -268,8 +239,7 @@ def _with_exposure(
         raise ModelError(f"exposure= multiplies means, which needs the log link, not {family.link.name}: use offset=")
     table, context = Table(data), Context(env)
     values = numeric_argument(exposure, "exposure", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
-    bad = (values <= 0.0) & used
+    bad = (values <= 0.0) & _used(subset, table, context, len(values))
     if bad.any():
         row = int(bad.argmax())
         raise DataError(
@@ -297,7 +267,7 @@ def _frequencies(
     """
     table, context = Table(data), Context(env)
     values = numeric_argument(freq_weights, "freq_weights", table, context)
-    used = np.ones(len(values), dtype=bool) if subset is None else subset_rows(subset, table, context)
+    used = _used(subset, table, context, len(values))
     bad = ~(np.isfinite(values) & (values >= 0.0)) & used
     if bad.any():
         row = int(bad.argmax())

@@ -11,9 +11,9 @@ from fastlmm_core.errors import UnitError
 
 if TYPE_CHECKING:
     from fastlmm_core.core import StreamedModel
-    from fastlmm_core.core.equations_fit import EquationsModel
     from fastlmm_core.core.residuals import PatternModel
-    from fastlmm_core.core.structured import StructuredModel
+    from fastlmm_core.core.structures.equations_fit import EquationsModel
+    from fastlmm_core.core.structures.structured import StructuredModel
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.fitting.structured_models import Asked
     from fastlmm_core.formula import Design

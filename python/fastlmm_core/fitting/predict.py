@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastlmm_core.errors import FormulaError, ModelError
+from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.formula import parse_formula
 from fastlmm_core.formula.terms import parse_terms
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design, NewDesign, RandomDesign, RandomTerm
 
-__all__ = ["included_columns", "linear_predictor", "predict", "target_rows"]
+__all__ = ["included_columns", "linear_predictor", "predict", "row_weights", "target_rows"]
 
 
 def predict(
@@ -33,6 +33,17 @@ def predict(
     return found
 
 
+def row_weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool) -> NDArray[np.float64]:
+    """Weights (n,) of the rows predicted: those given, the model's own for its own rows, 1 elsewhere."""
+    if given is None:
+        assert rows.X is not None
+        return design.weights if own and design.weights is not None else np.ones(len(rows.X))
+    w = rows.taken(given, "weights")
+    if not (np.isfinite(w).all() and (w > 0).all()):
+        raise DataError("weights must be positive and finite")
+    return w
+
+
 def target_rows(
     design: Design,
     newdata: Any,
@@ -40,16 +51,20 @@ def target_rows(
     *,
     allow_new_levels: bool = False,
     all_columns: bool = False,
+    residual: Literal["none", "variance", "known"] = "none",
 ) -> NewDesign:
     """The rows that a prediction is for: those of the fit where `newdata` is None.
 
-    Terms of which `masks` includes nothing are left out, or have their columns only with `all_columns`.
+    Terms of which `masks` includes nothing are left out, or have their columns only with `all_columns`; `residual` is
+    what `Design.rebuild` reads for a residual structure.
     """
     if newdata is None:
         return design.own_rows()
     wanted = [k for k, mask in enumerate(masks) if mask.any()]
     others = [k for k in range(len(masks)) if k not in wanted] if all_columns else []
-    return design.rebuild(newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels)
+    return design.rebuild(
+        newdata, random=wanted, columns_only=others, allow_new_levels=allow_new_levels, residual=residual
+    )
 
 
 def linear_predictor(rows: NewDesign, core: CoreFit, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:

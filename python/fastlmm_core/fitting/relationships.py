@@ -9,8 +9,16 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from fastlmm_core.core.pedigree import Relationship, from_covariance, from_parents, from_precision
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.core.structures.neighbours import from_neighbours
+from fastlmm_core.core.structures.pedigree import from_parents
+from fastlmm_core.core.structures.relationship import (
+    Known,
+    KnownCovariance,
+    Relationship,
+    from_covariance,
+    from_precision,
+)
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula.frame import Table, as_factor
 
@@ -18,7 +26,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
     from fastlmm_core.formula import Design
 
-__all__ = ["pedigree", "relationship_values", "relationships", "sparse_coefficients"]
+__all__ = ["neighbours", "pedigree", "relationship_values", "relationships", "sparse_coefficients"]
 
 
 @explained
@@ -77,9 +85,69 @@ def pedigree(table: Any, id: str, sire: str, dam: str) -> Relationship:
     return from_parents(list(every), *parents)
 
 
+@explained
+def neighbours(
+    areas: Any, first: str | None = None, second: str | None = None, *, weight: str | None = None, scaled: bool = False
+) -> Relationship:
+    """The intrinsic conditional autoregression (ICAR) of a map, for `lmer(..., precision={"area": neighbours(...)})`.
+
+    The precision is Q = D - W: differences of neighbours have variance sigma^2 / weight. It is singular; in each
+    connected part of the map the effects sum to zero (Besag, York and Mollie 1991). An area without neighbours has
+    an effect of zero, and is named in a warning.
+
+    Parameters
+    ----------
+    areas : mapping, table or matrix
+        A mapping of each area to its neighbours (a list of names; that of an island is empty); a table with a row a
+        pair of neighbours, with `first` and `second`; or a symmetric matrix of weights, zero where areas do not touch:
+        a DataFrame whose index names the areas, or an array or scipy sparse matrix in the order of the factor's levels.
+    first, second : str, optional
+        Columns of a table of pairs. A pair may be listed from both sides.
+    weight : str, optional
+        Column of the pairs' weights; 1 by default.
+    scaled : bool
+        Divide the covariance, in each connected part, by the geometric mean of its diagonal, so that sigma is the
+        standard deviation of a typical area's effect (Sorbye and Rue 2014).
+
+    Returns
+    -------
+    Relationship
+        Its `levels`, `precision`, `components` (the connected part of each level) and `logdet`, that of the
+        pseudo-inverse.
+
+    Raises
+    ------
+    DataError
+        An area is its own neighbour; a is a neighbour of b but b not of a; weights that are not positive or differ
+        between the two sides.
+    ModelError
+        No map in one of these forms.
+
+    Examples
+    --------
+    >>> from fastlmm_core import neighbours
+    >>> neighbours({"a": ["b"], "b": ["a", "c"], "c": ["b"]})
+    <Relationship of 3 levels in 1 connected parts, 7 entries of the inverse>
+    """
+    from fastlmm_core.fitting.maps import edges_of
+
+    names, a, b, weights, labelled = edges_of(areas, first, second, weight)
+    out = from_neighbours(names, a, b, weights, scaled, labelled)
+    assert out.components is not None
+    alone = np.flatnonzero(np.bincount(out.components)[out.components] == 1)
+    if len(alone):
+        listed = ", ".join(repr(str(names[i])) for i in alone[:5]) + (", ..." if len(alone) > 5 else "")
+        warn(
+            f"{len(alone)} of {len(names)} areas have no neighbours, so that their effect is zero: {listed}. Give them "
+            "some, or add an independent effect of a copy of the column",
+            FastLMMWarning,
+        )
+    return out
+
+
 def relationships(
     precision: Mapping[str, Any] | None, relmat: Mapping[str, Any] | None
-) -> dict[str, tuple[str, Relationship]]:
+) -> dict[str, tuple[str, Known]]:
     """Grouping factor -> name of the argument and the relationship; see `lmer`.
 
     Raises
@@ -89,7 +157,7 @@ def relationships(
     DataError
         A matrix that is not square or not symmetric.
     """
-    out: dict[str, tuple[str, Relationship]] = {}
+    out: dict[str, tuple[str, Known]] = {}
     for argument, given in (("precision", precision), ("relmat", relmat)):
         if given is None:
             continue
@@ -102,8 +170,8 @@ def relationships(
     return out
 
 
-def _relationship(value: Any, name: str, inverse: bool) -> Relationship:
-    if isinstance(value, Relationship):
+def _relationship(value: Any, name: str, inverse: bool) -> Known:
+    if isinstance(value, Relationship | KnownCovariance):
         return value
     if isinstance(value, pd.DataFrame):
         if [str(v) for v in value.index] != [str(v) for v in value.columns]:
@@ -113,14 +181,15 @@ def _relationship(value: Any, name: str, inverse: bool) -> Relationship:
         levels, matrix = None, value
     else:
         raise ModelError(
-            f"{name} has to be pedigree(...), a DataFrame, an array or a sparse matrix, not {type(value).__name__}"
+            f"{name} has to be pedigree(...), neighbours(...), a DataFrame, an array or a sparse matrix, not "
+            f"{type(value).__name__}"
         )
     return from_precision(levels, matrix, name) if inverse else from_covariance(levels, matrix, name)
 
 
 def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.DataFrame:
     """See `StructuredResult.breeding_values`."""
-    from fastlmm_core.core.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
 
     related = [k for k, t in enumerate(design.random) if t.relationship is not None]
     if not isinstance(core, EquationsFit) or not related:
@@ -151,7 +220,7 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
 
 def sparse_coefficients(design: Design, core: CoreFit, name: str | None, se: bool) -> pd.DataFrame:
     """See `StructuredResult.sparse_coef`."""
-    from fastlmm_core.core.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
 
     names = [s.name for s in design.sparse]
     if not isinstance(core, EquationsFit) or not names:

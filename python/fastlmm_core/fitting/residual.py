@@ -190,13 +190,9 @@ def residuals(design: Design, core: PatternFit | CrossedFit, kind: str) -> NDArr
     return core.standardized(e, whole=kind == "normalized")
 
 
-def simulate(design: Design, core: PatternFit | CrossedFit, n: int, seed: Any) -> NDArray[np.float64]:
+def simulate(design: Design, core: PatternFit | CrossedFit, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """(rows, n) draws from the marginal distribution."""
     n = checked_count(n, "n")
-    try:
-        rng = np.random.default_rng(seed)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
     mean = core.linear + (0.0 if design.offset is None else design.offset)
     out = mean[:, None] + core.coloured(rng.normal(size=(len(mean), n)))
     if isinstance(core, CrossedFit):  # of the others the random effects are part of the patterns' covariance

@@ -15,7 +15,7 @@ from fastlmm_core.fitting.text import listed
 
 if TYPE_CHECKING:
     from fastlmm_core.core.glmm import GlmmFit
-    from fastlmm_core.core.glmm_design import GlmmDesign
+    from fastlmm_core.core.glmm.design import GlmmDesign
 
 __all__ = ["separated_direction", "separation"]
 

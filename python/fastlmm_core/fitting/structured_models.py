@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.equations_fit import EquationsModel
 from fastlmm_core.core.residuals import CrossedModel, PatternModel, Residual
 from fastlmm_core.core.residuals.units import LARGE_UNIT
-from fastlmm_core.core.structured import StructuredModel
+from fastlmm_core.core.structures.covariances import Structure
+from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.structured import StructuredModel
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import check_random, core_residual, in_units

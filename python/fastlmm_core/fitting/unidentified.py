@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.fitted import GlmmFit
     from fastlmm_core.formula import Design
 
 __all__ = [

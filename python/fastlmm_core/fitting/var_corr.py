@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.fitted import GlmmFit
     from fastlmm_core.formula import Design
 
 __all__ = ["TermCov", "VarCorr", "theta_labels", "var_corr"]
@@ -169,8 +169,9 @@ class VarCorr:
 
 def var_corr(design: Design, core: CoreFit | GlmmFit) -> VarCorr:
     """σ² L Lᵀ of every term of a fit, NaN where the data do not identify it; a generalised model has no σ."""
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.two_predictors import ZeroPart
 
+    generalised = hasattr(core, "family") or isinstance(core, ZeroPart)
     covs = [core.sigma**2 * (L @ L.T) for L in core.L]
     for k, i, j in unidentified_elements(core):
         covs[k][i, j] = covs[k][j, i] = np.nan
@@ -179,7 +180,7 @@ def var_corr(design: Design, core: CoreFit | GlmmFit) -> VarCorr:
             TermCov(term.grp, term.group, tuple(term.columns), cov)
             for term, cov in zip(design.random, covs, strict=True)
         ),
-        float("nan") if isinstance(core, GlmmFit) else float(core.sigma),
+        float("nan") if generalised else float(core.sigma),
         tuple(unidentified_variances(design, core)),
     )
 

@@ -33,6 +33,7 @@ from fastlmm_core.formula.random_terms import RandomDesign, group_codes, in_orde
 from fastlmm_core.formula.reading import Arguments, Reading, Variables, read_formula
 from fastlmm_core.formula.relationships import with_relationships
 from fastlmm_core.formula.residual import ResidualDesign
+from fastlmm_core.formula.residual_rows import own_residual
 from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import check_identifiable
 
@@ -126,6 +127,7 @@ class Design:
         coded_anew: Sequence[int] = (),
         allow_new_levels: bool = False,
         new_level_advice: str = "allow_new_levels=True predicts them without its effect",
+        residual: Literal["none", "variance", "known"] = "none",
     ) -> NewDesign:
         """The design of new rows, with the coding learnt from the model's own.
 
@@ -146,6 +148,9 @@ class Design:
             Code unseen and missing levels of grouping factors -1 instead of refusing them.
         new_level_advice : str
             What the error about an unseen level ends in.
+        residual : {"none", "variance", "known"}
+            What to read for a residual structure: nothing, what a residual's variance depends on, or also whose
+            residual it is.
 
         Returns
         -------
@@ -165,6 +170,7 @@ class Design:
             coded_anew,
             allow_new_levels=allow_new_levels,
             new_level_advice=new_level_advice,
+            residual=residual,
         )
 
     def of_rows(self, values: Any, what: str) -> Any:
@@ -181,10 +187,11 @@ class Design:
     def own_rows(self) -> NewDesign:
         """The model's own rows in the form in which `rebuild` gives others."""
         parts = tuple(NewRandom(term.codes, term.z, len(term.level_set)) for term in self.random)
+        within = None if self.residual is None else own_residual(self.residual)
         if self.na_action != "exclude" or self.n_total == len(self.y):
-            return NewDesign(self.X, parts, self.offset, None, self.row_labels)
+            return NewDesign(self.X, parts, self.offset, None, self.row_labels, within)
         index = pd.RangeIndex(self.n_total) if self.table_index is None else self.table_index
-        return NewDesign(self.X, parts, self.offset, self.row_index, index)
+        return NewDesign(self.X, parts, self.offset, self.row_index, index, within)
 
     def group_of(self, k: int) -> RandomTerm:
         """The formula's term that the k-th random term is (a part of)."""

@@ -17,6 +17,7 @@ from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
 from fastlmm_core.formula.frame import Table, Variable, aligned, as_factor
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.formula.residual_rows import NewResidual, NewResidualRows
 from fastlmm_core.formula.rowwise import argument_columns, numeric_argument
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class NewDesign:
         Positions in the table of the rows that are complete; None where all are.
     index : pandas.Index
         Of all rows: the table's own, or positions.
+    residual : NewResidual or None
+        What the residual structure sees of them, where it was asked for.
     """
 
     X: Array | None
@@ -67,6 +70,7 @@ class NewDesign:
     offset: Array | None
     rows: NDArray[np.int64] | None
     index: pd.Index
+    residual: NewResidual | None = None
 
     def full(self, values: Array) -> Array:
         """One value (or k) a complete row for all rows, NaN in the others."""
@@ -99,6 +103,7 @@ def rebuild(
     *,
     allow_new_levels: bool,
     new_level_advice: str,
+    residual: str,
 ) -> NewDesign:
     """See `Design.rebuild`."""
     table = Table(data)
@@ -113,11 +118,15 @@ def rebuild(
         k: [grouping_factor(name, evaluate) for name in design.group_of(k).group] for k in [*wanted, *coded_anew]
     }
     offset = offset_values(design.formula.offsets, _known_offset(design), evaluate) if fixed else None
+    within = None
+    if residual != "none" and design.residual is not None:
+        within = NewResidualRows(design.residual, table, known=residual == "known", allow_new=allow_new_levels)
     masks = [mask for of in variables.values() for v in of.values() if (mask := v.missing()) is not None]
     if not allow_new_levels:
         masks += [mask for k in wanted for factor in factors[k] if (mask := factor.missing()) is not None]
     if offset is not None:
         masks.append(np.isnan(offset))
+    masks += [] if within is None else within.masks()
     missing = np.logical_or.reduce(masks) if masks else np.zeros(0, dtype=bool)
     rows = np.flatnonzero(~missing) if missing.any() else None
     n = table.n if rows is None else len(rows)
@@ -139,7 +148,8 @@ def rebuild(
         if count := int(np.isinf(offset).sum()):
             raise DataError(f"the offset is infinite in {count} rows of the new data")
     index = pd.RangeIndex(table.n) if table.index is None else table.index
-    return NewDesign(matrices.get("fixed"), tuple(parts), offset, rows, index)
+    seen = None if within is None else within.taken(rows, n)
+    return NewDesign(matrices.get("fixed"), tuple(parts), offset, rows, index, seen)
 
 
 def _require(design: Design, wanted: Sequence[int], specs: Sequence[MatrixSpec], evaluate: Evaluator) -> None:

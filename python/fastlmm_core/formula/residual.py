@@ -25,7 +25,7 @@ from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.quoting import python_power, split, unquote_name, unwrap
 from fastlmm_core.formula.terms import Terms, parse_terms
 
-__all__ = ["Dispersion", "ParsedResidual", "ResidualDesign", "ResidualRequest", "parse_residual"]
+__all__ = ["Dispersion", "ParsedResidual", "ResidualDesign", "ResidualRequest", "parse_residual", "point_values"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -196,15 +196,6 @@ class Dispersion:
     context: Context = field(repr=False)
     state: Mapping[str, Any] = field(repr=False)
 
-    def columns(self, table: Table) -> Array:
-        """The columns of new rows (n, e)."""
-        evaluate = Evaluator(table, self.context, dict(self.state))
-        variables = variables_of(self.spec.terms, evaluate)
-        variables = {expr: self.spec.recode(v, expr) for expr, v in variables.items()}
-        out = self.spec.matrix(variables, table.n)[:, 1:]
-        check_finite(out, self.names, "the dispersion of the new data")
-        return out
-
 
 class ResidualRequest:
     """What `residual` and `dispersion` ask for, before rows are chosen: which columns, and their values."""
@@ -333,14 +324,19 @@ def _interaction(factors: list[Factor]) -> tuple[Index, Levels]:
     return codes.astype(np.int64), levels
 
 
-def _coordinates(parsed: ParsedResidual, columns: list[Variable]) -> tuple[Index, tuple[str, ...], Array]:
-    """Distinct points, and which of them each row is at."""
+def point_values(parsed: ParsedResidual, columns: list[Variable]) -> Array:
+    """Coordinates (n, d) of all rows."""
     values = []
     for name, column in zip(parsed.visit, columns, strict=True):
         if isinstance(column, Factor) or column.values.ndim != 1:
             raise DataError(f"{parsed.kind} needs numeric coordinates, but {name} is categorical")
         values.append(column.values.astype(np.float64))
-    points, inverse = np.unique(np.column_stack(values), axis=0, return_inverse=True)
+    return np.column_stack(values)
+
+
+def _coordinates(parsed: ParsedResidual, columns: list[Variable]) -> tuple[Index, tuple[str, ...], Array]:
+    """Distinct points, and which of them each row is at."""
+    points, inverse = np.unique(point_values(parsed, columns), axis=0, return_inverse=True)
     labels = tuple(", ".join(f"{v:g}" for v in point) for point in points)
     return inverse.reshape(-1).astype(np.int64), labels, points
 

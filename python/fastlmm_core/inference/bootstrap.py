@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.start import moment_start
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit

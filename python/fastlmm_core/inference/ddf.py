@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -77,7 +78,7 @@ class FTest:
 
 
 @dataclass(frozen=True, eq=False)
-class Method:
+class Method(ABC):
     """A method for one fit: the covariance of the estimates, and degrees of freedom of what is estimated.
 
     Attributes
@@ -107,16 +108,16 @@ class Method:
             out[~self.determined(rows)] = np.nan
         return np.asarray(out)
 
+    @abstractmethod
     def df(self, rows: Array) -> Array:
         """Degrees of freedom (k,) of each row (k, rank) on its own."""
-        raise NotImplementedError
 
+    @abstractmethod
     def joint(self, rows: Array, values: Array) -> tuple[float, float]:
         """Degrees of freedom and scale of the F statistic of independent rows (l, rank), orthogonal under `cov`.
 
         `values` (l,) are the rows' variances.
         """
-        raise NotImplementedError
 
     def f_test(self, rows: Array, values: Array | None = None) -> FTest:
         """Test rows (k, rank) times beta against `values` (k,), zero by default.
@@ -280,6 +281,9 @@ def information_of(core: CoreFit) -> VarianceInformation:
     """Information on the covariance parameters of any fit; kept with it."""
     if type(core) is CoreFit:
         return variance_information(core)
+    if not isinstance(core, CoreFit):  # a fit that was saved without its rows
+        kept: VarianceInformation = core.information
+        return kept
     from fastlmm_core.inference import structured  # what most fits do without
 
     return structured.information_of(core)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.terms import checked_count, seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.nested_tests import NestedTest, tie_bound
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 
-__all__ = ["exact_test"]
+__all__ = ["exact_test", "exact_test_of"]
 
 Array = NDArray[np.float64]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
@@ -81,16 +81,21 @@ def exact_test(result: FittedModel, term: str | int, *, n: int = 100_000, seed: 
     >>> round(test.lrt, 3), bool(0.003 < test.p < 0.006)
     (6.369, True)
     """
-    checked_count(n, "n")
-    design = result.design
-    k = _term_position(design, term)
-    random = design.random[k]
+    k = _term_position(result.design, term)
+    random = result.design.random[k]
     if len(random.columns) != 1:
         raise ModelError(
             f"({' + '.join(random.columns)} | {random.group}) has {len(random.columns)} effects: the exact "
             "distribution is known for one variance; use bootstrap_test"
         )
     observed = max(0.0, criterion_without(result, whole_term(result, k)) - result.criterion)
+    return exact_test_of(result, k, observed, n, seed)
+
+
+def exact_test_of(result: FittedModel, k: int, observed: float, n: int, seed: Seed) -> NestedTest:
+    """`exact_test` of random term k, of one effect, whose likelihood ratio is known."""
+    checked_count(n, "n")
+    design, random = result.design, result.design.random[k]
     draws = exact_draws(result, k, n, seed)
     p = float(np.mean(draws >= tie_bound(observed)))
     notes: tuple[str, ...] = ()
@@ -157,7 +162,7 @@ def exact_draws(result: FittedModel, k: int, n: int, seed: Seed) -> Array:
     values, times = (distinct, count) if result.reml else _with_multiplicity(zz)
     penalty = times @ np.log1p(np.outer(values, ratio))
     nu = size - df_x if result.reml else size
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_sequence(seed))
     out = np.empty(n)
     step = max(1, CHUNK_NUMBERS // (len(ratio) + len(distinct)))
     for start in range(0, n, step):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.estimability import TOLERANCE, NullSpace, null_space
 from fastlmm_core.core.glmm import GlmmFit
-from fastlmm_core.core.projected import ProjectedFit
+from fastlmm_core.core.structures.projected import ProjectedFit
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:

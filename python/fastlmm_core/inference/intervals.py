@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import PatternFit
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.unidentified import undetermined_coefficients, unidentified_elements
 from fastlmm_core.inference.bootstrap import bootstrap, jackknife

@@ -22,7 +22,7 @@ from scipy.linalg import lapack
 from scipy.sparse import bsr_array, csr_array, hstack
 
 from fastlmm_core.core import CrossProducts
-from fastlmm_core.core.slopes import group_factors
+from fastlmm_core.core.theta import group_factors
 from fastlmm_core.errors import ModelError, NumericalError
 
 __all__ = ["MarginalProducts"]

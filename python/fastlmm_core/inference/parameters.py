@@ -28,8 +28,8 @@ class Parameter:
     ----------
     name : str
         "sd_Intercept|Subject", "cor_Days.Intercept|Subject", "sigma", or the coefficient's own.
-    kind : {"sd", "cor", "sigma", "own", "beta"}
-        "own": one of a family's parameters that is no logarithm.
+    kind : {"sd", "cor", "sigma", "own", "zero", "beta"}
+        "own": one of a family's parameters that is no logarithm; "zero": one of its zero part's random effects.
     term : int
         Random term of an sd or cor; -1 elsewhere.
     row, column : int
@@ -37,7 +37,7 @@ class Parameter:
     """
 
     name: str
-    kind: Literal["sd", "cor", "sigma", "own", "beta"]
+    kind: Literal["sd", "cor", "sigma", "own", "zero", "beta"]
     term: int = -1
     row: int = -1
     column: int = -1

@@ -9,10 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.residuals.natural import parameters_of, printed
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import variance_labels
 from fastlmm_core.fitting.unidentified import unidentified_elements

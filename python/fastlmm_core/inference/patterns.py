@@ -1,17 +1,14 @@
 """Satterthwaite's and Kenward and Roger's methods for models fitted from patterns (`core.residuals`).
 
 The covariance parameters are (phi, log sigma^2), their covariance the inverse of the observed information, as SAS's
-PROC MIXED
-and mmrm have it. With Cov(beta) = H H', V_a = dV/dphi_a and, in coordinates where Cov(beta) is the identity,
+PROC MIXED and mmrm have it. With Cov(beta) = H H', V_a = dV/dphi_a and, in coordinates where Cov(beta) is the identity,
 
     P_a = -X'V^-1 V_a V^-1 X,   Q_ab = X'V^-1 V_a V^-1 V_b V^-1 X,   R_ab = X'V^-1 V_ab V^-1 X    (Kenward & Roger 1997)
     Cov_A = H (1 + 2 U) H',     U = sum_ab W_ab (Q_ab - P_a P_b - R_ab / 4)
 
-W:Q and W:P P do not depend on the parametrisation and are contracted before any sum over rows; W:R does: R_ab is
-taken in the
-parameters that SAS prints (variances and correlations; covariances where V is linear in them, R_ab = 0 then). The
-linear
-form leaves R_ab out (Kenward & Roger 2009 discuss both).
+W:Q and W:P P do not depend on the parametrisation and are contracted before any sum over rows; W:R does: R_ab is taken
+in the parameters that SAS prints (variances and correlations; covariances where V is linear in them, R_ab = 0 then).
+The linear form leaves R_ab out (Kenward & Roger 2009 discuss both).
 """
 
 from __future__ import annotations
@@ -126,8 +123,7 @@ def _second(
     """Sum over a, b of W_ab R_ab in the printed parameters, (p, p) in coordinates where Cov(beta) is the identity.
 
     By the chain rule it is the sum in working parameters less that of each printed parameter's own second derivatives
-    times
-    its direction.
+    times its direction.
     """
     r, p = len(fit.theta), fit.rank
     model = fit.model.model

@@ -32,14 +32,14 @@ from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
-from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
+from fastlmm_core.fitting.predict import included_columns, linear_predictor, row_weights, target_rows
 from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.iterative_inverse import IterativeInverse, IterativeSource
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -126,8 +126,26 @@ def targets(
     For an `observation` the effects left out and the residual, of variance σ² over `weights` (n,), are drawn anew.
     """
     assert rows.X is not None  # `fixed` is asked for by default
+    known, prior = effects_of(rows, masks, observation=observation)
+    residual = np.zeros(len(rows.X)) if weights is None else 1.0 / weights
+    _one_level_a_factor(design, core, known)
+    return Targets(row_set(core.cross, rows.X, known), tuple(prior), residual)
+
+
+def effects_of(
+    rows: NewDesign, masks: Sequence[NDArray[np.bool_]], *, observation: bool
+) -> tuple[list[tuple[NDArray[np.int64], NDArray[np.float64]] | None], list[NDArray[np.float64]]]:
+    """Of each term, the levels and columns of z that the fit knows about, and those of effects drawn anew.
+
+    Returns
+    -------
+    known : list of ((n,), (n, l)) or None
+    prior : list of (n, l)
+    """
+    assert rows.X is not None
     n = len(rows.X)
-    known, prior = [], []
+    known: list[tuple[NDArray[np.int64], NDArray[np.float64]] | None] = []
+    prior = []
     for part, mask in zip(rows.random, masks, strict=True):
         codes = np.full(n, -1) if part is None else np.asarray(part.codes, np.int64)
         full = np.ones((n, 1)) if part is None or part.z is None else part.z
@@ -138,9 +156,7 @@ def targets(
         # a known level's left-out effects, and all effects of a new one where an observation is predicted
         drawn = np.where(is_new, mask | observation, ~mask & observation)
         prior.append(full * drawn)
-    residual = np.zeros(n) if weights is None else 1.0 / weights
-    _one_level_a_factor(design, core, known)
-    return Targets(row_set(core.cross, rows.X, known), tuple(prior), residual)
+    return known, prior
 
 
 def _one_level_a_factor(
@@ -158,17 +174,6 @@ def _one_level_a_factor(
                     f"fit, but different ones in {apart} {'row' if apart == 1 else 'rows'} of newdata: no standard "
                     "error of such a row is known here; predict() without interval= gives its value"
                 )
-
-
-def _weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool) -> NDArray[np.float64]:
-    """Weights (n,) of the rows predicted: those given, the model's own for its own rows, 1 elsewhere."""
-    if given is None:
-        assert rows.X is not None
-        return design.weights if own and design.weights is not None else np.ones(len(rows.X))
-    w = rows.taken(given, "weights")
-    if not (np.isfinite(w).all() and (w > 0).all()):
-        raise DataError("weights must be positive and finite")
-    return w
 
 
 def theta_covariance(objective: Source, theta: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -192,16 +197,46 @@ def uncertain_theta(
     """
     at = objective.to_conditioned(theta)
     index, groups, n = objective.cross.theta_index, objective.cross.groups, objective.cross.n
-    slopes, drift = np.zeros((2, len(at), len(variance)))
-    cov = theta_covariance(objective, theta)
+    # the variance changes over theta itself, or where theta is small over a level's conditional deviation
+    least = np.sqrt([groups[g].n_levels / n for g in index[:, 0]])
+    return along_parameters(
+        lambda x: target.at(objective, objective.to_user(x)),
+        at,
+        STEP * np.maximum(least, np.abs(at)),
+        theta_covariance(objective, theta),
+        variance,
+        objective.nu,
+    )
+
+
+def along_parameters(
+    at: Callable[[NDArray[np.float64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    x: NDArray[np.float64],
+    steps: NDArray[np.float64],
+    cov: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    nu: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`uncertain_theta` of variances and predictions (n,) as a function of parameters (r,).
+
+    Parameters
+    ----------
+    at : callable
+    x, steps : (r,)
+        Where, and how far to either side differences are taken.
+    cov : (r, r)
+    variance : (n,)
+        At x.
+    nu : float
+        Degrees of freedom of sigma^2.
+    """
+    slopes, drift = np.zeros((2, len(x), len(variance)))
     for a in np.flatnonzero(cov.diagonal()):
-        step = np.zeros(len(at))
-        # the variance changes over theta itself, or where theta is small over a level's conditional deviation
-        step[a] = STEP * max(np.sqrt(groups[index[a, 0]].n_levels / n), abs(at[a]))
-        up = target.at(objective, objective.to_user(at + step))
-        down = target.at(objective, objective.to_user(at - step))
+        step = np.zeros(len(x))
+        step[a] = steps[a]
+        up, down = at(x + step), at(x - step)
         slopes[a], drift[a] = ((u - d) / (2.0 * step[a]) for u, d in zip(up, down, strict=True))
-    noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / objective.nu
+    noise = np.einsum("an,ab,bn->n", slopes, cov, slopes) + 2.0 * variance**2 / nu
     with np.errstate(divide="ignore", invalid="ignore"):
         df = np.where(noise > 0, 2.0 * variance**2 / noise, np.inf)
     return df, np.einsum("an,ab,bn->n", drift, cov, drift)
@@ -254,6 +289,40 @@ def source_of(core: CoreFit) -> AbstractContextManager[Source]:
     return nullcontext(IterativeSource(core)) if isinstance(core, IterativeFit) else core.workspace()
 
 
+def check_asked(interval: str, ddf: str, level: float) -> None:
+    """ModelError where an interval, its quantiles or its level do not exist."""
+    if interval not in INTERVALS:
+        raise ModelError(f"interval {interval!r} does not exist: use one of {', '.join(map(repr, INTERVALS))}")
+    if ddf not in DDF:
+        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, DDF))}")
+    if not 0.0 < level < 1.0:
+        raise ModelError(f"level must lie between 0 and 1, not {level}")
+
+
+COLUMNS = ("fit", "std_error", "df", "lower", "upper")
+
+
+def interval_table(
+    rows: NewDesign,
+    estimate: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    df: NDArray[np.float64] | None,
+    level: float,
+    notes: list[str],
+) -> pd.DataFrame:
+    """Predictions (n,) with t intervals, normal ones where there are no degrees of freedom; NaN where either is."""
+    if df is None:
+        df, quantile = np.full(len(estimate), np.inf), np.full(len(estimate), ndtri(0.5 + 0.5 * level))
+    else:
+        quantile = stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level)
+    error = np.sqrt(np.maximum(variance, 0.0))
+    error, df = (np.where(np.isnan(estimate) | np.isnan(variance), np.nan, values) for values in (error, df))
+    figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
+    found = pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=list(COLUMNS))
+    found.attrs["notes"] = notes
+    return found
+
+
 @bounded
 def predict_interval(
     design: Design,
@@ -269,37 +338,23 @@ def predict_interval(
     weights: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Predictions with standard errors and intervals; see `LmerResult.predict`."""
-    if interval not in INTERVALS:
-        raise ModelError(f"interval {interval!r} does not exist: use one of {', '.join(map(repr, INTERVALS))}")
-    if ddf not in DDF:
-        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, DDF))}")
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    check_asked(interval, ddf, level)
     observation = interval == "prediction"
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, all_columns=observation)
     estimate = linear_predictor(rows, core, masks)
-    columns = ["fit", "std_error", "df", "lower", "upper"]
     if len(estimate) == 0:  # no row is complete
-        return pd.DataFrame(rows.full(np.empty((0, 5))), index=rows.index, columns=columns)
-    weights = _weights(design, weights, rows, newdata is None) if observation else None
-    target = targets(design, core, rows, masks, observation=observation, weights=weights)
+        return interval_table(rows, estimate, estimate, None, level, [])
+    w = row_weights(design, weights, rows, newdata is None) if observation else None
+    target = targets(design, core, rows, masks, observation=observation, weights=w)
+    df = None
     with source_of(core) as objective:
         variance, _ = target.at(objective, core.theta)
         blind = depends_on_unidentified(target, objective, core)
         if ddf == "satterthwaite" or not theta_known:
-            df, moved = uncertain_theta(target, objective, core.theta, variance)
+            degrees, moved = uncertain_theta(target, objective, core.theta, variance)
+            df = degrees if ddf == "satterthwaite" else None
     if not theta_known:
         variance = variance + 2.0 * moved
-    if ddf == "satterthwaite":
-        quantile = stdtrit(np.minimum(df, 1e12), 0.5 + 0.5 * level)
-    else:
-        df, quantile = np.full(len(estimate), np.inf), np.full(len(estimate), ndtri(0.5 + 0.5 * level))
-    error = np.sqrt(np.maximum(variance, 0.0))
-    error, df = (np.where(np.isnan(estimate) | blind, np.nan, values) for values in (error, df))
-    figures = (estimate, error, df, estimate - quantile * error, estimate + quantile * error)
-    found = pd.DataFrame(rows.full(np.column_stack(figures)), index=rows.index, columns=columns)
-    found.attrs["notes"] = undetermined(design, core, rows) + unidentified_rows(
-        design, core, int(blind.sum()), len(blind)
-    )
-    return found
+    notes = undetermined(design, core, rows) + unidentified_rows(design, core, int(blind.sum()), len(blind))
+    return interval_table(rows, estimate, np.where(blind, np.nan, variance), df, level, notes)

@@ -17,17 +17,17 @@ from scipy.special import chdtri, ndtri
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, warn
 from fastlmm_core.fitting.fit import model_of
-from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
+from fastlmm_core.inference.curves import ProfileCurve
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
     BetaPath,
     CorPath,
-    Path,
+    OrdinaryPath,
     SdPath,
     SigmaPath,
     column_order,
 )
-from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, walk
+from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, curve_along
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.rotation import Reordered, reorder_term
 from fastlmm_core.inference.table import Table, table
@@ -221,7 +221,7 @@ class Face:
     deviance: float
     theta: Array
 
-    def rival(self, profiled: Parameter, path: Path) -> Rival | None:
+    def rival(self, profiled: Parameter, path: OrdinaryPath) -> Rival | None:
         """What it is beside the path of another parameter; None where that path itself ends on the face."""
         mine = self.parameter
         if profiled.kind == "sd" and (profiled.term, profiled.row) == (mine.term, mine.row):
@@ -249,7 +249,7 @@ class PathMaker:
         c = core.cross.conditioning
         self.sigma_unit = float(c.y_scale * np.sqrt(c.weight_scale))
 
-    def make(self, parameter: Parameter) -> Path | None:
+    def make(self, parameter: Parameter) -> OrdinaryPath | None:
         """The path of a parameter; None for a coefficient that was dropped."""
         core = self.core
         if parameter.kind == "sigma":
@@ -314,26 +314,20 @@ class PathMaker:
 
 
 def _curve(
-    parameter: Parameter, estimate: float, path: Path | None, rivals: list[Rival], paths: PathMaker, reach: float
+    parameter: Parameter,
+    estimate: float,
+    path: OrdinaryPath | None,
+    rivals: list[Rival],
+    paths: PathMaker,
+    reach: float,
 ) -> ProfileCurve:
-    """Walk both ways from the estimate."""
+    """The profile along one path, in the coordinate of its kind."""
     if path is None:
         empty = np.empty(0)
         return ProfileCurve(parameter.name, parameter.kind, estimate, empty, empty, empty, (None, None))
-    deviance = paths.core.criterion
-    down, low_end = walk(path, rivals, deviance, reach, -1.0)
-    up, high_end = walk(path, rivals, deviance, reach, 1.0)
-    points = [*((p.w, p.d, p.slope) for p in reversed(down)), (path.estimate, deviance, 0.0)]
-    points += [(p.w, p.d, p.slope) for p in up]
-    w, d, slopes = (np.array(column) for column in zip(*points, strict=True))
-    at = len(down)
-    zeta = np.sqrt(np.maximum(d - deviance, 0.0)) * np.sign(np.arange(len(w)) - at)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = np.where(zeta != 0.0, slopes / (2.0 * zeta), 0.0)
-    slope[at] = slope_at_estimate(w, zeta, slope, at)
-    ends = (low_end, high_end)
+    w, zeta, slope, ends = curve_along(path, rivals, paths.core.criterion, reach)
     if parameter.kind == "sigma":
         w = w + np.log(paths.sigma_unit)
     elif parameter.kind == "cor":
-        ends = (None if low_end is None else -1.0, None if high_end is None else 1.0)
+        ends = (None if ends[0] is None else -1.0, None if ends[1] is None else 1.0)
     return ProfileCurve(parameter.name, parameter.kind, estimate, w, zeta, slope, ends)

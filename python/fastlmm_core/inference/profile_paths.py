@@ -26,7 +26,7 @@ from fastlmm_core.core.descent import Derivatives, Function, descend
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.inference.rotation import Reordered
 
-__all__ = ["BetaPath", "CorPath", "Path", "SdPath", "SigmaPath"]
+__all__ = ["BetaPath", "CorPath", "OrdinaryPath", "Path", "SdPath", "SigmaPath"]
 
 Array = NDArray[np.float64]
 
@@ -65,12 +65,16 @@ class Path(Protocol):
         """
         ...
 
-    def locate(self, theta: Array) -> tuple[float, Array]:
-        """Coordinate and other variables of a model given by conditioned theta, what is profiled out at its optimum."""
-        ...
-
     def theta(self, w: float, x: Array) -> Array:
         """Conditioned theta, in the model's own order of columns, where the coordinate is `w` and the variables `x`."""
+        ...
+
+
+class OrdinaryPath(Path, Protocol):
+    """A path of an ordinary linear model, whose boundary faces it may meet."""
+
+    def locate(self, theta: Array) -> tuple[float, Array]:
+        """Coordinate and other variables of a model given by conditioned theta, what is profiled out at its optimum."""
         ...
 
 

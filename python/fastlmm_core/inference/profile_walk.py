@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from fastlmm_core.errors import NumericalError
-from fastlmm_core.inference.curves import hermite, hermite_slope
+from fastlmm_core.inference.curves import hermite, hermite_slope, slope_at_estimate
 from fastlmm_core.inference.profile_paths import Path
 
-__all__ = ["BetterOptimumError", "Point", "Rival", "walk"]
+__all__ = ["BetterOptimumError", "Point", "Rival", "curve_along", "walk"]
 
 Array = NDArray[np.float64]
 
@@ -83,6 +83,29 @@ class Rival:
         start = self.x if x is None else x
         assert start is not None
         return Point(w, *path.solve(w, start))
+
+
+def curve_along(
+    path: Path, rivals: Sequence[Rival], deviance: float, reach: float
+) -> tuple[Array, Array, Array, tuple[float | None, float | None]]:
+    """Walk both ways from the estimate: coordinates, ζ and its slopes (k,), and the limits where ζ cannot pass `reach`.
+
+    Raises
+    ------
+    BetterOptimumError
+        A deviance below that of the estimate was met.
+    """
+    down, low_end = walk(path, rivals, deviance, reach, -1.0)
+    up, high_end = walk(path, rivals, deviance, reach, 1.0)
+    points = [*((p.w, p.d, p.slope) for p in reversed(down)), (path.estimate, deviance, 0.0)]
+    points += [(p.w, p.d, p.slope) for p in up]
+    w, d, slopes = (np.array(column) for column in zip(*points, strict=True))
+    at = len(down)
+    zeta = np.sqrt(np.maximum(d - deviance, 0.0)) * np.sign(np.arange(len(w)) - at)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        slope = np.where(zeta != 0.0, slopes / (2.0 * zeta), 0.0)
+    slope[at] = slope_at_estimate(w, zeta, slope, at)
+    return w, zeta, slope, (low_end, high_end)
 
 
 def walk(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from fastlmm_core.errors import ModelError
-from fastlmm_core.inference.exact_ratio import exact_test
+from fastlmm_core.inference.exact_ratio import exact_test_of
 from fastlmm_core.inference.monte_carlo import warn_of_error
 from fastlmm_core.inference.nested_tests import bootstrap_reduction
-from fastlmm_core.inference.reductions import Reduction, criterion_without, reductions
+from fastlmm_core.inference.reductions import Reduction
 from fastlmm_core.inference.table import Table, table
 
 __all__ = ["NOTE", "ranova"]
@@ -29,25 +29,18 @@ NOTE = (
 
 def ranova(
     result: Any,
+    found: Iterable[tuple[Reduction, float]],
     *,
-    reduce_terms: bool = True,
     test: str = "chisq",
     n: int | None = None,
     seed: Seed = None,
-    without: Callable[[Any, Reduction], float] = criterion_without,
-    found: Iterable[tuple[Reduction, float]] | None = None,
 ) -> Table:
-    """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`.
-
-    `found` has the reductions and their criteria where they are not made here.
-    """
+    """Likelihood-ratio tests of the random effects, from reductions and their criteria; see `LmerResult.ranova`."""
     if test not in ("chisq", "bootstrap", "exact"):
         raise ModelError(f'test must be "chisq", "bootstrap" or "exact", not {test!r}')
     npar, criterion = result.df_model, result.criterion
     rows = [(npar, result.llf, result.aic, np.nan, np.nan, np.nan, np.nan)]
     labels, simulated, notes = ["<none>"], [np.nan], [NOTE]
-    if found is None:
-        found = ((reduction, without(result, reduction)) for reduction in reductions(result, reduce_terms))
     for reduction, value in found:
         df = reduction.df
         chisq = max(0.0, value - criterion)
@@ -63,7 +56,7 @@ def ranova(
         elif test == "exact":
             scalar = df == 1 and len(result.design.random[reduction.term].columns) == 1
             simulated.append(
-                exact_test(result, reduction.term, n=100_000 if n is None else n, seed=seed).p if scalar else np.nan
+                exact_test_of(result, reduction.term, chisq, 100_000 if n is None else n, seed).p if scalar else np.nan
             )
     frame = pd.DataFrame(
         rows, columns=["npar", "llf", "aic", "lrt", "df", "p", "p_mixture"], index=pd.Index(labels, name="term")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ __all__ = [
     "criterion_without",
     "linear_criteria",
     "model_without",
+    "reduced_criteria",
     "reductions",
     "refuse_structures",
     "whole_term",
@@ -104,6 +105,14 @@ def criterion_without(result: FittedModel, reduction: Reduction) -> float:
     if model is None:
         return _linear_criterion(result)
     return model.fit(result.design.y).criterion
+
+
+def reduced_criteria(
+    result: FittedModel, reduce_terms: bool, without: Callable[[Any, Reduction], float] = criterion_without
+) -> Iterator[tuple[Reduction, float]]:
+    """Each of `reductions` with the criterion of its fit, made as it is asked for."""
+    for reduction in reductions(result, reduce_terms):
+        yield reduction, without(result, reduction)
 
 
 def _linear_criterion(result: FittedModel) -> float:

@@ -35,7 +35,7 @@ from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.fitted import GlmmFit
     from fastlmm_core.core.residuals import PatternFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
@@ -164,7 +164,7 @@ def is_generalised(core: CoreFit | GlmmFit) -> TypeGuard[GlmmFit]:
     """Whether a fit is a generalised model's."""
     if isinstance(core, CoreFit):
         return False
-    from fastlmm_core.core.glmm_fit import GlmmFit
+    from fastlmm_core.core.glmm.fitted import GlmmFit
 
     return isinstance(core, GlmmFit)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.terms import checked_count, seed_sequence
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.predict import included_columns
 
@@ -77,13 +77,7 @@ def generators(seed: int | Sequence[int] | np.random.SeedSequence | None, n: int
     Every `DRAWS_PER_STREAM` draws a new one is spawned from the seed; one a draw would take longer than a small draw. A
     SeedSequence is taken for its entropy and key, and not advanced.
     """
-    if isinstance(seed, np.random.SeedSequence):
-        root = seed
-    else:
-        try:
-            root = np.random.SeedSequence(seed)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
+    root = seed_sequence(seed)
     for block in range(-(-n // DRAWS_PER_STREAM)):
         child = np.random.SeedSequence(root.entropy, spawn_key=(*root.spawn_key, block))
         stream = np.random.Generator(np.random.PCG64(child))

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
-from fastlmm_core.core.equations import Equations, Solved
-from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel
 from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.residuals import CrossedFit, CrossedModel, PatternFit
 from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.slopes import positive_inverse
-from fastlmm_core.core.structured import StructuredFit, factor_derivatives
+from fastlmm_core.core.structures.equations import Equations, Solved
+from fastlmm_core.core.structures.equations_fit import EquationsFit, EquationsModel
+from fastlmm_core.core.structures.structured import StructuredFit, factor_derivatives
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.information import (

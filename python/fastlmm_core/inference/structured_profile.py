@@ -8,6 +8,7 @@ response. Covariances, and correlations of several working parameters at once (u
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -23,12 +24,12 @@ from fastlmm_core.core.residuals.natural import ParametersAt, parameters_of, pri
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import FastLMMError, ModelError, NumericalError
 from fastlmm_core.fitting.models import model_of
-from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
+from fastlmm_core.inference.curves import ProfileCurve
 from fastlmm_core.inference.parameters import Parameter, choose
 from fastlmm_core.inference.pattern_parameters import Structured, labels
 from fastlmm_core.inference.profile import Profile, quantile_of_level
 from fastlmm_core.inference.profile_paths import Path
-from fastlmm_core.inference.profile_walk import BetterOptimumError, walk
+from fastlmm_core.inference.profile_walk import BetterOptimumError, curve_along
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.structured_surface import Surface, open_surface
 
@@ -67,9 +68,9 @@ class Held(Path):
         curvature = self.curvature()
         self.step = 1.0 / np.sqrt(max(0.5 * curvature, 1e-12))
 
+    @abstractmethod
     def at(self, w: float, x: Array) -> Place:
         """The deviance at coordinate w and variables x."""
-        raise NotImplementedError
 
     def curvature(self) -> float:
         """Second derivative of the deviance in w at the estimate, the variables held: a step is at most one error."""
@@ -83,10 +84,6 @@ class Held(Path):
         if not found.converged:
             raise NumericalError(f"the deviance could not be minimised: {found.message}")
         return found.point.value, found.point.slope, found.x
-
-    def locate(self, theta: Array) -> tuple[float, Array]:
-        """Not asked for: these paths have no rivals."""
-        raise NotImplementedError
 
     def theta(self, w: float, x: Array) -> Array:
         """The variables; a lower optimum is told, not sought."""
@@ -177,10 +174,6 @@ class Coefficient:
         low, high = (self.still.fit(self.y - (w + side * h) * self.column, start=at).criterion for side in (-1.0, 1.0))
         return found.criterion, (high - low) / (2.0 * h), at
 
-    def locate(self, theta: Array) -> tuple[float, Array]:
-        """Not asked for: these paths have no rivals."""
-        raise NotImplementedError
-
     def theta(self, w: float, x: Array) -> Array:
         """The parameters."""
         return x
@@ -260,28 +253,19 @@ def structured_profile(
 
 
 def _curve(parameter: Parameter, path: Path | None, deviance: float, reach: float) -> ProfileCurve:
-    """Walk both ways from the estimate."""
+    """The profile along one path."""
     if path is None:
         empty = np.empty(0)
         return ProfileCurve(parameter.name, "beta", np.nan, empty, empty, empty, (None, None))
     try:
-        down, low_end = walk(path, (), deviance, reach, -1.0)
-        up, high_end = walk(path, (), deviance, reach, 1.0)
+        w, zeta, slope, ends = curve_along(path, (), deviance, reach)
     except BetterOptimumError as better:
         raise ModelError(
             f"profiling {parameter.name} found a deviance {deviance - better.deviance:.3g} below the fit's, which is "
             "no optimum: fit the model from another start"
         ) from None
-    points = [*((p.w, p.d, p.slope) for p in reversed(down)), (path.estimate, deviance, 0.0)]
-    points += [(p.w, p.d, p.slope) for p in up]
-    w, d, slopes = (np.array(column) for column in zip(*points, strict=True))
-    at = len(down)
-    zeta = np.sqrt(np.maximum(d - deviance, 0.0)) * np.sign(np.arange(len(w)) - at)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        slope = np.where(zeta != 0.0, slopes / (2.0 * zeta), 0.0)
-    slope[at] = slope_at_estimate(w, zeta, slope, at)
     kind = "sigma" if isinstance(path, Scale) else "beta"
-    return ProfileCurve(parameter.name, kind, path.estimate, w, zeta, slope, (low_end, high_end))
+    return ProfileCurve(parameter.name, kind, path.estimate, w, zeta, slope, ends)
 
 
 def _as_printed(curve: ProfileCurve, path: Held, found: ParametersAt, known: Known) -> ProfileCurve:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError

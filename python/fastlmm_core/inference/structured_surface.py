@@ -9,15 +9,16 @@ so the slopes of log r^2 are all that is needed beside those of D(phi).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import PatternFit
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.inference.structured import r2_slopes
 
 __all__ = ["Level", "Surface", "open_surface"]
@@ -58,15 +59,15 @@ class Level:
         return value, gradient, hessian + n * kappa * np.outer(both, both)
 
 
-class Surface:
+class Surface(ABC):
     """D(phi) of a maximum-likelihood fit; one class a kind of model."""
 
     n: float
     phi: Array
 
+    @abstractmethod
     def at(self, phi: Array) -> Level:
         """The deviance at phi (r,); NumericalError where it is not defined."""
-        raise NotImplementedError
 
 
 class PatternSurface(Surface):

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from fastlmm_core.core import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.pedigree import Relationship
+from fastlmm_core.core.structures.relationship import KnownCovariance, Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign
 from fastlmm_core.formula.evaluate import Context, Learnt
@@ -26,10 +26,10 @@ from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo, GridSource
 from fastlmm_core.formula.levels import Interaction, Levels
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
 from fastlmm_core.formula.residual import Dispersion, ParsedResidual, ResidualDesign, power
-from fastlmm_core.formula.side import SideMatrix
 from fastlmm_core.formula.sparse import SparseDesign
 from fastlmm_core.formula.structures import TermStructure
 from fastlmm_core.formula.terms import Terms
+from fastlmm_core.inference.information import VarianceInformation
 
 __all__ = ["Reader", "Writer"]
 
@@ -37,8 +37,9 @@ CLASSES: dict[str, type] = {
     kind.__name__.lstrip("_"): kind
     for kind in (
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
-        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog, SideMatrix),
-        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship),
+        *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
+        *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, KnownCovariance),
+        VarianceInformation,
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

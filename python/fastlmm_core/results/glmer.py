@@ -12,6 +12,7 @@ from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.families import Family, Link
 from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of
 from fastlmm_core.fitting.generalised_rows import FamilyRequest, RowArguments, read_rows
+from fastlmm_core.fitting.models import core_terms
 from fastlmm_core.fitting.spelling import GLMER_ARGUMENTS, answered
 from fastlmm_core.formula.evaluate import caller_names
 from fastlmm_core.results.glmer_result import GlmerResult
@@ -77,8 +78,9 @@ def glmer(
     offset : str or array_like, optional
         Added to the linear predictor.
     zero : str, optional
-        One-sided formula of the log odds of a part of its own for zeros, "~ 1" or "~ x" (glmmTMB's `ziformula`): zero
-        inflation of Poisson and negative binomial counts, a hurdle with the truncated ones. Fixed effects only.
+        One-sided formula of the log odds of a part of its own for zeros, "~ 1" or "~ x + (1 | g) + offset(o)"
+        (glmmTMB's `ziformula`): zero inflation of Poisson and negative binomial counts, a hurdle with the truncated
+        ones. Its random effects are independent of the counts'.
     exposure : str or array_like, optional
         Time or size that counts are proportional to: its logarithm is an offset. For the log link only.
     control, verbose, subset, na_action, contrasts, env
@@ -147,6 +149,7 @@ def glmer(
         trials=rows.trials,
         freq_weights=rows.frequencies,
         zero=rows.zero,
+        zero_terms=() if rows.zero is None else tuple(core_terms(rows.zero)),
         control=control,
         start=start,
         verbose=int(verbose),

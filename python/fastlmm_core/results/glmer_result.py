@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.fitting import generalised, ranef, var_corr
+from fastlmm_core.fitting import generalised, ranef, var_corr, zero_part
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import Figure, answering
 from fastlmm_core.results import export, glmer_summary
@@ -113,13 +113,27 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
 
     # ------------------------------------------------------------------ random effects
 
-    def var_corr(self) -> var_corr.VarCorr:
-        """Variances and correlations of the random effects, on the scale of the linear predictor."""
-        return var_corr.var_corr(self.design, self.core)
+    def var_corr(self, part: str = "mean") -> var_corr.VarCorr:
+        """Variances and correlations of the random effects, on the scale of the linear predictor.
 
-    def ranef(self, *, condsd: bool = True) -> pd.DataFrame:
-        """Conditional modes of the random effects, one row an effect of a level; see `LmerResult.ranef`."""
-        return ranef.ranef(self.design, self.core, condsd=condsd)  # type: ignore[arg-type]
+        Parameters
+        ----------
+        part : {"mean", "zero"}
+            Of the response's linear predictor, or of the log odds of a zero part (``zero=``).
+        """
+        return var_corr.var_corr(*zero_part.design_and_fit(self, part))
+
+    def ranef(self, part: str = "mean", *, condsd: bool = True) -> pd.DataFrame:
+        """Conditional modes of the random effects, one row an effect of a level; see `LmerResult.ranef`.
+
+        Parameters
+        ----------
+        part : {"mean", "zero"}
+            As in `var_corr`.
+        condsd : bool
+            With their conditional standard deviations.
+        """
+        return ranef.ranef(*zero_part.design_and_fit(self, part), condsd=condsd)
 
     @property
     def random_effects(self) -> dict[str, pd.DataFrame]:

@@ -104,8 +104,7 @@ def lmer(
     residual : str, optional
         Covariance of a subject's residuals: ``"us(visit | subject)"``, ``"ar1(visit | arm / subject)"`` for one an arm.
         Names: us, diag, cs, csh, ar1, ar1h, toep, toeph, ad, adh, exp, gau, ou (with coordinates), and their aliases;
-        see
-        the page on residual structures. A formula then needs no random term.
+        see the page on residual structures. A formula then needs no random term.
     dispersion : str, optional
         One-sided formula in which the log of the residual standard deviation is linear: ``"~ sex"``, ``"~ power(x)"``.
     precision, relmat : mapping, optional

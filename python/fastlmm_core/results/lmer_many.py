@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.many_responses import ManyResponses, fit_responses
+from fastlmm_core.core.many.responses import ManyResponses, fit_responses
 from fastlmm_core.errors import DataError, FastLMMError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.spelling import answering, explained

@@ -17,7 +17,7 @@ from fastlmm_core.formula.terms import Terms
 from fastlmm_core.formula.update import fixed_text, random_effects_text
 from fastlmm_core.inference.anova import drop1
 from fastlmm_core.inference.ranova import ranova
-from fastlmm_core.inference.reductions import reductions
+from fastlmm_core.inference.reductions import reduced_criteria, reductions
 from fastlmm_core.results.update import update
 
 if TYPE_CHECKING:
@@ -92,10 +92,9 @@ def _random_phase(
     """Take out the random effect with the largest p while that is above ``alpha``; one has to remain."""
     count = 0
     while True:
-        table = ranova(result)
-        tests = [
-            (r, float(table.loc[r.label, "lrt"]), float(table.loc[r.label, "p"])) for r in reductions(result, True)
-        ]
+        found = list(reduced_criteria(result, True))
+        table = ranova(result, found)
+        tests = [(r, float(table.loc[r.label, "lrt"]), float(table.loc[r.label, "p"])) for r, _ in found]
         free = [t for t in tests if t[0].terms and _canonical(t[0].label) not in stay]
         worst = max(free, key=lambda t: t[2], default=None)
         if worst is None or worst[2] <= alpha:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.equations_fit import EquationsFit
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
-from fastlmm_core.core.structured import StructuredFit
+from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.structured import StructuredFit
+from fastlmm_core.core.terms import seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
+from fastlmm_core.fitting.predict import predict
 from fastlmm_core.fitting.relationships import relationship_values, sparse_coefficients
 from fastlmm_core.fitting.residual import describe, parameter_labels
+from fastlmm_core.fitting.residual_prediction import check_residual, predict_conditional
 from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.fitting.structured_models import structure_labels
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -81,6 +84,12 @@ class StructuredResult(LmerResult):
             "this is for models with a residual structure or of independent subjects, not for structured effects of "
             "several grouping factors, known relationships or sparse fixed effects alone"
         )
+
+    @property
+    def _units(self) -> PatternFit | None:
+        """The core's fit from the covariance matrices of whole units; None where it has none."""
+        core = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
+        return core if isinstance(core, PatternFit) else None
 
     def _free(self, what: str) -> PatternFit | CrossedFit:
         """`_within`, where levels are unrelated and fixed effects are not sparse."""
@@ -200,15 +209,89 @@ class StructuredResult(LmerResult):
             self._refuse("emmeans beside sparse() effects")
         return super().emmeans(*args, **options)
 
-    def predict(self, newdata: Any = None, *args: Any, **options: Any) -> Any:
-        """As `LmerResult.predict`; intervals for structured effects only, no new rows beside `sparse()` effects."""
+    def predict(
+        self,
+        newdata: Any = None,
+        *,
+        re_form: str = "all",
+        allow_new_levels: bool = False,
+        residual: Literal["marginal", "conditional"] = "marginal",
+        interval: Literal["confidence", "prediction"] | None = None,
+        level: float = 0.95,
+        ddf: Literal["satterthwaite", "normal"] = "satterthwaite",
+        theta_known: bool = True,
+        weights: ArrayLike | None = None,
+    ) -> pd.Series | pd.DataFrame:
+        """As `LmerResult.predict`, with or without what a subject's other rows say about its residual.
+
+        Parameters
+        ----------
+        newdata, re_form
+            As there. Rows need the visit, and the subject where ``residual="conditional"``; a prediction interval
+            needs the visit where visits have variances of their own, and the columns of the dispersion.
+        allow_new_levels : bool
+            As there; of subjects too: an unseen or missing one has a residual of zero with its variance.
+        residual : {"marginal", "conditional"}
+            "marginal": a residual of mean zero, drawn anew. "conditional": its best linear prediction from the
+            subject's residuals in the fit is added, a'(y − Xβ − Zb) with a = R⁻¹r, r its covariances with them
+            (kriging where visits are places). A visit that the subject has in the fit gives its response back.
+        interval : {"confidence", "prediction"}, optional
+            "confidence": for Xβ + Zb, and a'(y − Xβ − Zb) where the residual is conditional, as β and b are uncertain.
+            "prediction": for a new observation; the residual's variance is added, what the subject's others leave of
+            it where it is conditional.
+        level, ddf, theta_known
+            As there.
+        weights : float or (n,), optional
+            Weights of the new observations: 1 by default, the fit's own where newdata is not given.
+
+        Returns
+        -------
+        Series, or DataFrame with an interval
+            As there.
+
+        Raises
+        ------
+        DataError
+            As there; a visit, place or group that the structure was not fitted to, a subject in another group.
+        ModelError
+            As there; ``residual="conditional"`` in a model whose residuals are independent.
+
+        Notes
+        -----
+        The predictor is x'β + c'V⁻¹(y − Xβ), c the covariances of y with the row's random part, and its error has the
+        variance v − c'V⁻¹c + d'Cov(β)d with d = x − X'V⁻¹c (Goldberger 1962; Harville 1976): what SAS's PROC MIXED
+        prints for rows without a response, and mmrm's ``conditional = TRUE``.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> sleep = load_dataset("sleepstudy")
+        >>> fit = lmer("Reaction ~ Days", sleep[sleep.Days < 9], residual="exp(Days | Subject)")
+        >>> day = pd.DataFrame({"Days": [9, 9], "Subject": ["308", "309"]})
+        >>> fit.predict(day, residual="conditional", interval="prediction").round(1)
+             fit  std_error     df  lower  upper
+        0  418.8       29.7  155.3  360.1  477.5
+        1  259.3       29.7  155.3  200.5  318.0
+        """
         if self.design.sparse and newdata is not None:
             self._refuse("predict of new data beside sparse() effects")
-        if options.get("interval") is not None and not isinstance(self.core, StructuredFit):
-            self._refuse(
-                "predict(interval=...)", "a residual structure or relationships; emmeans and t_test have intervals"
-            )
-        return super().predict(newdata, *args, **options)
+        conditional = check_residual(self.design, residual)
+        rows: dict[str, Any] = {"re_form": re_form, "allow_new_levels": allow_new_levels}
+        if interval is None:
+            if conditional:
+                return predict_conditional(self.design, self.core, newdata, **rows, weights=weights)
+            return predict(self.design, self.core, newdata, **rows)
+        if self.design.sparse:
+            self._refuse("predict(interval=...)", "sparse() effects")
+        asked = rows | {"interval": interval, "level": level, "ddf": ddf, "theta_known": theta_known}
+        asked |= {"weights": weights}
+        if isinstance(self.core, StructuredFit):
+            return super().predict(newdata, **asked)
+        from fastlmm_core.inference.structured_prediction import structured_interval
+
+        assert isinstance(self.core, PatternFit | EquationsFit)
+        return structured_interval(self.design, self.core, newdata, residual=residual, **asked)
 
     def residuals(self, kind: Any = "response") -> pd.Series:
         """Residuals of the rows used.
@@ -244,7 +327,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 f"simulate of a model with a residual structure takes n and seed only, not {next(iter(options))}"
             )
-        draws = residual.simulate(self.design, self._free("simulate"), n, seed)
+        draws = residual.simulate(self.design, self._free("simulate"), n, np.random.default_rng(seed_sequence(seed)))
         names = [f"sim_{k + 1}" for k in range(n)]
         return pd.DataFrame(draws, index=self.design.row_labels, columns=names)
 
@@ -306,7 +389,7 @@ class StructuredResult(LmerResult):
             raise ModelError(
                 'ranova of a model with a covariance structure leaves whole terms out and has test="chisq" only'
             )
-        return ranova(self, found=structured_reductions(self))
+        return ranova(self, structured_reductions(self))
 
     def influence(self, by: Any = "obs", *, method: Any = "fixed", progress: bool = False) -> Influence:
         """As `LmerResult.influence`, by a fit or an evaluation of the remaining rows a case.
@@ -331,8 +414,7 @@ class StructuredResult(LmerResult):
 
         if isinstance(self.core, StructuredFit):
             return super().hatvalues()
-        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
-        if not isinstance(units, PatternFit):
+        if (units := self._units) is None:
             self._refuse("hatvalues", "known relationships, sparse() effects or effects that cross subjects")
         return pd.Series(leverages(units), index=self.design.row_labels, dtype=float)
 
@@ -344,7 +426,6 @@ class StructuredResult(LmerResult):
 
     def augment(self, data: Any = None) -> pd.DataFrame:
         """As `LmerResult.augment`; .hat and .cooksd only where `hatvalues` and `cooks_distance` are."""
-        from fastlmm_core.fitting.predict import predict
         from fastlmm_core.inference.tidy import with_answers
 
         if isinstance(self.core, StructuredFit):
@@ -355,8 +436,7 @@ class StructuredResult(LmerResult):
             "resid": rows.full(self.design.y - self.core.fitted),
             "fixed": predict(self.design, self.core, re_form="none"),
         }
-        units = self.core.by_units if isinstance(self.core, CrossedFit) else self.core
-        if isinstance(units, PatternFit):
+        if self._units is not None:
             out["hat"] = rows.full(self.hatvalues().to_numpy())
         if isinstance(self.core, PatternFit | CrossedFit):
             out["std_resid"] = rows.full(self.residuals("pearson").to_numpy())

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
 
-__all__ = ["Summary", "correlations", "fit_notes", "summary"]
+__all__ = ["Summary", "correlations", "fit_notes", "residual_quantiles", "summary"]
 
 MAX_CORRELATION = 12
 """Correlations of the fixed effects are shown for at most this many coefficients, as in lme4."""
@@ -205,8 +205,13 @@ def _fixed(values: pd.Series, decimals: int) -> list[str]:
     return fixed if max(map(len, fixed), default=0) <= 12 else [f"{v:.3e}" for v in values]
 
 
-def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") -> Summary:
-    """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`."""
+def summary(
+    result: LmerResult, ddf: str = "satterthwaite", residual: str = "", quantiles: pd.Series | None = None
+) -> Summary:
+    """The summary of a fit, its coefficients with the degrees of freedom of `LmerResult.coef_table`.
+
+    `quantiles` are those of the scaled residuals, made here where they are not given.
+    """
     from fastlmm_core.inference.coef_table import coef_table
     from fastlmm_core.inference.ddf import method_name
 
@@ -228,7 +233,7 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
         title=f"Linear mixed model fit by {'REML' if result.reml else 'maximum likelihood'}; {_METHODS[method]}",
         formula=result.formula,
         criteria=criteria,
-        residuals=_residual_quantiles(result),
+        residuals=residual_quantiles(result) if quantiles is None else quantiles,
         var_corr=result.var_corr(),
         nobs=result.nobs,
         n_missing=result.n_missing,
@@ -240,7 +245,7 @@ def summary(result: LmerResult, ddf: str = "satterthwaite", residual: str = "") 
     )
 
 
-def _residual_quantiles(result: LmerResult) -> pd.Series | None:
+def residual_quantiles(result: LmerResult) -> pd.Series | None:
     """Quantiles of √w (y − ŷ)/σ̂; None where the rows are gone."""
     from fastlmm_core.core.residuals import CrossedFit, PatternFit
 

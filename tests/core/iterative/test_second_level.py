@@ -8,8 +8,9 @@ from fastlmm_core.core import Control, Term, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative import system as systems
 from fastlmm_core.core.iterative.problem import crossed_problem
-from fastlmm_core.core.iterative.second_level import aggregates, neighbours
-from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.iterative.second_level import aggregates, neighbours, positive_inverse
+from fastlmm_core.core.iterative.system import System, block_roots
+from fastlmm_core.errors import NumericalError
 
 
 def ring(n=40_000, q=400, m=600, slopes=False, third=0):
@@ -50,6 +51,29 @@ def test_the_correction_is_that_of_dense_matrices(slopes, third):
     np.testing.assert_allclose(correct(r), expected @ r, rtol=1e-8, atol=1e-10)
     if third == 9:  # few levels are taken as they are
         assert len(np.unique(labels[-9:])) == 9
+
+
+def test_what_has_no_inverse_is_refused():
+    root = np.random.default_rng(0).normal(size=(5, 5))
+    E = root @ root.T + np.eye(5)
+    np.testing.assert_allclose(positive_inverse(E) @ E, np.eye(5), atol=1e-12)
+    for at, value in ((3, -1e-9), (2, np.nan)):
+        bad = E.copy()
+        bad[at, at] = value
+        with pytest.raises(NumericalError, match=f"from sum {at + 1} of 5"):
+            positive_inverse(bad)
+
+
+@pytest.mark.parametrize("l", [1, 2])
+def test_a_level_without_a_positive_block_is_named(l):
+    blocks = np.random.default_rng(0).normal(size=(4, l, l))
+    blocks = blocks @ blocks.transpose(0, 2, 1) + np.eye(l)
+    roots = block_roots(blocks)
+    np.testing.assert_allclose(roots @ roots.transpose(0, 2, 1), blocks, rtol=1e-14)
+    for value in (-1e-12, np.nan):
+        blocks[2, -1, -1] = value
+        with pytest.raises(NumericalError, match="level 2 of a tail factor"):
+            block_roots(blocks)
 
 
 @pytest.mark.parametrize("third", [0, 12])

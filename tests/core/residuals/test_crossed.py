@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Term
-from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.pedigree import from_covariance
 from fastlmm_core.core.residuals import CrossedModel, PatternModel, Residual
+from fastlmm_core.core.structures.covariances import Structure
+from fastlmm_core.core.structures.relationship import from_covariance
 from fastlmm_core.inference.structured import information_of
 
 

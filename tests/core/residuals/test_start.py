@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Term
-from fastlmm_core.core.covariances import Structure
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.residuals.start import defined_start, nearest_factor, pattern_start
+from fastlmm_core.core.structures.covariances import Structure
 from fastlmm_core.errors import NumericalError
 
 

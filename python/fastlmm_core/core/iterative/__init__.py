@@ -8,8 +8,9 @@ traces of the gradient from random probes whose error is estimated and reported.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fastlmm_core.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from fastlmm_core.core.iterative.choice import factored, may_iterate
@@ -24,10 +25,4 @@ _LAZY = {
     **dict.fromkeys(("IterativeFit", "MonteCarlo"), "iterative_fit"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value  # the next look-up finds it without coming here
-    return value
+__getattr__ = lazy_attributes(__name__, _LAZY)

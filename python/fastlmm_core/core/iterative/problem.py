@@ -73,11 +73,6 @@ class TailTerm:
     column: int
     columns: slice
 
-    @property
-    def q(self) -> int:
-        """Levels."""
-        return len(range(self.columns.start, self.columns.stop, self.columns.step))
-
 
 @dataclass(frozen=True, eq=False)
 class Problem:

@@ -26,6 +26,7 @@ from scipy.linalg import lapack
 from scipy.sparse import csr_array
 
 from fastlmm_core._native.iterative.row_form import RowForm
+from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -159,11 +160,24 @@ class SecondLevel:
 
 
 def positive_inverse(E: Array) -> Array:
-    """Inverse of a positive definite matrix."""
+    """Inverse of a positive definite matrix.
+
+    Raises
+    ------
+    NumericalError
+        It is none, or has entries that are not finite.
+    """
     factor, info = lapack.dpotrf(E, lower=1)
+    pivots = np.diagonal(factor)
+    if info == 0 and not np.isfinite(pivots).all():  # LAPACK may carry what is no number through
+        info = int(np.flatnonzero(~np.isfinite(pivots))[0]) + 1
+    if info == 0:
+        out, info = lapack.dpotri(factor, lower=1)
     if info:
-        raise np.linalg.LinAlgError("the coarse matrix is not positive definite")
-    out, _ = lapack.dpotri(factor, lower=1)
+        raise NumericalError(
+            "the matrix of sums over neighbouring levels is not positive definite, from sum "
+            f"{info} of {len(E)} on: effects this large beside the residuals leave the iterative engine no digits"
+        )
     return np.asarray(np.tril(out) + np.tril(out, -1).T)
 
 

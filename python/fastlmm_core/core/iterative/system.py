@@ -9,6 +9,7 @@ see `second_level`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,8 +159,7 @@ class System:
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
         for c, factor in zip(self.curvature, self.tail_L, strict=True):
-            d = factor.T @ c @ factor + np.eye(len(factor))
-            root = np.asarray(np.sqrt(d) if len(factor) == 1 else np.linalg.cholesky(d), np.float64)
+            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)))
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
@@ -251,6 +251,28 @@ class System:
     def solve_columns(self, b: Array, tol: float) -> Array:
         """S^-1 b, for b (m, k)."""
         return in_blocks(lambda block: self.solve(block, None, tol), b)
+
+
+def block_roots(d: Array) -> Array:
+    """Cholesky factors (q, l, l) of a tail factor's blocks on the diagonal of S.
+
+    Raises
+    ------
+    NumericalError
+        A block is not positive definite.
+    """
+    if d.shape[1] == 1 and (d > 0).all():
+        return np.asarray(np.sqrt(d))
+    with suppress(np.linalg.LinAlgError):
+        root = np.asarray(np.linalg.cholesky(d), np.float64)
+        if np.isfinite(root).all():  # LAPACK may carry what is no number through
+            return root
+    lowest = np.array([np.linalg.eigvalsh(block)[0] if np.isfinite(block).all() else -np.inf for block in d])
+    level = int(lowest.argmin())
+    raise NumericalError(
+        f"the equations of level {level} of a tail factor are not positive definite (eigenvalue "
+        f"{lowest[level]:.1g}): effects this large beside the residuals leave the iterative engine no digits"
+    )
 
 
 def relative_factor(parameters: Sequence[tuple[int, int, int]], theta: Array, l: int) -> Array:

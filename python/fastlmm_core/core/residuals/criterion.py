@@ -1,8 +1,8 @@
 """The criterion of a model whose units are independent, with exact gradient and Hessian, from patterns' moments.
 
-With R_g the relative covariance of pattern g (N_g units), A = [X y]'V^-1[X y], r^2 the Schur complement of A_XX, Phi
-= A_XX^-1,
-beta = Phi A_Xy, c = (-beta, 1), nu = n - p (REML) or n (ML), R_a = dR/dphi_a, W_a = R_g^-1 R_a and K_g as in `moments`:
+With R_g the relative covariance of pattern g (N_g units), A = [X y]'V^-1[X y], r^2 the Schur complement of A_XX, Phi =
+A_XX^-1, beta = Phi A_Xy, c = (-beta, 1), nu = n - p (REML) or n (ML), R_a = dR/dphi_a, W_a = R_g^-1 R_a and K_g as in
+`moments`:
 
     f    = sum_g N_g log|R_g| + [REML] log|A_XX| + nu (1 + log(2 pi r^2 / nu))                                   (1)
     F    = df/dA = [REML] Phi + (nu / r^2) cc',      G_g = N_g R_g^-1 - R_g^-1 K_g R_g^-1                          (2)

@@ -13,11 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Structure
-from fastlmm_core.core.equations import Equations, Solved
-from fastlmm_core.core.equations_fit import EquationsFit, EquationsModel, Place
-from fastlmm_core.core.pedigree import Relationship
-from fastlmm_core.core.projected import Projected
 from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import PatternCriterion
 from fastlmm_core.core.residuals.equations import ResidualEquations
@@ -28,7 +23,12 @@ from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.start import defined_start, pattern_start
 from fastlmm_core.core.residuals.units import LARGE_UNIT, outermost
 from fastlmm_core.core.residuals.within import WithinSubjects
-from fastlmm_core.core.structured import check_parameters, factor_derivatives
+from fastlmm_core.core.structures.covariances import Structure
+from fastlmm_core.core.structures.equations import Equations, Solved
+from fastlmm_core.core.structures.equations_fit import EquationsFit, EquationsModel, Place
+from fastlmm_core.core.structures.projected import Projected
+from fastlmm_core.core.structures.relationship import Known
+from fastlmm_core.core.structures.structured import check_parameters, factor_derivatives
 from fastlmm_core.core.terms import Term
 from fastlmm_core.lazy import cached_property
 
@@ -48,13 +48,15 @@ class CrossedModel(EquationsModel):
         As of `EquationsModel`.
     """
 
+    rotates = False
+
     def __init__(
         self,
         X: ArrayLike | None,
         residual: Residual,
         terms: Sequence[Term],
         structures: Sequence[Structure],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         sparse: Sequence[Term] = (),
         *,
         weights: ArrayLike | None = None,

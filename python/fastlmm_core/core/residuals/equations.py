@@ -22,11 +22,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.patterns import factor
-from fastlmm_core.core.equations import Equations, Solved
-from fastlmm_core.core.pedigree import Relationship
 from fastlmm_core.core.residuals.folded import Folded
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch
+from fastlmm_core.core.structures.equations import Blocks, Equations, Solved, level_columns
+from fastlmm_core.core.structures.relationship import Known
 from fastlmm_core.core.terms import Term
 
 __all__ = ["ResidualEquations"]
@@ -52,7 +52,7 @@ class ResidualEquations(Equations):
         model: ResidualModel,
         parts: Sequence[Batch],
         terms: Sequence[Term],
-        relationships: Sequence[Relationship | None],
+        relationships: Sequence[Known | None],
         n_fixed: int,
         root: Array | None,
         Q: Array,
@@ -62,11 +62,17 @@ class ResidualEquations(Equations):
         n_bytes: int | None = None,
     ) -> None:
         self.fold = Folded(parts, terms, root, np.column_stack([Q, e]))
-        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, self.fold, n_bytes)
+        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, n_bytes)
         self.fold.follow(self.blocks, n_bytes)
         self.model = model
         self.prepared = [model.prepare(part.rows) for part in parts]
         self._whole = self._symmetric()
+
+    def _products(self, root: Array | None, E: Array) -> Sequence[sp.csr_array]:
+        """Z, and levels that meet in a unit; the products are `at_residual`'s."""
+        matrices = [level_columns(t, root) for t in self.terms]
+        self.Z = sp.csr_array(sp.hstack(matrices, format="csr")) if matrices else sp.csr_array((self.n, 0))
+        return [self.fold.meetings(t) for t in self.terms]
 
     def _symmetric(self) -> tuple[sp.csr_array, NDArray[np.int64]]:
         """Z'R^-1Z as a matrix, and which of the blocks' entries each of its values is."""
@@ -85,6 +91,16 @@ class ResidualEquations(Equations):
         place = np.concatenate(where) + 1.0
         matrix = sp.csr_array((place, (np.concatenate(rows), np.concatenate(columns))), shape=(self.m, self.m))
         return matrix, matrix.data.astype(np.int64) - 1
+
+    def _assembled(self, C: Sequence[Array]) -> sp.csr_array:
+        """Z'R^-1Z, or what is linear in it, from its entries on each list of blocks."""
+        matrix, where = self._whole
+        return sp.csr_array((np.concatenate(C)[where], matrix.indices, matrix.indptr), shape=matrix.shape)
+
+    def _outer(self, b: Array, block: Blocks, weight: float | Array) -> Array:
+        """Weight b b' (nb, l, l') on a list of blocks, b (m,)."""
+        left, right = self._rows(b[:, None], block.k)[block.a], self._rows(b[:, None], block.other)[block.b]
+        return np.asarray(weight * left @ right.transpose(0, 2, 1))
 
     def at_residual(self, phi: Array) -> tuple[list[Array], list[Array], float]:
         """Take the residual parameters phi (r,): inverses P (k, m, m) and directions (k, m, r, m) a batch, log|R|.
@@ -105,8 +121,7 @@ class ResidualEquations(Equations):
         C, self.ZE, self.EE = self.fold.forward(inverses)
         for block, values in zip(self.blocks, C, strict=True):
             block.C[...] = values.reshape(block.C.shape)
-        matrix, where = self._whole
-        self.C = sp.csr_array((np.concatenate(C)[where], matrix.indices, matrix.indptr), shape=matrix.shape)
+        self.C = self._assembled(C)
         return inverses, directions, logdet
 
     def contrast(self, at: Solved) -> tuple[Array, Array]:
@@ -119,11 +134,7 @@ class ResidualEquations(Equations):
         b, c = self.contrast(at)
         F = []
         for number, block in enumerate(self.blocks):
-            f = (
-                scale
-                * self._rows(b[:, None], block.k)[block.a]
-                @ self._rows(b[:, None], block.other)[block.b].transpose(0, 2, 1)
-            )
+            f = self._outer(b, block, scale)
             if number < len(inverse):
                 f = f + every[block.k] @ inverse[number] @ every[block.other].T
             F.append((block.times[:, None, None] * f).ravel())
@@ -137,10 +148,7 @@ class ResidualEquations(Equations):
     def residuals_adjoint(self, at: Solved) -> list[Array]:
         """K^c (k, m, m) of each batch, of (4): sums over units of e e'."""
         b, c = self.contrast(at)
-        F = []
-        for block in self.blocks:
-            left, right = self._rows(b[:, None], block.k)[block.a], self._rows(b[:, None], block.other)[block.b]
-            F.append((block.times[:, None, None] * left @ right.transpose(0, 2, 1)).ravel())
+        F = [self._outer(b, block, block.times[:, None, None]).ravel() for block in self.blocks]
         return self.fold.adjoint(F, np.outer(b, c), np.outer(c, c))
 
     def moved(
@@ -150,12 +158,10 @@ class ResidualEquations(Equations):
         b, c = self.contrast(at)
         r, p = self.model.n, self.p
         Zf, Xf, along, products = np.empty((self.m, r)), np.empty((p, r)), np.empty(r), []
-        matrix, where = self._whole
         for a in range(r):
             turned = [P @ S[:, :, a] @ P for P, S in zip(inverses, directions, strict=True)]
             C, ZE, EE = self.fold.forward(turned)
-            whole = sp.csr_array((np.concatenate(C)[where], matrix.indices, matrix.indptr), shape=matrix.shape)
-            Zf[:, a] = whole @ b + ZE @ c  # dC = -sum of P R_a P
+            Zf[:, a] = self._assembled(C) @ b + ZE @ c  # dC = -sum of P R_a P
             of_dense = ZE.T @ b + EE @ c
             Xf[:, a] = of_dense[:p]
             along[a] = b @ Zf[:, a] + c @ of_dense
@@ -166,10 +172,8 @@ class ResidualEquations(Equations):
         """-dD/dphi_a (r, p, p), D = X'V^-1X, from P R_a P of each batch."""
         p, out = self.p, []
         G = -self.unscaled(self.every_factor(at), at.U)
-        matrix, where = self._whole
         for turned in products:
             C, ZE, EE = self.fold.forward(turned)
-            whole = sp.csr_array((np.concatenate(C)[where], matrix.indices, matrix.indptr), shape=matrix.shape)
             cross = G.T @ ZE[:, :p]
-            out.append(G.T @ (whole @ G) + cross + cross.T + EE[:p, :p])
+            out.append(G.T @ (self._assembled(C) @ G) + cross + cross.T + EE[:p, :p])
         return np.array(out).reshape(len(products), p, p)

@@ -3,8 +3,7 @@
     y_i ~ N(X_i beta, sigma^2 V_i(phi)),    V_i = R_i + sum_k Z_ik Sigma_k Z_ik'
 
 Generalised least squares with an estimated covariance (SAS's REPEATED, mmrm, nlme's gls), and random effects whose
-levels
-are the units.
+levels are the units.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control
-from fastlmm_core.core.covariances import Covariance, Structure, lower_factor
-from fastlmm_core.core.descent import Search, minimise
+from fastlmm_core.core.descent import Report, Search, minimise
 from fastlmm_core.core.identifiability import Unidentified
-from fastlmm_core.core.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.residuals.columns import residual_columns, sigma_ratio
 from fastlmm_core.core.residuals.criterion import Evaluation, PatternCriterion
 from fastlmm_core.core.residuals.model import Effects, ResidualModel, alike, only
@@ -30,12 +27,14 @@ from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.start import best_scale, defined_start, pattern_start
 from fastlmm_core.core.residuals.units import combine, outermost, places
 from fastlmm_core.core.residuals.within import WithinSubjects
-from fastlmm_core.core.structured import Report, check_parameters, structure_transform
+from fastlmm_core.core.structures.covariances import Covariance, Structure, lower_factor
+from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
+from fastlmm_core.core.structures.structured import check_parameters, structure_transform
+from fastlmm_core.core.structures.unseen import unseen_by_patterns
+from fastlmm_core.core.structures.vanishing import MOST_OF_PATTERNS, Limits, larger, scaled_search, without_residuals
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.core.unseen import unseen_by_patterns
-from fastlmm_core.core.vanishing import MOST_OF_PATTERNS, Limits, larger, scaled_search, without_residuals
 from fastlmm_core.errors import ModelError, NumericalError
 from fastlmm_core.lazy import cached_property
 
@@ -176,9 +175,7 @@ class PatternModel(ProjectedModel):
                 )
             refuse_repeated(criterion, found)
             found = self.canonical(criterion, found)
-            if on_evaluation is not None:
-                for k, (x, value, size, radius) in enumerate(found.log, 1):
-                    on_evaluation(k, self.to_user(x), value, size, radius)
+            found.report(on_evaluation, self.to_user)
             return self._estimates(criterion, found, projected)
 
     def at_estimates(self, y: ArrayLike, theta: Array) -> PatternFit:
@@ -299,8 +296,7 @@ class PatternFit(WithinSubjects, ProjectedFit):
     ----------
     theta : (r,)
         Covariance parameters: log standard deviations relative to sigma, the shape's unconstrained parameters,
-        entries of
-        the random effects' relative factors.
+        entries of the random effects' relative factors.
     sigma : float
         Standard deviation of the first variance (of a row of weight 1).
     model : PatternModel

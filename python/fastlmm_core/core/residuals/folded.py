@@ -19,8 +19,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from fastlmm_core.core.equations import Blocks, level_columns
 from fastlmm_core.core.residuals.moments import Batch
+from fastlmm_core.core.structures.equations import Blocks, covariates, level_columns
 from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import MemoryLimitError
 
@@ -108,7 +108,7 @@ class Folded:
         self.widths = [t.n_columns for t in terms]
         self.levels = [int(t.n_levels or 0) for t in terms]
         self.ends = np.cumsum([0, *(q * l for q, l in zip(self.levels, self.widths, strict=True))])
-        z = [_covariates(t, root) for t in terms]
+        z = [covariates(t, root) for t in terms]
         whole = [level_columns(t, root) for t in terms]
         self.held: list[list[Still | Moving]] = []
         self.rows: list[Array | None] = []
@@ -241,12 +241,6 @@ class Folded:
                 K += sums + sums.transpose(0, 2, 1)
             out.append(K)
         return out
-
-
-def _covariates(term: Term, root: Array | None) -> Array:
-    """Columns (n, l) with the weights' roots in them."""
-    z = np.ones((len(term.codes), 1)) if term.z is None else term.z
-    return z if root is None else z * root[:, None]
 
 
 def _at(term: Still | Moving, s: int) -> tuple[Index, Array]:

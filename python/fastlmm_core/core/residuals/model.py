@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.covariances import Covariance
-from fastlmm_core.core.shapes import Shape
+from fastlmm_core.core.structures.covariances import Covariance
+from fastlmm_core.core.structures.shapes import Shape
 
 __all__ = ["Effects", "Prepared", "ResidualModel"]
 

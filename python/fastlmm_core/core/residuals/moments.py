@@ -1,8 +1,7 @@
 """Rows of all units, sorted into patterns: n is paid once.
 
-Units with the same rows but for [x y] (the same visits, strata, z) share a *pattern*. With rows d = [x y], x
-orthonormal and
-y the residual scaled to norm one, a pattern's units enter the criterion only through their moments
+Units with the same rows but for [x y] (the same visits, strata, z) share a *pattern*. With rows d = [x y],
+x orthonormal and y the residual scaled to norm one, a pattern's units enter the criterion only through their moments
 
     M[s, a, t, b] = sum_i d_is[a] d_it[b]
 

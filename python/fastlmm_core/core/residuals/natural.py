@@ -1,10 +1,9 @@
 """The covariance parameters of a fit as the literature prints them, with two derivatives in the working ones.
 
 The working parameters are (phi, log sigma^2): those of the criterion and the scale that was profiled out. The printed
-ones are
-variances, correlations (or ranges, or covariances), slopes of the log standard deviation, and covariances of the random
-effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second derivatives in
-*these*.
+ones are variances, correlations (or ranges, or covariances), slopes of the log standard deviation, and covariances of
+the random effects. A standard error is by the delta method; Kenward and Roger's adjustment is defined by second
+derivatives in *these*.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.covariances import Covariance, Entries, Scaled
 from fastlmm_core.core.residuals.model import ResidualModel
+from fastlmm_core.core.structures.covariances import Covariance, Entries, Scaled
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.equations_fit import EquationsFit
     from fastlmm_core.core.residuals.fit import PatternFit
-    from fastlmm_core.core.structured import StructuredFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.structured import StructuredFit
 
 __all__ = ["ParametersAt", "Printed", "parameters_of", "printed"]
 
@@ -85,7 +84,7 @@ class ParametersAt:
 
 def parameters_of(fit: PatternFit | EquationsFit | StructuredFit) -> ParametersAt:
     """The parameters of a fit."""
-    from fastlmm_core.core.structured import StructuredFit
+    from fastlmm_core.core.structures.structured import StructuredFit
 
     if isinstance(fit, StructuredFit):
         structured = fit.structured

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.distance import Distance
-from fastlmm_core.core.shapes import (
+from fastlmm_core.core.structures.distance import Distance
+from fastlmm_core.core.structures.shapes import (
     AnteDependence,
     Autoregressive,
     CompoundSymmetry,

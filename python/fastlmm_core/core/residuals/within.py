@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Protocol
 
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch
-from fastlmm_core.core.residuals.residual import Residual
 
 __all__ = ["WithinModel", "WithinSubjects"]
 
@@ -21,12 +21,10 @@ class WithinModel(Protocol):
     """What is needed of the model."""
 
     model: ResidualModel
-    residual: Residual
     root: Array | None
-    n_variances: int
 
 
-class WithinSubjects:
+class WithinSubjects(ABC):
     """Residuals and their covariances, from the patterns of the rows.
 
     Of a fit that has `model` (a `WithinModel`), `parts` (batches of patterns), `residual_phi` (r,), the residual's
@@ -37,14 +35,14 @@ class WithinSubjects:
     parts: list[Batch]
 
     @property
+    @abstractmethod
     def residual_phi(self) -> Array:
         """Parameters of the residuals (r,), working coordinates."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def scale(self) -> float:
         """Sigma in working coordinates."""
-        raise NotImplementedError
 
     def covariances(self, marginal: bool) -> list[Array]:
         """V (k, m, m) of each batch's patterns relative to `scale`^2, or R without the random effects."""

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
-from fastlmm_core.core.laplace import Laplace
+from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
@@ -22,7 +22,7 @@ from fastlmm_core.inference.generalised.uncertainty import leverages
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
 __all__ = ["LaplaceCheck", "dispersion", "icc", "laplace_check", "r2"]
@@ -99,6 +99,8 @@ def laplace_check(result: GeneralisedModel) -> LaplaceCheck:
     """The second-order term; see `GlmerResult.laplace_check`."""
     if result.options.n_agq > 1:
         raise ModelError("the fit is by quadrature, not by Laplace's approximation: compare it with more points")
+    if result.options.zero_terms:
+        raise ModelError("laplace_check() is not available where the zero part has random effects")
     quadrature = _quadrature(result)
     parts = (np.nan, np.nan, np.nan)
     if len(result.design.y) <= MOST_ROWS:
@@ -132,7 +134,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     for term in design.random:
         widths[term.group] = widths.get(term.group, 0) + len(term.columns)
     (width,) = widths.values() if len(widths) == 1 else (99,)
-    if width > 3 or core.family.code < 0:
+    if width > 3 or (core.family.code < 0 and not core.family.vector):
         return float("nan")
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastlmm_core.core.glmm_fit import covariance
+from fastlmm_core.core.glmm.fitted import covariance
 from fastlmm_core.errors import FastLMMError, ModelError
 from fastlmm_core.fitting.generalised import glmm_of, options_of_rows
 from fastlmm_core.fitting.models import arrays_of

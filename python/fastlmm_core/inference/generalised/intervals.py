@@ -17,7 +17,8 @@ from scipy.optimize import minimize
 
 from fastlmm_core.core.glmm import GlmmObjective
 from fastlmm_core.core.terms import checked_count
-from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, NumericalError, warn
+from fastlmm_core.families import TwoPart
 from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit_counts
 from fastlmm_core.fitting.unidentified import unidentified_elements
 from fastlmm_core.inference.bootstrap import named
@@ -63,8 +64,9 @@ CHUNK = 256
 def model_parameters(result: GeneralisedModel) -> tuple[Parameter, ...]:
     """Standard deviations and correlations, the family's own parameter, coefficients."""
     family = result.core.family
+    effects = len(family.effect_names) if isinstance(family, TwoPart) else 0
     own = [
-        Parameter(name, "sigma" if log else "own", row=k)
+        Parameter(name, "sigma" if log else "own" if k < family.n_extra - effects else "zero", row=k)
         for k, (name, log) in enumerate(zip(family.names, family.logs, strict=False))
     ]
     found = []
@@ -254,7 +256,9 @@ class Profiler:
         """Walk both ways from the estimate until the deviance has risen by the square of ``reach``."""
         core, family = self.result.core, self.result.core.family
         blind = p.kind in ("sd", "cor") and p.element in self.blind
-        if blind or (p.kind == "beta" and p.row not in self.kept):
+        if p.kind == "zero":
+            warn(f"the zero part's random effects have no profiles: {p.name} is NaN, use bootstrap()", FastLMMWarning)
+        if blind or p.kind == "zero" or (p.kind == "beta" and p.row not in self.kept):
             empty = np.empty(0)
             return ProfileCurve(p.name, p.kind, np.nan, empty, empty, empty, (None, None))
         phi = self.function(p)

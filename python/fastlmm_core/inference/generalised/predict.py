@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtr
+from scipy.special import expit, ndtr
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.coefficients import undetermined
-from fastlmm_core.fitting.generalised import family_at
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, target_rows
+from fastlmm_core.fitting.zero_part import family_at
 from fastlmm_core.inference.generalised.classes import check_kind, class_predictions, zero_probabilities
 from fastlmm_core.inference.generalised.uncertainty import parameter_covariance, variances
 from fastlmm_core.inference.prediction import factors_of
@@ -69,11 +69,18 @@ def averaged(function: Callable[[Array], Array], eta: Array, variance: Array) ->
     return out
 
 
-def marginal_response(family: Family, rho: Any, eta: Array, variance: Array) -> Array:
-    """E of the response's mean at eta + e for e ~ N(0, variance), (n,); the link's mean by its closed form."""
+def marginal_response(
+    family: Family, rho: Any, eta: Array, variance: Array, zero: Callable[[Any], Array] | None = None
+) -> Array:
+    """E of the response's mean at eta + e for e ~ N(0, variance), (n,); the link's mean by its closed form.
+
+    ``zero`` has the variance (n,) of a zero part's log odds at rho, where they have random effects.
+    """
     if isinstance(family, TwoPart):
         counts = marginal_response(family.base, family.split(rho)[1], eta, variance)
-        return (1.0 - family.zero_probability(rho)) * counts
+        if zero is None:
+            return (1.0 - family.zero_probability(rho)) * counts
+        return averaged(expit, -family.log_odds(rho), zero(rho)) * counts
     mean = marginal_mean(family.link, eta, variance)
     if family.plain:
         return mean
@@ -115,6 +122,7 @@ def predict(
             "of new responses"
         )
     design, core = result.design, result.core
+    zero_form = "none" if kind in ("population", "marginal") else re_form
     if kind in ("population", "marginal", "zprob"):
         if re_form not in ("all", "none"):
             raise ModelError(f'kind="{kind}" has no random effects of known groups: leave re_form out')
@@ -122,7 +130,14 @@ def predict(
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, all_columns=kind == "marginal")
     eta = linear_predictor(rows, core, masks)  # type: ignore[arg-type]
-    family, link = family_at(result, newdata, rows), core.family.link
+    family, link = core.family, core.family.link
+    if isinstance(family, TwoPart) and kind not in ("link", "conditional"):
+        if family.effects and interval is not None and zero_form != "none":
+            raise ModelError(
+                f'kind="{kind}" has no interval at the modes of the zero part\'s random effects: use '
+                'kind="population", kind="marginal" or, of kind="zprob", re_form="none"'
+            )
+        family = family_at(result, newdata, rows, re_form=zero_form, allow_new_levels=allow_new_levels)
     z = None if interval is None else quantile_of_level(level)
     if isinstance(family, Ordinal) and kind != "link":
         return class_predictions(
@@ -139,26 +154,21 @@ def predict(
         return family.response_mean(link.inverse(at), rho)
 
     if z is None:
-        fit = _marginal_mean(result, family, rows, eta)(core.theta) if kind == "marginal" else response(eta)
+        over = zero_variance(result, newdata, rows) if kind == "marginal" else None
+        fit = _marginal_mean(result, family, rows, eta, over)(core.theta) if kind == "marginal" else response(eta)
         found = rows.by_row(fit)
         found.attrs["notes"] = undetermined(design, core, rows)  # type: ignore[arg-type]
         return found
     scale = of_link(link)
     if kind == "marginal":
-        fit, se = _marginal(result, family, rows, eta)
+        fit, se = _marginal(result, family, rows, eta, zero_variance(result, newdata, rows))
         floor = 0.0 if family.plain or family.vector else family.response_mean(np.zeros_like(fit), core.rho)
         centre = link(fit - floor)
         error = se / np.abs(link.derivatives(centre)[1])
         limits = [link.inverse(scale.within(centre, centre + side * error)) + floor for side in (-z, z)]
     else:
-        fit, slope, moved = response(eta), np.ones_like(eta), None
-        if kind != "link":
-            slope = link.derivatives(eta)[1]
-        if kind != "link" and not family.plain:  # rho moves the mean too: in units of the linear predictor
-            slope = (response(eta + STEP) - response(eta - STEP)) / (2.0 * STEP)
-            moved = by_rho(family, core.rho, lambda rho: response(eta, rho)) / slope[:, None]
-        error = np.sqrt(variances(result, rows, masks, moved))
-        error[np.isnan(eta)] = np.nan
+        fit = response(eta)
+        error, slope = _errors(result, family, rows, masks, eta, None if kind == "link" else response)
         se = error * np.abs(slope)
         ends = [eta - z * error, eta + z * error]
         limits = ends if kind == "link" else [response(scale.within(eta, end)) for end in ends]
@@ -175,6 +185,26 @@ def predict(
     return frame
 
 
+def _errors(
+    result: GeneralisedModel,
+    family: Family,
+    rows: NewDesign,
+    masks: Sequence[NDArray[np.bool_]],
+    eta: Array,
+    response: Callable[..., Array] | None,
+) -> tuple[Array, Array]:
+    """Standard errors (n,) on the scale of the linear predictor eta, and the slope of ``response`` there."""
+    slope, moved = np.ones_like(eta), None
+    if response is not None:
+        slope = family.link.derivatives(eta)[1]
+    if response is not None and not family.plain:  # rho moves the mean too: in units of the linear predictor
+        slope = (response(eta + STEP) - response(eta - STEP)) / (2.0 * STEP)
+        moved = by_rho(family, result.core.rho, lambda rho: response(eta, rho)) / slope[:, None]
+    error = np.sqrt(variances(result, rows, masks, moved))
+    error[np.isnan(eta)] = np.nan
+    return error, slope
+
+
 def term_variance(rows: NewDesign, factors: Sequence[Array]) -> Array:
     """Sum over the terms of z'Sigma z, (n,)."""
     assert rows.X is not None
@@ -188,23 +218,43 @@ def term_variance(rows: NewDesign, factors: Sequence[Array]) -> Array:
     return out
 
 
-def _marginal_mean(result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array) -> Callable[..., Array]:
+def zero_variance(result: GeneralisedModel, newdata: Any, rows: NewDesign) -> Callable[[Any], Array] | None:
+    """The variance (n,) of a zero part's log odds as a function of rho; None where they have no random effects."""
+    family, part = result.core.family, result.options.zero
+    if not isinstance(family, TwoPart) or not family.effects:
+        return None
+    assert part is not None
+    new = target_rows(part, newdata, included_columns(part, "none"), all_columns=True)
+    used = slice(None) if rows.rows is None or newdata is None else rows.rows
+
+    def variance(rho: Any) -> Array:
+        found = term_variance(new, family.zero_factors(rho))
+        return found if newdata is None else new.full(found)[used]
+
+    return variance
+
+
+def _marginal_mean(
+    result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array, zero: Callable[[Any], Array] | None
+) -> Callable[..., Array]:
     """Marginal means (n,) as a function of theta, a shift of the linear predictor, and rho."""
     core = result.core
     widths = [len(factor) for factor in core.L]
 
     def mean(theta: Array, shift: float = 0.0, rho: Any = core.rho) -> Array:
-        return marginal_response(family, rho, eta + shift, term_variance(rows, factors_of(widths, theta)))
+        return marginal_response(family, rho, eta + shift, term_variance(rows, factors_of(widths, theta)), zero)
 
     return mean
 
 
-def _marginal(result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array) -> tuple[Array, Array]:
+def _marginal(
+    result: GeneralisedModel, family: Family, rows: NewDesign, eta: Array, zero: Callable[[Any], Array] | None
+) -> tuple[Array, Array]:
     """Marginal means and their standard errors by the delta method, theta's and rho's uncertainty included."""
     core = result.core
     nt, p = len(core.theta), len(core.beta)
     assert rows.X is not None
-    mean = _marginal_mean(result, family, rows, eta)
+    mean = _marginal_mean(result, family, rows, eta, zero)
     j = np.zeros((len(eta), nt + p + family.n_extra))
     for k in range(nt):
         unit = STEP * np.eye(nt)[k]

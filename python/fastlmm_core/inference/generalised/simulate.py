@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
-from fastlmm_core.fitting.generalised import family_at, trials_of
+from fastlmm_core.fitting.generalised import trials_of
+from fastlmm_core.fitting.zero_part import family_at
 from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import prior_weights
 from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
@@ -19,8 +21,10 @@ from fastlmm_core.inference.simulate import Recipe, generators, recipe, spread
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastlmm_core.core.glmm.two_predictors import ZeroPart
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
+    from fastlmm_core.formula import Design, NewDesign
 
 __all__ = ["draws", "simulate"]
 
@@ -41,8 +45,51 @@ def draws(result: GeneralisedModel, n: int, *, seed: Seed = None, source: Recipe
     """N responses for the rows of the fit, (n,) each; successes where they are counted among trials."""
     source = recipe(result)[0] if source is None else source
     m, core = prior_weights(result), result.core
+    own = Families(result, "none")
     for stream in generators(seed, n):
-        yield core.family.simulate(stream, possible(core.family, predictor(source, stream)), m, core.rho)
+        mu = possible(core.family, predictor(source, stream))
+        yield own(stream).simulate(stream, mu, m, core.rho)
+
+
+class Families:
+    """The family of each draw: where the log odds of a zero part have random effects, these are drawn anew.
+
+    Parameters
+    ----------
+    re_form : {"all", "none"}
+        At the modes, or drawn.
+    rows : NewDesign, optional
+        Of new data.
+    """
+
+    def __init__(
+        self, result: GeneralisedModel, re_form: str, newdata: Any = None, rows: NewDesign | None = None
+    ) -> None:
+        own = result.design.own_rows() if rows is None else rows
+        core, part = result.core, result.options.zero
+        self.source: Recipe | None = None
+        drawn = isinstance(core.family, TwoPart) and bool(core.family.effects) and re_form == "none"
+        self.family = family_at(result, newdata, own, re_form=re_form)
+        if drawn:
+            assert part is not None
+            assert core.zero_part is not None
+            offset = replace(core.zero_part, beta=np.zeros(part.X.shape[1]))
+            self.source, self.rows = recipe(_Part(part, offset), newdata=newdata)  # type: ignore[arg-type]
+            self.used = slice(None) if own.rows is None or newdata is None else own.rows
+
+    def __call__(self, stream: np.random.Generator) -> Family:
+        if self.source is None:
+            return self.family
+        assert isinstance(self.family, TwoPart)
+        odds = predictor(self.source, stream)
+        return self.family.at(self.family.zero, self.rows.full(odds)[self.used] if self.rows.rows is not None else odds)
+
+
+class _Part(NamedTuple):
+    """A zero part as `recipe` takes a fit."""
+
+    design: Design
+    core: ZeroPart
 
 
 def possible(family: Family, eta: Array) -> Array:
@@ -86,15 +133,16 @@ def simulate(
     if newdata is not None:
         given = trials_of(result, newdata)
         m = np.ones(k) if given is None else rows.taken(given, "trials")
-    family = family_at(result, newdata, rows)
-    known = ~np.isnan(source.mean)
-    if isinstance(family, TwoPart) and family.zero is not None:
-        known &= ~np.isnan(family.zero).any(axis=1)
-        family = family.at(family.zero[known])
+    families = Families(result, re_form, newdata, rows)
+    family, known = families.family, ~np.isnan(source.mean)
+    if isinstance(family, TwoPart):
+        known &= ~np.isnan(np.broadcast_to(family.log_odds(core.rho), (k,)))
     out = np.full((k, n), np.nan)
     for column, stream in enumerate(generators(seed, n)):
-        mu = possible(family, predictor(source, stream)[known])
-        out[known, column] = family.simulate(stream, mu, m[known], core.rho)
+        mu, own = possible(family, predictor(source, stream)[known]), families(stream)
+        if isinstance(own, TwoPart):
+            own = own.at(*(None if part is None else part[known] for part in (own.zero, own.offset)))
+        out[known, column] = own.simulate(stream, mu, m[known], core.rho)
     if result.options.proportions:
         out /= m[:, None]
     frame = pd.DataFrame(rows.full(out), index=rows.index, columns=[f"sim_{i + 1}" for i in range(n)])

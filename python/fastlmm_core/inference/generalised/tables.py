@@ -11,9 +11,11 @@ from scipy.special import chdtrc, ndtr
 
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
-from fastlmm_core.families import Ordinal
+from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.predict import predict as linear_predictions
+from fastlmm_core.fitting.var_corr import var_corr
+from fastlmm_core.fitting.zero_part import design_and_fit
 from fastlmm_core.inference import tidy as plain
 from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
 from fastlmm_core.inference.coef_table import coefficients
@@ -103,8 +105,10 @@ def tidy(
         wanted = [effects] if isinstance(effects, str) else list(effects)
         frame.insert(1, "component", "cond")
         if "fixed" in wanted:
-            own = _own_coefficients(result, level).reindex(columns=frame.columns)
-            frame = pd.DataFrame({name: [*frame[name], *own[name]] for name in frame})
+            frame = _below(frame, _own_coefficients(result, level))
+        if "ran_pars" in wanted and result.core.zero_part is not None:
+            frame = _below(frame, _zero_spread(result))
+        if {"fixed", "ran_pars"} & set(wanted):
             places = frame["effect"].map({effect: place for place, effect in enumerate(wanted)})
             frame = frame.iloc[np.argsort(places.to_numpy(), kind="stable")].reset_index(drop=True)
     if exp:
@@ -120,8 +124,11 @@ def tidy(
 
 def _own_coefficients(result: GeneralisedModel, level: float) -> pd.DataFrame:
     """Thresholds, or the zero part's coefficients, as rows of `tidy`; that a threshold is zero is no hypothesis."""
-    ordinal = isinstance(result.core.family, Ordinal)
-    rows = result.family_params[~np.array(result.core.family.logs, dtype=bool)]
+    family = result.core.family
+    ordinal = isinstance(family, Ordinal)
+    rows = result.family_params[~np.array(family.logs, dtype=bool)]
+    if isinstance(family, TwoPart):
+        rows = rows.iloc[: len(family.columns)]
     estimate, error = rows["estimate"].to_numpy(), rows["std_error"].to_numpy()
     z = estimate / error
     half = quantile_of_level(level) * error
@@ -140,6 +147,21 @@ def _own_coefficients(result: GeneralisedModel, level: float) -> pd.DataFrame:
             "conf_high": estimate + half,
         }
     )
+
+
+def _below(frame: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    """The rows of both, in the columns of the first."""
+    more = more.reindex(columns=frame.columns)
+    return pd.DataFrame({name: [*frame[name], *more[name]] for name in frame})
+
+
+def _zero_spread(result: GeneralisedModel) -> pd.DataFrame:
+    """Standard deviations and correlations of the zero part's random effects."""
+    found = var_corr(*design_and_fit(result, "zero")).to_frame()
+    pairs = zip(found["var1"], found["var2"], strict=True)
+    terms = [f"sd__{a}" if b is None else f"cor__{a}.{b}" for a, b in pairs]
+    parts = {"effect": "ran_pars", "component": "zi", "group": found["grp"], "level": None, "term": terms}
+    return pd.DataFrame({**parts, "estimate": found["sdcor"]})
 
 
 def glance(result: GeneralisedModel) -> Table:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.effects import Effects
-from fastlmm_core.core.laplace import Laplace
+from fastlmm_core.core.glmm.effects import Effects
+from fastlmm_core.core.glmm.laplace import Laplace
+from fastlmm_core.core.glmm.two_predictors import TwoPredictors
 from fastlmm_core.fitting.generalised import engine_at
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastlmm_core.core.glmm_fit import Engine
+    from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import NewDesign
 
@@ -80,6 +81,8 @@ def conditioned_rows(engine: Engine, parts: Parts) -> list[tuple[NDArray[np.int6
 
 def conditional_forms(engine: Engine, parts: Parts) -> Array:
     """Z'C z (n,) of rows, where the engine's value was last taken."""
+    if isinstance(engine, TwoPredictors):  # whose own engine has the zero part's effects beside
+        engine, parts = engine.inner, [*parts, *[None] * len(engine.design.zero_terms)]
     groups = conditioned_rows(engine, parts)
     if len(groups) == 1:
         codes, z = groups[0]
@@ -149,7 +152,7 @@ def variances(
 def leverages(result: GeneralisedModel) -> Array:
     """z_i'C z_i (n,) of the rows of the fit."""
     with engine_at(result) as engine:
-        if isinstance(engine, Laplace):
+        if isinstance(engine, (Laplace, TwoPredictors)):
             return engine.leverages()
         design = engine.design
         z = design.z[0]

@@ -116,11 +116,14 @@ class GeneralisedMethods(GeneralisedModel):
         ModelError
             There is one grouping factor.
         """
-        from fastlmm_core.core.laplace import Laplace
+        from fastlmm_core.core.glmm.laplace import Laplace
+        from fastlmm_core.core.glmm.two_predictors import TwoPredictors
         from fastlmm_core.core.layout import engine_report
         from fastlmm_core.fitting.generalised import kept_glmm
 
         engine = kept_glmm(self).engine
+        if isinstance(engine, TwoPredictors):
+            engine = engine.inner
         if not isinstance(engine, Laplace):
             raise ModelError("a model with one grouping factor has no engine to report: its levels go one by one")
         return engine_report(engine.layout)
@@ -184,10 +187,11 @@ class GeneralisedMethods(GeneralisedModel):
         """
         from fastlmm_core.inference.generalised.tables import criterion_without
         from fastlmm_core.inference.ranova import ranova
+        from fastlmm_core.inference.reductions import reduced_criteria
 
         if test != "chisq":
             raise ModelError(f"the random effects of a generalised fit are tested by test='chisq' alone, not {test!r}")
-        return ranova(self, reduce_terms=reduce_terms, without=criterion_without)
+        return ranova(self, reduced_criteria(cast("Any", self), reduce_terms, criterion_without))
 
     # ------------------------------------------------------------------ other fits
 

@@ -51,14 +51,15 @@ class TableMethods(FittedModel):
         path : path
             Overwritten where it exists.
         data : bool
-            Keep the rows of the fit, too. Without them the file is small and a loaded result has its figures, its
-            random effects and its predictions for new rows; with them it is a result like this one.
+            Keep the rows of the fit, too. Without them the file is small and a loaded result has its figures, summary,
+            random effects, tests and Wald intervals of coefficients, and its predictions for new rows; with them it is
+            a result like this one.
 
         Raises
         ------
         ModelError
-            A model with a residual or random-effects structure or a known relationship; a generalised one without its
-            rows; something in it, such as levels that are objects of your own, that no such file can hold.
+            Variances that the data do not identify, without the rows; a family of your own; something in the fit, such
+            as levels that are objects of your own, that no such file can hold.
 
         Examples
         --------

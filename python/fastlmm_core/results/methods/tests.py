@@ -244,5 +244,7 @@ class DdfMethods:
         Days in (1 + Days | Subject)    4 -893.23  42.84  2.0
         """
         from fastlmm_core.inference.ranova import ranova
+        from fastlmm_core.inference.reductions import reduced_criteria
 
-        return ranova(cast("LmerResult", self), reduce_terms=reduce_terms, test=test, n=n, seed=seed)
+        result = cast("LmerResult", self)
+        return ranova(result, reduced_criteria(result, reduce_terms), test=test, n=n, seed=seed)

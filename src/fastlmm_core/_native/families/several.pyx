@@ -129,13 +129,14 @@ cdef inline double expit(double x) noexcept nogil:
 
 cdef void two_part_row(int family, int link, bint hurdle, double y, double eta, double z, double rho, double *o,
                        Py_ssize_t n) noexcept nogil:
-    """Fourteen numbers of a row at a stride of n, see `two_part_rows`."""
+    """Eighteen numbers of a row at a stride of n, see `two_part_rows`."""
     cdef row_t c
     cdef double p = expit(z), t, t1, t2, we
     cdef Py_ssize_t j
     memset(&c, 0, sizeof(row_t))
-    for j in range(14):
+    for j in range(18):
         o[j * n] = 0.0
+    o[15 * n] = p * (1.0 - p) * (1.0 - 2.0 * p)
     if y > 0.0:
         family_row(family, link, y, eta, 1.0, rho, True, &c)
         o[0], o[n], o[2 * n], o[4 * n] = c.l - softplus(z), c.s, c.w, c.k
@@ -165,6 +166,10 @@ cdef void two_part_row(int family, int link, bint hurdle, double y, double eta, 
         o[11 * n] = -t1 * c.s
         o[12 * n] = t2 * c.s * c.s - t1 * c.w
         o[13 * n] = -t1 * c.lr
+        o[14 * n] = -t2 * c.s
+        o[15 * n] += t2
+        o[16 * n] = t2 * c.lr * c.s + t1 * c.sr
+        o[17 * n] = -t2 * c.lr
     if not hurdle:  # less what is not seen of a zero
         if y > 0.0:
             family_row(family, link, 0.0, eta, 1.0, rho, True, &c)
@@ -186,11 +191,11 @@ def two_part_rows(int family, int link, bint hurdle, const double[::1] y, const 
 
     Returns
     -------
-    (14, n): l, s, w, we, k; l_rho, l_rho rho, s_rho, w_rho; l_z, l_zz, s_z, w_z, l_z rho. l is less what
-    `row_constant` has of the counts above zero.
+    (18, n): l, s, w, we, k; l_rho, l_rho rho, s_rho, w_rho; l_z, l_zz, s_z, w_z, l_z rho; and of the weights
+    v = -l_eta z and x = -l_zz: v_z, x_z, v_rho, x_rho. l is less what `row_constant` has of the counts above zero.
     """
     cdef Py_ssize_t n = y.shape[0], i
-    out_ = np.empty((14, n))
+    out_ = np.empty((18, n))
     cdef double[:, ::1] out = out_
     if eta.shape[0] != n or z.shape[0] != n:
         raise ValueError("y, eta and z differ in length")

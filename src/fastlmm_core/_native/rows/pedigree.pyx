@@ -2,8 +2,7 @@
 
 With A = T diag(d) T', the diagonal element of animal i is the sum over its ancestors j of t_ij^2 d_j, where row i of T
 is built from the youngest ancestor to the oldest: each gives half of its coefficient to either parent. An animal's
-parents
-come before it, so that
+parents come before it, so that
 
     d_i = 1/2 - (F_sire + F_dam) / 4,    F = -1 for an unknown parent,    F_i = sum_j t_ij^2 d_j - 1
 

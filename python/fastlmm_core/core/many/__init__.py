@@ -1,0 +1,1 @@
+"""One design, many fits: thousands of responses (`fits`, `responses`), candidate columns (`candidates`)."""

@@ -121,7 +121,7 @@ def seems_identified(products: DesignSums, reml: bool) -> bool:
 
 
 def counted_out(sizes: list[int], losses: list[int], effects: list[int]) -> bool:
-    """Whether all factors can be taken out one by one, each with more levels left to it than the others have effects."""
+    """Whether all factors can be taken out one by one, each with more levels left than the others have effects."""
     total, left = sum(effects), list(range(len(sizes)))
     while left:
         for k in left:

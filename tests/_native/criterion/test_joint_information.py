@@ -11,7 +11,13 @@ from fastlmm_core.core import Model, Term
 from fastlmm_core.core.slopes import slopes_of
 from fastlmm_core.inference.information import observed_hessian
 
-SHAPES = [((9, 5), (1, 1), 1), ((12, 4, 3), (1, 1, 1), 2), ((8, 5), (2, 1), 3), ((7, 4), (1, 2), 2), ((6, 5), (3, 2), 0)]
+SHAPES = [
+    ((9, 5), (1, 1), 1),
+    ((12, 4, 3), (1, 1, 1), 2),
+    ((8, 5), (2, 1), 3),
+    ((7, 4), (1, 2), 2),
+    ((6, 5), (3, 2), 0),
+]
 
 
 def crossed(levels, widths, p, weighted, seed=0):

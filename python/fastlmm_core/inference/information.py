@@ -9,7 +9,7 @@ level):
 
 whose Hessian is the profiled criterion's plus the outer product that profiling sigma took off, with
 dr^2/dtheta_a = -t'(I x dSigma/dtheta_a) t, t = Z'Py. The profiled Hessian is the observed one: exact where one grouping
-factor is all there is (`_native/criterion/information.pyx`) or several have few effects (`joint_information.pyx` there),
+factor is all there is (`_native/criterion/information.pyx`) or several have few effects (`joint_information` there),
 central differences of the exact gradient elsewhere. Nothing here has n rows.
 """
 

@@ -13,7 +13,9 @@ import pytest
 from fastlmm_core import DataError, LmerResult, ModelError, lmer, load_dataset
 from fastlmm_core.inference.robust import covariance_method
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "after" / "robust.json").read_text())
+FIGURES = Path(__file__).parents[1] / "golden" / "after"
+GOLDEN = json.loads((FIGURES / "robust.json").read_text())
+STRUCTURED = json.loads((FIGURES / "robust_structures.json").read_text())
 
 
 @pytest.mark.parametrize("record", GOLDEN, ids=lambda r: f"{r['model']}-{r['type']}")
@@ -23,6 +25,16 @@ def test_figures_are_clubsandwichs(record: dict[str, Any], sleepstudy: pd.DataFr
     np.testing.assert_allclose(table["std_error"], record["se"], rtol=1e-4)
     np.testing.assert_allclose(table["df"], record["df"], rtol=1e-3)
     np.testing.assert_allclose(fit.cov_params(cov_type=record["type"]), record["vcov"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("record", STRUCTURED, ids=lambda r: f"{r['model']}-{r['type']}")
+def test_figures_of_residual_structures_are_clubsandwichs(record: dict[str, Any]) -> None:
+    data = load_dataset("Orthodont")
+    fit = lmer(record["formula"], data.drop(data.index[[2, 9, 10, 49, 76]]), **record["structure"])
+    table = fit.coef_table(cov_type=record["type"])
+    np.testing.assert_allclose(table["std_error"], record["se"], rtol=1e-6)
+    np.testing.assert_allclose(table["df"], record["df"], rtol=2e-6)
+    np.testing.assert_allclose(fit.cov_params(cov_type=record["type"]), record["vcov"], rtol=2e-6)
 
 
 def dense(fit: LmerResult, codes: np.ndarray, kind: str) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:

@@ -177,6 +177,24 @@ def test_singular_genomic_relationships_of_more_individuals_than_records(tmp_pat
         lmer("y ~ x + (1 | id) + (1 | herd)", data.assign(herd=np.arange(45) % 5), relmat={"id": G})
 
 
+def test_intervals_of_individuals_with_and_without_records():
+    rng = np.random.default_rng(2)
+    M = rng.binomial(2, 0.4, (50, 200)).astype(float)
+    names = np.array([f"i{k}" for k in range(50)])
+    G = pd.DataFrame(np.cov(M) + 0.05 * np.eye(50), names, names)
+    who = rng.integers(0, 40, 60)
+    b = np.linalg.cholesky(G) @ rng.normal(size=50)
+    data = pd.DataFrame({"y": b[who] + 0.5 * rng.normal(size=60), "x": rng.normal(size=60), "id": names[who]})
+    inverse = pd.DataFrame(np.linalg.inv(G), names, names)
+    rotated = lmer("y ~ x + (1 | id)", data, relmat={"id": G})
+    other = lmer("y ~ x + (1 | id)", data, precision={"id": 0.5 * (inverse + inverse.T)})
+    new = pd.DataFrame({"x": np.linspace(-1, 1, 6), "id": names[[0, 3, 7, 41, 45, 49]]})
+    for interval in ("confidence", "prediction"):
+        for known in (True, False):
+            one, two = (f.predict(new, interval=interval, theta_known=known) for f in (rotated, other))
+            np.testing.assert_allclose(one, two, rtol=2e-4)
+
+
 def test_against_mgcv():
     """R's mgcv 1.8: gam(y ~ x + s(area, bs = "mrf", k = 64), method = "REML") on these rows, gam.vcomp and -2 REML."""
     data, *_ = smooth(lattice(8, 8), n=400, seed=5)

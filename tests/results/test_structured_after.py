@@ -57,8 +57,6 @@ def test_files(fit, trial, tmp_path):
     pd.testing.assert_series_equal(again.params, fit.params)
     assert len(again.fit_log) <= 2
     assert again.update("~ . - x", data=trial).nobs == 120
-    with pytest.raises(ModelError, match="data=True"):
-        fit.save(path)
 
 
 def test_reports(fit):

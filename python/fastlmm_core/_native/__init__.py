@@ -5,7 +5,7 @@ by default and take the processors that BLAS needs next: a fit on two busy cores
 The policy is read from the environment once, when the OpenMP library is loaded, so it is set for that moment only, and
 a user's own setting is respected.
 
-BLAS and LAPACK are called through two compiled modules of `scipy.linalg`, which import nothing of SciPy. Its other modules
+BLAS and LAPACK are called through two compiled modules of `scipy.linalg`, which import nothing of SciPy. Its others
 take longer to import than this package: so the two are there by themselves while the kernels load that call them, and
 `scipy.linalg` brings them in again, the same objects, when it is imported.
 """

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.fitting.coefficients import undetermined
@@ -109,7 +110,7 @@ def included_columns(design: Design, re_form: str) -> list[NDArray[np.bool_]]:
     FormulaError
         `re_form` cannot be read.
     """
-    if isinstance(re_form, float) and np.isnan(re_form):
+    if re_form is pd.NA or (isinstance(re_form, float) and np.isnan(re_form)):
         re_form = "none"
     if not isinstance(re_form, str):
         ambiguous = (

@@ -21,6 +21,7 @@ from fastlmm_core.formula.checks import check_finite, response_values, sound_off
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
+from fastlmm_core.formula.held import HELD
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.newdata import grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, expand_dot, parse_formula
@@ -212,7 +213,7 @@ class Recipe:
         ]
         one, two = (np.concatenate([_plain(part) for part in parts]) for parts in ([whole], halves))
         same = one.shape == two.shape and bool(((one == two) | (pd.isna(one) & pd.isna(two))).all())
-        if not same:
+        if not same or self.state[expr].transforms.get(HELD):
             raise FormulaError(
                 f"{expr} takes values of several rows, which come in batches here: compute it as a column beforehand, "
                 "or fit a table that is in memory"

@@ -493,8 +493,8 @@ def f_columns(tests: Sequence[FTest]) -> pd.DataFrame:
     )
 
 
-def checked_level(level: float) -> float:
-    """A confidence level; DataError where it is none."""
+def checked_level(level: float, what: str = "level") -> float:
+    """A confidence level, or that of a test; DataError where it is none."""
     if not isinstance(level, (int, float, np.number)) or not 0.0 < level < 1.0:
-        raise DataError(f"level must lie between 0 and 1, not {level!r}")
+        raise DataError(f"{what} must lie between 0 and 1, not {level!r}")
     return float(level)

@@ -164,17 +164,17 @@ class EquationTargets:
         self.rest = rest / fit.norm
         self.x = X[:, model.keep] @ model.inverse
         self.prior = [z @ T for z, T in zip(prior, model.transforms, strict=True)]
-        self.z = self._columns(known)
+        self.z, self.unknown = self.equations.of_levels(self._columns(known))
         self.residual = None
         if isinstance(fit, CrossedFit) and (conditional or observation):
             self.residual = ResidualRows(fit.model, new)
         self.known = np.flatnonzero(new.subject >= 0) if conditional else np.zeros(0, np.int64)
 
     def _columns(self, known: Known) -> sp.csr_array:
-        """Z of the new rows (n, m): the effects that the fit knows about."""
-        model, n = self.fit.model, len(self.x)
+        """Z of the new rows (n, levels): the effects that the fit knows about."""
+        model, n, places = self.fit.model, len(self.x), self.equations.of_effects
         rows, columns, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-        for part, T, where in zip(known, model.transforms, self.equations.slices, strict=False):
+        for part, T, where in zip(known, model.transforms, places, strict=False):
             if part is None:
                 continue
             seen = np.flatnonzero(part[0] >= 0)
@@ -183,15 +183,16 @@ class EquationTargets:
             rows.append(np.repeat(seen, l))
             columns.append((where.start + part[0][seen][:, None] * l + np.arange(l)).ravel())
             values.append(z.ravel())
-        places = (np.concatenate(rows), np.concatenate(columns))
-        return sp.csr_array(sp.coo_array((np.concatenate(values), places), shape=(n, self.equations.m)))
+        at = (np.concatenate(rows), np.concatenate(columns))
+        return sp.csr_array(sp.coo_array((np.concatenate(values), at), shape=(n, places[-1].stop if places else 0)))
 
     def at(self, phi: Array) -> tuple[Array, Array]:
         """As `UnitTargets.at`."""
         model, equations, norm = self.fit.model, self.equations, self.fit.norm
         solved = model.solve(equations, phi)
         b = equations.unscaled(solved.factors, solved.u[:, None])[:, 0]
-        x, z, extra = self.x, self.z, np.zeros(len(self.x))
+        x, z = self.x, self.z
+        extra = self.unknown * solved.factors[0][0, 0] ** 2 if self.unknown.any() else np.zeros(len(x))
         prediction = x @ (self.coefficients + norm * solved.beta) + norm * (z @ b)
         for L, prior in zip(solved.factors, self.prior, strict=True):
             extra += np.square(prior @ L).sum(axis=1)

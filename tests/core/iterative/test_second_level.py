@@ -7,6 +7,7 @@ from scipy.sparse import csr_array
 from fastlmm_core.core import Control, Term, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative import system as systems
+from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import crossed_problem
 from fastlmm_core.core.iterative.second_level import aggregates, neighbours, positive_inverse
 from fastlmm_core.core.iterative.system import System, block_roots
@@ -40,7 +41,7 @@ def at(y, X, terms, theta):
 def test_the_correction_is_that_of_dense_matrices(slopes, third):
     problem, system = at(*ring(8000, 60, 200, slopes, third), 1.5)
     S = np.eye(problem.rows.m) + system.lam_t(system.product(system.lam(np.eye(problem.rows.m))))
-    correct = problem.second.correction(system.K, system.tail_L)
+    parts = problem.second.corrections(system.K, system.tail_L)
     expected = np.zeros_like(S)
     assert len(problem.second.partitions) == 1 + (third > 0)
     for labels in (partition.labels for partition in problem.second.partitions):
@@ -48,7 +49,7 @@ def test_the_correction_is_that_of_dense_matrices(slopes, third):
         P[labels >= 0, labels[labels >= 0]] = 1.0
         expected += P @ np.linalg.solve(P.T @ S @ P, P.T)
     r = np.random.default_rng(0).normal(size=(problem.rows.m, 3))
-    np.testing.assert_allclose(correct(r), expected @ r, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(sum(part(r) for part in parts), expected @ r, rtol=1e-8, atol=1e-10)
     if third == 9:  # few levels are taken as they are
         assert len(np.unique(labels[-9:])) == 9
 
@@ -56,7 +57,9 @@ def test_the_correction_is_that_of_dense_matrices(slopes, third):
 def test_what_has_no_inverse_is_refused():
     root = np.random.default_rng(0).normal(size=(5, 5))
     E = root @ root.T + np.eye(5)
-    np.testing.assert_allclose(positive_inverse(E) @ E, np.eye(5), atol=1e-12)
+    inverse, log_det = positive_inverse(E)
+    np.testing.assert_allclose(inverse @ E, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose(log_det, np.linalg.slogdet(E)[1])
     for at, value in ((3, -1e-9), (2, np.nan)):
         bad = E.copy()
         bad[at, at] = value
@@ -81,9 +84,9 @@ def test_a_hard_graph_takes_few_iterations(third):
     problem, system = at(*ring(third=third), 2.0)
     b = np.random.default_rng(1).normal(size=(problem.rows.m, 8))
     x = system.solve(b, None, 1e-10)
-    assert system.longest > systems.PATIENCE  # the first solve found out
+    assert system.longest <= systems.PATIENCE + systems.LOOK  # the first solve found out early
     alone = System(problem, system.theta)
-    assert alone.coarse is not None
+    assert alone.coarse
     again = alone.solve(b, None, 1e-10)
     assert alone.iterations <= systems.PATIENCE
     np.testing.assert_allclose(again, x, rtol=1e-6, atol=1e-8)
@@ -101,9 +104,42 @@ def test_fits_of_a_hard_graph():
     _, gradient, hessian = objective(y, X, terms).derivatives(found.theta)
     step = np.linalg.solve(hessian, gradient)
     assert (np.abs(step) < 4.0 * found.monte_carlo.theta_se + 1e-5 * found.monte_carlo.theta_sd).all()
-    assert found.monte_carlo.longest > systems.PATIENCE
+    assert found.monte_carlo.longest <= systems.PATIENCE + systems.LOOK
     other = iterative.fit(y, X, terms, seed=2, threads=2)
     np.testing.assert_array_equal(other.theta, found.theta)
+
+
+def test_an_easy_graph_is_left_alone():
+    rng = np.random.default_rng(3)
+    n, q, m = 20_000, 800, 500
+    y, codes = rng.normal(size=n), (rng.integers(0, q, n), rng.integers(0, m, n))
+    problem, system = at(y, np.ones((n, 1)), [Term(codes[0], n_levels=q), Term(codes[1], n_levels=m)], 0.5)
+    system.solve(rng.normal(size=(problem.rows.m, 8)), None, 1e-10)
+    assert not problem.second.wanted
+    assert not system.coarse
+
+
+@pytest.mark.parametrize(("slopes", "third"), [(False, 0), (True, 80), (True, 9)])
+def test_the_log_determinant_beside_a_second_level(slopes, third):
+    problem, system = at(*ring(16_000, 160, 400, slopes, third), 2.0)
+    S = np.eye(problem.rows.m) + system.lam_t(system.product(system.lam(np.eye(problem.rows.m))))
+    exact = np.linalg.slogdet(S)[1]
+    without = [log_determinant(system, seed, 1)[1] for seed in range(3)]
+    system.coarse = problem.second.corrections(system.K, system.tail_L)
+    found = np.array([log_determinant(system, seed, 1) for seed in range(20)])
+    errors, claims = found[:, 0] - exact, found[:, 1]
+    assert abs(errors.mean()) < 3.0 * errors.std(ddof=1) / np.sqrt(20) + 1e-9 * abs(exact)
+    assert np.sqrt((errors**2).mean()) < 1.6 * np.sqrt((claims**2).mean()) + 1e-9 * abs(exact)
+    assert np.median(claims) < 0.5 * np.median(without)
+
+
+def test_the_log_determinant_of_levels_that_are_all_in_the_second_level_is_exact():
+    problem, system = at(*ring(8000, 200, 60, slopes=True, third=9), 2.0)
+    system.coarse = problem.second.corrections(system.K, system.tail_L)
+    S = np.eye(problem.rows.m) + system.lam_t(system.product(system.lam(np.eye(problem.rows.m))))
+    value, error = log_determinant(system, 0, 1)
+    np.testing.assert_allclose(value, np.linalg.slogdet(S)[1], rtol=1e-12)
+    assert error < 1e-10
 
 
 def test_aggregates_follow_the_graph():

@@ -10,7 +10,8 @@ import pytest
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.residuals import PatternModel, Residual
 from fastlmm_core.core.residuals import moments as moments_module
-from fastlmm_core.core.residuals.moments import batches
+from fastlmm_core.core.residuals.moments import batches, patterns
+from fastlmm_core.core.structures.covariances import Structure
 from fastlmm_core.errors import ModelError
 
 KINDS = [
@@ -216,3 +217,30 @@ def test_too_few_rows_and_a_response_in_the_span_are_refused():
         PatternModel(np.ones((4, 1)), given).fit(np.full(4, 2.0))
     with pytest.raises(ModelError, match="does not exist"):
         Residual(subject, "ar2")
+
+
+def test_patterns_of_long_units_with_many_cells_are_told_apart():
+    """64 to the power of 20 is zero in 64 bits: units that differ in their first rows alone shared a pattern."""
+    cells = np.tile(np.arange(44, 64), (3, 1))
+    cells[1, 0] = 3
+    unit = np.repeat(np.arange(3), 20)
+    ((rows, pattern, first),) = patterns(unit, cells.ravel(), 64)
+    assert rows.shape == (3, 20)
+    assert len(first) == 2
+    assert pattern[0] == pattern[2] != pattern[1]
+
+
+def test_effects_of_two_arms_that_long_units_mix_differently():
+    rng = np.random.default_rng(0)
+    unit, arm = np.repeat(np.arange(8), 32), rng.integers(0, 2, 256)
+    arm[np.arange(256) % 32 > 20] = 0
+    z = np.eye(2)[arm]
+    y = 1.0 + rng.normal(size=(8, 2))[unit, arm] + rng.normal(size=256)
+    term = Term(unit.astype(np.int32), z)
+    structures = [Structure("cs")]
+    fit = PatternModel(np.ones((256, 1)), Residual(np.arange(256)), [term], reml=False, structures=structures).fit(y)
+    sigma = fit.L[0] @ fit.L[0].T
+    V = fit.sigma**2 * (np.eye(256) + (z @ sigma @ z.T) * (unit[:, None] == unit))
+    e = y - fit.beta[0]
+    expected = np.linalg.slogdet(2.0 * np.pi * V)[1] + e @ np.linalg.solve(V, e)
+    assert fit.criterion == pytest.approx(expected, abs=1e-8)

@@ -10,12 +10,12 @@ from fastlmm_core._native.rows.pedigree import mendelian_variances
 from fastlmm_core.core import Term, fit
 from fastlmm_core.core.structures import sparse_factor
 from fastlmm_core.core.structures.covariances import Structure
-from fastlmm_core.core.structures.equations import Equations
-from fastlmm_core.core.structures.equations_fit import EquationsModel
+from fastlmm_core.core.structures.equations import Equations, in_words
+from fastlmm_core.core.structures.equations_fit import LIFT, EquationsModel
 from fastlmm_core.core.structures.pedigree import from_parents
 from fastlmm_core.core.structures.relationship import from_covariance, from_precision
-from fastlmm_core.core.structures.sparse_factor import SparseFactor
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.core.structures.sparse_factor import SparseFactor, cheapest_ordering, lower_rows, multiplications
+from fastlmm_core.errors import DataError, FastLMMWarning, ModelError
 
 
 def tabular(sire, dam):
@@ -206,6 +206,27 @@ def test_the_cheaper_of_two_orderings_is_taken(monkeypatch):
         assert factor.refactor(S) == pytest.approx(np.linalg.slogdet(S.toarray())[1], abs=1e-10)
         np.testing.assert_allclose(S @ factor.solve(rhs), rhs, atol=1e-12)
         L = np.linalg.cholesky(S.toarray()[np.ix_(factor.perm, factor.perm)])
-        assert factor.work == np.square((L != 0).sum(axis=0)).sum()
-        work.append(factor.work)
+        lower = sp.tril(S).tocoo()
+        ptr, idx, _ = lower_rows(400, lower.row.astype(np.int64), lower.col.astype(np.int64))
+        work.append(multiplications(cheapest_ordering(ptr, idx)[1]))
+        assert work[-1] == np.square((L != 0).sum(axis=0)).sum()
     assert work[1] <= work[0]
+
+
+def test_derivatives_where_a_diagonal_entry_is_the_lift_with_a_minus():
+    y, X, terms, related, *_ = records()
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    projected = model.project(y)
+    equations = model.equations(projected.rest)
+    for last in (-LIFT, 0.0, LIFT):
+        place = model.at(equations, np.array([0.7, 0.1, last]))
+        assert np.isfinite(place.hessian).all()
+
+
+def test_the_time_of_an_evaluation_is_told(monkeypatch):
+    y, X, terms, related, *_ = records()
+    monkeypatch.setattr("fastlmm_core.core.structures.equations.LONG", 0.0)
+    model = EquationsModel(X, terms[:1], [Structure()], [related])
+    with pytest.warns(FastLMMWarning, match="evaluation of the criterion is predicted to take 0 seconds of one core"):
+        model.equations(model.project(y).rest)
+    assert [in_words(s) for s in (90.0, 235.1, 7300.0)] == ["90 seconds", "4 minutes", "2 hours"]

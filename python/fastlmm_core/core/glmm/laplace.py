@@ -446,6 +446,10 @@ class Laplace:
 
     # ------------------------------------------------------------------ what is read off
 
+    def locate(self, psi: Array) -> float:
+        """The modes at psi, where their deviance is known as well."""
+        return self.value(psi)
+
     def settled(self, psi: Array) -> Array:
         """All of psi is the optimiser's."""
         return psi

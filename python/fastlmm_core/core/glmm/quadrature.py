@@ -112,6 +112,10 @@ class OneFactor:
         """Deviance, gradient and model Hessian at psi."""
         return self.criterion.derivatives(psi)
 
+    def locate(self, psi: Array) -> float:
+        """The modes at psi, where their deviance is known as well."""
+        return self.value(psi)
+
     def settled(self, psi: Array) -> Array:
         """All of psi is the optimiser's."""
         return psi

@@ -236,6 +236,10 @@ class TwoPredictors:
         """The deviance at psi."""
         return self.inner.value(self.transform @ psi)
 
+    def locate(self, psi: Array) -> float:
+        """The modes at psi, where their deviance is known as well."""
+        return self.value(psi)
+
     def derivatives(self, psi: Array) -> tuple[float, Array, Array]:
         """Deviance, gradient and model Hessian at psi."""
         value = self.value(psi)

@@ -1,22 +1,29 @@
-"""log det S, once: stochastic Lanczos quadrature on what the diagonal blocks leave.
+"""log det S, once: stochastic Lanczos quadrature on what the diagonal blocks, and a second level, leave.
 
     log det S = log det D + tr log T,     T = G^-1 S G'^-1,  D = GG' the blocks of S on its diagonal,    tr(I - T) = 0
 
 Eight directions U of the least eigenvalues are integrated outright, z~ = (I - UU')z are the probes, and z~'(I - T)z~,
 of known mean, is the control variate (Ubaru, Chen and Saad 2017 for the quadrature).
+
+Where solves have a second level, of sums P'x over aggregates, slow directions are many, and eight of them are few.
+Then with E = P'SP, M = P'DP and Q orthonormal and orthogonal to G'P, by the determinant of a block matrix,
+
+    log det T = log det E - log det M + tr log Q'T_d Q,     T_d = T - G^-1 SP E^-1 P'S G'^-1
+
+and what is said above is done in the span of Q, where T_d is close to the identity: tr Q'(I - T)Q = tr M^-1 E - c.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.iterative.derivatives import studentised
+from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.second_level import Coarse
 from fastlmm_core.core.iterative.system import System
-from fastlmm_core.core.iterative.traces import deflation_basis, rademacher
+from fastlmm_core.core.iterative.traces import SUBSPACE_STEPS, deflation_basis, padded_basis, rademacher
 
 __all__ = ["log_determinant"]
 
@@ -29,25 +36,92 @@ QUADRATURE = 1e-9
 """Change of the quadrature, relative to the squared norm, at which it has converged."""
 
 
-def log_determinant(system: System, seed: int, blocks: int) -> tuple[float, float]:
+def log_determinant(system: System[Levels], seed: int, blocks: int) -> tuple[float, float]:
     """Estimate of log det S and its standard error, from ``blocks`` blocks of eight probes."""
-    u = deflation_basis(system)
-
-    def apply(v: Array) -> Array:
-        return system.split(system.apply(system.split_t(v)))
-
-    exact = system.log_det_tail + float(quadrature(apply, u).sum())
+    space: Space = BesideCoarse(system, system.coarse[0]) if system.coarse else Space(system)
+    u = space.basis()
+    exact = system.log_det_tail + space.known + float(quadrature(space, u).sum())
     found = []
     for block in range(blocks):
-        z = rademacher(seed, 1, block, len(u))
-        found.append(quadrature(apply, z - u @ (u.T @ z)))
+        z = space.project(rademacher(seed, 1, block, len(u)))
+        found.append(quadrature(space, z - u @ (u.T @ z)))
     values = np.concatenate(found)
     s = len(values)
     return exact + float(values.mean()), float(values.std(ddof=1) * np.sqrt(studentised(s) / s))
 
 
-def quadrature(apply: Callable[[Array], Array], z: Array) -> Array:
-    """Quadratic forms z' log(T) z + z'(I - T)z of each column (8,), by Lanczos with full orthogonalisation."""
+class Space:
+    """T in all directions.
+
+    Attributes
+    ----------
+    known : float
+        log det T less the trace of log T + I - T.
+    """
+
+    known = 0.0
+
+    def __init__(self, system: System[Levels]) -> None:
+        self.system = system
+
+    def apply(self, v: Array) -> tuple[Array, Array]:
+        """T_d v, whose logarithm is taken, and T v, which has the control's known mean."""
+        out = self.system.split(self.system.apply(self.system.split_t(v)))
+        return out, out
+
+    def project(self, v: Array) -> Array:
+        """The part of v within the space."""
+        return v
+
+    def basis(self) -> Array:
+        """Orthonormal (m, 8) within the space, of its least eigenvalues."""
+        return deflation_basis(self.system)
+
+
+class BesideCoarse(Space):
+    """T_d in the span of Q."""
+
+    def __init__(self, system: System[Levels], coarse: Coarse) -> None:
+        super().__init__(system)
+        self.coarse, self.inverse, at = coarse, list[Array](), 0
+        self.known = coarse.log_det
+        for group, root, count in zip(system.problem.groups, system.root, coarse.partition.sizes, strict=True):
+            place = (coarse.partition.labels[group.columns].reshape(group.q, group.l)[:, 0] - at) // group.l
+            own, used = np.zeros((count, group.l, group.l)), place >= 0
+            np.add.at(own, place[used], (root @ root.transpose(0, 2, 1))[used])
+            self.inverse.append(np.asarray(np.linalg.inv(own), np.float64))
+            columns = at + np.arange(count * group.l).reshape(count, group.l)
+            self.known -= float(np.linalg.slogdet(own)[1].sum())
+            self.known -= float((self.inverse[-1] * coarse.E[columns[:, :, None], columns[:, None, :]]).sum())
+            at += count * group.l
+        self.known += len(coarse.E)
+
+    def apply(self, v: Array) -> tuple[Array, Array]:
+        system = self.system
+        s = system.apply(system.split_t(v))
+        # outside of the space T_d is zero, which a logarithm of what rounding leaves there would not bear
+        return self.project(system.split(s - system.apply(self.coarse(s)))), system.split(s)
+
+    def project(self, v: Array) -> Array:
+        """The part of v within the space, v - G'P M^-1 P'G v."""
+        system, at = self.system, 0
+        sums = self.coarse.P @ system.blockwise(system.root, v)
+        for group, inverse in zip(system.problem.groups, self.inverse, strict=True):
+            own = slice(at, at + len(inverse) * group.l)
+            sums[own] = (inverse @ sums[own].reshape(len(inverse), group.l, -1)).reshape(own.stop - at, -1)
+            at = own.stop
+        return np.asarray(v - system.joined(self.coarse.back @ sums))
+
+    def basis(self) -> Array:
+        u = padded_basis(self.project(np.random.default_rng(0).normal(size=(self.system.problem.rows.m, WIDTH))))
+        for _ in range(SUBSPACE_STEPS):
+            u = padded_basis(self.project(u - self.apply(u)[0]))
+        # what a space of fewer directions has been filled up with lies outside of it
+        return np.asarray(u * (np.linalg.norm(self.project(u), axis=0) > 1.0 - 1e-6))
+
+
+def quadrature(space: Space, z: Array) -> Array:
+    """Quadratic forms z' log(T_d) z + z'(I - T)z of each column (8,), by Lanczos with full orthogonalisation."""
     norm = np.sqrt((z * z).sum(axis=0))
     alive = norm > 1e-10 * np.sqrt(len(z))
     v = np.divide(z, norm, out=np.zeros_like(z), where=alive)
@@ -58,10 +132,10 @@ def quadrature(apply: Callable[[Array], Array], z: Array) -> Array:
     value = np.full(WIDTH, np.inf)
     for step in range(min(STEPS, len(z))):
         basis.append(v)
-        w = apply(v)
+        w, plain = space.apply(v)
         a = (w * v).sum(axis=0)
         if step == 0:
-            first = np.where(alive, norm**2 * (1.0 - a), 0.0)
+            first = np.where(alive, norm**2 * (1.0 - (plain * v).sum(axis=0)), 0.0)
         for _ in range(2):
             for old in basis:
                 w = w - (w * old).sum(axis=0) * old

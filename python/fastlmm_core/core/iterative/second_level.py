@@ -16,7 +16,7 @@ so on, each level with the one it is nearest to, relative to how much there is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ from fastlmm_core.lazy import cached_property
 if TYPE_CHECKING:
     from fastlmm_core.core.iterative.problem import TailGroup
 
-__all__ = ["SecondLevel", "aggregates", "neighbours"]
+__all__ = ["Coarse", "SecondLevel", "aggregates", "neighbours"]
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int32]
@@ -121,8 +121,8 @@ class SecondLevel:
             start += size * group.l
         return Partition(labels, tuple(sizes))
 
-    def correction(self, K: Array, factors: Sequence[Array]) -> Callable[[Array], Array]:
-        """The sum of P E^-1 P' over the partitions at a theta, as a function of (m, k).
+    def corrections(self, K: Array, factors: Sequence[Array]) -> list[Coarse]:
+        """P E^-1 P' of each partition at a theta.
 
         Parameters
         ----------
@@ -130,21 +130,7 @@ class SecondLevel:
         factors : sequence of (l, l)
             Of the tail factors.
         """
-        parts = []
-        for partition in self.partitions:
-            used = np.flatnonzero(partition.labels >= 0)
-            inverse = positive_inverse(self.coarse(partition, K, factors))
-            own = (partition.labels[used], used)
-            P = csr_array((np.ones(len(used)), own), shape=(len(inverse), self.rows.m))
-            parts.append((P, csr_array(P.T), inverse))
-
-        def correct(r: Array) -> Array:
-            out = np.zeros_like(r)
-            for P, back, inverse in parts:
-                out += back @ (inverse @ (P @ r))
-            return out
-
-        return correct
+        return [Coarse(partition, self.coarse(partition, K, factors)) for partition in self.partitions]
 
     def coarse(self, partition: Partition, K: Array, factors: Sequence[Array]) -> Array:
         """E of a partition."""
@@ -159,8 +145,39 @@ class SecondLevel:
         return np.asarray((E + E.T) / 2)
 
 
-def positive_inverse(E: Array) -> Array:
-    """Inverse of a positive definite matrix.
+class Coarse:
+    """One partition's system at a theta.
+
+    Parameters
+    ----------
+    partition : Partition
+    E : (c, c)
+
+    Attributes
+    ----------
+    P, back : sparse (c, m), (m, c)
+        P' and P.
+    E, inverse : (c, c)
+    log_det : float
+        Of E.
+    """
+
+    def __init__(self, partition: Partition, E: Array) -> None:
+        self.partition = partition
+        used = np.flatnonzero(partition.labels >= 0)
+        own = (partition.labels[used], used)
+        self.P = csr_array((np.ones(len(used)), own), shape=(len(E), len(partition.labels)))
+        self.back = csr_array(self.P.T)
+        self.E = E
+        self.inverse, self.log_det = positive_inverse(E)
+
+    def __call__(self, r: Array) -> Array:
+        """P E^-1 P'r (m, k)."""
+        return np.asarray(self.back @ (self.inverse @ (self.P @ r)))
+
+
+def positive_inverse(E: Array) -> tuple[Array, float]:
+    """Inverse and log-determinant of a positive definite matrix.
 
     Raises
     ------
@@ -178,7 +195,7 @@ def positive_inverse(E: Array) -> Array:
             "the matrix of sums over neighbouring levels is not positive definite, from sum "
             f"{info} of {len(E)} on: effects this large beside the residuals leave the iterative engine no digits"
         )
-    return np.asarray(np.tril(out) + np.tril(out, -1).T)
+    return np.asarray(np.tril(out) + np.tril(out, -1).T), 2.0 * float(np.log(pivots).sum())
 
 
 def neighbours(rows: RowForm, f: int, groups: Sequence[TailGroup], through_tail: bool = False) -> csr_array:

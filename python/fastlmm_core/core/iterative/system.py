@@ -10,24 +10,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
-from fastlmm_core.core.iterative.problem import Problem
+from fastlmm_core._native.iterative.row_form import WIDTH, RowForm, on_lines
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
+from fastlmm_core.lazy import cached_property
 
 __all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
 
 Array = NDArray[np.float64]
 Product = Callable[[Array, Array], Array]
+P = TypeVar("P", bound=Levels, covariant=True)
 
 MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
 
+INDEFINITE = (
+    "the random effects' system is not positive definite: the rows' weights are not those of a minimum, or the effects "
+    "are so large beside the residuals that no digits are left"
+)
+
 PATIENCE = 30
-"""Iterations after which the solver takes a second level, whose matrix costs about as much."""
+"""Iterations after which, or in expectation of more than which, the solver takes a second level: its matrix costs about
+as much."""
+
+LOOK = 8
+"""Iteration at which it is asked how many a solve will take, by how fast residuals fell in the latter half of them."""
 
 
 def block_pcg(
@@ -50,7 +62,7 @@ def block_pcg(
     tol : float
         Every column's residual, in the norm of M^-1, relative to its right-hand side's.
     limit : int, optional
-        Iterations after which x is returned as it is.
+        Iterations after which x is returned as it is; so it is after `LOOK` of them if more than these lie ahead.
 
     Returns
     -------
@@ -62,7 +74,7 @@ def block_pcg(
     Raises
     ------
     NumericalError
-        `MAX_ITERATIONS` were not enough.
+        `MAX_ITERATIONS` were not enough, or S is not positive definite.
     """
     z = precondition(b, np.empty_like(b))
     size = np.sqrt(np.maximum(dots(b, z), 0.0))
@@ -75,16 +87,24 @@ def block_pcg(
         precondition(r, z)
     p, s, scaled = z.copy(), np.empty_like(b), np.empty_like(b)
     rz = dots(r, z)
+    half = np.ones_like(rz)
     for iteration in range(MAX_ITERATIONS):
-        active = np.sqrt(np.maximum(rz, 0.0)) > goal
+        left = np.sqrt(np.maximum(rz, 0.0))
+        active = left > goal
         if not active.any():
             return x, iteration, True
-        if iteration == limit:
+        if iteration == LOOK // 2:
+            half = left
+        if limit is not None and (
+            iteration == limit or (iteration == LOOK and expected(half[active], left[active], goal[active]) > limit)
+        ):
             return x, iteration, False
         apply(p, s)
         curvature = dots(p, s)
+        if (active & (curvature <= 0.0)).any():
+            raise NumericalError(INDEFINITE)
         # a column that has converged stays as it is: its directions would be rounding errors
-        step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active & (curvature > 0.0))
+        step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active)
         x += np.multiply(step, p, out=scaled)
         r -= np.multiply(step, s, out=scaled)
         precondition(r, z)
@@ -96,6 +116,13 @@ def block_pcg(
         f"a solve did not converge in {MAX_ITERATIONS} iterations: the levels of the grouping factors are too loosely "
         "connected for the iterative engine"
     )
+
+
+def expected(half: Array, left: Array, goal: Array) -> float:
+    """Iterations until every column's residual is at its goal, from those at `LOOK` and at half of it."""
+    fall = np.log(half / left) / (LOOK - LOOK // 2)
+    ahead = np.log(left / goal)
+    return LOOK + float(np.divide(ahead, fall, out=np.full_like(fall, np.inf), where=fall > 0.0).max())
 
 
 def dots(a: Array, b: Array) -> Array:
@@ -115,14 +142,20 @@ def in_blocks(function: Callable[[Array], Array], columns: Array) -> Array:
     return np.concatenate(out, axis=-1)
 
 
-class System:
-    """S at one theta.
+class System(Generic[P]):
+    """S at one theta, and the weights that the rows have now.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Levels
     theta : (n_theta,)
         Conditioned.
+
+    Raises
+    ------
+    NumericalError
+        It is not positive definite, as the weights of some generalised models may be negative; not all such systems
+        are found here, others in a solve.
 
     Attributes
     ----------
@@ -146,15 +179,18 @@ class System:
         Of all solves so far, and of the longest.
     """
 
-    def __init__(self, problem: Problem, theta: Array) -> None:
-        self.problem, self.theta = problem, theta
+    def __init__(self, problem: P, theta: Array) -> None:
+        self.problem, self.theta, self.version = problem, theta, problem.rows.version
         l = problem.rows.l
         self.L = relative_factor(problem.lead, theta, l)
         self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
+        sign, log_det = np.linalg.slogdet(middle)
+        if not (sign > 0.0).all():
+            raise NumericalError(INDEFINITE)
         self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
         self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
-        self.log_det_lead = float(np.linalg.slogdet(middle)[1].sum())
+        self.log_det_lead = float(log_det.sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
@@ -163,11 +199,16 @@ class System:
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
-        self.coarse: Callable[[Array], Array] | None = None
-        if problem.second.wanted:
-            self.coarse = problem.second.correction(self.K, self.tail_L)
+        self.coarse = problem.second.corrections(self.K, self.tail_L) if problem.second.wanted else []
         self.scratch = on_lines(problem.rows.m)
         self.iterations = self.longest = 0
+
+    @property
+    def rows(self) -> RowForm:
+        """The rows, whose weights are those that this system was made with."""
+        if self.problem.rows.version != self.version:
+            raise RuntimeError("the rows have other weights by now: make the system anew")
+        return self.problem.rows
 
     def blockwise(self, blocks: Sequence[Array], x: Array, out: Array | None = None) -> Array:
         """Block-diagonal product: blocks (q, l, l), or (l, l) for all levels, one array a tail factor; x (m, k)."""
@@ -199,49 +240,54 @@ class System:
         """G'^-1 x, (m, k)."""
         return self.blockwise([half.transpose(0, 2, 1) for half in self.half], x)
 
+    @cached_property
+    def root(self) -> list[Array]:
+        """G's blocks (q, l, l), one array a tail factor."""
+        return [np.asarray(np.linalg.inv(half)) for half in self.half]
+
     def joined(self, x: Array) -> Array:
         """G'x, (m, k): what `split_t` undoes."""
-        return self.blockwise([np.asarray(np.linalg.inv(half.transpose(0, 2, 1))) for half in self.half], x)
+        return self.blockwise([root.transpose(0, 2, 1) for root in self.root], x)
 
     def precondition(self, r: Array, out: Array | None = None) -> Array:
         """D^-1 r, and where solves are long a correction from sums over neighbouring levels."""
         out = self.jacobi(r, out)
-        if self.coarse is not None:
-            out += self.coarse(r)
+        for part in self.coarse:
+            out += part(r)
         return out
 
     def product(self, x: Array) -> Array:
         """C x, for x (m, k)."""
-        return in_blocks(lambda block: self.problem.rows.product(self.K, block), x)
+        return in_blocks(lambda block: self.rows.product(self.K, block), x)
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """S x, for x (m, 8)."""
         inner = self.lam(x, self.scratch)
-        self.problem.rows.product(self.K, inner, inner)
+        self.rows.product(self.K, inner, inner)
         out = self.lam_t(inner, out)
         out += x
         return out
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""
-        return in_blocks(self.problem.rows.lead_sums, x)
+        return in_blocks(self.rows.lead_sums, x)
 
     def tail_sums(self, u: Array) -> Array:
         """B'u (m, k), for u (q, l, k)."""
-        return in_blocks(self.problem.rows.tail_sums, u)
+        return in_blocks(self.rows.tail_sums, u)
 
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
         """S^-1 b, for b (m, 8).
 
-        A solve that has not ended after `PATIENCE` iterations shows the graph to be a hard one: from there on, and at
-        each theta to come, the solver has a second level.
+        A solve that takes more than `PATIENCE` iterations, or falls so slowly that it would, shows the graph to be a
+        hard one: from there on, and at each theta to come, the solver has a second level.
         """
         second = self.problem.second
-        limit = PATIENCE if self.coarse is None and second.possible else None
+        limit = PATIENCE if not self.coarse and second.possible else None
         x, iterations, done = block_pcg(self.apply, self.precondition, b, start, tol, limit)
         if not done:
             second.wanted = True
-            self.coarse = second.correction(self.K, self.tail_L)
+            self.coarse = second.corrections(self.K, self.tail_L)
             x, more, _ = block_pcg(self.apply, self.precondition, b, x, tol)
             iterations += more
         self.iterations += iterations

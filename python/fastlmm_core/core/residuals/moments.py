@@ -135,7 +135,7 @@ def patterns(unit: Index, cell: Index, n_cells: int) -> Iterator[tuple[Index, In
     owner = unit[order]
     start = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
     size = np.diff(np.r_[start, len(owner)])
-    for m in np.unique(size):
+    for m in np.unique(size).tolist():  # Python's integers: a power of NumPy's wraps around
         rows = order[start[size == m][:, None] + np.arange(m)]
         cells = cell[rows]
         if n_cells**m < 1 << 62:

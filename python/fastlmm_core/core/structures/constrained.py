@@ -37,7 +37,7 @@ class ConstrainedFactor:
     """
 
     def __init__(self, inner: SparseFactor, pins: Index, N: Array) -> None:
-        self.inner, self.c, self.work = inner, len(pins), inner.work
+        self.inner, self.c, self.seconds = inner, len(pins), inner.seconds
         E = np.zeros_like(N)
         E[pins, np.arange(self.c)] = 1.0
         self.B = np.column_stack([E, N])

@@ -35,8 +35,8 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
-WIDE = 2e11
-"""Multiplications of a factorisation that are told: an evaluation takes a minute then."""
+LONG = 15.0
+"""Predicted seconds of an evaluation that are told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +150,10 @@ class Equations:
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
         self.factor = self._constrained(SparseFactor(self.m, rows, columns, threads, n_bytes))
-        if self.factor.work > WIDE:
+        if self.factor.seconds > LONG:
             warn(
-                f"each evaluation of the criterion takes some {6 * self.factor.work:.1g} multiplications: levels of "
-                "different factors meet too widely to be eliminated cheaply",
+                f"each evaluation of the criterion is predicted to take {in_words(self.factor.seconds)} of one core, "
+                "and a fit has five to ten of them: levels meet too widely to be eliminated cheaply",
                 FastLMMWarning,
             )
         self.random_factor: SparseFactor | ConstrainedFactor | None = None
@@ -322,6 +322,18 @@ class Equations:
         inner = inner.reshape(q, l, -1)
         return [np.asarray(Z @ (E @ inner).reshape(q * l, -1)) for E in directions]
 
+    def of_levels(self, z: sp.csr_array) -> tuple[sp.csr_array, Array]:
+        """Rows z (n, levels and columns of all terms) of effects as rows (n, m) of Lambda u, and what u does not know.
+
+        The latter (n,) is the variance of the first term's effects that no row bears on, over sigma^2 L^2.
+        """
+        return z, np.zeros(z.shape[0])
+
+    @property
+    def of_effects(self) -> list[slice]:
+        """Place of each term among the columns of `of_levels`."""
+        return self.slices
+
     def every_factor(self, at: Solved) -> list[Array]:
         """L (l, l) of each term, one for sparse fixed effects."""
         return [*at.factors, *(np.eye(1) for _ in range(len(self.terms) - self.n_random))]
@@ -389,6 +401,14 @@ class Equations:
         F = Xf - at.U.T @ scaled  # the fixed effects' share, less what M explains
         inner = within - scaled.T @ self.factor.solve(scaled) - F.T @ np.linalg.solve(at.D, F)
         return np.asarray(self.nu * (inner / at.r2 - np.outer(along, along) / at.r2**2))
+
+
+def in_words(seconds: float) -> str:
+    """A time, in its unit."""
+    for unit, name in ((3600.0, "hours"), (60.0, "minutes")):
+        if seconds >= 2.0 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def covariates(term: Term, root: Array | None) -> Array:

@@ -216,7 +216,7 @@ class EquationsModel(ProjectedModel, TermStructures):
         for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
             gradient[where] = np.einsum("aij,ij->a", first, g)
             hessian[where, where] += contract(np.tril(g))
-            lifted = L + LIFT * np.eye(len(L))
+            lifted = L + np.diag(np.where(L.diagonal() < 0.0, -LIFT, LIFT))  # away from zero: L may have any sign
             G = 0.5 * g @ np.linalg.inv(lifted)
             hessian[where, where] += np.einsum("aik,ij,bjk->ab", first, G + G.T, first, optimize=True)
 

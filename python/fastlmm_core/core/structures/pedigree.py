@@ -54,10 +54,11 @@ def from_parents(names: Sequence[Any], sire: Index, dam: Index) -> Relationship:
     T = sp.csr_array(
         (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)
     )  # a selfing adds up to -1
-    precision = sp.csc_array(T.T @ sp.diags_array(1.0 / mendelian) @ T)
+    root = sp.csc_array(sp.diags_array(1.0 / np.sqrt(mendelian)) @ T)
+    precision = sp.csc_array(root.T @ root)
     labels = np.empty(n, object)
     labels[:] = [names[i] for i in order]
-    return Relationship(labels, precision, float(np.log(mendelian).sum()), inbreeding)
+    return Relationship(labels, precision, float(np.log(mendelian).sum()), inbreeding, root=root)
 
 
 def parents_first(names: Sequence[Any], sire: Index, dam: Index) -> Index:

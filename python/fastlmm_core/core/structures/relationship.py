@@ -19,6 +19,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
+from scipy.sparse.linalg import spsolve_triangular
 
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.core.threads import one_blas_thread
@@ -61,6 +62,8 @@ class Relationship:
         Whether the levels were named; else they are a grouping factor's own, in their order.
     components : (q,) int64 or None
         Of an intrinsic precision: number of the connected component of each level.
+    root : (q, q) sparse or None
+        Of a pedigree: lower triangular, root'root = A^-1.
     """
 
     levels: NDArray[np.object_]
@@ -69,6 +72,7 @@ class Relationship:
     inbreeding: Array | None = None
     labelled: bool = True
     components: Index | None = None
+    root: sp.csc_array | None = None
 
     @property
     def names(self) -> NDArray[np.object_] | None:
@@ -115,7 +119,10 @@ class Relationship:
         return found
 
     def times(self, columns: Array) -> Array:
-        """A times columns (q, c)."""
+        """A times columns (q, c); of a pedigree by two sweeps over the animals."""
+        if self.root is not None:
+            upper = sp.csc_array(self.root.T)
+            return np.asarray(spsolve_triangular(self.root, spsolve_triangular(upper, columns, lower=False)))
         N = self.constraints
         out = self.factor.solve(columns - N @ (N.T @ columns))
         return np.asarray(out - N @ (N.T @ out))

@@ -117,6 +117,19 @@ class RotatedEquations(Equations):
         image = self.Z @ (self.rotation.covariance @ (self.Z.T @ columns))
         return [np.asarray(E[0, 0] * image) for E in directions]
 
+    @property
+    def of_effects(self) -> list[slice]:
+        """As `Equations.of_effects`."""
+        return [slice(0, len(self.rotation.covariance))]
+
+    def of_levels(self, z: sp.csr_array) -> tuple[sp.csr_array, Array]:
+        """As `Equations.of_levels`: z B, and the diagonal of z (A - B B') z'."""
+        rotation = self.rotation
+        near = z @ rotation.covariance
+        zB = (near[:, rotation.observed] * rotation.size) @ rotation.U / np.sqrt(rotation.s)
+        whole = np.asarray(z.multiply(near).sum(axis=1)).ravel()
+        return sp.csr_array(zB), np.maximum(whole - np.square(zB).sum(axis=1), 0.0)
+
     def inverse_blocks(self, factors: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """As `Equations.inverse_blocks`, by (2)."""
         at = self.solve(factors)

@@ -70,8 +70,8 @@ class SparseFactor:
 
     Attributes
     ----------
-    work : float
-        Multiplications of a factorisation.
+    seconds : float
+        Predicted, of a factor and the inverse on one core.
 
     Raises
     ------
@@ -94,7 +94,7 @@ class SparseFactor:
         self.given = rows, columns
         ptr, idx, _ = lower_rows(self.m, rows, columns)
         self.perm, counts = cheapest_ordering(ptr, idx)
-        perm, self.work = self.perm, multiplications(counts)
+        perm = self.perm
         needed = 16.0 * float(counts.sum())  # the inverse beside it
         if n_bytes is not None and self.m > SMALL and needed > n_bytes:
             raise MemoryLimitError(
@@ -109,6 +109,7 @@ class SparseFactor:
         r, c = place[rows], place[columns]
         ptr, idx, self.order = lower_rows(self.m, np.maximum(r, c), np.minimum(r, c))
         self.kernel = SupernodalCholesky(ptr, idx, threads)
+        self.seconds = float(self.kernel.tree.seconds)
 
     def refactor(self, values: Any) -> float:
         """Factor other values (nnz,), in the order of the entries given, or a symmetric sparse matrix of the pattern.

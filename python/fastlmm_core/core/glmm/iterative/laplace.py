@@ -122,6 +122,10 @@ class IterativeLaplace:
         """Factors and levels, with blocks of the last weights."""
         return self.rows.levels
 
+    def reorder(self, levels: Levels) -> bool:
+        """Columns of factors stay in their order."""
+        return False
+
     # ------------------------------------------------------------------ responses and places
 
     def set_response(self, y: Array) -> None:

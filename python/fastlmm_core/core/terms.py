@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.columns import all_finite
-from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, warn
+from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
 
 __all__ = [
     "Group",
@@ -82,7 +82,7 @@ class Term:
     ) -> None:
         given, levels = checked_codes(codes, n_levels)
         if cov not in COVARIANCES:
-            raise ModelError(f"covariance {cov!r} does not exist: use one of {', '.join(map(repr, COVARIANCES))}")
+            raise ModelError(no_such("covariance", cov, COVARIANCES))
         columns = None
         if z is not None:
             columns = as_floats(z, "z")

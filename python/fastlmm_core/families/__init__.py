@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 from fastlmm_core.families.exponential import Binomial, Gamma, Gaussian, InverseGaussian, Poisson
 from fastlmm_core.families.family import Family, Rows
 from fastlmm_core.families.links import LINKS, Link
@@ -63,6 +63,5 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
-        names = ", ".join(map(repr, [*FAMILIES, Ordinal.name]))
-        raise ModelError(f"family {family!r} does not exist: use one of {names}")
+        raise ModelError(no_such("family", family, [*FAMILIES, Ordinal.name]))
     return found(link)

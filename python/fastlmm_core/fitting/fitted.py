@@ -51,7 +51,7 @@ class FittedModel:
     if not TYPE_CHECKING:  # to a type checker it would mean that every attribute exists
 
         def __getattr__(self, name: str) -> Any:
-            raise no_attribute(type(self).__name__, name)
+            raise no_attribute(type(self), name)
 
     def __getstate__(self) -> dict[str, Any]:
         return saved_state({**self.__dict__, "kept": {}})

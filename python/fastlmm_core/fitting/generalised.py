@@ -11,6 +11,7 @@ import numpy as np
 
 from fastlmm_core.core import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
+from fastlmm_core.core.glmm.fitted import ExactEngine
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     BoundaryWarning,
@@ -180,6 +181,8 @@ def settled(core: GlmmFit) -> GlmmFit:
 def at_rest(core: GlmmFit) -> bool:
     """Whether a Newton step promises next to nothing, at a limit in what is left of the parameters."""
     with core.engine() as engine:
+        if not isinstance(engine, ExactEngine):  # its gradient is drawn
+            return False
         _, gradient, hessian = engine.derivatives(core.psi)
     values, vectors = np.linalg.eigh(hessian)
     steep = values > FLAT * values[-1]

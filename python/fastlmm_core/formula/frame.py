@@ -7,7 +7,6 @@ themselves.
 
 from __future__ import annotations
 
-import difflib
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError
+from fastlmm_core.errors import DataError, near_names
 from fastlmm_core.formula.levels import Factor, code_native, code_values
 
 if TYPE_CHECKING:
@@ -212,8 +211,7 @@ class Table:
 
     def no_column(self, name: str) -> str:
         """That there is no such column, and what there is instead."""
-        near = difflib.get_close_matches(name, self.names, n=3, cutoff=0.5)
-        near = near or [other for other in self.names if other.lower() == name.lower()]
+        near = near_names(name, self.names)
         there = f"the data have {_listed(self.names) or 'none'}"
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else there
         return f"there is no column {name!r}: {hint}"

@@ -215,8 +215,8 @@ def remarks(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...]) -> list[t
         found.append((BoundaryWarning, text))
     if core.family.name.startswith("truncated") and core.family_params.get("alpha", 0.0) > MOST_ALPHA:
         text = (
-            f"the overdispersion alpha has no finite estimate ({core.family_params['alpha']:.2g}): the counts are those "
-            "of a logarithmic series, and the intercept goes to minus infinity with it"
+            f"the overdispersion alpha has no finite estimate ({core.family_params['alpha']:.2g}): these counts are "
+            "those of a logarithmic series, and the intercept goes to minus infinity with it"
         )
         found.append((BoundaryWarning, text))
     if (share := extra_zeros(core)) < NO_ZEROS:

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.generators import heavy_tail
 
-__all__ = ["PROBLEMS", "LargeProblem", "crossed", "jobs", "main", "panel", "ratings", "ring"]
+__all__ = ["PROBLEMS", "LargeProblem", "answers", "crossed", "jobs", "main", "panel", "ratings", "ring"]
 
 BATCH = 500_000
 
@@ -46,6 +46,8 @@ class LargeProblem:
         Levels of each factor for the tests, which read one batch.
     engine : str
         As of `Control`.
+    family : str
+        Of a generalised model, whose rows are a table in memory; "" for a linear one.
     """
 
     formula: str
@@ -55,6 +57,7 @@ class LargeProblem:
     goal: str
     small: Mapping[str, int] = field(default_factory=dict)
     engine: str = "auto"
+    family: str = ""
 
 
 def panel(n: int, subjects: int = 100_000) -> Iterator[Any]:
@@ -154,6 +157,20 @@ def ring(n: int, levels: int = 2_000, rows: int = 200) -> Iterator[Any]:
         yield pa.RecordBatch.from_pydict({"who": pa.array(who), "spot": pa.array(spot), "x": x, "y": y})
 
 
+def answers(n: int, users: int = 50_000, items: int = 20_000) -> Iterator[Any]:
+    """Yes or no to items drawn at random: what a logistic model with crossed effects says."""
+    import pyarrow as pa
+
+    rng = np.random.default_rng(5)
+    u, v = rng.normal(0.0, 0.8, users), rng.normal(0.0, 0.5, items)
+    for _ in range(-(-n // BATCH)):
+        user, item = rng.integers(0, users, BATCH), rng.integers(0, items, BATCH)
+        x, treated = rng.standard_normal(BATCH), rng.integers(0, 2, BATCH)
+        eta = -0.5 + 0.5 * x - 0.3 * treated + u[user] + v[item]
+        y = (rng.random(BATCH) < 1.0 / (1.0 + np.exp(-eta))).astype(np.int8)
+        yield pa.RecordBatch.from_pydict({"user": user, "item": item, "x": x, "treated": treated, "y": y})
+
+
 RATINGS = "rating ~ x + (1 | user) + (1 | item)"
 FEW = {"users": 90, "items": 40}
 
@@ -184,6 +201,9 @@ PROBLEMS = {
         {"levels": 30},
         engine="iterative",
     ),
+    "logistic-1m": LargeProblem(
+        "y ~ x + treated + (1 | user) + (1 | item)", answers, 1_000_000, 0, "60 CPU s", FEW, family="binomial"
+    ),
 }
 
 
@@ -209,7 +229,7 @@ def write(problem: LargeProblem, n: int, folder: str) -> None:
 
 def run(name: str, n: int, folder: str) -> None:
     """Fit one problem in this process and print what it took."""
-    from fastlmm_core import Control, lmer
+    from fastlmm_core import Control, glmer, lmer
 
     problem = PROBLEMS[name]
     made = 0.0
@@ -229,8 +249,16 @@ def run(name: str, n: int, folder: str) -> None:
                 yield batch
 
         source = timed()
+    if problem.family:
+        import pyarrow as pa
+
+        source, made = pa.Table.from_batches(problem.make(n)), 0.0
     cpu, wall = time.process_time(), time.perf_counter()
-    fit = lmer(problem.formula, source, control=Control(engine=problem.engine))
+    control = Control(engine=problem.engine)
+    if problem.family:
+        fit: Any = glmer(problem.formula, source, problem.family, control=control)
+    else:
+        fit = lmer(problem.formula, source, control=control)
     text = str(fit.summary())
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from fastlmm_core import ModelError
+from fastlmm_core.core import Term, fit
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle, without_few
+from fastlmm_core.formula.transforms import natural_spline
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -49,3 +52,11 @@ def test_taking_few_columns_out_keeps_the_earliest_too(seed):
 
 def test_many_dependent_columns_are_left_to_the_blocks():
     assert without_few(qr_triangle(np.ones((90, 40)))) is None
+
+
+def test_more_columns_than_rows_are_refused():
+    # splines on 300 knots of 240 values: rounding makes more than 240 of their columns look independent
+    x = np.random.default_rng(0).normal(size=240)
+    columns = np.column_stack([np.ones(240), natural_spline(x, df=300)])
+    with pytest.raises(ModelError, match="240 observations cannot determine"):
+        fit(x, columns, [Term(np.arange(240) % 20)])

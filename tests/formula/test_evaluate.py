@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core.errors import DataError, FormulaError
+from fastlmm_core.errors import DataError, FormulaError, FormulaWarning
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.frame import Numeric, Table
 from fastlmm_core.formula.levels import Factor
@@ -174,3 +174,111 @@ def test_context_keeps_only_what_was_used_and_pickles() -> None:
     assert sorted(again) == ["math", "shout"]
     with pytest.raises(FormulaError, match="'inner', which the formula uses, could not be stored"):
         Evaluator(Table(DATA), again, {})("inner(x)")
+
+
+NEW = pd.DataFrame({"x": [9.0, 2.0], "gap": [np.nan, 1.0], "k": [1, 1], "day": pd.to_datetime(["2020-01-09"] * 2)})
+
+
+@pytest.mark.parametrize(
+    ("expr", "values"),
+    [
+        ("I(x - np.mean(x))", [5.0, -2.0]),
+        ("I(x - x.mean())", [5.0, -2.0]),
+        ("I(x / max(x))", [1.0, 2.0 / 9.0]),
+        ("I((x - mean(x)) / sd(x))", [5.0 / np.std([1, 2, 4, 9], ddof=1), -2.0 / np.std([1, 2, 4, 9], ddof=1)]),
+        ("I(x - x.iloc[1])", [7.0, 0.0]),
+        ("I(gap - gap.min())", [np.nan, 0.0]),
+        ("I((day - day.min()).dt.days)", [8.0, 8.0]),
+        ("scale(x - x.mean(), scale=False)", [5.0, -2.0]),
+        ("I(2 * x.clip(0, 4))", [8.0, 4.0]),
+    ],
+)
+def test_what_is_taken_of_whole_columns_is_remembered(expr: str, values: Any) -> None:
+    state: dict[str, Any] = {}
+    data = DATA.assign(day=pd.to_datetime(["2020-01-01", "2020-01-05", "2020-01-02", "2020-01-03"]))
+    first = Evaluator(Table(data), Context({"np": np}), state)(expr)
+    again = Evaluator(Table(data), Context({"np": np}), pickle.loads(pickle.dumps(state)))(expr)
+    assert isinstance(first, Numeric)
+    assert isinstance(again, Numeric)
+    np.testing.assert_array_equal(first.values, again.values)
+    new = Evaluator(Table(NEW), Context({"np": np}), state)(expr)
+    assert isinstance(new, Numeric)
+    np.testing.assert_allclose(new.values, values, rtol=1e-14)
+
+
+@pytest.mark.parametrize("expr", ["I(x.rank())", "I(np.cumsum(x))", "pd.qcut(x, 2).astype(str)"])
+def test_what_looks_at_several_rows_is_said_of_new_data(expr: str) -> None:
+    state: dict[str, Any] = {}
+    context = Context({"np": np, "pd": pd})
+    Evaluator(Table(DATA), context, state)(expr)
+    with pytest.warns(FormulaWarning, match="looks at several rows at once"):
+        Evaluator(Table(NEW), context, state)(expr)
+
+
+def test_what_is_a_row_s_own_goes_without_a_word() -> None:
+    state: dict[str, Any] = {}
+    context = Context({"np": np, "pd": pd, "shout": shout})
+    for expr in ("np.log(x)", "shout(k)", "x.clip(2, 4)", "pd.cut(x, [0, 3, 10]).astype(str)"):
+        Evaluator(Table(DATA), context, state)(expr)
+        Evaluator(Table(NEW), context, state)(expr)  # warnings are errors here
+
+
+@pytest.mark.parametrize(
+    ("expr", "values"),
+    [
+        ("is.na(gap)", [False, True, False, False]),
+        ("ifelse(is.na(gap), 0, gap)", [1.0, 0.0, 3.0, 8.0]),
+        ("I(gap.fillna(-1))", [1.0, -1.0, 3.0, 8.0]),
+    ],
+)
+def test_an_expression_that_knows_of_missing_values_sees_them(expr: str, values: list[Any]) -> None:
+    variable = evaluate(expr)
+    got = variable.levels[variable.codes] if isinstance(variable, Factor) else variable.values
+    assert list(got) == values
+
+
+# R 4.2: table(cut(c(1, 2, 4, 9), ...)), levels and codes from 1
+CUTS = [
+    ("cut(x, 3)", ["(0.992,3.67]", "(3.67,6.33]", "(6.33,9.01]"], [1, 1, 2, 3]),
+    ("cut(x, c(1, 4, 9))", ["(1,4]", "(4,9]"], [0, 1, 1, 2]),
+    ("cut(x, c(9, 1, 4), include.lowest=TRUE)", ["[1,4]", "(4,9]"], [1, 1, 1, 2]),
+    ("cut(x, c(1, 4, 9), right=FALSE)", ["[1,4)", "[4,9)"], [1, 1, 2, 0]),
+    ("cut(x, c(1, 4, 9), right=FALSE, include.lowest=TRUE)", ["[1,4)", "[4,9]"], [1, 1, 2, 2]),
+    ("cut(x, c(0, 1.23456, 1.23457, 10))", ["(0,1.23456]", "(1.23456,1.23457]", "(1.23457,10]"], [1, 3, 3, 3]),
+    ("cut(x, c(0, 3, Inf), labels=['low', 'high'])", ["low", "high"], [1, 1, 2, 2]),
+]
+
+
+@pytest.mark.parametrize(("expr", "levels", "codes"), CUTS)
+def test_cut_is_r_s(expr: str, levels: list[str], codes: list[int]) -> None:
+    variable = evaluate(expr, {"Inf": np.inf})
+    assert isinstance(variable, Factor)
+    assert variable.levels.tolist() == levels
+    assert (variable.codes + 1).tolist() == codes
+
+
+def test_cut_remembers_its_intervals_and_counts_them() -> None:
+    state: dict[str, Any] = {}
+    assert Evaluator(Table(DATA), Context({}), state)("cut(x, 3)").levels[0] == "(0.992,3.67]"  # type: ignore[union-attr]
+    new = Evaluator(Table(NEW), Context({}), state)("cut(x, 3)")
+    assert isinstance(new, Factor)
+    assert new.levels[new.codes].tolist() == ["(6.33,9.01]", "(0.992,3.67]"]
+    np.testing.assert_array_equal(evaluate("cut(x, c(1, 4, 9), labels=FALSE)").values, [np.nan, 1, 1, 2])
+    for wrong in ("cut(x, 1)", "cut(x, c(1, 1, 2))", "cut(x, 2, labels=['a'])"):
+        with pytest.raises(DataError, match=r"cut\(\)"):
+            evaluate(wrong)
+
+
+def test_relevel_and_base() -> None:
+    assert evaluate("relevel(f, ref='v')").levels.tolist() == ["v", "u", "w"]
+    assert evaluate("relevel(factor(k), 3)").levels.tolist() == [3, 1, 2]
+    with pytest.raises(DataError, match="no level: u, v, w"):
+        evaluate("relevel(f, 'z')")
+    with pytest.raises(DataError, match="unordered"):
+        evaluate("relevel(ordered(k), 3)")
+    assert evaluate("C(f, contr.treatment, base=2)").contrasts.base == "v"
+    with pytest.raises(DataError, match="counted from 1"):
+        evaluate("C(f, contr.treatment, base=0)")
+    np.testing.assert_array_equal(evaluate("as.numeric(factor(k))").values, DATA["k"])
+    with pytest.raises(DataError, match="whose levels are numbers"):
+        evaluate("as.numeric(factor(f))")

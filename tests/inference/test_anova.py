@@ -194,4 +194,17 @@ def test_drop1_by_likelihood(data: pd.DataFrame, factorial: LmerResult) -> None:
     with pytest.raises(ModelError, match="test 'Rao' does not exist"):
         factorial.drop1(test="Rao")
     with pytest.raises(ModelError, match=r"compare them with anova\(m0, m1\)"):
-        lmer("angle ~ 0 + recipe + (1 | replicate)", data).drop1()
+        lmer("angle ~ 0 + recipe + temperature + (1 | replicate)", data).drop1()
+
+
+def test_drop1_with_a_dummy_a_level(data: pd.DataFrame) -> None:
+    # lmerTest tests these: the columns of the other terms stay as they are
+    means = lmer("angle ~ 0 + recipe + x + (1 | replicate)", data)
+    pd.testing.assert_frame_equal(means.drop1(), means.anova(type=2), rtol=1e-6)
+    with pytest.warns(RankWarning):
+        cells = lmer("angle ~ x + recipe:temperature + (1 | replicate)", data)
+    smaller = lmer("angle ~ x + (1 | replicate)", data, reml=False)
+    table = cells.drop1(test="chisq")
+    assert table.loc["recipe:temperature", "deviance"] == pytest.approx(smaller.criterion)
+    assert table.loc["recipe:temperature", "df"] == cells.core.rank - 2
+    assert list(lmer("angle ~ recipe / x + (1 | replicate)", data).drop1().index) == ["recipe:x"]

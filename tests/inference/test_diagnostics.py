@@ -48,6 +48,15 @@ def test_kinds_of_residuals(weighted: LmerResult) -> None:
         weighted.residuals("partial")
 
 
+def test_a_row_that_nothing_contradicts() -> None:
+    data = load_dataset("sleepstudy").assign(alone=lambda d: np.arange(len(d)) == 7)
+    fit = lmer("Reaction ~ Days + alone + (1 | Subject)", data)
+    assert fit.hatvalues()[7] == pytest.approx(1.0)
+    for values in (fit.cooks_distance(), fit.residuals("studentized"), fit.residuals("deleted")):
+        assert np.flatnonzero(values.isna()).tolist() == [7]
+        assert np.isfinite(values.drop(7)).all()
+
+
 def test_principal_components_as_lme4(slopes: LmerResult) -> None:
     table = slopes.re_pca()["Subject"]
     np.testing.assert_allclose(table["sd"], [0.966867972252, 0.230879814201], rtol=1e-3)

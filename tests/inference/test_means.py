@@ -326,6 +326,7 @@ def test_numbers_as_a_factor() -> None:
         ("a", {"over": "rows"}, ModelError, "grid"),
         ("a", {"scale": "log"}, ModelError, "response"),
         ("a", {"cov_reduce": np.mean}, DataError, "pass data="),
+        ("a", {"cov_reduce": lambda x: x, "data": unbalanced()}, DataError, "one finite number"),
     ],
 )
 def test_errors_say_what_to_do(specs: str, arguments: dict[str, Any], error: type, words: str) -> None:
@@ -348,6 +349,11 @@ def test_errors_of_slopes_and_contrasts(cakes: LmerResult) -> None:
         fit.emmeans("a").contrast("trt_vs_ctrl", ref="q")
     with pytest.raises(ModelError, match="adjust"):
         fit.emmeans("a").pairs(adjust="tuckey")
+    for alpha in (0.0, 2.0, "a"):
+        with pytest.raises(DataError, match="alpha must lie between 0 and 1"):
+            fit.emmeans("a").letters(alpha=alpha)
+    with pytest.raises(DataError, match="variable must be a text"):
+        fit.emtrends(None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no one slope"):
         lmer("log(y) ~ x + (1 | g)", unbalanced().assign(y=lambda d: np.exp(d.y))).emtrends("x").transform("response")
 
@@ -418,3 +424,39 @@ def test_generalised_models() -> None:
     assert "ratio" in rates.to_frame()
     over = fit.emmeans("a", over="data", data=data).estimate
     assert over[0] == pytest.approx(fit.emmeans("a").estimate[0])  # the linear predictor is linear in x
+
+
+def dated() -> pd.DataFrame:
+    data = load_dataset("sleepstudy")
+    date = pd.Timestamp("2020-01-01") + pd.to_timedelta(data["Days"], unit="D")
+    return data.assign(date=date, month=date.dt.to_period("D"), late=date.where(data["Days"] > 4, date.min()))
+
+
+def test_dates_are_averaged_and_shown_as_dates() -> None:
+    data = dated()
+    days = lmer("Reaction ~ Days + (1 | Subject)", data)
+    date = lmer("Reaction ~ date + (1 | Subject)", data)
+    at = {"date": ["2020-01-03", pd.Timestamp("2020-01-09")]}
+    means = date.emmeans("date", at=at)
+    np.testing.assert_allclose(means.estimate, days.emmeans("Days", at={"Days": [2, 8]}).estimate, rtol=1e-6)
+    assert means.labels["date"].tolist() == [pd.Timestamp("2020-01-03"), pd.Timestamp("2020-01-09")]
+    assert date.emmeans("date").labels["date"].tolist() == [pd.Timestamp("2020-01-05 12:00")]
+    np.testing.assert_allclose(date.emtrends("date").estimate, days.params["Days"], rtol=1e-6)
+    period = lmer("Reaction ~ month + (1 | Subject)", data)
+    np.testing.assert_allclose(period.emmeans("1").estimate, days.emmeans("1").estimate, rtol=1e-9)
+    factor = lmer("Reaction ~ factor(date) + (1 | Subject)", data).emmeans("date", at={"date": "2020-01-02"})
+    assert factor.labels["date"].tolist() == [pd.Timestamp("2020-01-02")]
+
+
+def test_calls_see_dates_in_the_grid() -> None:
+    data = dated()
+    days = lmer("Reaction ~ Days + (1 | Subject)", data)
+    whole = lmer("Reaction ~ I((date - date.min()).dt.days) + (1 | Subject)", data)
+    at = {"date": "2020-01-07"}
+    np.testing.assert_allclose(
+        whole.emmeans("date", at=at).estimate, days.emmeans("Days", at={"Days": 6}).estimate, rtol=1e-9
+    )
+    with pytest.raises(DataError, match="goes in steps, such as whole days"):
+        whole.emtrends("date")
+    passed = lmer("Reaction ~ I((date - date.min()) / pd.Timedelta('1D')) + (1 | Subject)", data)
+    np.testing.assert_allclose(passed.emtrends("date").estimate, days.params["Days"], rtol=1e-6)

@@ -75,5 +75,6 @@ def test_names_with_operators_are_bracketed() -> None:
 
 def test_unknown_adjustment() -> None:
     assert adjustment_name("dunnett") == "mvt"
+    assert [adjustment_name(name) for name in ("Tukey", "BH", "fdr", "None")] == ["tukey", "BH", "BH", "none"]
     with pytest.raises(ModelError, match="'tukey'"):
         adjustment_name("tuckey")

@@ -147,6 +147,8 @@ def test_tests_that_cannot_be_done_fail_before_drawing() -> None:
         power(model, ["group", "group"], n=5)
     with pytest.raises(ModelError, match="at least 1"):
         power(model, "group", n=0)
+    with pytest.raises(ModelError, match="tests is empty"):
+        power(model, [], n=5)
 
 
 def test_parameters_are_as_given() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import anova, compare, glmer, lmer
+from fastlmm_core import anova, compare, lmer
 from fastlmm_core.core import Control, Model, Term
 from fastlmm_core.core.iterative import IterativeFit, choice
 from fastlmm_core.errors import ConvergenceWarning, MemoryLimitError, ModelError, MonteCarloWarning, NumericalError
@@ -119,8 +119,3 @@ def test_estimates_at_a_theta_say_what_they_need(monkeypatch):
     monkeypatch.setattr(choice, "SMALL", 60)  # `fit` refuses it, too
     with pytest.raises(MemoryLimitError, match=r"^the dense factor of 60 random effects"):
         Model(X, terms, control=small).at(y, [1.0, 1.0])
-
-
-def test_generalised_models_do_not_ignore_it(data):
-    with pytest.raises(ModelError, match="the iterative engine is for linear models"):
-        glmer("k ~ x + (1 | u)", data.assign(k=(data.y > 1.0).astype(int)), family="binomial", control=ITERATIVE)

@@ -18,7 +18,7 @@ from scipy.linalg import qr_delete
 
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
-from fastlmm_core.errors import UnitError
+from fastlmm_core.errors import ModelError, UnitError
 
 __all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term"]
 
@@ -229,10 +229,12 @@ def condition_columns(X: Array, root: Array | None) -> tuple[NDArray[np.int64], 
     if (r.diagonal() > 1e3 * RANK_TOLERANCE * np.linalg.norm(r, axis=0)).all():
         return np.arange(p, dtype=np.int64), r, None
     few = without_few(r)
+    keep = independent_columns(r) if few is None else few[0]
+    if len(keep) > len(X):  # rounding alone can tell so many apart
+        raise ModelError(f"{len(X)} observations cannot determine the coefficients of {p} fixed-effects columns")
     if few is not None:
         keep, kept = few
         return keep, positive_diagonal(kept), null_space(r, keep, len(X))
-    keep = independent_columns(r)
     return keep, positive_diagonal(qr_triangle(r[:, keep])), null_space(r, keep, len(X))
 
 

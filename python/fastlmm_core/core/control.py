@@ -33,8 +33,8 @@ class Control:
         How the random effects that remain after the leading factor is eliminated are factored: as one matrix, or by
         supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and
         gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with. "iterative" makes no
-        factor: its time and memory grow with the rows only, and the variance parameters have a Monte Carlo error, which
-        is reported. "auto" takes it where no other engine is within reach.
+        factor: its time and memory grow with the rows only, and the variance parameters (of generalised models all)
+        have a Monte Carlo error, which is reported. "auto" takes it where no other engine is within reach.
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up. Where a generalised model's search gives up after
         more than 16 it begins again elsewhere, three times at most.
@@ -56,8 +56,7 @@ class Control:
         Of the iterative engine's probes; the same seed gives the same bits, whatever the number of threads. Probes to
         begin with, rounded up to eights.
     mc_error : float
-        Monte Carlo error of the variance parameters to reach there, in their standard errors; probes are added, up to
-        128.
+        Monte Carlo error of these parameters to reach there, in their standard errors; probes are added, up to 128.
 
     Raises
     ------

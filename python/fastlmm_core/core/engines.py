@@ -23,7 +23,7 @@ from fastlmm_core.core.terms import Group
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["ENGINES", "Choice", "Cost", "Engine", "EngineReport", "TailProblem", "choose", "dense_cost"]
+__all__ = ["ENGINES", "NO_FACTOR", "Choice", "Cost", "Engine", "EngineReport", "TailProblem", "choose", "dense_cost"]
 
 DENSE_BELOW = 100
 """Tails no larger than this are dense without a look at their pattern, which would cost more than it saves."""
@@ -48,6 +48,12 @@ SIMPLICIAL = 3e-10
 
 NO_TAIL = "the leading factor is the only one: nothing is left to factor"
 """Why there is no engine."""
+
+NO_FACTOR = (
+    "not available for a fit by the iterative engine, which has no factor of the random effects: fit with "
+    "Control(engine='dense') or 'sparse' where memory allows it"
+)
+"""What is said where a factor would be needed."""
 
 Pattern = tuple[Longs, Longs]
 

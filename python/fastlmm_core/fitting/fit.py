@@ -21,6 +21,7 @@ from fastlmm_core.errors import (
 )
 from fastlmm_core.fitting.coefficients import dropped_columns
 from fastlmm_core.fitting.models import arrays_of, core_terms, model_of
+from fastlmm_core.fitting.text import listed
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.formula.checks import constant_response
 
@@ -111,7 +112,7 @@ def wrap(
     dropped = dropped_columns(design, core)
     if dropped:
         warn(
-            f"the fixed-effects columns depend linearly on one another: {', '.join(dropped)} "
+            f"the fixed-effects columns depend linearly on one another: {listed(dropped, 10)} "
             f"{'was' if len(dropped) == 1 else 'were'} dropped, with coefficient NaN",
             RankWarning,
         )

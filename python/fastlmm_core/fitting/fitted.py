@@ -186,9 +186,8 @@ class FittedModel:
     @property
     def monte_carlo(self) -> MonteCarlo | None:
         """What is random in a fit by the iterative engine, and how much; None for the exact engines."""
-        from fastlmm_core.core.iterative import IterativeFit
-
-        return self.core.monte_carlo if isinstance(self.core, IterativeFit) else None
+        found: MonteCarlo | None = getattr(self.core, "monte_carlo", None)
+        return found
 
     @property
     def n_groups(self) -> dict[str, int]:

@@ -1,4 +1,8 @@
-"""What other packages call things, answered with the name that they have here."""
+"""The door for calls from outside: names that other packages have, arguments of a wrong type, BLAS on one thread.
+
+A call by another package's name is answered with the one it has here. Whatever is asked of a fit passes here, so here
+BLAS is held to one thread (`core.threads`) until it has its answer.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from inspect import CO_VARKEYWORDS as VARKEYWORDS
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting.mistaken import RAW, explain_types
 
@@ -161,12 +166,14 @@ def answered(other_names: Mapping[str, str]) -> Callable[[Callable[P, R]], Calla
             if not (kwargs.keys() <= known and len(required) <= len(args) and (any_number or len(args) <= most)):
                 explain(other_names, args[bound:], kwargs, any_number=any_number)
             try:
-                return function(*args, **kwargs)
+                with bound_on_blas():
+                    return function(*args, **kwargs)
             except raw as error:
                 of_types(function, args, kwargs, error)
                 raise
 
         most, raw, of_types = len(positional), RAW, explain_types  # of this module: see _own
+        bound_on_blas = one_blas_thread
         return _own(checked, function)
 
     return decorate
@@ -177,12 +184,13 @@ def explained(function: Callable[P, R]) -> Callable[P, R]:
 
     def tried(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with bound_on_blas():
+                return function(*args, **kwargs)
         except raw as error:
             explain(function, args, kwargs, error)
             raise
 
-    raw, explain = RAW, explain_types
+    raw, explain, bound_on_blas = RAW, explain_types, one_blas_thread
     return _own(tried, function)
 
 

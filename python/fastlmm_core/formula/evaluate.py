@@ -14,7 +14,7 @@ import pickle
 import re
 import sys
 from collections import ChainMap
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -23,11 +23,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FastLMMError, FormulaError
+from fastlmm_core.errors import DataError, FastLMMError, FormulaError, FormulaWarning, warn
 from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, from_pandas, moments
+from fastlmm_core.formula.held import HELD, Holder, holds_of, knows_missing, looks_across
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
-from fastlmm_core.formula.transforms import FACTOR_MAKERS, Coded, transforms
+from fastlmm_core.formula.transforms import FACTOR_MAKERS, SUMMARIES, Coded, transforms
 
 __all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python"]
 
@@ -177,33 +178,30 @@ class Evaluator:
         return self._values[expr]
 
     def _evaluate(self, expr: str) -> Variable:
-        from formulaic.utils.layered_mapping import LayeredMapping
-        from formulaic.utils.stateful_transforms import stateful_eval
-
         names = self.names(expr)
         learnt: Learnt = self.state[expr]
         self.table.require(names)
+        read = _Names(expr, self.table)
         masks = [mask for name in names if (mask := self.table[name].missing()) is not None]
-        whole = ~np.logical_or.reduce(masks) if masks else None
+        whole = ~np.logical_or.reduce(masks) if masks and not knows_missing(read.calls()) else None
         n = self.table.n if whole is None else int(whole.sum())
         if n == 0:
             return Numeric(np.full(self.table.n, np.nan))
-        read = _Names(expr, self.table)
         code = read.with_aliases(learnt.columns)
-        index = None
-        if self.table.index is not None and any(
-            isinstance(self.context.get(name), pd.Series) for name, _ in read.roles() if name not in learnt.columns
-        ):
+        index, beside = None, [self.context.get(name) for name, _ in read.roles() if name not in learnt.columns]
+        if self.table.index is not None and any(isinstance(value, pd.Series) for value in beside):
             # pandas aligns the caller's Series with the columns, if these have the table's labels
             index = self.table.index if whole is None else self.table.index[whole]
         series = {
             alias: column_series(self.table[name], whole, index, exact=exact)
             for alias, (name, exact) in read.aliases.items()
         }
+        held = None if read.is_plain(self._built_in) else holds_of(code, series, self._built_in)
         try:
-            with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
-                env = LayeredMapping(series, self.context, transforms())
-                value = stateful_eval(code, env, {}, learnt.transforms, None)
+            if held is None:
+                value = self._run(code, series, learnt.transforms)
+            else:
+                value = self._run_held(held, series, learnt.transforms, expr, rowwise=all(map(_one_for_all, beside)))
             if isinstance(value, pd.Series) and len(value) == n:  # otherwise labels did not meet: refused below
                 value = aligned(value, index, f"the value of {expr}")
         except FastLMMError:
@@ -212,6 +210,49 @@ class Evaluator:
             message = re.sub(r"_column_\d+_", lambda match: read.aliases[match[0]][0], str(error))
             raise FormulaError(f"cannot evaluate {expr[:200]}: {type(error).__name__}: {message}") from error
         return _scatter(_variable(value, expr, n), whole)
+
+    def _built_in(self, name: str) -> bool:
+        """Whether a call means one of the built-in transforms that are elementwise or remember by themselves."""
+        return name in transforms() and name not in SUMMARIES and name not in self.context
+
+    def _run(self, code: str, series: Mapping[str, Any], learnt: dict[str, Any], **more: Any) -> Any:
+        """The value of an expression whose columns are given under its aliases."""
+        from formulaic.utils.layered_mapping import LayeredMapping
+        from formulaic.utils.stateful_transforms import stateful_eval
+
+        with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
+            env = LayeredMapping({**series, **more}, self.context, transforms())
+            return stateful_eval(code, env, {}, learnt, None)
+
+    def _run_held(
+        self, code: str, series: dict[str, pd.Series], learnt: dict[str, Any], expr: str, rowwise: bool
+    ) -> Any:
+        """The value of an expression, with what it took of whole columns when it was first evaluated."""
+        hold = Holder(learnt.get(HELD))
+        value = self._run(code, series, learnt, **{HELD: hold})
+        if not hold.first:
+            if hold.kept.get("across"):
+                warn(
+                    f"{expr} looks at several rows at once: of new data it sees the new rows alone, not those that the "
+                    "model was fitted to. Make it a column of both tables instead",
+                    FormulaWarning,
+                )
+            return value
+        learnt[HELD] = hold.kept
+        n = len(next(iter(series.values())))
+
+        def again(rows: NDArray[np.int64]) -> Any:
+            some = {alias: of.iloc[rows] for alias, of in series.items()}
+            return self._run(code, some, learnt, **{HELD: Holder(hold.kept)})
+
+        if rowwise and looks_across(value, again, n):
+            hold.kept["across"] = True
+        return value
+
+
+def _one_for_all(value: Any) -> bool:
+    """Whether a name of the caller's stands for one thing, and not for a value a row."""
+    return value is None or callable(value) or isinstance(value, (ModuleType, str)) or np.ndim(value) == 0
 
 
 def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
@@ -271,6 +312,18 @@ class _Names:
                         "call" if id(node) in self.called else "root" if id(node) in self.roots else "value",
                     )
 
+    def calls(self) -> Iterator[str]:
+        """The names of the functions and methods that are called."""
+        for node in self.nodes:
+            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
+                yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+
+    def is_plain(self, known: Callable[[str], bool]) -> bool:
+        """Whether nothing but known functions is called, and neither attributes nor elements are taken."""
+        return not any(isinstance(node, (ast.Attribute, ast.Subscript)) for node in self.nodes) and all(
+            known(name) for name in self.calls()
+        )
+
     def with_aliases(self, columns: Container[str]) -> str:
         """The expression with columns under names of their own: Python's keywords and functions may be columns."""
         made: dict[tuple[str, bool], str] = {}
@@ -295,7 +348,7 @@ def column_series(
     """
     if isinstance(column, Factor):
         codes = column.codes if whole is None else column.codes[whole]
-        if column.levels.tolist() == [False, True]:
+        if column.levels.tolist() == [False, True] and codes.min(initial=0) >= 0:
             return pd.Series(codes.astype(bool), index=index)
         categories = pd.Categorical.from_codes(codes, categories=column.levels, ordered=column.ordered)
         return pd.Series(categories, index=index)

@@ -199,6 +199,8 @@ def numeric_spec(terms: Terms) -> MatrixSpec:
 
 def _numeric_names(expr: str, variable: Variable) -> tuple[str, ...]:
     assert isinstance(variable, Numeric)
+    if variable.values.ndim == 2 and not variable.values.shape[1]:
+        raise DataError(f"{expr} has no columns")
     return tuple(f"{expr}[{name}]" for name in variable.names) or (expr,)
 
 
@@ -245,6 +247,7 @@ def _scheme(expr: str, contrasts: Any) -> Contrasts:
     """Formulaic's contrasts object for a name, a class, an object or a matrix."""
     from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts
 
+    contrasts = {np.sum: "sum", sum: "sum"}.get(contrasts, contrasts) if callable(contrasts) else contrasts
     if isinstance(contrasts, str):
         name = contrasts.removeprefix("contr.")
         known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}

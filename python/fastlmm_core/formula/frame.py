@@ -25,7 +25,7 @@ from fastlmm_core.formula.levels import Factor, code_native, code_values
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments"]
+__all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments", "of_days"]
 
 EXACT = 2**53  # integers beyond it are not all float64 numbers
 
@@ -370,6 +370,18 @@ def moments(column: Numeric) -> NDArray[Any] | None:
     dtype = getattr(column.native, "dtype", None)
     is_time = isinstance(dtype, (pd.DatetimeTZDtype, pd.PeriodDtype)) or getattr(dtype, "kind", "") in ("M", "m")
     return _clock(column.native) if is_time else None
+
+
+def of_days(days: NDArray[np.float64], dtype: str) -> pd.Series:
+    """Days (since 1970-01-01) as the dates, times, periods or durations of pandas' dtype: what `moments` undoes."""
+    kind = pd.api.types.pandas_dtype(dtype)
+    passed = (np.asarray(days, dtype=np.float64) * 86_400e9).round().astype("m8[ns]")
+    if getattr(kind, "kind", "") == "m":
+        return pd.Series(passed)
+    when = pd.Series(passed + np.datetime64(0, "ns"))
+    if isinstance(kind, pd.PeriodDtype):
+        return when.dt.to_period(kind.freq)
+    return when.dt.tz_localize("UTC").dt.tz_convert(kind.tz) if isinstance(kind, pd.DatetimeTZDtype) else when
 
 
 def _from_polars(series: Any, name: str) -> Variable:

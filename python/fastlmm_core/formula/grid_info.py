@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.formula.frame import Variable
+from fastlmm_core.formula.frame import Numeric, Variable, moments
 from fastlmm_core.formula.levels import Factor
 
 __all__ = ["ColumnInfo", "GridInfo", "grid_info", "set_apart"]
@@ -49,6 +49,8 @@ class ColumnInfo:
         0 where a covariate has too many to count.
     mean, median, low, high : float
         NaN for text; the median also for long columns.
+    moment : str
+        The dtype of dates, times, periods and durations, which are numbers of days here; else empty.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ColumnInfo:
     median: float = np.nan
     low: float = np.nan
     high: float = np.nan
+    moment: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ def set_apart(variables: Mapping[str, Variable], rows: NDArray[np.int64] | None)
         if isinstance(own, Factor):
             out[name] = Factor(np.array(own.codes), own.levels, own.ordered)
         else:
-            out[name] = own if rows is not None else type(own)(own.values.copy(), own.names)
+            # of dates only the dtype is asked for afterwards
+            native = None if isinstance(variable, Factor) or moments(variable) is None else variable.native[:0]
+            out[name] = Numeric(own.values if rows is not None else own.values.copy(), own.names, native)
     return out
 
 
@@ -121,7 +126,8 @@ def grid_info(
             columns[name] = ColumnInfo(name, "factor", levels, variable.ordered, len(levels))
             codes[name] = variable.codes
         else:
-            columns[name], its_codes = _number(name, variable.values, name in coded)
+            info, its_codes = _number(name, variable.values, name in coded)
+            columns[name] = info if variable.native is None else replace(info, moment=str(variable.native.dtype))
             if its_codes is not None and name not in offset_only:
                 codes[name] = its_codes
     counted = tuple(codes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,23 @@ from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.formula.frame import as_factor, from_pandas
 from fastlmm_core.formula.levels import Factor, Levels, combine
 
-__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "Coded", "transforms"]
+__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "SUMMARIES", "Coded", "transforms"]
 
 
 class Coded:
     """What `factor(f)` and `C(f, contrasts)` evaluate to; formulaic's own C would encode at once."""
 
     def __init__(
-        self, data: Any, contrasts: Any = None, levels: Any = None, labels: Any = None, ordered: bool | None = None
+        self,
+        data: Any,
+        contrasts: Any = None,
+        levels: Any = None,
+        labels: Any = None,
+        ordered: bool | None = None,
+        base: int | None = None,
     ) -> None:
         self.data, self.contrasts, self.levels, self.labels, self.ordered = data, contrasts, levels, labels, ordered
+        self.base = base  # R's: the place, from 1, of the level that treatment contrasts compare with
 
     def factor(self, expr: str) -> Factor:
         """The data as a factor with the levels and contrasts asked for."""
@@ -41,7 +49,17 @@ class Coded:
             if len(labels) != len(levels):
                 raise DataError(f"{expr} gives {len(labels)} labels for {len(levels)} levels")
             levels = labels
-        return Factor(codes, levels, found.ordered if self.ordered is None else bool(self.ordered), self.contrasts)
+        contrasts = self.contrasts if self.base is None else self._compared_with(self.base, levels, expr)
+        return Factor(codes, levels, found.ordered if self.ordered is None else bool(self.ordered), contrasts)
+
+    def _compared_with(self, base: int, levels: NDArray[np.object_], expr: str) -> Any:
+        from formulaic.transforms.contrasts import TreatmentContrasts
+
+        if self.contrasts not in (TreatmentContrasts, "treatment", "contr.treatment", None):
+            raise DataError(f"{expr}: base is for treatment contrasts")
+        if base not in range(1, len(levels) + 1):
+            raise DataError(f"{expr} has base={base!r}, but its {len(levels)} levels are counted from 1")
+        return TreatmentContrasts(base=levels[base - 1])
 
 
 def _as_factor(data: Any, expr: str) -> Factor:
@@ -57,6 +75,102 @@ def factor(x: Any, levels: Any = None, labels: Any = None, ordered: bool | None 
 def ordered(x: Any, levels: Any = None, labels: Any = None) -> Coded:
     """R's `ordered`: a factor whose order carries meaning, with polynomial contrasts."""
     return Coded(x, None, levels, labels, True)
+
+
+def relevel(x: Any, ref: Any) -> Coded:
+    """R's `relevel`: the factor with the level `ref` first, so that others are compared with it."""
+    found = _as_factor(x, "relevel()")
+    if found.ordered:
+        raise DataError("relevel() is for unordered factors: the order of an ordered one has a meaning")
+    at = Levels(found.levels).place([Factor(np.zeros(1, np.int8), np.array([ref], dtype=object))])[0]
+    if at < 0:
+        raise DataError(f"relevel() has ref={ref!r}, which is no level: {', '.join(map(str, found.levels[:10]))}")
+    return Coded(found, found.contrasts, [found.levels[at], *np.delete(found.levels, at)])
+
+
+def cut(
+    x: ArrayLike,
+    breaks: Any,
+    labels: Any = None,
+    include_lowest: bool = False,
+    right: bool = True,
+    dig_lab: int = 3,
+    ordered_result: bool = False,
+    _state: dict[str, Any] | None = None,
+) -> Any:
+    """R's `cut`: intervals of a numeric column as a factor.
+
+    Parameters
+    ----------
+    x : array (n,)
+    breaks : int or array
+        How many intervals, of equal width over the range of the model's own x; or where they end.
+    labels : list of str, or False
+        Names of the intervals instead of "(a,b]"; False for their numbers, counted from 1.
+    include_lowest : bool
+        Whether the outermost end belongs to its interval.
+    right : bool
+        Intervals (a, b], or [a, b).
+    dig_lab : int
+        Digits of the ends in the names, more where these would be alike.
+    ordered_result : bool
+
+    Returns
+    -------
+    Coded, or array (n,) where `labels` is False
+        Missing outside of the intervals.
+    """
+    state: dict[str, Any] = {} if _state is None else _state
+    values = np.asarray(x, dtype=np.float64)
+    if "ends" not in state:
+        state["ends"] = _ends(values, breaks)
+    ends = state["ends"]
+    side: Any = "left" if right else "right"
+    codes = np.searchsorted(ends, values, side=side) - 1
+    if include_lowest:
+        outermost = ends[0] if right else ends[-1]
+        codes[values == outermost] = 0 if right else len(ends) - 2
+    codes[(codes < 0) | (codes >= len(ends) - 1) | np.isnan(values)] = -1
+    if labels is False:
+        return np.where(codes < 0, np.nan, codes + 1.0)
+    names = _interval_names(ends, right, include_lowest, int(dig_lab)) if labels is None else [*labels]
+    if len(names) != len(ends) - 1:
+        raise DataError(f"cut() has {len(names)} labels for {len(ends) - 1} intervals")
+    return Coded(Factor(codes, np.array(names, dtype=object), bool(ordered_result)))
+
+
+def _ends(values: NDArray[np.float64], breaks: Any) -> NDArray[np.float64]:
+    """The sorted ends of the intervals of `cut`, R's where their number is given."""
+    if np.ndim(breaks) == 0:
+        if int(breaks) < 2:
+            raise DataError(f"cut() needs two intervals or more, or their ends, not breaks={breaks!r}")
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        wide = high - low
+        if wide == 0.0:
+            return np.linspace(low - abs(low) / 1000, high + abs(low) / 1000, int(breaks) + 1)
+        ends = np.linspace(low, high, int(breaks) + 1)
+        ends[0], ends[-1] = low - wide / 1000, high + wide / 1000
+        return ends
+    ends = np.sort(np.asarray(breaks, dtype=np.float64))
+    if len(ends) < 2 or (np.diff(ends) <= 0.0).any() or np.isnan(ends).any():
+        raise DataError(f"cut() needs two or more different ends, not {ends.tolist()}")
+    return ends
+
+
+def _interval_names(ends: NDArray[np.float64], right: bool, include_lowest: bool, digits: int) -> list[str]:
+    """Names such as "(0.5,1.5]", with as many digits as tell the ends apart."""
+    texts = [f"{end:.{digits}g}" for end in ends]
+    while digits < 12 and len(set(texts)) < len(texts):
+        digits += 1
+        texts = [f"{end:.{digits}g}" for end in ends]
+    texts = [text.replace("inf", "Inf") for text in texts]
+    opening, closing = ("(", "]") if right else ("[", ")")
+    names = [f"{opening}{a},{b}{closing}" for a, b in pairwise(texts)]
+    if include_lowest and right:
+        names[0] = "[" + names[0][1:]
+    elif include_lowest:
+        names[-1] = names[-1][:-1] + "]"
+    return names
 
 
 def interaction(*factors: Any) -> Coded:
@@ -78,13 +192,13 @@ def log(x: ArrayLike, base: float = math.e) -> Any:
 
 def as_numeric(x: Any) -> Any:
     """R's `as.numeric` of numbers, booleans and dates; of a factor its levels where they are numbers, not its codes."""
-    variable = from_pandas(pd.Series(x), "as.numeric()")
+    variable = x.factor("as.numeric()") if isinstance(x, Coded) else from_pandas(pd.Series(x), "as.numeric()")
     if not isinstance(variable, Factor):
         return variable.values.astype(np.float64, copy=False)
     try:
         return np.append(variable.levels.astype(np.float64), np.nan)[variable.codes]
     except (TypeError, ValueError) as error:
-        raise DataError(f"as.numeric() takes numbers: {error}") from None
+        raise DataError(f"as.numeric() takes numbers, or a factor whose levels are numbers: {error}") from None
 
 
 def as_date(x: Any) -> Any:
@@ -154,13 +268,20 @@ ELEMENTWISE: Mapping[str, Any] = {
     **{"minimum": np.minimum, "maximum": np.maximum, "clip": np.clip, "ifelse": np.where, "where": np.where},
     **{"is_na": pd.isna, "as_numeric": as_numeric, "as_integer": lambda x: np.trunc(as_numeric(x)), "as_Date": as_date},
     **{"c": lambda *values: list(values), "exp10": lambda x: np.power(10.0, x)},
-    **{"TRUE": True, "FALSE": False, "NULL": None, "pi": math.pi},
+    **{"TRUE": True, "FALSE": False, "NULL": None, "pi": math.pi, "Inf": math.inf},
 }
 FACTOR_MAKERS: Mapping[str, Any] = {
     **{"C": Coded, "factor": factor, "as_factor": factor, "ordered": ordered, "as_ordered": ordered},
-    **{"interaction": interaction, "as_character": factor, "droplevels": factor},
+    **{"interaction": interaction, "relevel": relevel, "as_character": factor, "droplevels": factor},
 }
 """Functions whose arguments are levels: they are given whole numbers as they are, others get them as float64."""
+
+
+SUMMARIES: Mapping[str, Any] = {
+    **{"mean": np.mean, "median": np.median, "min": np.min, "max": np.max, "sum": np.sum},
+    **{"sd": lambda x: np.std(x, ddof=1), "var": lambda x: np.var(x, ddof=1)},
+}
+"""Single values of a whole column, which the model remembers."""
 
 
 @cache
@@ -169,4 +290,5 @@ def transforms() -> Mapping[str, Any]:
     from formulaic.transforms import TRANSFORMS as FORMULAIC
     from formulaic.utils.stateful_transforms import stateful_transform
 
-    return {**FORMULAIC, **ELEMENTWISE, **FACTOR_MAKERS, "ns": stateful_transform(natural_spline)}
+    learning = {"ns": stateful_transform(natural_spline), "cut": stateful_transform(cut)}
+    return {**FORMULAIC, **ELEMENTWISE, **FACTOR_MAKERS, **SUMMARIES, **learning}

@@ -14,6 +14,7 @@ from scipy.special import chdtrc
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.models import model_of
 from fastlmm_core.fitting.text import listed
+from fastlmm_core.formula.terms import coding
 from fastlmm_core.inference.contrasts import containing_terms, full_rank_codings, term_hypotheses
 from fastlmm_core.inference.ddf import FTest
 from fastlmm_core.inference.monte_carlo import warn_of_error
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
+    from fastlmm_core.formula.fixed import MatrixSpec
 
 __all__ = ["anova_table", "anova_type", "drop1", "drop1_columns", "f_table", "likelihood_ratios"]
 
@@ -115,19 +117,31 @@ def drop1_columns(design: Design) -> dict[str, slice]:
     Raises
     ------
     ModelError
-        Columns change meaning when a term goes.
+        Without one of them the factors of another are coded otherwise: columns change their meaning.
     """
     above = containing_terms(design.spec)
     # R's rule of marginality looks at names alone: x stays while a:x is there
     named = {":".join(term): set(term) for term in design.spec.terms.terms}
     scope = [name for name in above if not any(named[other] > named[name] for other in named)]
-    if full_rank_codings(design.spec):
+    recoded = [name for name in scope if full_rank_codings(design.spec) and _recodes(design.spec, name)]
+    if recoded:
         raise ModelError(
-            "drop1 compares nested columns, and without an intercept or a main effect they change meaning when a term "
-            "is left out: fit the smaller models and compare them with anova(m0, m1)"
+            f"drop1 compares nested columns, and without {listed(recoded)} those of other terms change meaning, as "
+            "happens without an intercept or a main effect: fit the smaller models and compare them with anova(m0, m1)"
         )
     columns = dict(design.x_terms)
     return {name: columns[name] for name in scope}
+
+
+def _recodes(spec: MatrixSpec, name: str) -> bool:
+    """Whether factors of other terms are coded otherwise once the term `name` is left out."""
+    left = [(term, codes) for term, codes in zip(spec.terms.terms, spec.codes, strict=True) if ":".join(term) != name]
+    smaller = replace(spec.terms, terms=tuple(term for term, _ in left))
+    return any(
+        was != now and expr in spec.factors
+        for (term, before), after in zip(left, coding(smaller, spec.factors), strict=True)
+        for expr, was, now in zip(term, before, after, strict=True)
+    )
 
 
 def drop1(result: FittedModel, *, test: str = "F", ddf: str = "satterthwaite") -> Table:

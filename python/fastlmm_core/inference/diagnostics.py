@@ -12,6 +12,7 @@ from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.theta import smallest_singular_value
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -57,6 +58,9 @@ RESIDUALS = (
 GRADIENT_TOLERANCE = 1e-3
 """A Newton step that promises more than this much of the criterion is worth a remark."""
 
+DETERMINED = 1e-10
+"""A leverage closer to one than this is one: the residual is zero whatever the response, and 0 / 0 says nothing."""
+
 CONDITION_LIMIT = 1e8
 """Condition of the Hessian, in scale-free coordinates, above which some direction of theta is all but undetermined."""
 
@@ -66,7 +70,7 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
     if kind not in RESIDUALS:
         raise ModelError(f"residuals of kind {kind!r} do not exist: use one of {', '.join(map(repr, RESIDUALS))}")
     if kind == "marginal":
-        values = design.y - design.X @ np.nan_to_num(core.beta)
+        values = design.y - design.X @ np.nan_to_num(core.beta) - sparse_part(design, core)
         values = values if design.offset is None else values - design.offset
     elif kind in ("response", "conditional", "working"):
         values = design.y - core.fitted
@@ -75,8 +79,7 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
         if kind not in ("pearson", "deviance"):
             values = values / core.sigma
         if kind in ("studentized", "deleted"):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values = values / np.sqrt(1.0 - leverages(design, core))
+            values = values / np.sqrt(what_others_say(leverages(design, core)))
         if kind == "deleted":
             nu = core.n - core.rank if core.reml else core.n
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -90,6 +93,11 @@ def weighted_residuals(design: Design, core: CoreFit) -> NDArray[np.float64]:
     return values if design.weights is None else np.sqrt(design.weights) * values
 
 
+def what_others_say(h: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 - h (n,), NaN where rounding is all that is left of it: the row alone determines its own fitted value."""
+    return np.where(h > 1.0 - DETERMINED, np.nan, 1.0 - h)
+
+
 def hatvalues(design: Design, core: CoreFit) -> pd.Series:
     """Leverages of the rows used; see `LmerResult.hatvalues`."""
     return design.by_row(leverages(design, core))
@@ -100,7 +108,7 @@ def cooks_distance(design: Design, core: CoreFit) -> pd.Series:
     h = leverages(design, core)
     r = weighted_residuals(design, core)
     with np.errstate(divide="ignore", invalid="ignore"):
-        values = (r / (1.0 - h)) ** 2 * h / (core.sigma**2 * (core.rank or np.nan))
+        values = (r / what_others_say(h)) ** 2 * h / (core.sigma**2 * (core.rank or np.nan))
     return design.by_row(values)
 
 

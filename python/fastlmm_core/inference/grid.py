@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
-from fastlmm_core.formula.frame import Table
+from fastlmm_core.formula.frame import Numeric, Table, from_pandas, of_days
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.lazy import cached_property
@@ -81,7 +81,15 @@ class ReferenceGrid:
 
     def column(self, name: str, place: NDArray[np.int64]) -> Any:
         """Values of a column, in the form in which the model's table had it."""
+        if self.info.columns[name].moment:
+            return self.in_form(name, np.array(self.levels[name])[place])
         return _values(self.info.columns[name], self.levels[name], place)
+
+    def in_form(self, name: str, values: Array) -> Any:
+        """A covariate's numbers as the model reads them: dates where a call does, which has methods of theirs."""
+        info = self.info.columns[name]
+        calls = [*self.design.spec.terms.computed, *self.design.formula.offsets]
+        return of_days(values, info.moment) if info.moment and mentions(calls, name) else values
 
     def columns(self) -> Columns:
         """The grid as a table."""
@@ -89,10 +97,12 @@ class ReferenceGrid:
 
     def label(self, name: str, place: NDArray[np.int64]) -> Any:
         """Values of a column as tables show them: factors as categories in their order."""
-        values = self.levels[name]
-        if self.info.columns[name].kind == "factor":
-            return pd.Categorical.from_codes(place, categories=list(values))
-        return np.array(values)[place]
+        values, info = self.levels[name], self.info.columns[name]
+        if info.kind == "factor":
+            names = list(of_days(np.array(values), info.moment)) if info.moment else list(values)
+            return pd.Categorical.from_codes(place, categories=names)
+        numbers = np.array(values)[place]
+        return of_days(numbers, info.moment) if info.moment else numbers
 
     def matrix(self, columns: Columns) -> tuple[Array, Array]:
         """X (m, p) and the offset (m,) of rows of a table."""
@@ -110,10 +120,14 @@ class ReferenceGrid:
         """Derivatives of X and of the offset by `variable`, a covariate or an expression of one, in rows of a table."""
         name = self.covariate_of(variable)
         info = self.info.columns[name]
-        x = np.asarray(columns[name], dtype=np.float64)
+        x = numbers_of(columns[name])
         h = STEP * (info.high - info.low)
-        (above, offset_above), (below, offset_below) = (self.matrix({**columns, name: x + step}) for step in (h, -h))
+        (above, offset_above), (below, offset_below) = (
+            self.matrix({**columns, name: self.in_form(name, x + step)}) for step in (h, -h)
+        )
         dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
+        if info.moment and (not dx.any() or isinstance(getattr(self.in_form(name, x), "dtype", None), pd.PeriodDtype)):
+            raise DataError(f"what the model makes of {name} goes in steps, such as whole days: no slope by it exists")
         if unquote_name(variable) is not None:
             return dx, doffset
         chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
@@ -143,7 +157,8 @@ class ReferenceGrid:
         return single
 
     def _expression(self, text: str, name: str, x: Array) -> Array:
-        value = Evaluator(Table({name: x}), self.design.context, dict(self.design.state))(text)
+        table = Table({name: of_days(x, info.moment) if (info := self.info.columns[name]).moment else x})
+        value = Evaluator(table, self.design.context, dict(self.design.state))(text)
         if isinstance(value, Factor) or value.values.ndim != 1:
             raise FormulaError(f"{text!r} is not one number a row: no slope by it exists")
         return np.asarray(value.values, dtype=np.float64)
@@ -299,12 +314,14 @@ def _asked(column: ColumnInfo, value: Any) -> tuple[Any, ...]:
         raise DataError(f"at has no value for {column.name}")
     if column.kind == "number":
         try:
-            numbers = np.array(values, dtype=np.float64)
+            numbers = numbers_of(pd.to_datetime(values)) if _are_dates(column, values) else np.array(values, np.float64)
         except (TypeError, ValueError):
             raise DataError(f"{column.name} is numeric, and at has {values!r} for it") from None
         if not np.isfinite(numbers).all():
             raise DataError(f"at has values of {column.name} that are not finite")
         return tuple(numbers.tolist())
+    if column.moment:
+        values = list(numbers_of(pd.to_datetime(values))) if _are_dates(column, values) else values
     by_text = {str(level): level for level in column.levels}
     for level in column.levels:  # 10.0 and 10 are one level
         if isinstance(level, (int, float)) and not isinstance(level, bool):
@@ -336,7 +353,11 @@ def _reduced(column: ColumnInfo, how: CovReduce, design: Design, data: Any) -> t
     if data is None:
         raise DataError(f"cov_reduce={how!r} needs the values of {column.name}: pass data=, the table of the fit")
     values = observed(design, data, [column.name])[column.name]
-    return (float(np.median(values) if how == "median" else how(values)),)  # type: ignore[operator]
+    values = pd.Series(numbers_of(values)) if column.moment else values
+    value = np.median(values) if how == "median" else how(values)  # type: ignore[operator]
+    if np.ndim(value) != 0 or not np.isfinite(np.asarray(value, dtype=np.float64)):
+        raise DataError(f"cov_reduce has to make one finite number of {column.name}, not {value!r:.60}")
+    return (float(value),)
 
 
 def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
@@ -353,6 +374,17 @@ def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
         if out[name].isna().any():
             raise DataError(f"data has missing values of {name} in rows that the fit used: pass the table of the fit")
     return out
+
+
+def _are_dates(column: ColumnInfo, values: Sequence[Any]) -> bool:
+    return column.moment != "" and not all(isinstance(value, (int, float, np.number)) for value in values)
+
+
+def numbers_of(values: Any) -> Array:
+    """A covariate's values as numbers; dates as days since 1970-01-01."""
+    variable = from_pandas(pd.Series(values), "a covariate")
+    assert isinstance(variable, Numeric)
+    return variable.values.astype(np.float64)
 
 
 def _values(column: ColumnInfo, levels: Sequence[Any], place: NDArray[np.int64]) -> Any:

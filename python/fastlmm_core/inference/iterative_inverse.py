@@ -17,12 +17,28 @@ from fastlmm_core.inference.joint_inverse import JointInverse, RowSet
 if TYPE_CHECKING:
     from fastlmm_core.core.iterative import IterativeFit
 
-__all__ = ["MOST", "IterativeInverse", "IterativeSource"]
+__all__ = ["MOST", "IterativeInverse", "IterativeSource", "check_number"]
 
 Array = NDArray[np.float64]
 
 MOST = 512
 """Distinct combinations of effects that are solved for, eight at a time, at each theta that is looked at."""
+
+
+def check_number(combinations: int) -> None:
+    """Refuse more than `MOST` distinct combinations of levels and slopes.
+
+    Raises
+    ------
+    ModelError
+        There are more.
+    """
+    if combinations > MOST:
+        raise ModelError(
+            f"intervals of {combinations} different combinations of levels and slopes are not available for a fit by "
+            f"the iterative engine, which has no factor and solves for each: ask for at most {MOST} of them at a "
+            "time, or leave the random effects out by re_form"
+        )
 
 
 class IterativeSource:
@@ -86,11 +102,6 @@ class IterativeInverse(JointInverse):
         """
         stacked = np.column_stack([*rows.codes, *rows.z])
         _, first, inverse = np.unique(stacked, axis=0, return_index=True, return_inverse=True)
-        if len(first) > MOST:
-            raise ModelError(
-                f"intervals of {len(first)} different combinations of levels and slopes are not available for a fit by "
-                f"the iterative engine, which has no factor and solves for each: ask for at most {MOST} of them at a "
-                "time, or leave the random effects out by re_form"
-            )
+        check_number(len(first))
         part = rows.take(first)
         return random_forms(self.system, part.codes, part.z)[inverse.ravel()]

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fastlmm_core.inference.scaled import at_distinct, root, tabulated
+from fastlmm_core.inference.scaled import at_distinct, legendre, root, tabulated
 
 __all__ = ["Largest"]
 
@@ -59,7 +59,8 @@ EXACT = 1e-10
 SMALLEST = 0.02
 """s_i below which the integrand of (2) is too steep for its nodes."""
 
-_PANEL = np.polynomial.legendre.leggauss(48)
+PANEL = 48
+"""Nodes of each panel of the integral over z."""
 
 
 class Largest:
@@ -237,8 +238,9 @@ def _one_factor_sf(w: Array, loadings: Array, side: int) -> Array:
     panels = int(np.ceil((8.5 - low) / np.clip(4.25 * steepest, 0.1, 4.25)))
     edges = np.linspace(low, 8.5, panels + 1)
     half = 0.5 * (edges[1] - edges[0])
-    z = (half * _PANEL[0] + 0.5 * (edges[:-1] + edges[1:])[:, None]).ravel()
-    density = np.tile(half * _PANEL[1], panels) * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
+    nodes, weights = legendre(PANEL)
+    z = (half * nodes + 0.5 * (edges[:-1] + edges[1:])[:, None]).ravel()
+    density = np.tile(half * weights, panels) * np.exp(-0.5 * z * z) / np.sqrt(2.0 * np.pi)
     inside = np.ones((len(w), len(z)))
     for loading, size, times in zip(distinct, s, number, strict=True):
         below = special.ndtr((w[:, None] - loading * z) / size)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-if TYPE_CHECKING:
-    from fastlmm_core.inference.estimates import Estimates
+from fastlmm_core.inference.estimates import Estimates, checked_level
 
 __all__ = ["compact_letters", "letters"]
 
@@ -23,6 +21,7 @@ LETTERS_NOTE = "sharing a letter is no evidence of equality: it says only that n
 
 def letters(estimates: Estimates, alpha: float, adjust: str) -> pd.DataFrame:
     """The table of `Estimates.letters`."""
+    alpha = checked_level(alpha, "alpha")
     frame = estimates.to_frame(tests=False)
     pairs = (
         estimates.contrast("pairwise", adjust=adjust)

@@ -75,6 +75,8 @@ def emmeans(
 
 def emtrends(result: FittedModel, variable: str, specs: Names, averaging: Averaging) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
+    if not isinstance(variable, str):
+        raise DataError(f"variable must be a text, not a {type(variable).__name__}: a column, or an expression of one")
     estimates, contrasts = averaging.estimates(result, specs, variable)
     return estimates if contrasts is None else estimates.contrast(contrasts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from math import hypot
 from typing import TYPE_CHECKING
 
-from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.errors import ModelError, MonteCarloWarning, warn
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ def check_pair(smaller: FittedModel, larger: FittedModel) -> None:
     MonteCarloWarning
         The probes are the same, which takes most of the error out of the difference, but it is that small.
     """
-    cores = [m.core for m in (smaller, larger)]
-    random = [core.monte_carlo for core in cores if isinstance(core, IterativeFit)]
+    random = [m.monte_carlo for m in (smaller, larger) if m.monte_carlo is not None]
     if not random:
         return
     error = hypot(*(found.criterion_se for found in random))
@@ -48,9 +46,9 @@ def check_pair(smaller: FittedModel, larger: FittedModel) -> None:
 
 def warn_of_error(fit: FittedModel, chisq: float) -> None:
     """MonteCarloWarning where a likelihood ratio is small beside the error of the fit's criterion."""
-    if not isinstance(fit.core, IterativeFit):
+    if fit.monte_carlo is None:
         return
-    error = fit.core.monte_carlo.criterion_se
+    error = fit.monte_carlo.criterion_se
     if chisq < CLEAR * error:
         warn(
             f"a likelihood ratio of {chisq:.3g} is small beside the Monte Carlo error of the criterion, {error:.2g}: "

@@ -30,7 +30,8 @@ _ALIASES = {"dunnett": "mvt", "fdr": "BH", "bh": "BH", "by": "BY", "max-t": "mvt
 
 def adjustment_name(adjust: str) -> str:
     """The name of an adjustment in its one spelling; ModelError for an unknown one."""
-    name = _ALIASES.get(str(adjust).lower(), str(adjust))
+    asked = str(adjust).lower()
+    name = _ALIASES.get(asked, asked)
     if name not in ADJUSTMENTS:
         listed = ", ".join(map(repr, (*ADJUSTMENTS, "dunnett")))
         raise ModelError(f"adjust {adjust!r} does not exist: use one of {listed}")

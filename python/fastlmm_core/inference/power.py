@@ -24,7 +24,7 @@ from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
-from fastlmm_core.inference.estimates import Estimates
+from fastlmm_core.inference.estimates import Estimates, checked_level
 from fastlmm_core.inference.families import simulated_p
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.nested_tests import check_nested_designs
@@ -207,8 +207,7 @@ def power(
     True
     """
     checked_count(n, "n")
-    if not 0.0 < alpha < 1.0:
-        raise DataError(f"alpha must lie between 0 and 1, not {alpha}")
+    alpha = checked_level(alpha, "alpha")
     refuse_structures(model.design, "the power")
     method = "fixed" if str(ddf).lower() == "fixed" else method_name(ddf)
     if method.startswith("kenward-roger") and not model.reml:
@@ -224,6 +223,8 @@ def power(
     if not isinstance(tests, (str, Estimates, Iterable)):
         raise ModelError(f"tests are texts or Estimates, or a list of them, not {type(tests).__name__}")
     every = [_read(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
+    if not every:
+        raise ModelError("tests is empty: name a coefficient, a term or a hypothesis")
     source, _ = recipe(model, params={"beta": beta})
     fitted = model_of(model.design, model.options)
     assert isinstance(fitted, Model)

@@ -8,22 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-__all__ = ["NODES", "WEIGHTS", "Table", "at_distinct", "root", "tabulated"]
+from fastlmm_core.core.threads import bounded
+
+__all__ = ["NODES", "Table", "at_distinct", "legendre", "root", "tabulated"]
 
 Array = NDArray[np.float64]
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(96)
+NODES = 96
+"""Of an integral over s, and of one over a normal variable."""
 
 POINTS = 16
 """Degrees of freedom at which a quantile is found, where a family has more different ones."""
 
 DEGREE = 12
 """Of the polynomial on each interval; intervals of a third leave 1e-14."""
+
+
+@cache
+@bounded
+def legendre(k: int) -> tuple[Array, Array]:
+    """Nodes and weights (k,) of Gauss and Legendre's rule on [-1, 1]; they are eigenvalues, and cost BLAS a moment."""
+    nodes, weights = np.polynomial.legendre.leggauss(k)
+    return nodes, weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +93,11 @@ def _scale_nodes(df: Array) -> tuple[Array, Array]:
     nu = df[:, None]
     low = (special.chdtri(nu, 1.0 - 1e-14) / nu) ** 0.125
     high = (special.chdtri(nu, 1e-15) / nu) ** 0.125
-    fourth_root = 0.5 * (high - low) * NODES + 0.5 * (high + low)
+    nodes, weights = legendre(NODES)
+    fourth_root = 0.5 * (high - low) * nodes + 0.5 * (high + low)
     s = fourth_root**4  # s^(df - 1) has no second derivative at zero where df is small and not whole
     log_density = np.log(2.0) + 0.5 * nu * np.log(0.5 * nu) - special.gammaln(0.5 * nu) + (nu - 1.0) * np.log(s)
-    return s, 2.0 * (high - low) * fourth_root**3 * WEIGHTS * np.exp(log_density - 0.5 * nu * s * s)
+    return s, 2.0 * (high - low) * fourth_root**3 * weights * np.exp(log_density - 0.5 * nu * s * s)
 
 
 def at_distinct(df: Array, function: Callable[[Array], Array]) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fastlmm_core.inference.scaled import NODES, WEIGHTS, Table, at_distinct, root, tabulated
+from fastlmm_core.inference.scaled import NODES, Table, at_distinct, legendre, root, tabulated
 
 __all__ = ["range_quantile", "range_sf"]
 
@@ -26,12 +26,12 @@ INTERVALS = 48
 
 def _normal_range_sf(w: Array, k: int) -> Array:
     """P(range of k standard normals > w) = 1 - k int phi(z) [Phi(z) - Phi(z - w)]^(k-1) dz."""
-    below = np.zeros_like(w)
+    below, (nodes, weights) = np.zeros_like(w), legendre(NODES)
     for low, high in PANELS:
         half = 0.5 * (high - low)
-        z = half * NODES + 0.5 * (high + low)
+        z = half * nodes + 0.5 * (high + low)
         inside = special.ndtr(z) - special.ndtr(z - w[:, None])
-        below += half * ((inside ** (k - 1)) @ (WEIGHTS * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)))
+        below += half * ((inside ** (k - 1)) @ (weights * np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)))
     return np.clip(1.0 - k * below, 0.0, 1.0)
 
 

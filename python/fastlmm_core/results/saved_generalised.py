@@ -28,8 +28,13 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        A family of the user's own.
+        A family of the user's own, or a fit by the iterative engine.
     """
+    if result.monte_carlo is not None:
+        raise ModelError(
+            "a file does not keep a generalised fit by the iterative engine with its rows: save(path) keeps the "
+            "figures, a pickle all"
+        )
     options, core = result.options, result.core
     given = {k: v for k, v in options.given.items() if k != "link"}
     return {
@@ -117,6 +122,9 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
         if family.effects:
             raise ModelError("a fit whose part for zeros has random effects is saved with data=True only")
         family = family.at(None, None)  # its rows
+    remarks = list(result.remarks)
+    if result.monte_carlo is not None:
+        remarks.append(f"iterative engine: {result.monte_carlo}")
     figures = {name: getattr(core, name) for name in FIGURES}
     figures |= {
         "conditional": core.cond_var(),
@@ -126,7 +134,7 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
         "design": without_rows(result.design),
         "figures": figures,
         "generalised": _contents_of_family(family),
-        "kept": {"remarks": list(result.remarks), "quantiles": residual_quantiles(result).to_numpy()},
+        "kept": {"remarks": remarks, "quantiles": residual_quantiles(result).to_numpy()},
         "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
         "zero": None if options.zero is None else without_rows(options.zero),
         "given": {k: v for k, v in options.given.items() if k not in ("link", "weights", "freq_weights")},

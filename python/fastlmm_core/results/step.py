@@ -16,6 +16,7 @@ from fastlmm_core.formula.parse import RandomTerm
 from fastlmm_core.formula.terms import Terms
 from fastlmm_core.formula.update import fixed_text, random_effects_text
 from fastlmm_core.inference.anova import drop1
+from fastlmm_core.inference.estimates import checked_level
 from fastlmm_core.inference.ranova import ranova
 from fastlmm_core.inference.reductions import reduced_criteria, reductions
 from fastlmm_core.results.update import update
@@ -66,6 +67,7 @@ def step(
     data: Any = None,
 ) -> StepResult:
     """Backward elimination; see `LmerResult.step`."""
+    alpha_random, alpha_fixed = checked_level(alpha_random, "alpha_random"), checked_level(alpha_fixed, "alpha_fixed")
     kept = [keep] if isinstance(keep, str) else list(keep or [])
     known = {_canonical(":".join(t)) for t in result.design.spec.terms.terms}
     known |= {_canonical(r.label) for r in reductions(result, True)}

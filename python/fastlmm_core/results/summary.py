@@ -271,14 +271,12 @@ def correlations(cov: np.ndarray, names: tuple[str, ...], estimated: np.ndarray)
 
 def fit_notes(result: LmerResult | GlmerResult) -> tuple[str, ...]:
     """Sentences on dropped columns, a fit on the boundary, one that did not converge."""
-    from fastlmm_core.core.iterative import IterativeFit
-
     notes = []
     dropped = dropped_columns(result.design, result.core)
     if dropped:
         notes.append(f"rank deficient: dropped {', '.join(dropped)}")
-    if isinstance(result.core, IterativeFit):
-        notes.append(f"iterative engine: {result.core.monte_carlo}")
+    if result.monte_carlo is not None:
+        notes.append(f"iterative engine: {result.monte_carlo}")
     notes += unidentified_words(result.design, result.core)
     if result.is_singular:
         notes.append("boundary (singular) fit: a variance is zero or a correlation is one in absolute value")

@@ -8,6 +8,7 @@ import pytest
 from fastlmm_core.core import Control, Model, Term, fit, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative.derivatives import derivatives
+from fastlmm_core.core.iterative.equations import LinearEquations
 from fastlmm_core.core.iterative.estimates import estimates
 from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
@@ -345,7 +346,7 @@ def test_a_variance_at_zero_is_left_when_the_others_have_moved():
     y, X, terms, _ = data("three factors")
     design = DesignProducts(X, terms)
     problem = crossed_problem(design, design.response(y), Control(threads=1))
-    search = Search(problem, float(problem.n - problem.p), True, 0, design.theta_map.diagonal)
+    search = Search(LinearEquations(problem, float(problem.n - problem.p), True, 0))
     end = search.run(np.array([0.5, 0.0, 0.5]), 8, 0.01)
     assert end.converged
     assert (end.theta > 0.1).all()

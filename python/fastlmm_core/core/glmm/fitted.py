@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.criterion import Criterion
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.glmm.design import GlmmDesign
@@ -19,11 +20,11 @@ from fastlmm_core.core.glmm.two_predictors import TwoPredictors, ZeroPart
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Turn
-from fastlmm_core.errors import ConvergenceWarning, DataError, NumericalError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, NumericalError, warn
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "GlmmFit", "Place", "Report", "conditioned"]
+__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "exact"]
 
 Array = NDArray[np.float64]
 Place = tuple[Array, ...]
@@ -34,19 +35,13 @@ FLAT = 1e-10
 
 
 class Engine(Protocol):
-    """What evaluates a marginal deviance: level by level for one factor, the linear model's engine for more."""
+    """What finds the modes of a generalised model, and all that is read off them."""
 
     design: GlmmDesign
-    patience: float
-    """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
     turn: Turn
     """Whoever uses the workspace holds it meanwhile."""
     holder: object
-    """Whose response was set last, where that was an objective's."""
-
-    @property
-    def criterion(self) -> Criterion:
-        """What the optimiser minimises."""
+    """Whose response was set last, where that was an objective's or is a fit's."""
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""
@@ -57,23 +52,51 @@ class Engine(Protocol):
     def begin_at(self, place: Place) -> None:
         """Look for the next modes from there, not from zero: rows may have several."""
 
+    def locate(self, psi: Array) -> object:
+        """Find the modes at psi, for what is read off them."""
+
+    def modes(self) -> list[Array]:
+        """Conditioned b (q, l) of each group at the modes last found."""
+
+    def cond_var(self) -> list[Array]:
+        """Conditioned Var(b | y) (q, l, l) of each group, there."""
+
+
+@runtime_checkable
+class ExactEngine(Engine, Protocol):
+    """One whose deviance is a function: level by level for one factor, the linear model's engine for more."""
+
+    patience: float
+    """Multiple of the optimiser's tolerance that suits what an evaluation costs."""
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the optimiser minimises."""
+
     def value(self, psi: Array) -> float:
         """The deviance at psi."""
 
     def derivatives(self, psi: Array) -> tuple[float, Array, Array]:
         """Deviance, gradient and model Hessian at psi."""
 
-    def modes(self) -> list[Array]:
-        """Conditioned b (q, l) of each group where the deviance was last taken."""
-
-    def cond_var(self) -> list[Array]:
-        """Conditioned Var(b | y) (q, l, l) of each group, there."""
-
     def settled(self, psi: Array) -> Array:
         """Psi with whatever was found along with the modes."""
 
     def information(self, psi: Array) -> Array:
         """Second derivatives of the deviance at psi, whose inverse is half the covariance of the estimates."""
+
+
+def exact(engine: Engine) -> ExactEngine:
+    """The engine, for what needs the deviance as a function.
+
+    Raises
+    ------
+    ModelError
+        It has none: it is the iterative one.
+    """
+    if not isinstance(engine, ExactEngine):
+        raise ModelError(NO_FACTOR)
+    return engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,9 +172,10 @@ class GlmmFit:
     def complete(self) -> GlmmFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
         if self._engine is not None:
-            for name, value in vars(type(self)).items():
-                if isinstance(value, cached_property):
-                    getattr(self, name)
+            for kind in type(self).__mro__:
+                for name, value in vars(kind).items():
+                    if isinstance(value, cached_property):
+                        getattr(self, name)
             object.__setattr__(self, "_engine", None)
             object.__setattr__(self, "_place", None)
         return self
@@ -165,7 +189,7 @@ class GlmmFit:
             self._engine.set_response(self._y)
             if self._place is not None:
                 self._engine.begin_at(self._place)
-            self._engine.value(self.psi)
+            self._engine.locate(self.psi)
             yield self._engine
 
     @property
@@ -218,11 +242,10 @@ class GlmmFit:
     def cov(self) -> Array:
         """Covariance of (theta, beta, rho) from the deviance's Hessian; NaN where there is no Hessian."""
         design = self.design
-        free, held = design.free, design.n_free - len(design.free)
         conditioned = np.full((design.n_free,) * 2, np.nan)
         try:
-            with self.engine() as engine:
-                second = engine.information(self.psi)[np.ix_(free, free)]
+            free, second = self._second()
+            held = design.n_free - len(free)
             conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
         except NumericalError as error:
             warn(f"there are no standard errors: {error} beside the estimates", ConvergenceWarning)
@@ -234,6 +257,12 @@ class GlmmFit:
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
         out[np.ix_(places, places)] = small
         return out
+
+    def _second(self) -> tuple[NDArray[np.intp], Array]:
+        """Places of psi that are estimated, and the deviance's second derivatives in them."""
+        free = self.design.free
+        with self.engine() as engine:
+            return free, exact(engine).information(self.psi)[np.ix_(free, free)]
 
     @cached_property
     def b(self) -> tuple[Array, ...]:
@@ -333,7 +362,7 @@ class GlmmFit:
         with self.engine() as engine:
             if y is not None:
                 engine.set_response(design.response(y))
-            engine.value(psi)
+            engine.locate(psi)
             return design.user_modes(engine.modes())
 
 

@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.glmm.design import GlmmDesign
-from fastlmm_core.core.glmm.first_look import FirstLook
-from fastlmm_core.core.glmm.fitted import Engine, GlmmFit, Place, Report, conditioned
-from fastlmm_core.core.glmm.laplace import Laplace
-from fastlmm_core.core.glmm.quadrature import OneFactor
+from fastlmm_core.core.glmm.engine import make_engine
+from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
 from fastlmm_core.core.glmm.two_predictors import TwoPredictors
-from fastlmm_core.core.glmm.vector_quadrature import VectorQuadrature
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError, ModelError, NumericalError
 from fastlmm_core.families import Family, Link, as_family
+
+if TYPE_CHECKING:
+    from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 
 Array = NDArray[np.float64]
 
@@ -65,7 +66,7 @@ class GlmmObjective:
         Where a fit begins.
     """
 
-    def __init__(self, engine: Engine, y: Array) -> None:
+    def __init__(self, engine: ExactEngine, y: Array) -> None:
         self.engine, self.y = engine, y
         self.n_free = engine.design.n_free
 
@@ -176,8 +177,6 @@ class Model:
         zero_terms: Sequence[Term] = (),
     ) -> None:
         self.control = checked_control(control)
-        if self.control.engine == "iterative":
-            raise ModelError("the iterative engine is for linear models: generalised ones need a factor")
         self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
@@ -194,12 +193,20 @@ class Model:
                 zero_terms=zero_terms,
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
-            tol = self.control.tol * self.engine.patience
-            self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
+            self.searcher: Searcher | None = None  # none for the iterative engine, which has its own
+            if isinstance(self.engine, ExactEngine):
+                tol = self.control.tol * self.engine.patience
+                self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 
     def objective(self, y: ArrayLike) -> GlmmObjective:
-        """The marginal deviance with response ``y`` (n,). Its calls take turns with all else that this model does."""
-        return GlmmObjective(self.engine, self.design.response(y))
+        """The marginal deviance with response ``y`` (n,). Its calls take turns with all else that this model does.
+
+        Raises
+        ------
+        ModelError
+            The iterative engine has no factor to evaluate it with.
+        """
+        return GlmmObjective(exact(self.engine), self.design.response(y))
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> GlmmFit:
         """Fit one response.
@@ -248,6 +255,10 @@ class Model:
         return psi
 
     def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
+        if self.searcher is None:
+            from fastlmm_core.core.glmm.iterative.fitted import iterate_glmm
+
+            return iterate_glmm(cast("IterativeLaplace", self.engine), y, psi, on_evaluation)
         self.engine.set_response(y)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
         message, place = self.searcher.messages[status], self.searcher.place
@@ -314,9 +325,11 @@ class Model:
 
     def fixed_criterion(self, y: ArrayLike) -> float:
         """The deviance of the model without random effects, minimised over (beta, rho): theta is held at zero."""
-        with one_blas_thread(), self.engine.turn:
+        engine = exact(self.engine)
+        assert self.searcher is not None
+        with one_blas_thread(), engine.turn:
             response = self.design.response(y)
-            self.engine.set_response(response)
+            engine.set_response(response)
             return self.searcher.without_effects(glmm_start(self.design, response))
 
     def fit_many(self, Y: ArrayLike, *, start: ArrayLike | None = None) -> ManyGlmmFits:
@@ -354,41 +367,6 @@ class Model:
                 )  # fmt: skip
                 out.converged[i], out.n_evaluations[i] = found.converged, len(found._evaluations)
         return out
-
-
-def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
-    """The engine for a design.
-
-    Raises
-    ------
-    ModelError
-        Quadrature with several grouping factors or too many columns.
-    """
-    one = len(design.groups) == 1 and design.family.code >= 0
-    if design.family.vector and control.weights == "expected":
-        raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
-    if n_agq > 1:
-        if design.family.code < 0 and not design.family.vector:
-            raise ModelError(f"n_agq={n_agq} is for the families of this package, not for {design.family.name}")
-        if len(design.groups) > 1:
-            raise ModelError(
-                f"n_agq={n_agq} needs one grouping factor, but the model has {len(design.groups)}: use n_agq=1"
-            )
-        if design.groups[0].n_columns > 3:
-            raise ModelError(
-                f"n_agq={n_agq} needs at most 3 effects a level, but the model has {design.groups[0].n_columns}: "
-                "use n_agq=1"
-            )
-    if design.zero_terms:
-        if n_agq != 1:
-            raise ModelError("a zero part with random effects is fitted by Laplace's approximation: use n_agq=1")
-        return TwoPredictors(design, control)
-    if n_agq > 1 and design.family.vector:
-        return VectorQuadrature(design, n_agq, control)
-    if one and n_agq >= 1:
-        return OneFactor(design, n_agq, control)
-
-    return FirstLook(design, control) if n_agq == 0 else Laplace(design, control)
 
 
 def objective(

@@ -17,7 +17,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.core.curvature import forward_differences
 from fastlmm_core.core.estimates import FAILED
-from fastlmm_core.core.glmm.fitted import Engine, Place, Report
+from fastlmm_core.core.glmm.fitted import ExactEngine, Place, Report
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.errors import NumericalError
 
@@ -65,7 +65,7 @@ class Searcher:
 
     Parameters
     ----------
-    engine : Engine
+    engine : ExactEngine
     max_evaluations : int
     tol : float
         Stop when the deviance is expected to be this near its minimum.
@@ -78,7 +78,7 @@ class Searcher:
 
     messages = Newton.messages
 
-    def __init__(self, engine: Engine, max_evaluations: int, tol: float) -> None:
+    def __init__(self, engine: ExactEngine, max_evaluations: int, tol: float) -> None:
         self.engine, self.tol = engine, tol
         self.held = engine.design.theta_map.held
         self.newton = Newton(engine.criterion, min(FEW, max_evaluations), tol, self.held)
@@ -86,7 +86,7 @@ class Searcher:
         self.place: Place | None = None
         self.evaluations = np.empty((0, engine.design.n_free + 3))
 
-    def __reduce__(self) -> tuple[type[Searcher], tuple[Engine, int, float]]:
+    def __reduce__(self) -> tuple[type[Searcher], tuple[ExactEngine, int, float]]:
         return Searcher, (self.engine, self.more + FEW, self.tol)
 
     def search(self, psi: Array, given: bool, on_evaluation: Report | None = None) -> tuple[Array, float, Array, int]:

@@ -11,16 +11,19 @@ K_i (Bekas, Kokiopoulou and Saad 2007 for the diagonal).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import rademacher
-from fastlmm_core.core.terms import Group
+from fastlmm_core.core.terms import Group, Shaped
 
-__all__ = ["conditional_blocks"]
+__all__ = ["conditional_blocks", "conditional_covariances"]
 
 Array = NDArray[np.float64]
 
@@ -30,8 +33,56 @@ BLOCKS = 8
 TOLERANCE = 1e-7
 
 
+class Transformed(Protocol):
+    """A design: its terms, the grouping factors they share, and each term's way back from conditioned effects."""
+
+    @property
+    def terms(self) -> Sequence[Shaped]:
+        """In the user's order."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The leading one first."""
+
+    @property
+    def transforms(self) -> Sequence[Array]:
+        """(l, l) of each term."""
+
+
+def conditional_covariances(
+    system: System[Levels], design: Transformed, unit: float, seed: int
+) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Var(b | y) of each level of each term in the user's coordinates, and errors of its roots.
+
+    Parameters
+    ----------
+    system : System
+    design : Transformed
+    unit : float
+        sigma^2.
+    seed : int
+
+    Returns
+    -------
+    covariances : tuple of (q, l, l)
+    errors : tuple of (q, l)
+        Monte Carlo standard errors of the square roots of their diagonals.
+    """
+    transforms = [block_diag(*(design.transforms[k] for k in g.terms)) for g in design.groups]
+    blocks, errors = conditional_blocks(system, design.groups, transforms, seed)
+    out: list[Array] = [np.empty(0)] * len(design.terms)
+    sds: list[Array] = [np.empty(0)] * len(design.terms)
+    for group, own, error in zip(design.groups, blocks, errors, strict=True):
+        for k, o in zip(group.terms, group.offsets, strict=True):
+            columns = slice(o, o + design.terms[k].n_columns)
+            out[k] = unit * own[:, columns, columns]
+            sd = np.sqrt(np.diagonal(out[k], axis1=1, axis2=2))
+            sds[k] = np.divide(unit * error[:, columns], 2.0 * sd, out=np.zeros_like(sd), where=sd > 0.0)
+    return tuple(out), tuple(sds)
+
+
 def conditional_blocks(
-    system: System, groups: Sequence[Group], transforms: Sequence[Array], seed: int
+    system: System[Levels], groups: Sequence[Group], transforms: Sequence[Array], seed: int
 ) -> tuple[list[Array], list[Array]]:
     """Var(b | y) / sigma^2 of each level of each group.
 

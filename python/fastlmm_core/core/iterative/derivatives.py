@@ -10,16 +10,18 @@ the traces T are estimates; the rest is exact to the solver's tolerance.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.iterative.problem import Levels, Problem
 from fastlmm_core.core.iterative.projection import Projection
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import Traces
 
-__all__ = ["Derivatives", "derivatives", "studentised"]
+__all__ = ["Derivatives", "chain", "derivatives", "lead_trace", "studentised"]
 
 Array = NDArray[np.float64]
 
@@ -54,32 +56,51 @@ class Derivatives:
         return np.cov(self.gradients.T).reshape(k, k) / s * studentised(s)
 
 
-def derivatives(system: System, at: Projection, traces: Traces, nu: float, reml: bool) -> Derivatives:
+def derivatives(system: System[Problem], at: Projection, traces: Traces, nu: float, reml: bool) -> Derivatives:
     """Gradients and curvature at the system's theta."""
-    problem, scale = system.problem, nu / at.r2
-    gradients = np.empty((len(traces.lead), problem.n_theta))
-    lead = np.einsum("qab,qbc->ac", system.R, problem.blocks) - traces.lead
-    lead = lead - scale * np.einsum("qa,qb->ab", at.lead_y, at.lead_y)
+    scale = nu / at.r2
+    lead = lead_trace(system, traces) - scale * np.einsum("qa,qb->ab", at.lead_y, at.lead_y)
     if reml:
         lead = lead - np.einsum("qac,cd,qbd->ab", at.lead_x, at.inverse, at.lead_x)
-    hessian = average_information(system, at, nu)
-    factors = [(problem.lead, system.L, lead)]
-    for group, factor, trace in zip(problem.groups, system.tail_L, traces.tail, strict=True):
+    values = [lead]
+    for group, trace in zip(system.problem.groups, traces.tail, strict=True):
         y = group.of_level(at.tail_y[:, None])[:, :, 0]
         value = trace - scale * np.einsum("qa,qb->ab", y, y)
         if reml:
             x = group.of_level(at.tail_x)
             value = value - np.einsum("qac,cd,qbd->ab", x, at.inverse, x)
-        factors.append((group.parameters, factor, value))
-    for places, factor, value in factors:
+        values.append(value)
+    gradients, curvature = chain(system, values)
+    return Derivatives(gradients, average_information(system, at, nu) + curvature)
+
+
+def lead_trace(system: System[Levels], traces: Traces) -> Array:
+    """sum_i (Z_1'V^-1 Z_1)_ii (s, l, l)."""
+    return np.asarray(np.einsum("qab,qbc->ac", system.R, system.problem.blocks) - traces.lead)
+
+
+def chain(system: System[Levels], values: Sequence[Array]) -> tuple[Array, Array]:
+    """2 G L at the places of theta (s, n_theta), and its derivative for a G that stays, 2 G on equal columns.
+
+    Parameters
+    ----------
+    system : System
+    values : sequence of (s, l, l)
+        G of each factor, the leading one first.
+    """
+    problem = system.problem
+    gradients = np.empty((len(values[0]), problem.n_theta))
+    curvature = np.zeros((problem.n_theta,) * 2)
+    all_places = [problem.lead, *(group.parameters for group in problem.groups)]
+    for places, factor, value in zip(all_places, [system.L, *system.tail_L], values, strict=True):
         for a, i, j in places:
             # a trace is NaN beside a lambda of zero: left out where it is multiplied by another zero
             used = np.union1d(np.flatnonzero(factor[:, j]), j)
             gradients[:, a] = 2.0 * (value[:, i, used] @ factor[used, j])
             for b, other, column in places:
                 if j == column:
-                    hessian[a, b] += 2.0 * value[:, i, other].mean()
-    return Derivatives(gradients, hessian)
+                    curvature[a, b] += 2.0 * value[:, i, other].mean()
+    return gradients, curvature
 
 
 def studentised(s: int) -> float:
@@ -87,7 +108,7 @@ def studentised(s: int) -> float:
     return (s - 1.0) / (s - 3.0)
 
 
-def average_information(system: System, at: Projection, nu: float) -> Array:
+def average_information(system: System[Problem], at: Projection, nu: float) -> Array:
     """Average information, nu (F'PF / y'Py - (F'Py)(F'Py)' / (y'Py)^2) (n_theta, n_theta)."""
     problem, L = system.problem, system.L
     q, l = at.lead_y.shape

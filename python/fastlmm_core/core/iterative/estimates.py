@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import identified_products
+from fastlmm_core.core.iterative.equations import LinearEquations
 from fastlmm_core.core.iterative.iterative_fit import IterativeFit, MonteCarlo
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.newton import Found, Search
@@ -137,7 +138,7 @@ def iterate(
         def report(k: int, theta: Array, norm: float) -> None:
             on_evaluation(k, back @ theta, np.nan, norm, np.nan)
 
-    search = Search(problem, nu, reml, control.seed, design.theta_map.diagonal, report)
+    search = Search(LinearEquations(problem, nu, reml, control.seed), report)
     end = search.run(checked_start(start, design, problem.start), control.probes, control.mc_error)
     system = System(problem, design.theta_map.canonical(end.theta))
     end = replace(end, theta=system.theta)

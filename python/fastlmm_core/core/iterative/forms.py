@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.projection import EXACT
 from fastlmm_core.core.iterative.system import System
 
@@ -25,7 +26,7 @@ Array = NDArray[np.float64]
 Longs = NDArray[np.int64]
 
 
-def random_forms(system: System, codes: Sequence[Longs], z: Sequence[Array]) -> Array:
+def random_forms(system: System[Levels], codes: Sequence[Longs], z: Sequence[Array]) -> Array:
     """Forms z'Hz (n,) in conditioned coordinates.
 
     Parameters
@@ -42,7 +43,7 @@ def random_forms(system: System, codes: Sequence[Longs], z: Sequence[Array]) -> 
     return out
 
 
-def eight_forms(system: System, codes: Sequence[Longs], z: Sequence[Array]) -> Array:
+def eight_forms(system: System[Levels], codes: Sequence[Longs], z: Sequence[Array]) -> Array:
     """`random_forms` of at most eight combinations."""
     problem, k = system.problem, len(codes[0])
     rows = np.arange(k)

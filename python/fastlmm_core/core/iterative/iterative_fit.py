@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.figures import relative_factors
-from fastlmm_core.core.iterative.conditional import conditional_blocks
+from fastlmm_core.core.iterative.conditional import conditional_covariances
 from fastlmm_core.core.iterative.newton import Found
 from fastlmm_core.core.iterative.problem import crossed_problem
 from fastlmm_core.core.iterative.projection import Projection
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["IterativeFit", "MonteCarlo"]
 
 Array = NDArray[np.float64]
-
-NO_FACTOR = (
-    "not available for a fit by the iterative engine, which has no factor of the random effects: fit with "
-    "Control(engine='dense') or 'sparse' where memory allows it"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,19 +189,10 @@ class IterativeFit(CoreFit):
 
     def _conditional(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         if "conditional" not in self._cache:
-            design, unit = self.design, self.sigma**2 / self.design.weight_scale
-            transforms = [block_diag(*(design.transforms[k] for k in g.terms)) for g in design.groups]
+            unit = self.sigma**2 / self.design.weight_scale
             with one_blas_thread():
-                blocks, errors = conditional_blocks(self.system(), design.groups, transforms, self.monte_carlo.seed)
-            out: list[Array] = [np.empty(0)] * len(design.terms)
-            sds: list[Array] = [np.empty(0)] * len(design.terms)
-            for group, own, error in zip(design.groups, blocks, errors, strict=True):
-                for k, o in zip(group.terms, group.offsets, strict=True):
-                    columns = slice(o, o + design.terms[k].n_columns)
-                    out[k] = unit * own[:, columns, columns]
-                    sd = np.sqrt(np.diagonal(out[k], axis1=1, axis2=2))
-                    nothing = np.zeros_like(sd)
-                    sds[k] = np.divide(unit * error[:, columns], 2.0 * sd, out=nothing, where=sd > 0.0)
-            self._cache["conditional"] = tuple(out), tuple(sds)
+                self._cache["conditional"] = conditional_covariances(
+                    self.system(), self.design, unit, self.monte_carlo.seed
+                )
         kept: tuple[tuple[Array, ...], tuple[Array, ...]] = self._cache["conditional"]
         return kept

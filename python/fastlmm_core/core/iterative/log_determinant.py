@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.iterative.derivatives import studentised
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.second_level import Coarse
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import SUBSPACE_STEPS, deflation_basis, padded_basis, rademacher
@@ -35,7 +36,7 @@ QUADRATURE = 1e-9
 """Change of the quadrature, relative to the squared norm, at which it has converged."""
 
 
-def log_determinant(system: System, seed: int, blocks: int) -> tuple[float, float]:
+def log_determinant(system: System[Levels], seed: int, blocks: int) -> tuple[float, float]:
     """Estimate of log det S and its standard error, from ``blocks`` blocks of eight probes."""
     space: Space = BesideCoarse(system, system.coarse[0]) if system.coarse else Space(system)
     u = space.basis()
@@ -60,7 +61,7 @@ class Space:
 
     known = 0.0
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System[Levels]) -> None:
         self.system = system
 
     def apply(self, v: Array) -> tuple[Array, Array]:
@@ -80,7 +81,7 @@ class Space:
 class BesideCoarse(Space):
     """T_d in the span of Q."""
 
-    def __init__(self, system: System, coarse: Coarse) -> None:
+    def __init__(self, system: System[Levels], coarse: Coarse) -> None:
         super().__init__(system)
         self.coarse, self.inverse, at = coarse, list[Array](), 0
         self.known = coarse.log_det

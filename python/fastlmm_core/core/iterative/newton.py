@@ -1,4 +1,4 @@
-"""The search over theta: Newton's method on one sample of probes, and more probes until their error is small.
+"""The search: Newton's method on one sample of probes, and more probes until their error is small.
 
 The probes stay the same from step to step, so that the equations solved are smooth and Newton's method converges as
 usual; there is no criterion to compare, hence steps are bounded and an overshoot is seen by the slope along the step.
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import MAX_PROBES
-from fastlmm_core.core.iterative.derivatives import Derivatives, derivatives
-from fastlmm_core.core.iterative.problem import Problem
-from fastlmm_core.core.iterative.projection import project
-from fastlmm_core.core.iterative.system import System
-from fastlmm_core.core.iterative.traces import Probes
+from fastlmm_core.core.iterative.derivatives import Derivatives
+from fastlmm_core.core.iterative.equations import Equations
+from fastlmm_core.core.iterative.order import better_order, carried, of_factors
+from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.errors import NumericalError
 
 __all__ = ["Found", "Search"]
 
@@ -38,6 +38,15 @@ SHARE, LEAST = 0.3, 1e-6
 FLOOR = 1e-5
 """Reliability of a level's mean at which a variance counts as zero: the sign of its gradient there decides."""
 
+LONG = 2.0
+"""Size of what is no covariance parameter: a step of seven tenths of it in a linear predictor may be taken."""
+
+SHORTER = 6
+"""Times that a step is made a quarter of itself because it led too far."""
+
+TURNS = 8
+"""Changes of the order of factors' columns, at most: see `order`."""
+
 REFRESH = 2
 """Evaluation after which the deflated directions are chosen anew: those of the start are a little off."""
 
@@ -48,17 +57,18 @@ class Found:
 
     Attributes
     ----------
-    theta : (n_theta,)
-    monte_carlo : (n_theta, n_theta)
+    theta : (n_free,)
+        The parameters, those of the covariances first; a linear model has no others.
+    monte_carlo : (n_free, n_free)
         Covariance of theta over probes; zero where theta is at its bound of zero.
-    sampling : (n_theta, n_theta)
+    sampling : (n_free, n_free)
         Covariance of theta over data; NaN where theta is at its bound.
     ratio : float
         Largest Monte Carlo error in sampling errors.
     probes, evaluations, iterations, longest : int
         The last is the iterations of the longest solve.
     converged : bool
-    gradient, hessian : (n_theta,), (n_theta, n_theta)
+    gradient, hessian : (n_free,), (n_free, n_free)
         Gradient, and average information and curvature, of the last evaluation; of parameters at their bound as well.
     trace : tuple of (theta, gradient norm)
         Of each evaluation.
@@ -83,53 +93,63 @@ class Search:
 
     Parameters
     ----------
-    problem : Problem
-    nu : float
-        n - p, or n for maximum likelihood.
-    reml : bool
-    seed : int
-    diagonal : (n_theta,) bool
-        Diagonal elements of the factors.
+    equations : Equations
     report : callable, optional
-        Called with (number, theta, gradient norm) after each evaluation.
+        Called with (number, x, gradient norm) after each evaluation.
     """
 
-    def __init__(
-        self, problem: Problem, nu: float, reml: bool, seed: int, diagonal: Mask, report: Report | None = None
-    ) -> None:
+    def __init__(self, equations: Equations, report: Report | None = None) -> None:
         self.report, self.trace = report, list[tuple[Array, float]]()
-        self.problem, self.nu, self.reml, self.diagonal = problem, nu, reml, diagonal
-        self.probes = Probes(problem, seed)
-        self.evaluations = self.iterations = self.longest = 0
-        self.floor, self.bottom = np.zeros(problem.n_theta), np.zeros(problem.n_theta)
-        for term in problem.tail:
-            rows = float(problem.tail_blocks[term.group][:, term.column, term.column].mean())
-            self.floor[term.parameter] = np.sqrt(FLOOR / rows)
-            if problem.groups[term.group].correlated:  # L has to have an inverse until the search is over
-                self.bottom[term.parameter] = self.floor[term.parameter]
-        self.below = columns_below(problem)
+        self.equations, self.evaluations, self.turns = equations, 0, 0
+        self.given = equations.levels
+        self.measure()
 
-    def evaluate(self, theta: Array, blocks: int) -> Derivatives:
-        """Derivatives at theta."""
+    def measure(self) -> None:
+        """Bounds of the parameters, in the order of the factors' columns that the search is in."""
+        n, levels = self.equations.n_free, self.equations.levels
+        self.floor, self.bottom = np.zeros(n), np.zeros(n)
+        for term in levels.tail:
+            rows = float(levels.tail_blocks[term.group][:, term.column, term.column].mean())
+            self.floor[term.parameter] = np.sqrt(FLOOR / rows)
+            if levels.groups[term.group].correlated:  # L has to have an inverse until the search is over
+                self.bottom[term.parameter] = self.floor[term.parameter]
+        self.below = columns_below(levels)
+
+    def evaluate(self, x: Array, blocks: int) -> Derivatives:
+        """Derivatives at x."""
         if self.evaluations == REFRESH:
-            self.probes.deflated = None
-        system = System(self.problem, theta)
-        traces = self.probes.traces(system, blocks)
-        out = derivatives(system, project(system), traces, self.nu, self.reml)
+            self.equations.probes.deflated = None
+        out = self.equations.derivatives(x, blocks)
         self.evaluations += 1
-        self.iterations, self.longest = self.iterations + system.iterations, max(self.longest, system.longest)
-        self.trace.append((theta.copy(), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
+        self.trace.append((self.as_given(x), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
         if self.report is not None:
             self.report(self.evaluations, *self.trace[-1])
         return out
 
+    def reached(
+        self, x: Array, blocks: int, came: tuple[Array, Array] | None, pinned: Mask
+    ) -> tuple[Array, Derivatives]:
+        """Derivatives at x, or nearer to where a step came from (that point and the step) if it led too far."""
+        for _ in range(SHORTER):
+            try:
+                return x, self.evaluate(x, blocks)
+            except NumericalError:
+                if came is None:
+                    raise
+                came = came[0], 0.25 * came[1]
+                x = self.moved(*came, pinned)
+        return x, self.evaluate(x, blocks)
+
     def run(self, start: Array, probes: int, error: float) -> Found:
-        """Search from ``start`` (n_theta,) until step and Monte Carlo error are small."""
-        theta, blocks = np.maximum(start, np.where(self.floor > 0.0, self.floor, start)), -(-probes // WIDTH)
+        """Search from ``start`` (n_free,) until step and Monte Carlo error are small."""
+        theta, blocks = self.raised(start), -(-probes // WIDTH)
         pinned, released = np.zeros(len(theta), bool), False
         last: tuple[Array, Array, float] | None = None  # theta, step and slope of the last point
+        came: tuple[Array, Array] | None = None
         while True:
-            at = self.evaluate(theta, blocks)
+            if (turned := self.turned(theta, pinned)) is not None:
+                theta, last, came = turned, None, None
+            theta, at = self.reached(theta, blocks, came, pinned)
             g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
             zero = self.at_zero(theta, g) & ~pinned
             if zero.any() and not spent:
@@ -140,8 +160,8 @@ class Search:
             if last is not None and not spent:
                 slope = float(g[free] @ last[1][free])
                 if slope > 0.5 * abs(last[2]):
-                    theta = self.moved(last[0], last[1] * max(0.1, last[2] / (last[2] - slope)), pinned)
-                    last = None
+                    came, last = (last[0], last[1] * max(0.1, last[2] / (last[2] - slope))), None
+                    theta = self.moved(*came, pinned)
                     continue
             step, inverse = newton_step(g, at.hessian, free)
             error_now = inverse @ np.where(np.outer(free, free), at.covariance, 0.0) @ inverse
@@ -161,14 +181,52 @@ class Search:
                     wanted = int(np.ceil(1.2 * blocks * (ratio / error) ** 2))
                     blocks, last = min(max(wanted, blocks + 1), MAX_PROBES // WIDTH), None
                     continue
-                sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
-                sampling[:, ~free] = np.nan
-                counts = blocks * WIDTH, self.evaluations, self.iterations, self.longest
+                counts = blocks * WIDTH, self.evaluations, self.equations.iterations, self.equations.longest
                 theta = np.where(pinned, 0.0, theta)
-                return Found(theta, error_now, sampling, ratio, *counts, small, g, at.hessian, tuple(self.trace))
+                return Found(*self.result(theta, error_now, sampling), ratio, *counts, small, *self.slopes(theta, at))
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
-            theta = self.moved(theta, step, pinned)
+            came, theta = (theta, step), self.moved(theta, step, pinned)
+
+    def turned(self, theta: Array, pinned: Mask) -> Array | None:
+        """Theta in a better order of factors' columns, which the search is in from there on; None where it stays."""
+        levels = self.equations.levels
+        better = better_order(levels, theta, pinned) if self.turns < TURNS else None
+        if better is None or not self.equations.reorder(better):
+            return None
+        theta, self.turns = carried(levels, better, theta)[0], self.turns + 1
+        self.measure()
+        return np.where(pinned, theta, self.raised(theta))
+
+    def raised(self, theta: Array) -> Array:
+        """Tail parameters no lower than their floor."""
+        return np.maximum(theta, np.where(self.floor > 0.0, self.floor, theta))
+
+    def as_given(self, theta: Array) -> Array:
+        """A point in the parameters of the order that was given, a copy."""
+        return carried(self.equations.levels, self.given, theta)[0]
+
+    def result(self, theta: Array, error: Array, sampling: Array) -> tuple[Array, Array, Array]:
+        """Theta and its covariances in the parameters that were given; the second is NaN where theta is at its bound.
+
+        ``theta`` has zeros where it is at its bound, and so have the covariances.
+        """
+        out, jacobian = carried(self.equations.levels, self.given, theta)
+        sampling = jacobian @ sampling @ jacobian.T
+        bound = np.zeros(len(out), bool)
+        for places, _ in of_factors(self.given)[1:]:
+            zero = [j for a, i, j in places if i == j and out[a] == 0.0]
+            bound[[a for a, _, j in places if j in zero]] = True
+        sampling[bound], sampling[:, bound] = np.nan, np.nan
+        return out, jacobian @ error @ jacobian.T, sampling
+
+    def slopes(self, theta: Array, at: Derivatives) -> tuple[Array, Array, tuple[tuple[Array, float], ...]]:
+        """Gradient and curvature in the parameters that were given, and the trace."""
+        trace = tuple(self.trace)
+        if self.turns == 0:
+            return at.gradient, at.hessian, trace
+        back = carried(self.given, self.equations.levels, self.as_given(theta))[1]
+        return back.T @ np.nan_to_num(at.gradient), back.T @ at.hessian @ back, trace
 
     def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
         """Which of the parameters at zero the criterion falls away from, now that the others have moved."""
@@ -201,8 +259,10 @@ class Search:
 
     def bound(self, theta: Array, step: Array) -> float:
         """Factor that keeps a step within seven tenths of what it changes."""
-        size = np.maximum(np.abs(theta), 0.05)
-        for places in (self.problem.lead, *(group.parameters for group in self.problem.groups)):
+        levels = self.equations.levels
+        size = np.full(len(theta), LONG)
+        size[: levels.n_theta] = np.maximum(np.abs(theta[: levels.n_theta]), 0.05)
+        for places in (levels.lead, *(group.parameters for group in levels.groups)):
             own = {(i, j): a for a, i, j in places}
             for (i, j), a in own.items():
                 if i != j:  # a covariance may pass through zero: the deviations are its measure
@@ -210,12 +270,12 @@ class Search:
         return float(min(1.0, 0.7 / np.max(np.abs(step) / size)))
 
 
-def columns_below(problem: Problem) -> dict[int, list[int]]:
+def columns_below(levels: Levels) -> dict[int, list[int]]:
     """Parameters below each diagonal element of a correlated tail factor's L, by that element's place in theta."""
     out = {}
-    for group in problem.groups:
+    for group in levels.groups:
         for a, i, j in group.parameters:
-            others = [b for b, row, column in group.parameters if column == j and row > j]
+            others = [b for b, row, column in group.parameters if column == j and row != j]
             if i == j and others:
                 out[a] = others
     return out

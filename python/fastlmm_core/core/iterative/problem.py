@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,24 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.iterative.second_level import SecondLevel
 from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
+from fastlmm_core.core.terms import Group
+from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
-__all__ = ["Problem", "TailGroup", "TailTerm", "crossed_problem", "refuse_unidentified", "row_form_bytes"]
+__all__ = [
+    "Levels",
+    "Problem",
+    "TailGroup",
+    "TailTerm",
+    "check_sizes",
+    "crossed_problem",
+    "lead_places",
+    "refuse_unidentified",
+    "row_form",
+    "row_form_bytes",
+    "tail_groups",
+    "tail_terms",
+]
 
 Array = NDArray[np.float64]
 
@@ -75,45 +90,69 @@ class TailTerm:
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """Conditioned cross-products without cells, and the rows that stand in for them.
+class Levels:
+    """What a reduced system is made of, whatever stands on the right of it: rows, and their blocks by level.
 
     Attributes
     ----------
     rows : RowForm
     blocks : (q, l, l)
         A_i, the leading factor's blocks of Z'WZ.
-    lead_dense, tail_dense : (q, l, p + 1), (m, p + 1)
-        Z'W[X y].
-    dtd : (p + 1, p + 1)
     tail_blocks : tuple of (q, l, l)
         Blocks of Z_t'WZ_t on its diagonal, one array a tail factor.
     lead : tuple of (parameter, row, column)
         Places of the leading factor's parameters in L.
     groups : tuple of TailGroup
     tail : tuple of TailTerm
-    n, p, n_theta : int
-    start : (n_theta,)
-        Moment estimates.
+    n_theta : int
+    second : SecondLevel
     """
 
     rows: RowForm
     blocks: Array
-    lead_dense: Array
-    tail_dense: Array
-    dtd: Array
     tail_blocks: tuple[Array, ...]
     lead: tuple[tuple[int, int, int], ...]
     groups: tuple[TailGroup, ...]
     tail: tuple[TailTerm, ...]
-    n: int
-    p: int
     n_theta: int
-    start: Array
     second: SecondLevel
 
 
-def tail_groups(design: DesignSums) -> tuple[TailGroup, ...]:
+@dataclass(frozen=True, eq=False)
+class Problem(Levels):
+    """A linear model: conditioned cross-products without cells, and the rows that stand in for them.
+
+    Attributes
+    ----------
+    lead_dense, tail_dense : (q, l, p + 1), (m, p + 1)
+        Z'W[X y].
+    dtd : (p + 1, p + 1)
+    n, p : int
+    start : (n_theta,)
+        Moment estimates.
+    """
+
+    lead_dense: Array
+    tail_dense: Array
+    dtd: Array
+    n: int
+    p: int
+    start: Array
+
+
+class Grouped(Protocol):
+    """A design: its grouping factors, and where their parameters are."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """The leading one first."""
+
+    @property
+    def theta_map(self) -> ThetaMap:
+        """Places of theta."""
+
+
+def tail_groups(design: Grouped) -> tuple[TailGroup, ...]:
     """The tail factors."""
     index, out, start = design.theta_map.index.tolist(), list[TailGroup](), 0
     for g, group in enumerate(design.groups[1:], 1):
@@ -145,22 +184,63 @@ def refuse_unidentified(design: DesignSums) -> None:
         )
 
 
-def row_form_bytes(design: DesignSums, probes: int) -> int:
-    """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve."""
-    factors = design.groups[1:]
+def row_form_bytes(
+    groups: Sequence[Group], columns: Sequence[Array | None], n: int, weighted: bool, dense: int, probes: int
+) -> int:
+    """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve.
+
+    Parameters
+    ----------
+    groups, columns
+        Grouping factors, the leading one first, and the rows' columns of each.
+    n : int
+        Rows.
+    weighted : bool
+    dense, probes : int
+        Columns of [X y], and probes.
+    """
+    factors = groups[1:]
     n_tail, m = sum(g.n_columns for g in factors), sum(g.size for g in factors)
-    at_hand = cast(RowsAtHand, design)
-    columns, n = at_hand.columns, len(at_hand.codes[0])
-    l, q = design.groups[0].n_columns, design.groups[0].n_levels
+    l, q = groups[0].n_columns, groups[0].n_levels
     covariates = n_tail if any(z is not None for z in columns[1:]) else 0
-    doubles = covariates + (0 if columns[0] is None else l) + (at_hand.weights is not None)
+    doubles = covariates + (0 if columns[0] is None else l) + weighted
     rows = n * (4 * len(factors) + 8 * doubles) + 8 * (2 * q + 1)
     parts = 8 if m <= 1_000_000 else 4  # each has sums of its own
     blocks = parts + SOLVER_BLOCKS + n_tail * (1 - (-probes // WIDTH))
     vectors = 8 * WIDTH * (blocks * m + 2 * q * l)
     widest = max(g.n_columns for g in factors)
-    levels = 8 * (3 * q * l * l + m * widest * (l * l + 4) + (q * l + m) * (design.rank + 1))
+    levels = 8 * (3 * q * l * l + m * widest * (l * l + 4) + (q * l + m) * dense)
     return rows + vectors + levels
+
+
+def check_sizes(groups: Sequence[Group], needed: int, n: int, control: Control) -> None:
+    """Refuse what this engine does not take.
+
+    Raises
+    ------
+    ModelError
+        One grouping factor only, or more than 16 columns of one.
+    MemoryLimitError
+        The rows in this form, and the vectors, do not fit into memory.
+    """
+    if len(groups) < 2:
+        raise ModelError(
+            "the iterative engine is for two or more grouping factors: with one the exact engines are fast"
+        )
+    widest, m = max(g.n_columns for g in groups), sum(g.size for g in groups[1:])
+    if widest > MAX_LEADING:
+        raise ModelError(f"the iterative engine takes at most {MAX_LEADING} random effects a level, not {widest}")
+    if m >= 2**31:
+        raise ModelError(
+            f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
+        )
+    available = control.n_bytes
+    if needed > available:
+        raise MemoryLimitError(
+            f"the iterative engine would take {needed / 2**30:.3g} GiB for {n} rows and {m} random effects "
+            f"beside the leading factor, but {available / 2**30:.3g} GiB can be used: raise "
+            "Control(memory_limit=...) if the machine has more, or fit fewer rows"
+        )
 
 
 def crossed_problem(design: DesignSums, found: Responses, control: Control) -> Problem:
@@ -173,54 +253,63 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
     MemoryLimitError
         The rows in this form, and the vectors, do not fit into memory.
     """
-    if len(design.groups) < 2:
-        raise ModelError(
-            "the iterative engine is for two or more grouping factors: with one the exact engines are fast"
-        )
+    at_hand = cast(RowsAtHand, design)
+    columns, weighted, n = at_hand.columns, at_hand.weights is not None, len(at_hand.codes[0])
+    needed = 0
+    if len(design.groups) > 1:
+        needed = row_form_bytes(design.groups, columns, n, weighted, design.rank + 1, control.probes)
+    check_sizes(design.groups, needed, design.n, control)
     groups = tail_groups(design)
-    tail = tail_terms(groups)
-    m, l, q = groups[-1].columns.stop, design.groups[0].n_columns, design.groups[0].n_levels
-    widest = max(g.n_columns for g in design.groups)
-    if widest > MAX_LEADING:
-        raise ModelError(f"the iterative engine takes at most {MAX_LEADING} random effects a level, not {widest}")
-    if m >= 2**31:
-        raise ModelError(
-            f"the iterative engine takes fewer than 2**31 random effects beside the leading factor, not {m}"
-        )
-    needed, available = row_form_bytes(design, control.probes), control.n_bytes
-    if needed > available:
-        raise MemoryLimitError(
-            f"the iterative engine would take {needed / 2**30:.3g} GiB for {design.n} rows and {m} random effects "
-            f"beside the leading factor, but {available / 2**30:.3g} GiB can be used: raise "
-            "Control(memory_limit=...) if the machine has more, or fit fewer rows"
-        )
+    l, q = design.groups[0].n_columns, design.groups[0].n_levels
     dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]
     cross = design.complete(found, pairs=False)
-    rows = row_form(design, groups, control.n_threads)
+    rows = row_form(at_hand.codes, columns, at_hand.weights, q, groups, control.n_threads)
     return Problem(
-        rows,
-        design.blocks[0],
-        np.ascontiguousarray(dense[0].reshape(q, l, -1)),
-        np.concatenate(dense[1:]),
-        cross.dtd,
-        tuple(design.blocks[1:]),
-        tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0),
-        groups,
-        tail,
-        design.n,
-        design.rank,
-        len(design.theta_map.index),
-        moment_start(cross),
-        SecondLevel(rows, groups),
+        rows=rows,
+        blocks=design.blocks[0],
+        tail_blocks=tuple(design.blocks[1:]),
+        lead=lead_places(design),
+        groups=groups,
+        tail=tail_terms(groups),
+        n_theta=len(design.theta_map.index),
+        second=SecondLevel(rows, groups),
+        lead_dense=np.ascontiguousarray(dense[0].reshape(q, l, -1)),
+        tail_dense=np.concatenate(dense[1:]),
+        dtd=cross.dtd,
+        n=design.n,
+        p=design.rank,
+        start=moment_start(cross),
     )
 
 
-def row_form(design: DesignSums, groups: Sequence[TailGroup], threads: int) -> RowForm:
-    """The rows sorted by leading level; cells may stand in for them."""
-    at_hand = cast(RowsAtHand, design)
-    of_group, columns, w = at_hand.codes, at_hand.columns, at_hand.weights
+def lead_places(design: Grouped) -> tuple[tuple[int, int, int], ...]:
+    """Places of the leading factor's parameters in L."""
+    return tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0)
+
+
+def row_form(
+    of_group: Sequence[NDArray[np.int32]],
+    columns: Sequence[Array | None],
+    w: Array | None,
+    q: int,
+    groups: Sequence[TailGroup],
+    threads: int,
+) -> RowForm:
+    """The rows sorted by leading level; cells may stand in for them.
+
+    Parameters
+    ----------
+    of_group, columns
+        Levels of each grouping factor, the leading one first, and its columns.
+    w : (n,) or None
+        Weights.
+    q : int
+        Leading levels.
+    groups : sequence of TailGroup
+    threads : int
+    """
     lead = of_group[0]
-    ptr, n = level_starts(lead, design.groups[0].n_levels), len(lead)
+    ptr, n = level_starts(lead, q), len(lead)
     codes = np.empty((n, len(groups)), np.int32)
     t, at = None, 0
     if any(z is not None for z in columns[1:]):

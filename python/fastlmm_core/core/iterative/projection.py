@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.iterative.problem import Problem
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.errors import NumericalError
 
@@ -53,7 +54,7 @@ class Projection:
     b_tail: Array
 
 
-def project(system: System) -> Projection:
+def project(system: System[Problem]) -> Projection:
     """Solve for the dense columns.
 
     Raises

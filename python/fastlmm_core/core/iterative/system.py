@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import WIDTH, on_lines
-from fastlmm_core.core.iterative.problem import Problem
+from fastlmm_core._native.iterative.row_form import WIDTH, RowForm, on_lines
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
@@ -23,9 +24,15 @@ __all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
 
 Array = NDArray[np.float64]
 Product = Callable[[Array, Array], Array]
+P = TypeVar("P", bound=Levels, covariant=True)
 
 MAX_ITERATIONS = 2000
 """Of one solve; a graph that needs more is not one for this engine."""
+
+INDEFINITE = (
+    "the random effects' system is not positive definite: the rows' weights are not those of a minimum, or the effects "
+    "are so large beside the residuals that no digits are left"
+)
 
 PATIENCE = 30
 """Iterations after which, or in expectation of more than which, the solver takes a second level: its matrix costs about
@@ -67,7 +74,7 @@ def block_pcg(
     Raises
     ------
     NumericalError
-        `MAX_ITERATIONS` were not enough.
+        `MAX_ITERATIONS` were not enough, or S is not positive definite.
     """
     z = precondition(b, np.empty_like(b))
     size = np.sqrt(np.maximum(dots(b, z), 0.0))
@@ -94,8 +101,10 @@ def block_pcg(
             return x, iteration, False
         apply(p, s)
         curvature = dots(p, s)
+        if (active & (curvature <= 0.0)).any():
+            raise NumericalError(INDEFINITE)
         # a column that has converged stays as it is: its directions would be rounding errors
-        step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active & (curvature > 0.0))
+        step = np.divide(rz, curvature, out=np.zeros_like(rz), where=active)
         x += np.multiply(step, p, out=scaled)
         r -= np.multiply(step, s, out=scaled)
         precondition(r, z)
@@ -133,14 +142,20 @@ def in_blocks(function: Callable[[Array], Array], columns: Array) -> Array:
     return np.concatenate(out, axis=-1)
 
 
-class System:
-    """S at one theta.
+class System(Generic[P]):
+    """S at one theta, and the weights that the rows have now.
 
     Parameters
     ----------
-    problem : Problem
+    problem : Levels
     theta : (n_theta,)
         Conditioned.
+
+    Raises
+    ------
+    NumericalError
+        It is not positive definite, as the weights of some generalised models may be negative; not all such systems
+        are found here, others in a solve.
 
     Attributes
     ----------
@@ -164,26 +179,36 @@ class System:
         Of all solves so far, and of the longest.
     """
 
-    def __init__(self, problem: Problem, theta: Array) -> None:
-        self.problem, self.theta = problem, theta
+    def __init__(self, problem: P, theta: Array) -> None:
+        self.problem, self.theta, self.version = problem, theta, problem.rows.version
         l = problem.rows.l
         self.L = relative_factor(problem.lead, theta, l)
         self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
-        self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
+        root = block_roots(middle, "the leading factor")
+        # as a square, whose error does not grow with the spread of the elements of L as that of an inverse does
+        half = np.linalg.solve(root, np.broadcast_to(self.L.T, middle.shape))
+        self.K = np.ascontiguousarray(half.transpose(0, 2, 1) @ half)
         self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
-        self.log_det_lead = float(np.linalg.slogdet(middle)[1].sum())
+        self.log_det_lead = 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
         for c, factor in zip(self.curvature, self.tail_L, strict=True):
-            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)))
+            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)), "a tail factor")
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
         self.coarse = problem.second.corrections(self.K, self.tail_L) if problem.second.wanted else []
         self.scratch = on_lines(problem.rows.m)
         self.iterations = self.longest = 0
+
+    @property
+    def rows(self) -> RowForm:
+        """The rows, whose weights are those that this system was made with."""
+        if self.problem.rows.version != self.version:
+            raise RuntimeError("the rows have other weights by now: make the system anew")
+        return self.problem.rows
 
     def blockwise(self, blocks: Sequence[Array], x: Array, out: Array | None = None) -> Array:
         """Block-diagonal product: blocks (q, l, l), or (l, l) for all levels, one array a tail factor; x (m, k)."""
@@ -233,23 +258,23 @@ class System:
 
     def product(self, x: Array) -> Array:
         """C x, for x (m, k)."""
-        return in_blocks(lambda block: self.problem.rows.product(self.K, block), x)
+        return in_blocks(lambda block: self.rows.product(self.K, block), x)
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """S x, for x (m, 8)."""
         inner = self.lam(x, self.scratch)
-        self.problem.rows.product(self.K, inner, inner)
+        self.rows.product(self.K, inner, inner)
         out = self.lam_t(inner, out)
         out += x
         return out
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""
-        return in_blocks(self.problem.rows.lead_sums, x)
+        return in_blocks(self.rows.lead_sums, x)
 
     def tail_sums(self, u: Array) -> Array:
         """B'u (m, k), for u (q, l, k)."""
-        return in_blocks(self.problem.rows.tail_sums, u)
+        return in_blocks(self.rows.tail_sums, u)
 
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
         """S^-1 b, for b (m, 8).
@@ -274,8 +299,8 @@ class System:
         return in_blocks(lambda block: self.solve(block, None, tol), b)
 
 
-def block_roots(d: Array) -> Array:
-    """Cholesky factors (q, l, l) of a tail factor's blocks on the diagonal of S.
+def block_roots(d: Array, factor: str) -> Array:
+    """Cholesky factors (q, l, l) of the blocks of a factor, which is what messages call it.
 
     Raises
     ------
@@ -291,7 +316,7 @@ def block_roots(d: Array) -> Array:
     lowest = np.array([np.linalg.eigvalsh(block)[0] if np.isfinite(block).all() else -np.inf for block in d])
     level = int(lowest.argmin())
     raise NumericalError(
-        f"the equations of level {level} of a tail factor are not positive definite (eigenvalue "
+        f"the equations of level {level} of {factor} are not positive definite (eigenvalue "
         f"{lowest[level]:.1g}): effects this large beside the residuals leave the iterative engine no digits"
     )
 

@@ -1,7 +1,8 @@
-"""The two traces of the gradient that need S^-1, by probes with control variates and deflation.
+"""The traces of the gradient that need S^-1, by probes with control variates and deflation.
 
     T_k = tr Z_k'V^-1Z_k = (q_k - tr_k S^-1) / lambda_k^2                    tail factor k of one column
     T_1 = sum_i (R_i B_i Lambda) S^-1 (R_i B_i Lambda)'                      what the leading factor's loses to the tail
+    T_v = sum_r v_r (z_r'K z_r + (e_r'Lambda) S^-1 (e_r'Lambda)')            where the rows' weights change by v
 
 The first of a factor of several columns is the sum over its levels of (I - S^-1)_jj between L^-T and L^-1. With z of
 independent signs on one column of one factor, x = S^-1 z, and D the blocks of S on its diagonal, a level's columns
@@ -9,13 +10,14 @@ each, the estimates are
 
     sum_j z_j (x - x_1)_j' + column of sum_j D_j^-1,            x_1 = 2 D^-1 z - D^-1 S D^-1 z
     (RB Lambda z)(RB Lambda (x - D^-1 z))' + sum_j Lambda_j D_j^-1 Lambda_j' o N_j
+    sum_r v_r ((e_r'Lambda z)(e_r'Lambda (x - D^-1 z)) + z_r'K z_r + e_r'Lambda D^-1 Lambda'e_r)
 
-whose control variates have exact means, D_j^-1 each (Hutchinson 1989; the Neumann series of D^-1 S gives x_1), and the
-exact part (I - D_j^-1) between L^-T and L^-1 is (I + C_j LL')^-1 C_j, which needs no division. What is left of the
-variance lies in the few directions that D does not see, the constant first: Q, orthonormal within columns, holds them,
-its part of the trace is computed outright and probes see the rest, tr A = sum_c q_c'A q_c + E z~'A z~,
-z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is; for a factor of few levels Q is all of
-it.
+(e_r as in `_native/iterative/row_sums.pyx`). Their control variates have exact means, D_j^-1 each (Hutchinson 1989; the
+Neumann series of D^-1 S gives x_1), and the exact part (I - D_j^-1) between L^-T and L^-1 is (I + C_j LL')^-1 C_j,
+which needs no division. What is left of the variance lies in the few directions that D does not see, the constant
+first: Q, orthonormal within columns, holds them, its part of the trace is computed outright and probes see the rest,
+tr A = sum_c q_c'A q_c + E z~'A z~, z~ = (I - QQ')z (Meyer, Musco, Musco and Woodruff 2021). Unbiased whatever Q is; for
+a factor of few levels Q is all of it.
 
 Signs on one column at a time make the estimate of T_k an even function of lambda_k, so that it has a limit at zero.
 """
@@ -27,8 +29,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.iterative import row_sums
 from fastlmm_core._native.iterative.row_form import WIDTH
-from fastlmm_core.core.iterative.problem import Problem
+from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.system import System
 
 __all__ = ["Probes", "Traces", "deflation_basis", "rademacher"]
@@ -55,10 +58,13 @@ class Traces:
         T_1.
     tail : tuple of (s, l, l)
         T_k of each tail factor, of which the places of its parameters are meant; NaN where a column's lambda is zero.
+    rows : (s, k)
+        T_v of each change of the rows' weights.
     """
 
     lead: Array
     tail: tuple[Array, ...]
+    rows: Array
 
 
 def rademacher(seed: int, stream: int, block: int, m: int) -> Array:
@@ -67,7 +73,7 @@ def rademacher(seed: int, stream: int, block: int, m: int) -> Array:
     return rng.integers(0, 2, (m, WIDTH)).astype(np.float64) * 2.0 - 1.0
 
 
-def deflation_basis(system: System) -> Array:
+def deflation_basis(system: System[Levels]) -> Array:
     """Orthonormal (m, 8): subspace iteration on I - G^-1 S G'^-1, D = GG', begun with indicators of the tail terms."""
     problem = system.problem
     u = np.random.default_rng(0).normal(size=(problem.rows.m, WIDTH))
@@ -114,16 +120,16 @@ class Probes:
 
     Parameters
     ----------
-    problem : Problem
+    problem : Levels
     seed : int
     """
 
-    def __init__(self, problem: Problem, seed: int) -> None:
+    def __init__(self, problem: Levels, seed: int) -> None:
         self.problem, self.seed = problem, seed
         self.deflated: list[list[Array]] | None = None
         self.warm: dict[tuple[int, int], Array] = {}
 
-    def deflate(self, system: System) -> None:
+    def deflate(self, system: System[Levels]) -> None:
         """Choose Q anew at some theta."""
         u = system.split_t(deflation_basis(system))
         self.deflated = []
@@ -131,13 +137,23 @@ class Probes:
             self.deflated.append(term_basis(u, term.columns))
         self.warm = {}
 
-    def traces(self, system: System, blocks: int) -> Traces:
-        """Both traces at a theta, from the first ``blocks`` blocks of eight probes."""
+    def traces(self, system: System[Levels], blocks: int, changes: Array | None = None) -> Traces:
+        """All traces at a theta, from the first ``blocks`` blocks of eight probes.
+
+        Parameters
+        ----------
+        system : System
+        blocks : int
+        changes : (n, k), optional
+            Changes v of the weights, of rows in the order of the system's.
+        """
         problem, l, s = self.problem, self.problem.rows.l, blocks * WIDTH
         if self.deflated is None:
             self.deflate(system)
         assert self.deflated is not None
         exact_lead, exact_tail = controls(system)
+        v = np.empty((problem.rows.n, 0)) if changes is None else changes
+        exact_rows = v.T @ controlled_leverages(system) if v.shape[1] else np.zeros(0)
         outright = [np.zeros((group.l, group.l)) for group in problem.groups]  # of S^-1 less its control
         probed = [np.zeros((s, group.l, group.l)) for group in problem.groups]
         for f, term in enumerate(problem.tail):
@@ -145,7 +161,8 @@ class Probes:
                 values, x = self.values(system, f, q, -1 - k)
                 outright[term.group][:, term.column] += values.sum(axis=1)
                 exact_lead += self.lead_values(system, q, x).sum(axis=0)
-        lead = np.empty((s, l, l))
+                exact_rows = exact_rows + row_values(system, q, x, v).sum(axis=0)
+        lead, of_rows = np.empty((s, l, l)), np.empty((s, v.shape[1]))
         for b in range(blocks):
             rows = slice(b * WIDTH, (b + 1) * WIDTH)
             z = rademacher(self.seed, 0, b, problem.rows.m)
@@ -162,13 +179,14 @@ class Probes:
                 whole_z += part
                 whole_x += x
             lead[rows] = exact_lead + self.lead_values(system, whole_z, whole_x)
+            of_rows[rows] = exact_rows + row_values(system, whole_z, whole_x, v)
         tail = []
         for g, factor in enumerate(system.tail_L):
-            v = outright[g] + probed[g]
-            tail.append(exact_tail[g] - between((v + v.transpose(0, 2, 1)) / 2, factor))
-        return Traces(lead, tuple(tail))
+            found = outright[g] + probed[g]
+            tail.append(exact_tail[g] - between((found + found.transpose(0, 2, 1)) / 2, factor))
+        return Traces(lead, tuple(tail), of_rows)
 
-    def values(self, system: System, f: int, z: Array, block: int) -> tuple[Array, Array]:
+    def values(self, system: System[Levels], f: int, z: Array, block: int) -> tuple[Array, Array]:
         """z_j (x - x_1)_j summed over levels, by column (l, 8), and x = S^-1 z (m, 8), for z on columns of term f."""
         term = self.problem.tail[f]
         group = self.problem.groups[term.group]
@@ -184,7 +202,7 @@ class Probes:
         signs = z[term.columns][:, None, :]
         return (signs * group.of_level(x - first)).sum(axis=0), x
 
-    def lead_values(self, system: System, z: Array, x: Array) -> Array:
+    def lead_values(self, system: System[Levels], z: Array, x: Array) -> Array:
         """Symmetric part of (RB Lambda z)(RB Lambda (x - D^-1 z))' (8, l, l)."""
         left = system.R @ system.lead_sums(system.lam(z))
         right = system.R @ system.lead_sums(system.lam(x - system.jacobi(z)))
@@ -192,7 +210,7 @@ class Probes:
         return np.asarray((out + out.transpose(0, 2, 1)) / 2)
 
 
-def controls(system: System) -> tuple[Array, list[Array]]:
+def controls(system: System[Levels]) -> tuple[Array, list[Array]]:
     """What D alone makes of T_1 (l, l) and of each T_k (l, l)."""
     l = system.problem.rows.l
     lead, tail = np.zeros((l, l)), []
@@ -200,6 +218,19 @@ def controls(system: System) -> tuple[Array, list[Array]]:
         lead += np.einsum("jcd,jcdab->ab", factor @ d @ factor.T, n)
         tail.append(np.linalg.solve(np.eye(len(factor)) + c @ (factor @ factor.T), c).sum(axis=0))
     return lead, tail
+
+
+def controlled_leverages(system: System[Levels]) -> Array:
+    """Leverages (n,) of the rows with D^-1 in the place of S^-1; those of the leading factor are in them exactly."""
+    blocks = [factor @ d @ factor.T for d, factor in zip(system.inverse, system.tail_L, strict=True)]
+    return row_sums.leverages(system.rows, system.K, blocks)
+
+
+def row_values(system: System[Levels], z: Array, x: Array, v: Array) -> Array:
+    """sum_r v_r (e_r'Lambda z)(e_r'Lambda (x - D^-1 z)) of each change of weights (8, k)."""
+    if not v.shape[1]:
+        return np.zeros((WIDTH, 0))
+    return row_sums.forms(system.rows, system.K, system.lam(z), system.lam(x - system.jacobi(z)), v).T
 
 
 def between(v: Array, factor: Array) -> Array:

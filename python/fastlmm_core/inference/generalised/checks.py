@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
+from fastlmm_core.core.engines import NO_FACTOR
+from fastlmm_core.core.glmm.fitted import exact
 from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
 from fastlmm_core.inference.comparison import shares_of, variance_shares
-from fastlmm_core.inference.generalised.influence import leverage_parts
+from fastlmm_core.inference.generalised.influence import fixed_leverages, leverage_parts
 from fastlmm_core.inference.generalised.predict import marginal_mean
 from fastlmm_core.inference.generalised.rows import COUNTS, WHOLE, distribution, observed, prior_weights
 from fastlmm_core.inference.generalised.uncertainty import leverages
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fastlmm_core.core.glmm.fitted import Engine
+    from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
 __all__ = ["LaplaceCheck", "dispersion", "icc", "laplace_check", "r2"]
@@ -86,8 +89,12 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
     w, _ = row_weights(result, core.eta)
     freq = np.ones(len(w)) if result.options.freq_weights is None else result.options.freq_weights
     x2 = float(freq @ ((observed(result) - core.fitted) ** 2 / core.family.variance(core.mu, m, core.rho)))
-    modes, fixed = leverage_parts(result, w)
-    df = float(freq.sum() - modes.sum() - fixed.sum())
+    if result.monte_carlo is None:
+        parameters = sum(part.sum() for part in leverage_parts(result, w))
+    else:  # leverages of the modes are known in sum
+        with engine_at(result) as engine:
+            parameters = cast("IterativeLaplace", engine).effective() + fixed_leverages(result, w).sum()
+    df = float(freq.sum() - parameters)
     out = {"pearson_x2": x2, "df": df, "ratio": x2 / df, "p": float(chdtrc(df, x2))}
     if (core.family.name in COUNTS or core.family.vector) and (m == 1.0).all():
         _, at_zero = distribution(core.family, np.zeros(len(w)), core.mu, m, core.rho)
@@ -97,6 +104,8 @@ def dispersion(result: GeneralisedModel) -> pd.Series:
 
 def laplace_check(result: GeneralisedModel) -> LaplaceCheck:
     """The second-order term; see `GlmerResult.laplace_check`."""
+    if result.monte_carlo is not None:
+        raise ModelError("covariances of all pairs of rows are " + NO_FACTOR)
     if result.options.n_agq > 1:
         raise ModelError("the fit is by quadrature, not by Laplace's approximation: compare it with more points")
     if result.options.zero_terms:
@@ -139,7 +148,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:
         model.engine.set_response(core._y)
-        return -0.5 * (model.engine.value(core.psi) - engine.value(core.psi))
+        return -0.5 * (exact(model.engine).value(core.psi) - exact(engine).value(core.psi))
 
 
 def _second_order(result: GeneralisedModel) -> tuple[float, float, float]:

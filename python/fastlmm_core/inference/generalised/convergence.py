@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core.glmm.fitted import exact
+from fastlmm_core.core.glmm.iterative.fitted import IterativeGlmmFit
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.fitting.generalised import engine_at
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -34,16 +36,21 @@ def curvatures(gradient: Array, hessian: Array) -> tuple[Array, float]:
 def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
     """Gradient, curvature and boundary at the optimum; see `GlmerResult.convergence_report`."""
     core, design = result.core, result.design
+    message = core.message
     with engine_at(result) as engine:
         plan = engine.design
         gradient, values, promise = (np.full(plan.n_free, np.nan),) * 2 + (np.nan,)
         try:
-            _, gradient, _ = engine.derivatives(core.psi)
-            hessian = engine.information(core.psi)
+            if isinstance(core, IterativeGlmmFit):  # the search's last estimates
+                free = np.isfinite(core.found.sampling.diagonal())
+                gradient = np.where(free, core.found.gradient, 0.0)
+                values, promise = curvatures(gradient[free], core.found.hessian[np.ix_(free, free)])
+                message = f"{message}; {core.monte_carlo}"
+            else:
+                _, gradient, _ = exact(engine).derivatives(core.psi)
+                values, promise = curvatures(gradient, exact(engine).information(core.psi))
         except NumericalError:  # said on the page
             pass
-        else:
-            values, promise = curvatures(gradient, hessian)
     labels = list(theta_labels(design))
     nt = plan.n_theta
     diagonal = plan.theta_map.diagonal
@@ -52,7 +59,7 @@ def convergence_report(result: GeneralisedModel) -> ConvergenceReport:
     names = [*labels, *(design.x_names[k] for k in plan.keep), *own]
     report = ConvergenceReport(
         converged=core.converged,
-        message=core.message,
+        message=message,
         n_evaluations=len(core.log),
         gradient=pd.Series(plan.to_conditioned.T @ gradient, index=names),
         promise=promise,

@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.fitted import covariance
 from fastlmm_core.errors import FastLMMError, ModelError
 from fastlmm_core.fitting.generalised import glmm_of, options_of_rows
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
-__all__ = ["cooks_distance", "hatvalues", "influence", "leverage_parts"]
+__all__ = ["cooks_distance", "fixed_leverages", "hatvalues", "influence", "leverage_parts"]
 
 Array = NDArray[np.float64]
 
@@ -39,6 +40,11 @@ METHODS = ("one-step", "refit")
 
 def leverage_parts(result: GeneralisedModel, w: Array) -> tuple[Array, Array]:
     """Leverages (n,) of the modes and of the fixed effects, at observed weights ``w``."""
+    return w * leverages(result), fixed_leverages(result, w)
+
+
+def fixed_leverages(result: GeneralisedModel, w: Array) -> Array:
+    """Leverages (n,) of the fixed effects, at observed weights ``w``."""
     core, design = result.core, result.design
     keep = np.flatnonzero(~np.isnan(core.beta))
     X = design.X[:, keep]
@@ -50,7 +56,7 @@ def leverage_parts(result: GeneralisedModel, w: Array) -> tuple[Array, Array]:
     if len(keep):
         information = X.T @ (w[:, None] * moved)
         fixed = w * np.einsum("np,np->n", moved, np.linalg.solve(information, moved.T).T)
-    return w * leverages(result), fixed
+    return fixed
 
 
 def hatvalues(result: GeneralisedModel) -> pd.Series:
@@ -78,6 +84,8 @@ def influence(
         )
     if method not in METHODS:
         raise ModelError(f"influence has no method {method!r}: use one of {', '.join(map(repr, METHODS))}")
+    if method == "one-step" and result.monte_carlo is not None:
+        raise ModelError("a step from the estimates is " + NO_FACTOR)
     design, core = result.design, result.core
     codes, cases, name = cases_of(design, by)
     out = Deleted.empty(len(cases), core)  # type: ignore[arg-type]

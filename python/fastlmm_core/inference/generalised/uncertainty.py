@@ -7,20 +7,24 @@ predictor eta = x'beta + z'b~(psi) has the variance z'C z + j'V j, j = d eta / d
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.core.glmm.two_predictors import TwoPredictors
+from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.generalised import engine_at
+from fastlmm_core.inference.iterative_inverse import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastlmm_core.core.glmm.fitted import Engine
+    from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import NewDesign
 
@@ -54,11 +58,11 @@ def mode_derivatives(result: GeneralisedModel) -> list[Array]:
             for sign in (1.0, -1.0):
                 unit = design.to_conditioned[:, column]
                 step = STEP / max(float(np.abs(unit).max()), 1e-300)
-                engine.value(core.psi + sign * step * unit)
+                engine.locate(core.psi + sign * step * unit)
                 ends.append(design.user_modes(engine.modes()))
             for target, high, low in zip(out, *ends, strict=True):
                 target[k] = (high - low) / (2.0 * step)
-        engine.value(core.psi)
+        engine.locate(core.psi)
     return out
 
 
@@ -87,9 +91,12 @@ def conditional_forms(engine: Engine, parts: Parts) -> Array:
     if len(groups) == 1:
         codes, z = groups[0]
         return np.asarray(np.einsum("ni,nij,nj->n", z, engine.cond_var()[0][codes], z))
-    assert isinstance(engine, Laplace)
     key = np.column_stack([np.column_stack([codes[:, None], z]) for codes, z in groups])
     _, first, inverse = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    if not isinstance(engine, Laplace):
+        check_number(len(first))
+        solved = cast("IterativeLaplace", engine)
+        return solved.forms([codes[first] for codes, _ in groups], [z[first] for _, z in groups])[inverse.ravel()]
     forms = np.empty(len(first))
     width = max(1, CHUNK_NUMBERS // sum(engine.size))
     for at in range(0, len(first), width):
@@ -151,6 +158,8 @@ def variances(
 
 def leverages(result: GeneralisedModel) -> Array:
     """z_i'C z_i (n,) of the rows of the fit."""
+    if result.monte_carlo is not None:
+        raise ModelError("leverages of single rows are " + NO_FACTOR)
     with engine_at(result) as engine:
         if isinstance(engine, (Laplace, TwoPredictors)):
             return engine.leverages()

@@ -71,7 +71,8 @@ class DiagnosticMethods(FittedModel):
     def cooks_distance(self) -> pd.Series:
         """Cook's distance of every row on the fitted values, r² h / ((1 − h)² σ² p), as lme4's `cooks.distance`.
 
-        For distances on the fixed effects, by row or by group, see `influence`.
+        For distances on the fixed effects, by row or by group, see `influence`. NaN, like studentized residuals, for a
+        row of leverage one, which nothing but itself could contradict.
 
         Examples
         --------

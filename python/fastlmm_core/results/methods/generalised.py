@@ -109,18 +109,21 @@ class GeneralisedMethods(GeneralisedModel):
         return convergence_report(self)
 
     def engine_report(self) -> EngineReport:
-        """Which engine factored the random effects, and why; one grouping factor needs none, its levels go one by one.
+        """Which engine fitted the random effects, and why; one grouping factor needs none, its levels go one by one.
 
         Raises
         ------
         ModelError
             There is one grouping factor.
         """
+        from fastlmm_core.core.glmm.iterative.fitted import IterativeGlmmFit
         from fastlmm_core.core.glmm.laplace import Laplace
         from fastlmm_core.core.glmm.two_predictors import TwoPredictors
         from fastlmm_core.core.layout import engine_report
         from fastlmm_core.fitting.generalised import kept_glmm
 
+        if isinstance(self.core, IterativeGlmmFit):
+            return self.core.engine_report()
         engine = kept_glmm(self).engine
         if isinstance(engine, TwoPredictors):
             engine = engine.inner

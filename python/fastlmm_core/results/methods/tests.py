@@ -195,7 +195,7 @@ class DdfMethods:
         Raises
         ------
         ModelError
-            A factor has one dummy a level, so that columns change meaning when a term goes.
+            Without a term the factors of another are coded otherwise, as in a model without an intercept.
 
         Examples
         --------

@@ -27,56 +27,8 @@ from libc.string cimport memcpy, memset
 
 __all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__) || defined(__clang__)
-    #define ROW_AHEAD(p) __builtin_prefetch(p)
-    #else
-    #define ROW_AHEAD(p)
-    #endif
-    """
-    void ROW_AHEAD(const void *p) noexcept nogil
-
-cdef enum:
-    KV = 8
-    MOST = 16
-    AHEAD = 16  # rows whose gathers are under way while one is worked on
-
 WIDTH = KV
 MAX_LEADING = MOST
-
-
-cdef struct rows_t:
-    Py_ssize_t n, l, nf, nt
-    const int64_t *ptr
-    const int64_t *widths
-    const int32_t *codes
-    const double *z
-    const double *t
-    const double *w
-
-
-cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
-    """v (KV,) = sum over the row's tail columns of t x."""
-    cdef Py_ssize_t f, _c, k
-    cdef const double *xx
-    cdef const double *t
-    for k in range(KV):
-        v[k] = 0.0
-    if rows.t is NULL:
-        for f in range(rows.nf):
-            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for k in range(KV):
-                v[k] += xx[k]
-    else:
-        t = rows.t + r * rows.nt
-        for f in range(rows.nf):
-            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for _c in range(rows.widths[f]):
-                for k in range(KV):
-                    v[k] += t[0] * xx[k]
-                t += 1
-                xx += KV
 
 
 cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, double *y) noexcept nogil:
@@ -105,33 +57,6 @@ cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, 
                     yy[k] += a * v[k]
                 t += 1
                 yy += KV
-
-
-cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, const double *y,
-                           double *s) noexcept nogil:
-    """s (l, KV) = B_i x; y, if there is one, is written at the same rows next."""
-    cdef Py_ssize_t r, c, f, k
-    cdef double v[KV]
-    cdef double a
-    for k in range(rows.l * KV):
-        s[k] = 0.0
-    for r in range(rows.ptr[i], rows.ptr[i + 1]):
-        if r + AHEAD < rows.n:
-            for f in range(rows.nf):
-                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
-                if y is not NULL:
-                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
-        row_value(rows, r, x, v)
-        if rows.z is NULL and rows.w is NULL:
-            for k in range(KV):
-                s[k] += v[k]
-            continue
-        for c in range(rows.l):
-            a = 1.0 if rows.w is NULL else rows.w[r]
-            if rows.z is not NULL:
-                a *= rows.z[r * rows.l + c]
-            for k in range(KV):
-                s[c * KV + k] += a * v[k]
 
 
 cdef void level_product(const rows_t *rows, Py_ssize_t i, const double *K, const double *x, double *y) noexcept nogil:
@@ -201,19 +126,16 @@ cdef class RowForm:
     w : (n,) float64 or None
     threads : int
 
+    Attributes
+    ----------
+    version : int
+        Of the weights.
+
     Raises
     ------
     ValueError
         Shapes or codes do not match, or a factor has more than 16 columns.
     """
-
-    cdef readonly Py_ssize_t n, q, m, l, products
-    cdef Py_ssize_t parts, threads
-    cdef rows_t rows
-    cdef object kept
-    cdef int64_t[::1] part, starts
-    cdef double[:, :, ::1] buffer
-    cdef double[:, ::1] given
 
     def __init__(self, const int64_t[::1] ptr, const int32_t[:, ::1] codes, const int64_t[::1] levels,
                  const int64_t[::1] widths, const double[:, ::1] z, const double[:, ::1] t, const double[::1] w,
@@ -221,7 +143,7 @@ cdef class RowForm:
         cdef Py_ssize_t f
         self.q, self.n = ptr.shape[0] - 1, codes.shape[0]
         self.l = 1 if z is None else z.shape[1]
-        self.products, self.threads = 0, max(1, threads)
+        self.products, self.version, self.threads = 0, 0, max(1, threads)
         ends, columns = np.asarray(ptr), np.asarray(codes)
         if levels.shape[0] != columns.shape[1] or widths.shape[0] != columns.shape[1]:
             raise ValueError("factors do not match the codes")
@@ -262,6 +184,16 @@ cdef class RowForm:
         share[0], share[self.parts] = 0, self.q
         self.part = share
         self.buffer, self.given = on_lines(self.parts * self.m).reshape(self.parts, self.m, KV), on_lines(self.m)
+
+    def reweight(self, const double[::1] w):
+        """Other weights (n,) from here on, in the order of the rows here; they are kept, not copied.
+
+        `version` counts them: blocks, K and R of other code belong to the weights they were made with.
+        """
+        self.check((w.shape[0],), (self.n,))
+        self.kept = (*self.kept[:4], w, *self.kept[5:])
+        self.rows.w = &w[0]
+        self.version += 1
 
     cdef add_parts(self, double[:, ::1] y):
         """y = the parts' sums, in their order."""

@@ -1,0 +1,90 @@
+"""Rows sorted by leading level, for the kernels that walk through them."""
+
+from libc.stdint cimport int32_t, int64_t
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define ROW_AHEAD(p) __builtin_prefetch(p)
+    #else
+    #define ROW_AHEAD(p)
+    #endif
+    """
+    void ROW_AHEAD(const void *p) noexcept nogil
+
+cdef enum:
+    KV = 8
+    MOST = 16
+    AHEAD = 16  # rows whose gathers are under way while one is worked on
+
+
+cdef struct rows_t:
+    Py_ssize_t n, l, nf, nt
+    const int64_t *ptr
+    const int64_t *widths
+    const int32_t *codes
+    const double *z
+    const double *t
+    const double *w
+
+
+cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
+    """v (KV,) = sum over the row's tail columns of t x."""
+    cdef Py_ssize_t f, _c, k
+    cdef const double *xx
+    cdef const double *t
+    for k in range(KV):
+        v[k] = 0.0
+    if rows.t is NULL:
+        for f in range(rows.nf):
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            for k in range(KV):
+                v[k] += xx[k]
+    else:
+        t = rows.t + r * rows.nt
+        for f in range(rows.nf):
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            for _c in range(rows.widths[f]):
+                for k in range(KV):
+                    v[k] += t[0] * xx[k]
+                t += 1
+                xx += KV
+
+
+cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, const double *y,
+                           double *s) noexcept nogil:
+    """s (l, KV) = B_i x; y, if there is one, is written at the same rows next."""
+    cdef Py_ssize_t r, c, f, k
+    cdef double v[KV]
+    cdef double a
+    for k in range(rows.l * KV):
+        s[k] = 0.0
+    for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        if r + AHEAD < rows.n:
+            for f in range(rows.nf):
+                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
+                if y is not NULL:
+                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
+        row_value(rows, r, x, v)
+        if rows.z is NULL and rows.w is NULL:
+            for k in range(KV):
+                s[k] += v[k]
+            continue
+        for c in range(rows.l):
+            a = 1.0 if rows.w is NULL else rows.w[r]
+            if rows.z is not NULL:
+                a *= rows.z[r * rows.l + c]
+            for k in range(KV):
+                s[c * KV + k] += a * v[k]
+
+
+cdef class RowForm:
+    cdef readonly Py_ssize_t n, q, m, l, products, version
+    cdef Py_ssize_t parts, threads
+    cdef rows_t rows
+    cdef object kept
+    cdef int64_t[::1] part, starts
+    cdef double[:, :, ::1] buffer
+    cdef double[:, ::1] given
+    cdef add_parts(self, double[:, ::1] y)
+    cdef check(self, shape, tuple expected)

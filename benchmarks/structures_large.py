@@ -147,7 +147,7 @@ PROBLEMS = {
 }
 
 
-def measured(name: str, share: float, patience: float) -> list[str]:
+def measured(name: str, share: float, patience: float = 0.0) -> list[str]:
     """One row of the table; the peer has `patience` seconds, none where that is zero."""
     from fastlmm_core import lmer
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular
 
-__all__ = ["NullSpace", "null_space"]
+__all__ = ["TOLERANCE", "NullSpace", "null_space"]
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Descent", "Function", "Point", "Report", "Search", "descend", "minimise"]
+__all__ = ["Derivatives", "Descent", "Function", "Point", "Report", "Search", "descend", "minimise"]
 
 Array = NDArray[np.float64]
 Derivatives = Callable[[], tuple[Array, Array, float]]

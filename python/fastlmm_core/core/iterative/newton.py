@@ -59,6 +59,8 @@ class Found:
         Covariance of theta over probes; zero where theta is at its bound of zero.
     sampling : (n_free, n_free)
         Covariance of theta over data; NaN where theta is at its bound.
+    spread : (n_free, n_free)
+        Covariance of the gradient over probes.
     ratio : float
         Largest Monte Carlo error in sampling errors.
     probes, evaluations, iterations, longest : int
@@ -73,6 +75,7 @@ class Found:
     theta: Array
     monte_carlo: Array
     sampling: Array
+    spread: Array
     ratio: float
     probes: int
     evaluations: int
@@ -174,7 +177,9 @@ class Search:
                 sampling[:, ~free] = np.nan
                 counts = blocks * WIDTH, self.evaluations, self.equations.iterations, self.equations.longest
                 theta = np.where(pinned, 0.0, theta)
-                return Found(theta, error_now, sampling, ratio, *counts, small, g, at.hessian, tuple(self.trace))
+                return Found(
+                    theta, error_now, sampling, at.covariance, ratio, *counts, small, g, at.hessian, tuple(self.trace)
+                )
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             came, theta = (theta, step), self.moved(theta, step, pinned)

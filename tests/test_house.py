@@ -96,6 +96,23 @@ def test_places_that_a_map_names_exist(name):
     assert not {place for place in places if not any(path.endswith(f"/{place}") for path in there)}
 
 
+PROSE = (
+    *("CONTRIBUTING.md", "SECURITY.md", "docs/backend.md", "docs/convergence.md", "docs/design.md", "docs/engines.md"),
+    *("docs/inference.md", "docs/start.md"),
+)
+LONGEST_LINE = 120
+
+
+@PROJECT
+@pytest.mark.parametrize("name", PROSE)
+def test_prose_is_wrapped_as_code_is(name):
+    """Tables and what is quoted from a terminal are as wide as they are."""
+    parts = (ROOT / name).read_text(encoding="utf-8").split("```")
+    lines = [line for prose in parts[::2] for line in prose.splitlines() if not line.startswith(("|", "  |", "    "))]
+    assert lines
+    assert not [line for line in lines if len(line) > LONGEST_LINE]
+
+
 @PROJECT
 def test_every_folder_is_on_the_map():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

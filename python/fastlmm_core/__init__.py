@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.nested_tests import bootstrap_test
     from fastlmm_core.inference.power import power
     from fastlmm_core.results.glmer import glmer
+    from fastlmm_core.results.glmer_many import glmer_many
     from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.hypothetical import hypothetical, power_curve
     from fastlmm_core.results.lmer import lmer
@@ -94,6 +95,7 @@ __all__ = [
     "exact_test",
     "expand",
     "glmer",
+    "glmer_many",
     "hypothetical",
     "is_singular",
     "lmer",
@@ -147,6 +149,7 @@ _LAZY = {
     "expand": "inference.expand",
     "hypothetical": "results.hypothetical",
     "glmer": "results.glmer",
+    "glmer_many": "results.glmer_many",
     "is_singular": "inference.diagnostics",
     "lmer": "results.lmer",
     "lmer_many": "results.lmer_many",

@@ -92,6 +92,8 @@ def test_predictions_by_a_root_lie_within_their_limits() -> None:
     assert (found["lower"] <= found["fit"]).all()
     assert (found["fit"] <= found["upper"]).all()
     eta = fit.predict(new, kind="link", interval="confidence", re_form="none")
-    far = eta[["lower", "upper"]].abs().max(axis=1)
-    np.testing.assert_allclose(found["upper"], far**2, rtol=1e-12)
-    np.testing.assert_allclose(found["lower"], np.where(eta["lower"] * eta["upper"] < 0.0, 0.0, found["lower"]))
+    ends = eta[["lower", "upper"]].abs()
+    crosses = eta["lower"] * eta["upper"] < 0.0
+    assert crosses.tolist() == [True, True, False]
+    np.testing.assert_allclose(found["upper"], ends.max(axis=1) ** 2, rtol=1e-12)
+    np.testing.assert_allclose(found["lower"], np.where(crosses, 0.0, ends.min(axis=1) ** 2), rtol=1e-12)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fastlmm_core import DataError, GlmerResult, NumericalError, glmer
+from fastlmm_core import BoundaryWarning, DataError, GlmerResult, NumericalError, glmer
 from fastlmm_core.core.glmm.laplace import solved
+from fastlmm_core.fitting.generalised import settled
 
 
 def test_overdispersion_in_place_of_effects_can_be_a_local_optimum() -> None:
@@ -136,3 +138,14 @@ def test_ordered_categories_start_without_a_word() -> None:
     below = -np.expm1(-np.exp(alpha - beta * 3))  # P(y <= k) as documented, polr and clm; clmm calls it loglog
     p = fit.predict(pd.DataFrame({"x": [3], "g": [99]}), kind="population").to_numpy()[0]
     np.testing.assert_allclose(np.cumsum(p)[:2], below, rtol=1e-9)
+
+
+def test_a_limit_excuses_no_slope() -> None:
+    rng = np.random.default_rng(5)
+    data = {"g": np.repeat(np.arange(12), 6), "x": rng.normal(size=72)}
+    data["y"] = rng.binomial(6, 0.4, 72)
+    with pytest.warns(BoundaryWarning, match="at its limit of zero"):
+        core = glmer("y ~ x + (1 | g)", data, "negativebinomial").core
+    assert settled(replace(core, converged=False)).converged
+    beside = core.psi + 0.3 * (np.arange(len(core.psi)) == 1)
+    assert not settled(replace(core, converged=False, psi=beside)).converged

@@ -40,6 +40,24 @@ def test_it_is_the_fit_of_dummies(fixed, dummies, reml, pay):
         assert found.loc[level, "std_error"] == pytest.approx(other.bse[f"firm[T.{level}]"], rel=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"residual": "ar1(wave | worker)"}], ids=["independent", "ar1"])
+def test_its_rows_are_predicted_with_the_sparse_part(options, pay):
+    pay = pay.assign(wave=pay.groupby("worker").cumcount())
+    random = "" if options else " + (1 | worker)"
+    fit = lmer(f"y ~ x + sparse(firm){random}", pay, **options)
+    other = lmer(f"y ~ x + firm{random}", pay, **options)
+    assert np.std(other.predict(re_form="none") - fit.params["x"] * pay.x) > 0.5
+    for ask in (
+        lambda f: f.predict(),
+        lambda f: f.predict(re_form="none"),
+        lambda f: f.residuals("marginal"),
+        lambda f: f.augment()[".fixed"],
+        lambda f: f.r2(),
+        *([lambda f: f.predict(residual="conditional")] if options else []),
+    ):
+        np.testing.assert_allclose(ask(fit), ask(other), atol=1e-4)
+
+
 def test_a_column_that_the_levels_determine_is_dropped(pay):
     with pytest.warns(match="size"):
         fit = lmer("y ~ x + size + sparse(firm) + (1 | worker)", pay)

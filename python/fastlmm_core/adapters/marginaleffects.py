@@ -138,6 +138,8 @@ def wrap(
         raise ModelError(
             f"wrap takes a result of lmer() or glmer(), or one loaded with its data, not a {type(result).__name__}"
         )
+    if result.design.sparse:
+        raise ModelError("marginaleffects beside sparse() effects is not available: it predicts new rows")
     if kind not in ("response", "link"):
         raise ModelError(f'kind must be "response" or "link", not {kind!r}')
     if isinstance(ddf, str):

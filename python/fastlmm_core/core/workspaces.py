@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from threading import get_ident
+from typing import Any
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.criterion import Objective
@@ -14,7 +16,7 @@ from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.threads import ForkedLock
 from fastlmm_core.errors import InUseError
 
-__all__ = ["Turn", "Workspaces"]
+__all__ = ["TakenInTurn", "Turn", "Workspaces"]
 
 KEPT_BYTES = 1 << 28
 """Idle workspaces of one design are kept up to this size in all; a larger one is planned anew when it is needed."""
@@ -136,3 +138,38 @@ class Turn(ForkedLock):
                 yield
             finally:
                 self._reading = False
+
+
+class TakenInTurn(ABC):
+    """Base of engines that one thread at a time works with.
+
+    A copy has a workspace of its own, and so has a forked child whose parent was at work on it in another thread: both
+    are made again from `arguments`.
+
+    Attributes
+    ----------
+    turn : Turn
+    holder : object
+        Who has set the response.
+    """
+
+    turn: Turn
+    holder: object
+
+    @property
+    @abstractmethod
+    def arguments(self) -> tuple[Any, ...]:
+        """What it was made from."""
+
+    def nobody_has_it(self) -> None:
+        """Begin with a turn that is free, and with no response."""
+        self.turn, self.holder = Turn(self._renew), None
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return type(self), self.arguments
+
+    def _renew(self, lost: bool) -> None:
+        if lost:  # by a fork in the middle of something
+            turn = self.turn
+            self.__init__(*self.arguments)  # type: ignore[misc]
+            self.turn = turn

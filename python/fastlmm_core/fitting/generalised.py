@@ -11,8 +11,17 @@ import numpy as np
 
 from fastlmm_core.core import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
+from fastlmm_core.core.glmm.fitted import ExactEngine
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import BoundaryWarning, DataError, LaplaceWarning, ModelError, SeparationWarning, warn
+from fastlmm_core.errors import (
+    BoundaryWarning,
+    DataError,
+    FastLMMWarning,
+    LaplaceWarning,
+    ModelError,
+    SeparationWarning,
+    warn,
+)
 from fastlmm_core.families import Ordinal, TwoPart, ZeroInflated
 from fastlmm_core.fitting.fit import new_response, wrap, write_evaluation
 from fastlmm_core.fitting.models import arrays_of
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import Control
+    from fastlmm_core.core.glmm.design import GlmmDesign
     from fastlmm_core.core.glmm.fitted import Engine
     from fastlmm_core.core.terms import Term
     from fastlmm_core.families import Family
@@ -38,6 +48,8 @@ __all__ = [
     "options_of_rows",
     "refit",
     "refit_counts",
+    "remarks",
+    "settled",
     "trials_of",
 ]
 
@@ -48,6 +60,12 @@ FEW_ROWS = 5
 
 NO_ZEROS = 1e-4
 """Largest share of extra zeros that counts as none."""
+
+AT_REST = 1e-3
+"""Decrease of the deviance that a search which has stopped at a limit may still promise."""
+
+FLAT = 1e-8
+"""Curvature, relative to the largest, that counts as none."""
 
 NO_ALPHA = 1e-5
 """Overdispersion below which a negative binomial is Poisson."""
@@ -106,8 +124,10 @@ def glmm_of(design: Design | ModelArrays, options: GlmerOptions, n_agq: int | No
     )
 
 
-def check_identified(design: Design, family: Family) -> None:
+def check_identified(design: Design, family: Family, *, single: bool | None = None) -> None:
     """Refuse random terms that the rows cannot tell from their own distribution.
+
+    ``single`` says whether rows are single successes or failures, where the design's weights do not.
 
     Raises
     ------
@@ -115,7 +135,8 @@ def check_identified(design: Design, family: Family) -> None:
         One level a row where responses are single successes or failures, or have a dispersion of their own.
     """
     n = len(design.y)
-    single = family.name == "binomial" and (design.weights is None or bool((design.weights == 1.0).all()))
+    if single is None:
+        single = family.name == "binomial" and (design.weights is None or bool((design.weights == 1.0).all()))
     if not single and family.name not in ("gaussian", "gamma", "inverse_gaussian", "beta"):
         return
     for term in design.random:
@@ -150,11 +171,22 @@ def settled(core: GlmmFit) -> GlmmFit:
     """A fit whose search ran towards a limit of the family, where nothing changes any more, is no failure."""
     if core.converged:
         return core
-    if without_overdispersion(core):
-        return replace(core, converged=True, message="the overdispersion is at its limit of zero")
-    if extra_zeros(core) < NO_ZEROS:
-        return replace(core, converged=True, message="the share of extra zeros is at its limit of zero")
-    return core
+    dispersed, zeros = not without_overdispersion(core), extra_zeros(core) >= NO_ZEROS
+    if (dispersed and zeros) or not at_rest(core):
+        return core
+    what = "the share of extra zeros" if dispersed else "the overdispersion"
+    return replace(core, converged=True, message=f"{what} is at its limit of zero")
+
+
+def at_rest(core: GlmmFit) -> bool:
+    """Whether a Newton step promises next to nothing, at a limit in what is left of the parameters."""
+    with core.engine() as engine:
+        if not isinstance(engine, ExactEngine):  # its gradient is drawn
+            return False
+        _, gradient, hessian = engine.derivatives(core.psi)
+    values, vectors = np.linalg.eigh(hessian)
+    steep = values > FLAT * values[-1]
+    return 0.5 * float(((vectors.T @ gradient)[steep] ** 2 / values[steep]).sum()) < AT_REST
 
 
 def extra_zeros(core: GlmmFit) -> float:
@@ -168,28 +200,33 @@ def without_overdispersion(core: GlmmFit) -> bool:
     return bool(core.family.n_extra) and core.family_params.get("alpha", 1.0) < NO_ALPHA
 
 
-def _checked(result: G, model: Model, *, few: bool) -> G:
-    """The result with remarks on its estimates, which are warnings too; ``few`` rows a level are among them."""
-    core, design, options = result.core, result.design, result.options
-    notes = []
-    found = separation(core, model.design, design.x_names)
-    if found:
-        notes.append(found)
-        warn(found, SeparationWarning)
+def remarks(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...]) -> list[tuple[type[FastLMMWarning], str]]:
+    """What the estimates are no estimates of: separation, parameters at a limit of their family."""
+    found: list[tuple[type[FastLMMWarning], str]] = []
+    if text := separation(core, design, names):
+        found.append((SeparationWarning, text))
     if without_overdispersion(core):
         alpha = core.family_params["alpha"]
         enough = core.family.name.replace("negativebinomial", "poisson").replace("nbinom", "poisson").rstrip("12")
         text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the {enough} family is enough"
-        notes.append(text)
-        warn(text, BoundaryWarning)
+        found.append((BoundaryWarning, text))
     if (share := extra_zeros(core)) < NO_ZEROS:
         enough = core.family.name.removeprefix(f"{ZeroInflated.name}_")
         text = (
             f"the share of zeros beyond the counts' own is at its limit of zero ({share:.2g}): the {enough} family is "
             "enough"
         )
+        found.append((BoundaryWarning, text))
+    return found
+
+
+def _checked(result: G, model: Model, *, few: bool) -> G:
+    """The result with remarks on its estimates, which are warnings too; ``few`` rows a level are among them."""
+    core, design, options = result.core, result.design, result.options
+    notes = []
+    for category, text in remarks(core, model.design, design.x_names):
         notes.append(text)
-        warn(text, BoundaryWarning)
+        warn(text, category)
     if few and core.family.name == "binomial" and options.n_agq == 1 and design.weights is None:
         sizes = {t.group: float(np.median(np.bincount(t.codes))) for t in design.random}
         group, size = min(sizes.items(), key=lambda item: item[1])

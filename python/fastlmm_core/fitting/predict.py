@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastlmm_core.core import CoreFit
+    from fastlmm_core.core.glmm import GlmmFit
+    from fastlmm_core.core.structures.equations_fit import EquationsFit
     from fastlmm_core.formula import Design, NewDesign, RandomDesign, RandomTerm
 
-__all__ = ["included_columns", "linear_predictor", "predict", "row_weights", "target_rows"]
+__all__ = ["included_columns", "linear_predictor", "predict", "row_weights", "sparse_part", "target_rows"]
 
 
 def predict(
@@ -29,9 +31,17 @@ def predict(
     """Xβ + offset + the chosen part of Zb, as a Series; see `LmerResult.predict`."""
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels)
-    found = rows.by_row(linear_predictor(rows, core, masks))
+    values = linear_predictor(rows, core, masks)
+    if newdata is None:
+        values = values + sparse_part(design, core)
+    found = rows.by_row(values)
     found.attrs["notes"] = undetermined(design, core, rows)
     return found
+
+
+def sparse_part(design: Design, core: CoreFit | GlmmFit) -> NDArray[np.float64] | float:
+    """What `sparse()` fixed effects add to X beta in the fit's rows (n,); zero where the model has none."""
+    return cast("EquationsFit", core).sparse_part if design.sparse else 0.0
 
 
 def row_weights(design: Design, given: ArrayLike | None, rows: NewDesign, own: bool) -> NDArray[np.float64]:

@@ -13,6 +13,7 @@ from fastlmm_core.core.residuals import CrossedFit, PatternFit, Residual
 from fastlmm_core.core.residuals.units import LARGE_UNIT, holds, outermost
 from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.text import text_table
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def residuals(design: Design, core: PatternFit | CrossedFit, kind: str) -> NDArr
         return np.asarray(design.y - core.fitted)
     if kind == "marginal":
         offset = 0.0 if design.offset is None else design.offset
-        return np.asarray(design.y - core.linear - offset)
+        return np.asarray(design.y - core.linear - sparse_part(design, core) - offset)
     if kind not in ("pearson", "scaled", "normalized"):
         raise ModelError(f"residuals of kind {kind!r} do not exist here: use response, marginal, pearson or normalized")
     e = design.y - core.fitted

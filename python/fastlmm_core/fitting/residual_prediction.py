@@ -10,7 +10,7 @@ from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.residuals.new_rows import NewRows, ResidualRows, meetings, residual_inverses
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.coefficients import undetermined
-from fastlmm_core.fitting.predict import included_columns, linear_predictor, row_weights, target_rows
+from fastlmm_core.fitting.predict import included_columns, linear_predictor, row_weights, sparse_part, target_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,6 +85,9 @@ def predict_conditional(
     masks = included_columns(design, re_form)
     rows = target_rows(design, newdata, masks, allow_new_levels=allow_new_levels, residual="known")
     new = new_rows(design, rows, row_weights(design, weights, rows, newdata is None))
-    found = rows.by_row(linear_predictor(rows, core, masks) + known_residuals(design, core, new))
+    values = linear_predictor(rows, core, masks) + known_residuals(design, core, new)
+    if newdata is None:
+        values = values + sparse_part(design, core)
+    found = rows.by_row(values)
     found.attrs["notes"] = undetermined(design, core, rows)
     return found

@@ -1,6 +1,7 @@
-"""Fixed effects that separate successes from failures, or a zero part's that separate zeros from counts.
+"""Fixed effects that separate successes from failures or zeros from counts, or a zero part's that do.
 
-Albert and Anderson (1984), Biometrika 71; found by a linear programme.
+Albert and Anderson (1984), Biometrika 71; of counts with the log link, whose mean runs to zero along a direction in
+which no count above zero moves, Santos Silva and Tenreyro (2010), Econ. Lett. 107. Found by a linear programme.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["separated_direction", "separation"]
 
+COUNTS = ("poisson", "negativebinomial", "negativebinomial1")
+
 CERTAIN = 1e-5
 """Fitted probabilities (of the fixed part) this near to 0 or 1 are looked into."""
 
@@ -29,9 +32,9 @@ LARGE = 20.0
 def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -> str:
     """What the fixed effects separate, or the zero part's, as a sentence; empty where they do not.
 
-    The linear programme is solved only where some fitted probabilities vanish and a Wald variance explodes. Of a zero
-    part that separates zeros from counts the likelihood rises without end whatever the counts' own zeros are; that of
-    an inflated one may do so elsewhere too, where the counts alone have as many zeros as there are.
+    The linear programme is solved only where some fitted probabilities or means vanish and a Wald variance explodes.
+    Of a zero part that separates zeros from counts the likelihood rises without end whatever the counts' own zeros are;
+    that of an inflated one may do so elsewhere too, where the counts alone have as many zeros as there are.
     """
     family = core.family
     if isinstance(family, TwoPart) and family.zero is not None:
@@ -50,6 +53,13 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
         labels = [names[j] if names else f"column {j}" for j in design.keep]
         p, what = family.mean(design.fixed_part(core.psi)), "successes and failures are separated by the fixed effects"
         found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, core._y, design.m, labels)
+    elif family.name in COUNTS and family.link.name == "log" and core.rank:
+        labels = [names[j] if names else f"column {j}" for j in design.keep]
+        with np.errstate(over="ignore"):
+            p = np.minimum(np.exp(design.fixed_part(core.psi)), 0.5)
+        seen = core._y > 0.0
+        what = "zeros are separated from counts above zero by the fixed effects"
+        found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, seen * 1.0, 1.0 + seen, labels)
     else:
         return ""
     if not found:

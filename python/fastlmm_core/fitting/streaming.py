@@ -179,6 +179,16 @@ class Partial:
         self.prints += other.prints
         self.weights = (min(self.weights[0], other.weights[0]), max(self.weights[1], other.weights[1]))
 
+    def why_none(self) -> str:
+        """Why rows are left out."""
+        outside = self.n_total - self.n_missing - self.n_zero
+        reasons = {
+            "have missing values": self.n_missing,
+            "have weight zero": self.n_zero,
+            f"are outside of subset={self.recipe.subset!r}": outside,
+        }
+        return ", ".join(f"{count} {what}" for what, count in reasons.items() if count) or "there are none"
+
     def levels(self) -> dict[tuple[str, ...], tuple[Levels, NDArray[np.int64]]]:
         """Levels of every grouping factor in order, and the place of each code among them."""
         out: dict[tuple[str, ...], tuple[Levels, NDArray[np.int64]]] = {
@@ -412,7 +422,7 @@ def finalise(partial: Partial, *, check_levels: bool = True, last: bool = False)
     """
     recipe = partial.recipe
     if partial.total.n == 0:
-        raise DataError(f"no row is left: {partial.n_missing} of {partial.n_total} have missing values")
+        raise DataError(f"no row is left of {partial.n_total}: {partial.why_none()}")
     levels = partial.levels()
     none = np.empty(0, np.int32)
     coded = {chain: (none, levels[chain][0]) for chain in partial.chains}

@@ -19,10 +19,12 @@ __all__ = [
     "check_sizes",
     "constant_response",
     "reading_notes",
+    "refuse_undefined",
     "response_values",
     "sound_offset",
     "sound_response",
     "sound_weights",
+    "sources_of",
     "used_rows",
     "warn_of_undefined",
 ]
@@ -84,22 +86,46 @@ def used_rows(
 def warn_of_undefined(variables: Mapping[str, Variable], table: Table, kept: NDArray[np.bool_] | None) -> None:
     """Say which computed variables have no value where their columns do, such as the logarithm of a negative number."""
     for expr, variable in variables.items():
-        mask = None if expr in table else variable.missing()
-        if mask is None or not mask.any():
-            continue
-        try:
-            sources = [name for name in names_in(expr, table.names) if name in table]
-        except FormulaError:  # the offset, a group of several columns: no expression
-            continue
-        mask = mask.copy() if kept is None else mask & kept
-        for name in sources:
-            own = table[name].missing()
-            mask &= True if own is None else ~own
-        if sources and mask.any():
-            what = " and ".join(sorted(sources))
-            n = int(mask.sum())
+        sources = sources_of(expr, table)
+        if n := undefined_rows(variable.missing(), sources, table, kept):
             rows, these = ("row", "it is") if n == 1 else ("rows", "they are")
+            what = " and ".join(sorted(sources))
             warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} left out", FormulaWarning)
+
+
+def refuse_undefined(
+    expr: str, missing: NDArray[np.bool_], sources: Sequence[str], table: Table, kept: NDArray[np.bool_]
+) -> None:
+    """DataError where something computed has no value in rows that have its columns, ``sources``."""
+    if n := undefined_rows(missing, sources, table, kept):
+        rows, what = "row" if n == 1 else "rows", " and ".join(sorted(sources))
+        raise DataError(
+            f"{expr}: no value in {n} {rows} where {what} has one; leave such rows out with subset=, or make {what} "
+            "missing there"
+        )
+
+
+def sources_of(expr: str, table: Table) -> list[str]:
+    """Columns that a computed variable reads; none for a column itself."""
+    if expr in table:
+        return []
+    try:
+        return [name for name in names_in(expr, table.names) if name in table]
+    except FormulaError:  # the offset, a group of several columns: no expression
+        return []
+
+
+def undefined_rows(
+    missing: NDArray[np.bool_] | None, sources: Sequence[str], table: Table, kept: NDArray[np.bool_] | None
+) -> int:
+    """Rows in which something computed is missing, and none of the columns that it is computed from."""
+    if missing is None or not sources or not missing.any():
+        return 0
+    mask = missing.copy() if kept is None else missing & kept
+    for name in sources:
+        own = table[name].missing()
+        mask &= True if own is None else ~own
+    return int(mask.sum())
 
 
 def _is_boolean(variable: Variable) -> bool:

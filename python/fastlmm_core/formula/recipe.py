@@ -17,7 +17,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError
-from fastlmm_core.formula.checks import check_finite, response_values, sound_offset, sound_weights
+from fastlmm_core.formula.checks import (
+    check_finite,
+    refuse_undefined,
+    response_values,
+    sound_offset,
+    sound_weights,
+    sources_of,
+)
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
@@ -34,6 +41,9 @@ from fastlmm_core.formula.transforms import transforms
 __all__ = ["BatchArrays", "Recipe", "Survey"]
 
 Array = NDArray[np.float64]
+
+OFFSET, WEIGHTS = "the offset", "the weights"
+"""What these are called among what may be missing in a row."""
 
 CHECKED_ROWS = 512
 """Rows on which it is checked that an expression is elementwise."""
@@ -343,10 +353,10 @@ class Recipe:
                 missing[name] = mask
         offset = offset_values(self.parsed.offsets, self.offset, evaluate)
         if offset is not None and np.isnan(offset).any():
-            missing["the offset"] = np.isnan(offset)
+            missing[OFFSET] = np.isnan(offset)
         prior = None if self.weights is None else numeric_argument(self.weights, "weights", table, self.context)
         if prior is not None and np.isnan(prior).any():
-            missing["the weights"] = np.isnan(prior)
+            missing[WEIGHTS] = np.isnan(prior)
         use = np.ones(table.n, bool) if self.subset is None else subset_rows(self.subset, table, self.context)
         n_zero = 0
         if prior is not None:
@@ -356,11 +366,21 @@ class Recipe:
         if counts and self.na_action == "raise":
             where = ", ".join(f"{name} ({count})" for name, count in counts.items())
             raise DataError(f'missing values in {where}; na_action="drop" leaves those rows out')
+        for name, mask in missing.items():
+            refuse_undefined(name, mask, self._sources(name, table, evaluate), table, use)
         absent = np.logical_or.reduce(list(missing.values())) if missing else np.zeros(table.n, bool)
         n_missing = int((absent & use).sum())
         use = use & ~absent
         rows = None if use.all() else np.flatnonzero(use)
         return rows, n_missing, n_zero, {"variables": variables, "groups": groups, "offset": offset, "weights": prior}
+
+    def _sources(self, name: str, table: Table, evaluate: Evaluator) -> list[str]:
+        """Columns of what may be missing in a row."""
+        if name == OFFSET:
+            return offset_columns(self.parsed.offsets, self.offset, evaluate)
+        if name == WEIGHTS:
+            return argument_columns(self.weights, "weights", table, self.context)
+        return sources_of(name, table)
 
     def read(self, batch: Any) -> BatchArrays:
         """The arrays of a batch.

@@ -56,6 +56,7 @@ class Stream:
         self.schema: Any = None
         self._parts: list[tuple[str, Part]] = []
         self._head: Any = None  # of batches that may come only once
+        self._has_files = True  # or what stands for them: parts with names
         pa = _pyarrow()
         source = _frame_of(source)
         if isinstance(source, (str, os.PathLike)) or _all_paths(source):
@@ -89,6 +90,7 @@ class Stream:
 
     def peek(self, names: Sequence[str]) -> Any:
         """The first batch, without taking it."""
+        self._check("the first part", self.schema, names)
         if self._head is not None:
             return self._head.select(list(names))
         for _, batch in self.batches(names):
@@ -106,9 +108,9 @@ class Stream:
         done = set(skip)
         for name, part in self._parts:
             if name not in done:
-                for batch in part(list(names)):
+                for k, batch in enumerate(part(list(names))):
                     if batch.num_rows:
-                        yield name, batch
+                        yield name if self._has_files else f"batch {k}", batch
 
     def _open_files(self, source: Any) -> None:
         import pyarrow.dataset as ds
@@ -154,7 +156,7 @@ class Stream:
         head = next(batches, None)
         if head is None:
             raise DataError("the source of batches has no rows")
-        self.schema, self._head = head.schema, head.slice(0, 1 << 14)
+        self.schema, self._head, self._has_files = head.schema, head.slice(0, 1 << 14), False
         first.append((head, batches))
 
         def read(names: Sequence[str]) -> Iterator[Any]:
@@ -178,6 +180,8 @@ class Stream:
         for name in names:
             if name not in schema.names:
                 raise DataError(f"{where} has no column {name!r}, which the first part has")
+            if (times := schema.names.count(name)) > 1:
+                raise DataError(f"{where} has {times} columns that are called {name!r}")
             mine, first = _kind(schema.field(name).type), _kind(self.schema.field(name).type)
             if mine != first and "nothing" not in (mine, first):
                 raise DataError(f"column {name!r} holds {mine} in {where}, but {first} in the first part")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.monte_carlo import check_pair
 from fastlmm_core.inference.refits import ml_fit
@@ -35,7 +36,7 @@ def variance_shares(design: Design, core: CoreFit | GlmmFit) -> tuple[float, pd.
     Returns
     -------
     fixed : float
-        Sample variance of X beta (denominator n - 1).
+        Sample variance of X beta and sparse fixed effects (denominator n - 1).
     random : Series
         By term: mean over the rows of z'Cov(b)z, which is a term's variance where it is an intercept (Johnson 2014).
     residual : float
@@ -43,7 +44,8 @@ def variance_shares(design: Design, core: CoreFit | GlmmFit) -> tuple[float, pd.
     """
     from fastlmm_core.core.residuals import CrossedFit, PatternFit
 
-    fixed = float(np.var(design.X @ np.nan_to_num(core.beta), ddof=1)) if core.rank else 0.0
+    known = design.X @ np.nan_to_num(core.beta) + sparse_part(design, core)
+    fixed = float(np.var(known, ddof=1)) if core.rank or design.sparse else 0.0
     random = {}
     for term, L in zip(design.random, core.L, strict=True):
         if term.z is None:

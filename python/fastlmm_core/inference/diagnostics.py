@@ -12,6 +12,7 @@ from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.theta import smallest_singular_value
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.unidentified import unidentified_words
 from fastlmm_core.fitting.var_corr import theta_labels
@@ -69,7 +70,7 @@ def residuals(design: Design, core: CoreFit, kind: ResidualKind = "response") ->
     if kind not in RESIDUALS:
         raise ModelError(f"residuals of kind {kind!r} do not exist: use one of {', '.join(map(repr, RESIDUALS))}")
     if kind == "marginal":
-        values = design.y - design.X @ np.nan_to_num(core.beta)
+        values = design.y - design.X @ np.nan_to_num(core.beta) - sparse_part(design, core)
         values = values if design.offset is None else values - design.offset
     elif kind in ("response", "conditional", "working"):
         values = design.y - core.fitted

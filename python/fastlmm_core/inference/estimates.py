@@ -17,10 +17,11 @@ from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
+from fastlmm_core.inference.estimate_scale import on_scale, regridded, transformed
 from fastlmm_core.inference.families import SIDES, family_results
 from fastlmm_core.inference.functions import Functions
 from fastlmm_core.inference.multiplicity import adjustment_name
-from fastlmm_core.inference.transformations import TRANSFORMATIONS, Transformation
+from fastlmm_core.inference.transformations import Transformation
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["Estimates", "checked_level", "f_columns"]
@@ -145,7 +146,7 @@ class Estimates:
         """
         other = self if level is None and adjust is None else self._with(level=level, adjust=adjust)
         t, p, lower, upper, _ = other._tested if adjusted_limits else family_results(other, False)
-        name, value, se, lower, upper = other._on_scale(lower, upper)
+        name, value, se, lower, upper = on_scale(other, lower, upper)
         figures = {name: value, "std_error": se, "df": other.df, "lower": lower, "upper": upper}
         if tests:
             figures |= {"t": t, "p": p}
@@ -160,18 +161,6 @@ class Estimates:
         if adjust is not None:
             changes["adjust"] = adjustment_name(adjust)
         return replace(self, **changes)
-
-    def _on_scale(self, lower: Array, upper: Array) -> tuple[str, Array, Array, Array, Array]:
-        """The name of the estimates' column, and estimates, standard errors and limits on the scale asked for."""
-        eta, se = self.estimate, self.std_error
-        if self.scale == "link" or self.response is None:
-            return "estimate", eta, se, lower, upper
-        h = self.response
-        name = (h.ratio or "estimate") if self.kind == "contrasts" else "estimate"
-        value, slope = h.back(eta, self.sigma), h.slope(eta, self.sigma)
-        ends = np.array([h.back(h.within(eta, end), self.sigma) for end in (lower, upper)])
-        low, high = np.where(slope < 0.0, ends[::-1], ends)  # h may fall
-        return name, value, np.abs(slope) * se, low, high
 
     @cached_property
     def _tested(self) -> tuple[Array, Array, Array, Array, list[str]]:
@@ -395,61 +384,14 @@ class Estimates:
         Estimates
             Differences of logarithms become ratios; contrasts on other scales stay where they are, with a note.
         """
-        if isinstance(to, str) and to == "link":
-            return replace(self, scale="link", sigma=0.0)
-        if isinstance(to, tuple) and len(to) == 2 and all(map(callable, to)):
-            h = Transformation("given", to[0], to[1])
-        elif isinstance(to, Transformation):
-            h = to
-        elif to == "response":
-            if self.response is None:
-                raise ModelError("the response's transformation is not known: pass a pair (inverse, its derivative)")
-            h = self.response
-        else:
-            raise ModelError(f'transform takes "response", "link" or a pair of functions, not {to!r}')
-        if self.kind == "slopes" and h.name != "identity":
-            raise ModelError(f"slopes are on the {h.name} scale: there is no one slope on the response's")
-        if self.kind == "contrasts":
-            return self._ratios(h)
-        size = 0.0
-        if bias_adjust:
-            if h.second is None:
-                raise ModelError("bias_adjust needs the second derivative, which is known for named transformations")
-            size = self.total_sd if sigma is None else float(sigma)
-            if not np.isfinite(size) or size < 0.0:
-                raise DataError("bias_adjust needs sigma, the total standard deviation of a response")
-        return replace(self, response=h, scale="response", sigma=size)
-
-    def _ratios(self, h: Transformation) -> Estimates:
-        """Contrasts back-transformed: ratios where they are differences of logarithms."""
-        if h.name == "identity":
-            return self
-        if not h.ratio:
-            note = f"contrasts stay on the {h.name} scale, where they are differences; regrid() means first for others"
-            return replace(self, response=h, notes=(*self.notes, note))
-        labels = self.labels.copy()
-        for column in labels:
-            if column not in self.by:
-                labels[column] = [str(text).replace(" - ", " / ") for text in labels[column]]
-        if h.ratio == "odds_ratio":
-            h = replace(TRANSFORMATIONS["log"], name=h.name, ratio="odds_ratio")
-        return replace(self, labels=labels, response=replace(h, shift=0.0), scale="response")
+        return transformed(self, to, bias_adjust, sigma)
 
     def regrid(self) -> Estimates:
         """Means as estimates of the response itself, so that their differences can be taken on its scale.
 
         L is replaced by h'(eta) L, the delta method's rows.
         """
-        if self.response is None or self.kind == "slopes":
-            raise ModelError("regrid needs means of a transformed response")
-        eta = np.where(self.estimable, self.estimate, 0.0)
-        slope = self.response.slope(eta, self.sigma)
-        f = self.functions
-        L = np.where(f.estimable[:, None], f.L * slope[:, None], np.nan)
-        known = np.where(f.estimable[:, None], L, 0.0)[:, f.kept] @ self.method.beta
-        functions = Functions(L, self.response.back(eta, self.sigma) - known, f.kept, f.space)
-        note = f"regridded from the {self.response.name} scale"
-        return replace(self, functions=functions, response=None, scale="link", sigma=0.0, notes=(*self.notes, note))
+        return regridded(self)
 
     def plot(self, kind: str = "interval", *, x: str | None = None, trace: str | None = None, ax: Any = None) -> Any:
         """Draw the estimates with their limits; needs matplotlib.

@@ -83,20 +83,22 @@ class LmerMany:
             A row a response: estimate, std_error, df, t, p, p_adjusted (Benjamini and Hochberg 1995), n, is_singular,
             message.
         """
-        k = self._place(contrast)
+        k = place_of(self.contrasts, contrast)
         f = self.fits
         return moderated_table(
             f.estimate[:, k], f.std_error[:, k], f.df[:, k], f.n, f.is_singular, f.message, list(self.names), moderated
         )
 
-    def _place(self, contrast: str | int) -> int:
-        if isinstance(contrast, str) and contrast in self.contrasts:
-            return self.contrasts.index(contrast)
-        if isinstance(contrast, Integral) and not isinstance(contrast, bool):
-            k = int(contrast)
-            if -len(self.contrasts) <= k < len(self.contrasts):
-                return k
-        raise DataError(f"there is no contrast {contrast!r}: there are {', '.join(self.contrasts[:20])}")
+
+def place_of(contrasts: Sequence[str], asked: str | int) -> int:
+    """The place of a contrast, by name or position; DataError where there is none."""
+    if isinstance(asked, str) and asked in contrasts:
+        return contrasts.index(asked)
+    if isinstance(asked, Integral) and not isinstance(asked, bool):
+        k = int(asked)
+        if -len(contrasts) <= k < len(contrasts):
+            return k
+    raise DataError(f"there is no contrast {asked!r}: there are {', '.join(contrasts[:20])}")
 
 
 @explained
@@ -155,9 +157,9 @@ def lmer_many(
     """
     env = caller_names(2) if env is None else env
     frame = as_pandas(data)
-    Y, names = _responses(responses, frame)
-    design = _design_of(formula, frame, env)
-    labels, rows = _contrasts(contrasts, list(design.x_names))
+    Y, names = responses_of(responses, frame)
+    design = design_of(formula, frame, env)
+    labels, rows = contrast_rows(contrasts, list(design.x_names))
     from fastlmm_core.inference.bootstrap import _bar
 
     with _bar(len(Y), progress) as shown:
@@ -165,14 +167,20 @@ def lmer_many(
     return LmerMany(design, fits, tuple(names), tuple(labels))
 
 
-def _design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any]) -> Design:
+def design_of(formula: str, frame: pd.DataFrame, env: Mapping[str, Any], *, observation_level: bool = False) -> Design:
     """The design of the right side, whatever the response."""
     name = "response"
     while name in frame:
         name += "_"
     noise = np.random.default_rng(0).standard_normal(len(frame))
     right = formula.split("~", 1)[-1]
-    design = build_design(f"{name} ~ {right}", frame.assign(**{name: noise}), na_action="raise", env=env)
+    design = build_design(
+        f"{name} ~ {right}",
+        frame.assign(**{name: noise}),
+        na_action="raise",
+        env=env,
+        observation_level=observation_level,
+    )
     refuse_structures(design, "many responses at once")
     return design
 
@@ -247,8 +255,8 @@ def lmer_many_batches(
     """
     env = caller_names(2) if env is None else env
     frame = as_pandas(data)
-    design = _design_of(formula, frame, env)
-    labels, rows = _contrasts(contrasts, list(design.x_names))
+    design = design_of(formula, frame, env)
+    labels, rows = contrast_rows(contrasts, list(design.x_names))
     if weights is not None and np.shape(weights) != (len(frame),):
         raise DataError(
             f"weights has shape {np.shape(weights)}, but the blocks share weights of shape ({len(frame)},): weights of "
@@ -262,7 +270,7 @@ def lmer_many_batches(
         for block in blocks:
             own = isinstance(block, tuple) and len(block) == 2 and not isinstance(block[0], str)
             responses, given = block if own else (block, weights)
-            Y, names = _responses(responses, frame)
+            Y, names = responses_of(responses, frame)
             if not isinstance(responses, (pd.DataFrame, list, tuple)):
                 names = [str(done + i) for i in range(len(Y))]
             done += len(Y)
@@ -271,7 +279,7 @@ def lmer_many_batches(
     return record_batches(fitted(), labels)
 
 
-def _responses(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+def responses_of(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
     try:
         Y, names = _numbers(given, frame)
     except (TypeError, ValueError) as error:
@@ -300,7 +308,7 @@ def _numbers(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
     return Y, names
 
 
-def _contrasts(given: Any, names: list[str]) -> tuple[list[str], Array]:
+def contrast_rows(given: Any, names: list[str]) -> tuple[list[str], Array]:
     if given is None:
         return names, np.eye(len(names))
     if isinstance(given, Mapping):

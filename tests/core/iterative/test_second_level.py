@@ -71,12 +71,12 @@ def test_what_has_no_inverse_is_refused():
 def test_a_level_without_a_positive_block_is_named(l):
     blocks = np.random.default_rng(0).normal(size=(4, l, l))
     blocks = blocks @ blocks.transpose(0, 2, 1) + np.eye(l)
-    roots = block_roots(blocks)
+    roots = block_roots(blocks, "a tail factor")
     np.testing.assert_allclose(roots @ roots.transpose(0, 2, 1), blocks, rtol=1e-14)
     for value in (-1e-12, np.nan):
         blocks[2, -1, -1] = value
         with pytest.raises(NumericalError, match="level 2 of a tail factor"):
-            block_roots(blocks)
+            block_roots(blocks, "a tail factor")
 
 
 @pytest.mark.parametrize("third", [0, 12])

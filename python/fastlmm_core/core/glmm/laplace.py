@@ -32,7 +32,7 @@ from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.effects import Effects
 from fastlmm_core.core.layout import plan
 from fastlmm_core.core.theta import group_factors
-from fastlmm_core.core.workspaces import Turn
+from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Laplace", "solved"]
@@ -62,7 +62,7 @@ def solved(a: Array, b: Array) -> Array:
         raise NumericalError("the fixed effects' information is singular: a coefficient may run to infinity") from error
 
 
-class Laplace:
+class Laplace(TakenInTurn):
     """The engine of a design with any number of grouping factors, and of families written in Python.
 
     Parameters
@@ -75,8 +75,7 @@ class Laplace:
         # 1e-8 in the deviance is 1e-4 standard errors, and evaluations are dear
         self.patience = 100.0 * max(1.0, design.n / 1e5)
         self.design, self.control, self.expected = design, control, control.weights == "expected"
-        self.turn = Turn(self._renew)
-        self.holder: object = None
+        self.nobody_has_it()
         products = design.products
         self.layout = plan(products, control)
         self.rows = self.layout.rows(products)
@@ -103,14 +102,10 @@ class Laplace:
         self.small = SMALL * 1e-6 if design.family.vector else SMALL
         self._reset()
 
-    def __reduce__(self) -> tuple[type[Laplace], tuple[GlmmDesign, Control]]:
-        return type(self), (self.design, self.control)  # a copy has a workspace of its own
-
-    def _renew(self, lost: bool) -> None:
-        if lost:  # by a fork: the workspace is made again
-            turn = self.turn
-            self.__init__(self.design, self.control)  # type: ignore[misc]
-            self.turn = turn
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """See `TakenInTurn`."""
+        return self.design, self.control
 
     def _reset(self) -> None:
         """Modes begin at zero."""

@@ -10,7 +10,7 @@ from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm.design import GlmmDesign
-from fastlmm_core.core.workspaces import Turn
+from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError
 
 __all__ = ["OneFactor", "gauss_hermite"]
@@ -39,7 +39,7 @@ def gauss_hermite(k: int, l: int) -> tuple[Array, Array]:
     return np.ascontiguousarray(nodes[kept]), weights[kept]
 
 
-class OneFactor:
+class OneFactor(TakenInTurn):
     """The engine of a design with one grouping factor and a compiled family.
 
     Parameters
@@ -60,8 +60,7 @@ class OneFactor:
         ptr, self.order = sort_rows(design.codes[0], group.n_levels)
         columns = np.ones((design.n, 1)) if z is None else z
         self.design, self.n_agq, self.control = design, n_agq, control
-        self.turn = Turn(self._renew)
-        self.holder: object = None
+        self.nobody_has_it()
         self.criterion = Quadrature(
             family.code,
             family.link.code,
@@ -82,14 +81,10 @@ class OneFactor:
             family.rho_range,
         )
 
-    def __reduce__(self) -> tuple[type[OneFactor], tuple[GlmmDesign, int, Control]]:
-        return OneFactor, (self.design, self.n_agq, self.control)  # a copy has a workspace of its own
-
-    def _renew(self, lost: bool) -> None:
-        if lost:  # by a fork: the workspace is made again
-            turn = self.turn
-            self.__init__(self.design, self.n_agq, self.control)  # type: ignore[misc]
-            self.turn = turn
+    @property
+    def arguments(self) -> tuple[GlmmDesign, int, Control]:
+        """See `TakenInTurn`."""
+        return self.design, self.n_agq, self.control
 
     def set_response(self, y: Array) -> None:
         """Replace the response (n,), already checked."""

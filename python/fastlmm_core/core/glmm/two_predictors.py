@@ -30,7 +30,7 @@ from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.laplace import SMALL, Laplace
 from fastlmm_core.core.terms import Term
-from fastlmm_core.core.workspaces import Turn
+from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families.family import Family
 from fastlmm_core.families.two_part import TwoPart
@@ -154,7 +154,7 @@ class StackedLaplace(Laplace):
         return c
 
 
-class TwoPredictors:
+class TwoPredictors(TakenInTurn):
     """The engine of a design whose family has a zero part with random effects.
 
     Parameters
@@ -188,20 +188,15 @@ class TwoPredictors:
             raise ModelError("the columns of the zero part depend on each other: leave some out")
         self.inner = StackedLaplace(self.stacked, control)
         self.patience = self.inner.patience
-        self.turn = Turn(self._renew)
-        self.holder: object = None
+        self.nobody_has_it()
         self.transform = self.stacked.to_conditioned @ self._arranged()
         self.back = np.linalg.inv(self.transform)
         self.criterion = Callback(design.n_free, self.value, self._derivatives, float(n))
 
-    def __reduce__(self) -> tuple[type[TwoPredictors], tuple[GlmmDesign, Control]]:
-        return type(self), (self.design, self.control)  # a copy has a workspace of its own
-
-    def _renew(self, lost: bool) -> None:
-        if lost:  # by a fork: the workspace is made again
-            turn = self.turn
-            self.__init__(self.design, self.control)  # type: ignore[misc]
-            self.turn = turn
+    @property
+    def arguments(self) -> tuple[GlmmDesign, Control]:
+        """See `TakenInTurn`."""
+        return self.design, self.control
 
     def _arranged(self) -> Array:
         """(n_free, n_free): the stacked design's (theta, beta, rho) from psi = (theta, gamma, zeta, own, theta2).

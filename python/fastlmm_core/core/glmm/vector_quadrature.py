@@ -13,7 +13,7 @@ are those of `Laplace`. Cost: a pass over the rows a node for a value, two for a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,14 +51,10 @@ class VectorQuadrature(Laplace):
         self.q, self.l = design.groups[0].n_levels, design.groups[0].n_columns
         self.z = np.ones((design.n, 1)) if design.z[0] is None else design.z[0]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.design, self.n_agq, self.control)  # a copy has a workspace of its own
-
-    def _renew(self, lost: bool) -> None:
-        if lost:  # by a fork: the workspace is made again
-            turn = self.turn
-            self.__init__(self.design, self.n_agq, self.control)  # type: ignore[misc]
-            self.turn = turn
+    @property
+    def arguments(self) -> tuple[GlmmDesign, int, Control]:
+        """See `TakenInTurn`."""
+        return self.design, self.n_agq, self.control
 
     def by_level(self, rows: Array) -> Array:
         """Sums (q, ...) over each level's rows (n, ...)."""

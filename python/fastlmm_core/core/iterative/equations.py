@@ -38,6 +38,9 @@ class Equations(Protocol):
     def levels(self) -> Levels:
         """Factors and their levels, with blocks of the size that matters."""
 
+    def reorder(self, levels: Levels) -> bool:
+        """Have parameters in other places of the factors from here on, those of ``levels``; False if that cannot be."""
+
     def derivatives(self, x: Array, blocks: int) -> Derivatives:
         """At x (n_free,), from the first ``blocks`` blocks of eight probes.
 
@@ -64,6 +67,13 @@ class LinearEquations:
         self.levels, self.nu, self.reml, self.n_free = problem, nu, reml, problem.n_theta
         self.probes = Probes(problem, seed)
         self.iterations = self.longest = 0
+
+    def reorder(self, levels: Levels) -> bool:
+        """Have parameters in other places; the probes' directions are chosen anew."""
+        assert isinstance(levels, Problem)
+        self.levels = self.probes.problem = levels
+        self.probes.deflated = None
+        return True
 
     def derivatives(self, x: Array, blocks: int) -> Derivatives:
         """At theta."""

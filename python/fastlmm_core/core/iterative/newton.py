@@ -18,6 +18,7 @@ from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import MAX_PROBES
 from fastlmm_core.core.iterative.derivatives import Derivatives
 from fastlmm_core.core.iterative.equations import Equations
+from fastlmm_core.core.iterative.order import better_order, carried, of_factors
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
 
@@ -42,6 +43,9 @@ LONG = 2.0
 
 SHORTER = 6
 """Times that a step is made a quarter of itself because it led too far."""
+
+TURNS = 8
+"""Changes of the order of factors' columns, at most: see `order`."""
 
 REFRESH = 2
 """Evaluation after which the deflated directions are chosen anew: those of the start are a little off."""
@@ -99,8 +103,13 @@ class Search:
 
     def __init__(self, equations: Equations, report: Report | None = None) -> None:
         self.report, self.trace = report, list[tuple[Array, float]]()
-        self.equations, self.evaluations = equations, 0
-        n, levels = equations.n_free, equations.levels
+        self.equations, self.evaluations, self.turns = equations, 0, 0
+        self.given = equations.levels
+        self.measure()
+
+    def measure(self) -> None:
+        """Bounds of the parameters, in the order of the factors' columns that the search is in."""
+        n, levels = self.equations.n_free, self.equations.levels
         self.floor, self.bottom = np.zeros(n), np.zeros(n)
         for term in levels.tail:
             rows = float(levels.tail_blocks[term.group][:, term.column, term.column].mean())
@@ -115,7 +124,7 @@ class Search:
             self.equations.probes.deflated = None
         out = self.equations.derivatives(x, blocks)
         self.evaluations += 1
-        self.trace.append((x.copy(), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
+        self.trace.append((self.as_given(x), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
         if self.report is not None:
             self.report(self.evaluations, *self.trace[-1])
         return out
@@ -136,11 +145,13 @@ class Search:
 
     def run(self, start: Array, probes: int, error: float) -> Found:
         """Search from ``start`` (n_free,) until step and Monte Carlo error are small."""
-        theta, blocks = np.maximum(start, np.where(self.floor > 0.0, self.floor, start)), -(-probes // WIDTH)
+        theta, blocks = self.raised(start), -(-probes // WIDTH)
         pinned, released = np.zeros(len(theta), bool), False
         last: tuple[Array, Array, float] | None = None  # theta, step and slope of the last point
         came: tuple[Array, Array] | None = None
         while True:
+            if (turned := self.turned(theta, pinned)) is not None:
+                theta, last, came = turned, None, None
             theta, at = self.reached(theta, blocks, came, pinned)
             g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
             zero = self.at_zero(theta, g) & ~pinned
@@ -173,16 +184,56 @@ class Search:
                     wanted = int(np.ceil(1.2 * blocks * (ratio / error) ** 2))
                     blocks, last = min(max(wanted, blocks + 1), MAX_PROBES // WIDTH), None
                     continue
-                sampling[np.ix_(~free, np.full(len(free), True))] = np.nan
-                sampling[:, ~free] = np.nan
                 counts = blocks * WIDTH, self.evaluations, self.equations.iterations, self.equations.longest
                 theta = np.where(pinned, 0.0, theta)
+                slopes = self.slopes(theta, at)
                 return Found(
-                    theta, error_now, sampling, at.covariance, ratio, *counts, small, g, at.hessian, tuple(self.trace)
-                )
+                    *self.result(theta, error_now, sampling), slopes[0], ratio, *counts, small, *slopes[1:],
+                    tuple(self.trace),
+                )  # fmt: skip
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             came, theta = (theta, step), self.moved(theta, step, pinned)
+
+    def turned(self, theta: Array, pinned: Mask) -> Array | None:
+        """Theta in a better order of factors' columns, which the search is in from there on; None where it stays."""
+        levels = self.equations.levels
+        better = better_order(levels, theta, pinned) if self.turns < TURNS else None
+        if better is None or not self.equations.reorder(better):
+            return None
+        theta, self.turns = carried(levels, better, theta)[0], self.turns + 1
+        self.measure()
+        return np.where(pinned, theta, self.raised(theta))
+
+    def raised(self, theta: Array) -> Array:
+        """Tail parameters no lower than their floor."""
+        return np.maximum(theta, np.where(self.floor > 0.0, self.floor, theta))
+
+    def as_given(self, theta: Array) -> Array:
+        """A point in the parameters of the order that was given, a copy."""
+        return carried(self.equations.levels, self.given, theta)[0]
+
+    def result(self, theta: Array, error: Array, sampling: Array) -> tuple[Array, Array, Array]:
+        """Theta and its covariances in the parameters that were given; the second is NaN where theta is at its bound.
+
+        ``theta`` has zeros where it is at its bound, and so have the covariances.
+        """
+        out, jacobian = carried(self.equations.levels, self.given, theta)
+        sampling = jacobian @ sampling @ jacobian.T
+        bound = np.zeros(len(out), bool)
+        for places, _ in of_factors(self.given)[1:]:
+            zero = [j for a, i, j in places if i == j and out[a] == 0.0]
+            bound[[a for a, _, j in places if j in zero]] = True
+        sampling[bound], sampling[:, bound] = np.nan, np.nan
+        return out, jacobian @ error @ jacobian.T, sampling
+
+    def slopes(self, theta: Array, at: Derivatives) -> tuple[Array, Array, Array]:
+        """Covariance of the gradient over probes, gradient, and curvature, in the parameters that were given."""
+        if self.turns == 0:
+            return at.covariance, at.gradient, at.hessian
+        back = carried(self.given, self.equations.levels, self.as_given(theta))[1]
+        spread, gradient = np.nan_to_num(at.covariance), np.nan_to_num(at.gradient)
+        return back.T @ spread @ back, back.T @ gradient, back.T @ at.hessian @ back
 
     def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
         """Which of the parameters at zero the criterion falls away from, now that the others have moved."""
@@ -231,7 +282,7 @@ def columns_below(levels: Levels) -> dict[int, list[int]]:
     out = {}
     for group in levels.groups:
         for a, i, j in group.parameters:
-            others = [b for b, row, column in group.parameters if column == j and row > j]
+            others = [b for b, row, column in group.parameters if column == j and row != j]
             if i == j and others:
                 out[a] = others
     return out

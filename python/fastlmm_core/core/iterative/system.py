@@ -185,17 +185,17 @@ class System(Generic[P]):
         self.L = relative_factor(problem.lead, theta, l)
         self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
-        sign, log_det = np.linalg.slogdet(middle)
-        if not (sign > 0.0).all():
-            raise NumericalError(INDEFINITE)
-        self.K = np.ascontiguousarray(self.L @ np.linalg.inv(middle) @ self.L.T)
+        root = block_roots(middle, "the leading factor")
+        # as a square, whose error does not grow with the spread of the elements of L as that of an inverse does
+        half = np.linalg.solve(root, np.broadcast_to(self.L.T, middle.shape))
+        self.K = np.ascontiguousarray(half.transpose(0, 2, 1) @ half)
         self.R = np.ascontiguousarray(np.eye(l) - problem.blocks @ self.K)
-        self.log_det_lead = float(log_det.sum())
+        self.log_det_lead = 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
         removed, self.spread = problem.rows.diagonals(self.K, self.R)
         self.curvature = [whole - part for whole, part in zip(problem.tail_blocks, removed, strict=True)]
         self.inverse, self.half, self.log_det_tail = list[Array](), list[Array](), 0.0
         for c, factor in zip(self.curvature, self.tail_L, strict=True):
-            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)))
+            root = block_roots(factor.T @ c @ factor + np.eye(len(factor)), "a tail factor")
             self.half.append(np.asarray(1.0 / root if len(factor) == 1 else np.linalg.inv(root)))
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
@@ -299,8 +299,8 @@ class System(Generic[P]):
         return in_blocks(lambda block: self.solve(block, None, tol), b)
 
 
-def block_roots(d: Array) -> Array:
-    """Cholesky factors (q, l, l) of a tail factor's blocks on the diagonal of S.
+def block_roots(d: Array, factor: str) -> Array:
+    """Cholesky factors (q, l, l) of the blocks of a factor, which is what messages call it.
 
     Raises
     ------
@@ -316,7 +316,7 @@ def block_roots(d: Array) -> Array:
     lowest = np.array([np.linalg.eigvalsh(block)[0] if np.isfinite(block).all() else -np.inf for block in d])
     level = int(lowest.argmin())
     raise NumericalError(
-        f"the equations of level {level} of a tail factor are not positive definite (eigenvalue "
+        f"the equations of level {level} of {factor} are not positive definite (eigenvalue "
         f"{lowest[level]:.1g}): effects this large beside the residuals leave the iterative engine no digits"
     )
 

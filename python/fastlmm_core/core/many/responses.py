@@ -28,7 +28,7 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ManyResponses", "fit_responses", "fit_responses_by_blocks"]
+__all__ = ["ManyResponses", "fit_responses", "fit_responses_by_blocks", "patterns"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -152,7 +152,7 @@ def fit_responses(
         responses -= own_offset
     out = _empty(k, sum(term.n_theta for term in terms), p, len(rows))
     with one_blas_thread():  # once for all that nests in it
-        for present, members in _patterns(np.isfinite(responses)):
+        for present, members in patterns(np.isfinite(responses)):
             here = np.flatnonzero(present)
             out.n[members] = len(here)
             task = _Task(arrays if len(here) == n else arrays.rows(here, all_levels=False), rows, reml, control)
@@ -214,7 +214,7 @@ def _test(out: ManyResponses) -> None:
         out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
 
 
-def _patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
+def patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
     """Rows that are present, and the responses that have just these."""
     if present.all():
         yield present[0], np.arange(len(present))

@@ -357,7 +357,12 @@ class EquationsFit(ProjectedFit):
     @cached_property
     def fitted(self) -> Array:
         """X beta + the sparse fixed effects + Z b + offset, (n,)."""
-        out = self.with_modes(self.model.terms)
+        return np.asarray(self.with_modes(self.model.terms) + self.sparse_part)
+
+    @cached_property
+    def sparse_part(self) -> Array:
+        """Sparse fixed effects of each row, (n,)."""
+        out = np.zeros(self.n)
         for term, values in zip(self.model.sparse, self.absorbed, strict=True):
             out += values[term.codes] * (1.0 if term.z is None else term.z[:, 0])
-        return np.asarray(out)
+        return out

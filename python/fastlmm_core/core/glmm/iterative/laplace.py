@@ -36,7 +36,7 @@ from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.core.iterative.traces import Probes
-from fastlmm_core.core.workspaces import Turn
+from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError, NumericalError
 
 __all__ = ["IterativeLaplace"]
@@ -75,7 +75,7 @@ class Moving:
     extra: Array
 
 
-class IterativeLaplace:
+class IterativeLaplace(TakenInTurn):
     """The equations of a generalised model with two or more grouping factors, for any response.
 
     Parameters
@@ -94,22 +94,17 @@ class IterativeLaplace:
     def __init__(self, design: GlmmDesign, control: Control, reason: str = "it was asked for") -> None:
         check_model(design, control)
         self.design, self.control, self.reason = design, control, reason
-        self.turn = Turn(self._renew)
-        self.holder: object = None
+        self.nobody_has_it()
         self.rows = WorkingRows(design, control)
         self.finder = ModesFinder(design, self.rows, control.n_threads)
         self.pairs, self.n_free = Pairs(self.rows.levels), design.n_free
         self.blocks = -(-control.probes // WIDTH)
         self.set_response(np.zeros(design.n))
 
-    def __reduce__(self) -> tuple[type[IterativeLaplace], tuple[GlmmDesign, Control, str]]:
-        return type(self), (self.design, self.control, self.reason)
-
-    def _renew(self, lost: bool) -> None:
-        if lost:  # by a fork in the middle of something
-            turn = self.turn
-            self.__init__(self.design, self.control, self.reason)  # type: ignore[misc]
-            self.turn = turn
+    @property
+    def arguments(self) -> tuple[GlmmDesign, Control, str]:
+        """See `TakenInTurn`."""
+        return self.design, self.control, self.reason
 
     def _reset(self) -> None:
         self.t_at, self.psi_at = self.rows.nothing(), np.zeros(self.n_free)
@@ -121,6 +116,10 @@ class IterativeLaplace:
     def levels(self) -> Levels:
         """Factors and levels, with blocks of the last weights."""
         return self.rows.levels
+
+    def reorder(self, levels: Levels) -> bool:
+        """Columns of factors stay in their order."""
+        return False
 
     # ------------------------------------------------------------------ responses and places
 

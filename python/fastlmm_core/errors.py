@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
 
 __all__ = [
     "BoundaryWarning",
@@ -29,6 +30,8 @@ __all__ = [
     "SpellingError",
     "StreamedError",
     "UnitError",
+    "near_names",
+    "no_such",
     "warn",
     "warn_once",
 ]
@@ -169,6 +172,29 @@ class EmptyLevelWarning(FastLMMWarning):
 
 class FormulaWarning(FastLMMWarning):
     """The formula means something that its writer may not have meant."""
+
+
+NEAR = 0.65
+"""Likeness of two names, `difflib`'s ratio, from which one may be meant by the other: "Dayz" and "Days" have 0.75."""
+
+
+def near_names(name: object, known: Iterable[str]) -> list[str]:
+    """Up to three of the known names that one may have been meant by, the likeliest first; case does not count."""
+    from difflib import get_close_matches
+
+    by_folded: dict[str, list[str]] = {}
+    for other in known:
+        by_folded.setdefault(other.casefold(), []).append(other)
+    near = get_close_matches(str(name).casefold(), by_folded, cutoff=NEAR)
+    return [other for folded in near for other in by_folded[folded]][:3]
+
+
+def no_such(what: str, given: object, known: Iterable[str]) -> str:
+    """That an option does not exist, which one may have been meant, and which there are."""
+    names = list(known)
+    near = near_names(given, names) if isinstance(given, str) else []
+    meant = f"did you mean {near[0]!r}? Use" if near else "use"
+    return f"{what} {given!r} does not exist: {meant} one of {', '.join(map(repr, names))}"
 
 
 _BETWEEN = ("fastlmm_core", "contextlib", "functools")  # modules whose frames may stand between a warning and the user

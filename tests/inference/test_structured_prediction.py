@@ -267,7 +267,7 @@ def test_what_cannot_be_predicted_is_an_error_or_nothing(seen):
     other = {"a": "b", "b": "a"}
     with pytest.raises(DataError, match=r"is in arm .* in the new data, but in"):
         fit.predict(row.assign(arm=row.arm.map(other)), residual="conditional")
-    with pytest.raises(ModelError, match="residual 'conditonal' does not exist: use one of 'marginal', 'conditional'"):
+    with pytest.raises(ModelError, match="residual 'conditonal' does not exist: did you mean 'conditional'"):
         fit.predict(row, residual="conditonal")
     missing = fit.predict(row.assign(subject=[None, row.subject.iloc[1]]), residual="conditional")
     assert missing.isna().tolist() == [True, False]

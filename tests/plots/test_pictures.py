@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.testing.compare import compare_images
 from matplotlib.testing.decorators import remove_ticks_and_titles
 
-from fastlmm_core import DataError, ModelError, lmer, load_dataset
+from fastlmm_core import DataError, ModelError, glmer, lmer, load_dataset
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 12.0
@@ -117,6 +117,38 @@ def test_ranks_among_simulations_are_uniform_where_the_model_is_right(slopes):
 def test_errors_name_what_is_wrong(draw, error, words, slopes, sleepstudy):
     with pytest.raises(error, match=words):
         draw(slopes, sleepstudy)
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (lambda f, d: f.plot.pairs(), "no contours over theta: see profile"),
+        (lambda f, d: f.plot.surface(), "no contours over theta: see profile"),
+        (lambda f, d: f.plot.fitted_lines(d, "Days"), "this model has no random effects to draw"),
+        (lambda f, d: f.plot.shrinkage(), "this model has no random effects to draw"),
+        (lambda f, d: f.plot.caterpillar(), "this model has no random effects to draw"),
+    ],
+)
+def test_a_model_of_residuals_alone_says_what_it_has_not(draw, words, sleepstudy):
+    fit = lmer("Reaction ~ Days", sleepstudy, residual="ar1(Days | Subject)")
+    with pytest.raises(ModelError, match=words):
+        draw(fit, sleepstudy)
+    assert len(fit.plot.residuals().axes) == 4
+
+
+def test_a_single_variance_has_no_contours(sleepstudy):
+    fit = lmer("Reaction ~ Days + (1 | Subject)", sleepstudy)
+    for draw in (fit.plot.pairs, fit.plot.surface):
+        with pytest.raises(ModelError, match="at least two covariance parameters: see profile"):
+            draw()
+
+
+def test_classes_in_order_have_residuals_on_the_scale_that_they_have(sleepstudy):
+    """Their means are probabilities, one a class: the linear predictor is what there is along a picture."""
+    classes = sleepstudy.assign(slow=np.digitize(sleepstudy["Reaction"], [250.0, 300.0]))
+    fit = glmer("slow ~ Days + (1 | Subject)", classes, family="ordinal")
+    assert fit.plot.residuals().axes[0].get_ylabel().startswith("quantile residual")
+    assert fit.plot.simulated_residuals().axes[1].get_xlabel() == "population linear predictor"
 
 
 def test_panels_wanted_and_given(slopes):

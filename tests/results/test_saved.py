@@ -12,7 +12,7 @@ from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import lmer, load, load_dataset
 from fastlmm_core.core.saved import FORMAT
-from fastlmm_core.errors import FormulaError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError
 
 MODELS = {
     "slopes": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
@@ -242,5 +242,5 @@ def test_other_files_are_refused(tmp_path):
         archive.writestr("other", "")
     with pytest.raises(SavedFormatError, match="no file that fastlmm_core saved"):
         load(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match="there is no such file"):
         load(tmp_path / "none")

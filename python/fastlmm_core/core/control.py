@@ -7,7 +7,7 @@ from math import inf
 from numbers import Integral, Real
 
 from fastlmm_core.core.machine import available_memory, default_threads
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 
 __all__ = ["ENGINES", "MAX_PROBES", "Control", "checked_control", "checked_count"]
 
@@ -77,7 +77,7 @@ class Control:
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
-            raise ModelError(f"engine {self.engine!r} does not exist: use one of {', '.join(map(repr, ENGINES))}")
+            raise ModelError(no_such("engine", self.engine, ENGINES))
         if self.weights not in ("observed", "expected"):
             raise ModelError(f"weights {self.weights!r} do not exist: use 'observed' or 'expected'")
         checked_count("max_evaluations", self.max_evaluations, MAX_EVALUATIONS)

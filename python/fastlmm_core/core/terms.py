@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, warn
+from fastlmm_core._native.rows.columns import all_finite
+from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
 
 __all__ = [
     "Group",
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 COVARIANCES = ("us", "diag")
+
+FEW_NUMBERS = 1 << 12
+"""Numbers up to which a loop of our own takes less time than arrays of masks."""
 
 MAX_LEVELS = 2**31 - 1
 """Codes are 32-bit numbers."""
@@ -78,7 +82,7 @@ class Term:
     ) -> None:
         given, levels = checked_codes(codes, n_levels)
         if cov not in COVARIANCES:
-            raise ModelError(f"covariance {cov!r} does not exist: use one of {', '.join(map(repr, COVARIANCES))}")
+            raise ModelError(no_such("covariance", cov, COVARIANCES))
         columns = None
         if z is not None:
             columns = as_floats(z, "z")
@@ -241,6 +245,8 @@ def ordered_groups(members: Sequence[tuple[Sequence[int], int]], terms: Sequence
 
 def check_finite(values: NDArray[np.float64], name: str) -> None:
     """Refuse NaN and infinity, naming how many and the first place."""
+    if values.size < FEW_NUMBERS and values.dtype == np.float64 and all_finite(values.ravel()):
+        return
     bad = ~np.isfinite(values)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])

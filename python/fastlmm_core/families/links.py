@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logit, ndtri
 
 from fastlmm_core._native.families.pointwise import link_derivatives
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 
 __all__ = ["LINKS", "Link", "as_link"]
 
@@ -38,7 +38,7 @@ class Link:
 
     def __post_init__(self) -> None:
         if self.name not in LINKS:
-            raise ModelError(f"link {self.name!r} does not exist: use one of {', '.join(map(repr, LINKS))}")
+            raise ModelError(no_such("link", self.name, LINKS))
 
     @property
     def code(self) -> int:

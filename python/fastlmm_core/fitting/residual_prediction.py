@@ -8,7 +8,7 @@ import numpy as np
 
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.residuals.new_rows import NewRows, ResidualRows, meetings, residual_inverses
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, row_weights, sparse_part, target_rows
 
@@ -33,7 +33,7 @@ def check_residual(design: Design, residual: str) -> bool:
         No such option, or residuals of different rows are independent.
     """
     if residual not in RESIDUALS:
-        raise ModelError(f"residual {residual!r} does not exist: use one of {', '.join(map(repr, RESIDUALS))}")
+        raise ModelError(no_such("residual", residual, RESIDUALS))
     if residual == "marginal":
         return False
     if design.residual is None or design.residual.parsed is None:

@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, Protocol, TypeVar, overload
 
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import SpellingError
+from fastlmm_core.errors import SpellingError, near_names
 from fastlmm_core.fitting.mistaken import RAW, explain_types
 
 if TYPE_CHECKING:
@@ -248,11 +248,13 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"there are {', '.join(known)}" if known else "it takes none"
 
 
-def no_attribute(kind: str, name: str) -> AttributeError:
+def no_attribute(kind: type, name: str) -> AttributeError:
     """The error about an attribute that a result does not have."""
     if name in RESULT_NAMES:
         return SpellingError(f"a result has no {name}: it is {RESULT_NAMES[name]}")
-    return AttributeError(f"{kind!r} object has no attribute {name!r}")
+    said = f"{kind.__name__!r} object has no attribute {name!r}"
+    near = [] if name.startswith("_") else near_names(name, (n for n in dir(kind) if not n.startswith("_")))
+    return SpellingError(f"{said}: did you mean {' or '.join(near)}?") if near else AttributeError(said)
 
 
 def _not_a_method(self: Any) -> Any:

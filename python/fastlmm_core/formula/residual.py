@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FastLMMWarning, FormulaError, ModelError, warn
+from fastlmm_core.errors import DataError, FastLMMWarning, FormulaError, ModelError, no_such, warn
 from fastlmm_core.formula.checks import check_finite
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix, variables_of
@@ -126,7 +126,7 @@ def parse_residual(text: str) -> ParsedResidual:
     if match is None or inner is None:
         raise FormulaError(f"{form}, not {text!r}")
     if match[1] not in NAMES:
-        raise FormulaError(f"residual structure {match[1]!r} does not exist: use one of {', '.join(sorted(NAMES))}")
+        raise FormulaError(no_such("residual structure", match[1], sorted(NAMES)))
     kind, hom = NAMES[match[1]]
     body, *options = split(inner, ",")
     hom, nugget = _options(match[1], kind, hom, options)

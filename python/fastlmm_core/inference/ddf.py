@@ -14,7 +14,7 @@ from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.core.estimates import CoreFit
 from fastlmm_core.core.slopes import contrast_df
-from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.errors import FastLMMWarning, ModelError, no_such, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.refits import reml_fit
@@ -231,7 +231,7 @@ def method_name(ddf: str) -> str:
     name = str(ddf).strip().lower().replace("_", "-").replace(" ", "-")
     name = SPELLINGS.get(name, name)
     if name not in METHODS:
-        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, METHODS))}")
+        raise ModelError(no_such("ddf", ddf, METHODS))
     return name
 
 

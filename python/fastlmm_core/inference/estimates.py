@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError, ModelError, no_such
 from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, plain_contrasts
@@ -306,7 +306,7 @@ class Estimates:
         2    B - C -2.425  0.029
         """
         if side not in SIDES:
-            raise ModelError(f"side {side!r} does not exist: use one of {', '.join(map(repr, SIDES))}")
+            raise ModelError(no_such("side", side, SIDES))
         if not np.isfinite(delta) or delta < 0.0:
             raise DataError(f"delta must be a margin, 0 or more, not {delta!r}")
         if side in ("equivalence", "noninferiority", "nonsuperiority") and delta == 0.0:

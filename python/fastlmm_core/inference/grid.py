@@ -6,7 +6,6 @@ marginal slope the average of its derivative: both are rows L with L beta the es
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FormulaError, ModelError
+from fastlmm_core.errors import DataError, FormulaError, ModelError, near_names
 from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
 from fastlmm_core.formula.frame import Numeric, Table, from_pandas, of_days
 from fastlmm_core.formula.levels import Factor
@@ -362,7 +361,7 @@ def _reduced(column: ColumnInfo, how: CovReduce, design: Design, data: Any) -> t
 
 def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
     """Columns of the fit's table over the rows used, as its expressions see them."""
-    table = Table(data)
+    table = Table(design.in_order(data, "data") if isinstance(data, pd.DataFrame) else data)
     table.require(names)
     out = {}
     for name in names:
@@ -408,7 +407,7 @@ def check_known(name: str, design: Design) -> None:
         )
     if name == unquote_name(design.formula.response) or name in names_in(design.formula.response):
         raise DataError(f"{name} is the response")
-    near = difflib.get_close_matches(name, list(info.columns), n=3, cutoff=0.5)
+    near = near_names(name, info.columns)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {', '.join(info.columns) or 'none'}"
     raise DataError(f"there is no {name!r} among the columns of the fixed part: {hint}")
 

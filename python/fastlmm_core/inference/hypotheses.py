@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FormulaError
+from fastlmm_core.errors import DataError, FormulaError, near_names
 from fastlmm_core.fitting.coefficients import why_undetermined
 from fastlmm_core.fitting.text import listed
 from fastlmm_core.inference.ddf import FTest, t_pvalues
@@ -119,7 +119,9 @@ class _Parser:
             self.token, self.at = (rest[0], None), self.at + 1
         else:
             word = re.split(r"[\s+*/()=,-]", rest, maxsplit=1)[0]
-            raise self.fail(f"there is no coefficient {word or rest[0]!r}")
+            near = near_names(word, self.names) if word else []
+            meant = f", but {' and '.join(map(repr, near))}" if near else ""
+            raise self.fail(f"there is no coefficient {word or rest[0]!r}{meant}")
 
     def equations(self) -> list[tuple[Array, float]]:
         """A row and a value each; an expression without "=" is set to zero, a chain a = b = c gives two."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, no_such
 from fastlmm_core.inference.studentized_range import range_quantile, range_sf
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def adjustment_name(adjust: str) -> str:
     asked = str(adjust).lower()
     name = _ALIASES.get(asked, asked)
     if name not in ADJUSTMENTS:
-        listed = ", ".join(map(repr, (*ADJUSTMENTS, "dunnett")))
-        raise ModelError(f"adjust {adjust!r} does not exist: use one of {listed}")
+        raise ModelError(no_such("adjust", adjust, (*ADJUSTMENTS, "dunnett")))
     return name
 
 

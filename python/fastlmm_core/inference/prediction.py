@@ -30,7 +30,7 @@ from scipy.special import ndtri, stdtrit
 from fastlmm_core.core.iterative import IterativeFit
 from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.threads import bounded
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError, ModelError, no_such
 from fastlmm_core.fitting.coefficients import undetermined
 from fastlmm_core.fitting.predict import included_columns, linear_predictor, row_weights, target_rows
 from fastlmm_core.fitting.unidentified import unidentified_rows
@@ -292,9 +292,9 @@ def source_of(core: CoreFit) -> AbstractContextManager[Source]:
 def check_asked(interval: str, ddf: str, level: float) -> None:
     """ModelError where an interval, its quantiles or its level do not exist."""
     if interval not in INTERVALS:
-        raise ModelError(f"interval {interval!r} does not exist: use one of {', '.join(map(repr, INTERVALS))}")
+        raise ModelError(no_such("interval", interval, INTERVALS))
     if ddf not in DDF:
-        raise ModelError(f"ddf {ddf!r} does not exist: use one of {', '.join(map(repr, DDF))}")
+        raise ModelError(no_such("ddf", ddf, DDF))
     if not 0.0 < level < 1.0:
         raise ModelError(f"level must lie between 0 and 1, not {level}")
 

@@ -30,7 +30,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
-from fastlmm_core.errors import DataError, MemoryLimitError, ModelError
+from fastlmm_core.errors import DataError, MemoryLimitError, ModelError, no_such
 from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
 
@@ -142,7 +142,7 @@ def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "
     """
     kind = str(cov_type)
     if kind not in COV_TYPES:
-        raise ModelError(f"cov_type {cov_type!r} does not exist: use one of {', '.join(map(repr, COV_TYPES))}")
+        raise ModelError(no_such("cov_type", cov_type, COV_TYPES))
     if is_generalised(result.core):
         return _generalised(result.core, ddf, kind)
     ddf = "satterthwaite" if ddf is None else ddf
@@ -262,7 +262,7 @@ def _clusters(result: FittedModel, cluster: Any) -> tuple[Codes, str]:
         table.require([cluster])
         factor, label = as_factor(table[cluster]), cluster
     else:
-        values = np.asarray(cluster)
+        values = np.asarray(design.of_rows(cluster, "cluster"))
         if values.ndim != 1:
             raise DataError(f"cluster has shape {values.shape}: one value a row is needed")
         table = Table({"cluster": values})

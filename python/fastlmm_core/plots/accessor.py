@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
-from fastlmm_core.fitting.spelling import answering
+from fastlmm_core.fitting.spelling import answering, no_attribute
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +35,9 @@ class Plots:
 
     def __init__(self, fit: Any) -> None:
         self._fit = fit
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(type(self), name)
 
     def caterpillar(
         self,
@@ -77,7 +80,10 @@ class Plots:
         return shrinkage(self._fit, group, ax=ax)
 
     def residuals(self, *, ax: Any = None) -> Figure:
-        """Pearson residuals against the fit, their scale against the fit, a normal quantile plot, and leverages."""
+        """Pearson residuals against the fit, their scale against the fit, a normal quantile plot, and leverages.
+
+        Of an ordinal response quantile residuals against the linear predictor.
+        """
         from fastlmm_core.plots.residuals import residual_panel
 
         return residual_panel(self._fit, ax=ax)
@@ -158,17 +164,17 @@ class Plots:
         """
         from fastlmm_core.plots.profiles import surface
 
-        theta = self._fit.theta
+        criterion, theta = self._criterion(), self._fit.theta
         return surface(
-            self._criterion(), theta.to_numpy(), list(theta.index), self._entry(a), self._entry(b), spread=spread, ax=ax
+            criterion, theta.to_numpy(), list(theta.index), self._entry(a), self._entry(b), spread=spread, ax=ax
         )
 
     def pairs(self, *, spread: float = 1.0, ax: Any = None) -> Figure:
         """`surface` for every pair of entries of θ."""
         from fastlmm_core.plots.profiles import pairs
 
-        theta = self._fit.theta
-        return pairs(self._criterion(), theta.to_numpy(), list(theta.index), spread=spread, ax=ax)
+        criterion, theta = self._criterion(), self._fit.theta
+        return pairs(criterion, theta.to_numpy(), list(theta.index), spread=spread, ax=ax)
 
     def effects(
         self,
@@ -243,9 +249,14 @@ class Plots:
 
     def _criterion(self) -> Any:
         from fastlmm_core.fitting.fit import objective_of
+        from fastlmm_core.fitting.models import is_structured
 
         if hasattr(self._fit, "family"):
             raise ModelError("the deviance of a generalised fit is not profiled over theta alone: see profile()")
+        if is_structured(self._fit.design):
+            raise ModelError("a fit with a covariance structure has no contours over theta: see profile()")
+        if len(self._fit.theta) < 2:
+            raise ModelError("contours need a model with at least two covariance parameters: see profile()")
         return objective_of(self._fit.design, self._fit.options)
 
     def _entry(self, k: int | str) -> int:

@@ -72,7 +72,11 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
     terms = {t.group: t for t in design.random}
     name = group if group is not None else next(iter(terms), None)
     if name not in terms:
-        raise ModelError(f"no random effects of {group!r}: the model has {', '.join(terms) or 'none'}")
+        raise ModelError(
+            f"no random effects of {group!r}: the model has {', '.join(terms)}"
+            if terms
+            else "this model has no random effects to draw"
+        )
     if x not in data:
         raise DataError(f"there is no column {x!r} in the table given")
     term = terms[name]

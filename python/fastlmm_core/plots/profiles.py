@@ -96,8 +96,6 @@ def pairs(
 ) -> Figure:
     """Surfaces of all pairs of entries of θ; see `Plots.pairs`."""
     both = list(combinations(range(len(theta)), 2))
-    if not both:
-        raise ModelError("pairs need a model with at least two covariance parameters")
     figure, axes = panels(len(both), columns=min(len(both), 3), ax=ax)
     for (i, j), place in zip(both, axes, strict=True):
         surface(criterion, theta, names, i, j, spread=spread, ax=place)

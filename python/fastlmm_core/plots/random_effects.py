@@ -94,7 +94,11 @@ def shrinkage(fit: Any, group: str | None = None, *, ax: Any = None) -> Figure:
         group = groups[0] if groups else None
     members = [t for t in design.random if t.group == group]
     if not members:
-        raise ModelError(f"no random effects of {group!r}: the model has {', '.join(groups) or 'none'}")
+        raise ModelError(
+            f"no random effects of {group!r}: the model has {', '.join(groups)}"
+            if groups
+            else "this model has no random effects to draw"
+        )
     columns = [c for t in members for c in t.columns]
     n = len(design.y)
     z = np.column_stack([np.ones((n, 1)) if t.z is None else t.z for t in members])

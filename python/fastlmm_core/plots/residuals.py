@@ -26,20 +26,22 @@ WINDOWS = 30
 
 def residual_panel(fit: Any, *, ax: Any = None) -> Figure:
     """Four views of the residuals; see `Plots.residuals`."""
-    standardised = fit.residuals("pearson").to_numpy()
+    ordered_classes = is_ordinal(fit)
+    name, along = ("quantile", "linear predictor") if ordered_classes else ("Pearson", "fitted value")
+    standardised = fit.residuals(name.lower()).to_numpy()
     sigma = float(np.sqrt(np.nanmean(standardised**2)))
     standardised = standardised / sigma
-    fitted = fit.fittedvalues.to_numpy()
+    fitted = (fit.linear_predictor if ordered_classes else fit.fittedvalues).to_numpy()
     leverage = fit.hatvalues().to_numpy()
     figure, (first, second, third, fourth) = panels(4, columns=2, ax=ax)
     scatter(first, fitted, standardised)
     first.axhline(0.0, color=MUTED, linewidth=0.8)
     trend(first, fitted, standardised)
-    first.set(xlabel="fitted value", ylabel="Pearson residual / its RMS", title="Residuals and fit")
+    first.set(xlabel=along, ylabel=f"{name} residual / its RMS", title="Residuals and fit")
     root = np.sqrt(np.abs(standardised))
     scatter(second, fitted, root)
     trend(second, fitted, root)
-    second.set(xlabel="fitted value", ylabel="√|residual|", title="Scale and location")
+    second.set(xlabel=along, ylabel="√|residual|", title="Scale and location")
     ordered = np.sort(standardised[np.isfinite(standardised)])
     scatter(third, ndtri(reference_quantiles(len(ordered))), ordered)
     third.axline((0.0, 0.0), slope=1.0, color=FIT, linewidth=1.0)
@@ -48,6 +50,11 @@ def residual_panel(fit: Any, *, ax: Any = None) -> Figure:
     fourth.axhline(0.0, color=MUTED, linewidth=0.8)
     fourth.set(xlabel="leverage", ylabel="residual", title="Leverage")
     return figure
+
+
+def is_ordinal(fit: Any) -> bool:
+    """Whether the response is classes in order, which have probabilities and no mean."""
+    return hasattr(fit, "family") and fit.family.name == "ordinal"
 
 
 def simulated_ranks(fit: Any, n: int, seed: Any) -> NDArray[np.float64]:
@@ -74,7 +81,8 @@ def simulated_panel(fit: Any, *, n: int = 250, seed: Any = 1, ax: Any = None) ->
     """Ranks among simulated responses; see `Plots.simulated_residuals`."""
     ranks = simulated_ranks(fit, n, seed)
     # conditional means would follow the responses' own ranks: their random effects are not drawn anew
-    fitted = np.asarray(fit.predict(re_form="none"), dtype=float)
+    scale, along = ({"kind": "link"}, "linear predictor") if is_ordinal(fit) else ({}, "mean")
+    fitted = np.asarray(fit.predict(re_form="none", **scale), dtype=float)
     fitted = fitted[np.isfinite(fitted)]
     figure, (left, right) = panels(2, columns=2, ax=ax)
     scatter(left, reference_quantiles(len(ranks)), np.sort(ranks))
@@ -84,7 +92,7 @@ def simulated_panel(fit: Any, *, n: int = 250, seed: Any = 1, ax: Any = None) ->
     for share in (0.25, 0.5, 0.75):
         right.axhline(share, color=MUTED, linewidth=0.8, linestyle="--")
         trend(right, fitted, ranks, share)
-    right.set(xlabel="population mean", ylabel="rank", ylim=(-0.02, 1.02), title="Quartiles along the fit")
+    right.set(xlabel=f"population {along}", ylabel="rank", ylim=(-0.02, 1.02), title="Quartiles along the fit")
     return figure
 
 

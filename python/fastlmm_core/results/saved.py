@@ -165,8 +165,10 @@ def load(path: str | PathLike[str]) -> LmerResult:
 
     Raises
     ------
+    DataError
+        There is no such file.
     SavedFormatError
-        It is no such file, or one of another format.
+        It is none that a fit was saved in, or one of another format.
 
     Notes
     -----
@@ -183,6 +185,8 @@ def load(path: str | PathLike[str]) -> LmerResult:
     >>> load(path).predict({"Days": [10], "Subject": [308]}).round(2).tolist()
     [450.33]
     """
+    if isinstance(path, (str, os.PathLike)) and not os.path.exists(path):
+        raise DataError(f"there is no such file: {os.fspath(path)}")
     try:
         with zipfile.ZipFile(path) as archive:
             text = json.loads(archive.read(CONTENTS))

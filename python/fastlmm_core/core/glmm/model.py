@@ -180,7 +180,7 @@ class Model:
         self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
         self.family = as_family(family, link)
         if self.n_agq < 0 or self.n_agq != n_agq:
-            raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq}")
+            raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq!r}")
         with one_blas_thread():
             self.design = GlmmDesign(
                 X,

@@ -299,7 +299,8 @@ def build_design(
     found = reading.variables(given)
     rows, n_missing, n_zero = used_rows(found.named(parsed.response), found.kept, found.weights, table.n, na_action)
     if n_missing:
-        warn_of_undefined(found.named(parsed.response), table, found.kept)
+        offsets = [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
+        warn_of_undefined(found.named(parsed.response), table, found.kept, offsets)
     n = table.n if rows is None else len(rows)
     y = response(found.response, parsed.response, rows)
     used = _Used(rows, n)

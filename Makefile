@@ -108,13 +108,17 @@ bench-large: build $(STAMPS)/bench  ## rows past memory, streamed: each problem 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
 
-bench-readme: build $(STAMPS)/bench  ## the README's comparisons: docs/benchmarks/{readme,slope,large,ratings}.md; half an hour
+SMALL := dyestuff dyestuff2 sleepstudy penicillin pastes cake slopes-1k cbpp bacteria epilepsy
+
+bench-readme: build $(STAMPS)/bench  ## the README's comparisons: docs/benchmarks/{readme,slope,large,ratings,small}.md; half an hour
 	$(RUN) -m benchmarks -p sleepstudy -p insteval-3 -p eight-terms -a fastlmm_core -a textbook -a lme4 -a mixedlm --rounds 5 \
 		--output docs/benchmarks/readme
 	$(RUN) -m benchmarks -p schools-3m -p ratings-866k -a fastlmm_core -a pandas -a cholmod --rounds 5 --patience 20 \
 		--output docs/benchmarks/large
 	$(RUN) -m benchmarks -p insteval-slope -a fastlmm_core -a lme4 --rounds 5 --output docs/benchmarks/slope
 	$(RUN) -m benchmarks -p ratings-10m -a fastlmm_core --rounds 2 --output docs/benchmarks/ratings
+	$(RUN) -m benchmarks $(SMALL:%=-p %) -a fastlmm_core -a glmm -t fit -t satterthwaite --threads 1 --rounds 9 \
+		--output docs/benchmarks/small
 
 bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmarks shows; hours, mostly the peers'
 	$(RUN) -m benchmarks --problem all --patience 300 --output docs/benchmarks/all

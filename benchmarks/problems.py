@@ -132,6 +132,13 @@ _ALL = (
         note="30 rows, one intercept",
     ),
     Problem(
+        "dyestuff2",
+        "Yield ~ 1 + (1|Batch)",
+        data_set("Dyestuff2"),
+        tasks=("fit", "satterthwaite"),
+        note="30 rows, a variance of zero",
+    ),
+    Problem(
         "sleepstudy",
         "Reaction ~ Days + (Days|Subject)",
         data_set("sleepstudy"),
@@ -358,6 +365,7 @@ ALIKE = tuple(f"{peer}/{task}" for peer in ("fastlmm_core", "lme4", "glmm") for 
 
 SHORT: dict[str, tuple[str, ...]] = {
     "dyestuff": (),
+    "dyestuff2": ALIKE,
     "sleepstudy": (),
     "penicillin": (),
     "pastes": (),

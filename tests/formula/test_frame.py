@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from fastlmm_core import lmer, load_dataset
 from fastlmm_core.errors import DataError
 from fastlmm_core.formula.frame import Numeric, Table, Variable, as_factor
 from fastlmm_core.formula.levels import Factor
@@ -199,3 +200,34 @@ def test_dict_of_unequal_lengths() -> None:
         Table({"a": [1, 2], "b": [1, 2], "c": [1, 2, 3]})
     with pytest.raises(DataError, match="shape"):
         Table({"a": np.zeros((2, 2))})
+
+
+def test_masked_values_are_missing() -> None:
+    mask = np.array([False, True, False])
+    table = Table(
+        {
+            "x": np.ma.MaskedArray([1.5, 9.0, 2.5], mask),
+            "k": np.ma.MaskedArray([1, 9, 2], mask),
+            "f": np.ma.MaskedArray(["a", "z", "b"], mask),
+            "whole": np.ma.MaskedArray([1, 2, 3], False),
+        }
+    )
+    for name in "xkf":
+        missing = table[name].missing()
+        assert missing is not None
+        np.testing.assert_array_equal(missing, mask)
+    assert table["whole"].missing() is None
+    assert table["f"].levels.tolist() == ["a", "b"]  # type: ignore[union-attr]
+
+
+def test_masked_arguments_are_missing() -> None:
+    data = load_dataset("sleepstudy")
+    mask = np.arange(180) < 5
+    formula = "Reaction ~ Days + (1 | Subject)"
+    kept = lmer(formula, data[~mask])
+    for argument in ("weights", "offset"):
+        given = np.ma.MaskedArray(np.full(180, 1.0 if argument == "weights" else 0.0), mask)
+        assert lmer(formula, data, **{argument: given}).criterion == pytest.approx(kept.criterion, rel=1e-9)
+    assert lmer(formula, data, subset=np.ma.MaskedArray(np.ones(180, bool), mask)).nobs == 175
+    with pytest.raises(DataError, match="5 missing"):
+        lmer(formula, data).refit(np.ma.MaskedArray(data["Reaction"], mask))

@@ -210,3 +210,16 @@ def test_cr2_where_groups_differ_by_far_more_than_rows(size: float) -> None:
     np.testing.assert_allclose(
         fit.cov_params(cov_type="CR2").iloc[1:, 1:], M @ meat @ M, rtol=0.1 * size, atol=1e-2 * size**3
     )
+
+
+def test_clusters_are_aligned_with_the_data(sleepstudy: pd.DataFrame) -> None:
+    data = sleepstudy.drop(index=[3, 70]).assign(Subject=lambda d: d["Subject"].astype(str))
+    fit = lmer("Reaction ~ Days + (1 | Subject)", data.assign(Days=data["Days"].where(data["Days"] < 9)))
+    clusters = pd.Series(pd.factorize(data["Subject"])[0] // 2, data.index)
+    want = fit.coef_table(cov_type="CR2", cluster=clusters)
+    for given in (clusters.sample(frac=1, random_state=0), clusters[data["Days"] < 9].sample(frac=1, random_state=1)):
+        pd.testing.assert_frame_equal(fit.coef_table(cov_type="CR2", cluster=given), want)
+    with pytest.raises(DataError, match="the index of cluster differs"):
+        fit.coef_table(cov_type="CR2", cluster=clusters.set_axis(range(500, 500 + len(clusters))))
+    with pytest.raises(DataError, match="cluster is missing in"):
+        fit.coef_table(cov_type="CR2", cluster=np.ma.MaskedArray(clusters, clusters == 0))

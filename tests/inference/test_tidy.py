@@ -93,3 +93,16 @@ def test_errors(fit: LmerResult, data: pd.DataFrame) -> None:
         fit.tidy(conf_int=True, level=2.0)
     with pytest.raises(DataError, match="10 rows"):
         fit.augment(data.head(10))
+
+
+@pytest.mark.parametrize("na_action", ["drop", "exclude"])
+def test_rows_of_the_table_are_found_by_their_labels(sleepstudy: pd.DataFrame, na_action: str) -> None:
+    data = sleepstudy.assign(Reaction=sleepstudy["Reaction"].where(sleepstudy["Days"] != 4))
+    fit = lmer("Reaction ~ Days + (Days | Subject)", data, na_action=na_action)
+    shuffled = data.sample(frac=1, random_state=0)
+    pd.testing.assert_frame_equal(fit.augment(shuffled), fit.augment(data))
+    np.testing.assert_allclose(
+        fit.emmeans("1", over="data", data=shuffled).estimate, fit.emmeans("1", over="data", data=data).estimate
+    )
+    with pytest.raises(DataError, match="the index of data differs"):
+        fit.augment(data.set_axis(range(1000, 1180)))

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from fastlmm_core import ModelError, glmer, load_dataset
+from fastlmm_core import FormulaWarning, ModelError, glmer, load_dataset
+from fastlmm_core.families import Poisson
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "reference.json").read_text())
 CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
@@ -139,3 +140,33 @@ def test_shares_of_variance(fit):
     assert_allclose(fit.r2()["marginal"], fixed / (fixed + variance + np.pi**2 / 3))
     with pytest.raises(ModelError, match="cauchit"):
         glmer(CBPP, load_dataset("cbpp"), link="cauchit").r2()
+
+
+@pytest.mark.parametrize(
+    ("family", "match"),
+    [
+        ("Gamma", "here it is 'gamma'"),
+        ("nbinom2", "here it is 'negativebinomial'"),
+        ("inverse.gaussian", "here it is 'inverse_gaussian'"),
+        ("quasipoisson", "quasi-likelihoods have none"),
+        ("zinb", 'zero="~ 1"'),
+        (Poisson, r"family Poisson does not exist: give an instance, Poisson\(...\)"),
+        ("poison", "did you mean 'poisson'"),
+    ],
+)
+def test_names_of_families_elsewhere_are_answered(family, match):
+    with pytest.raises(ModelError, match=match):
+        glmer("incidence ~ period + (1 | herd)", load_dataset("cbpp"), family)
+
+
+def test_an_offset_that_cannot_be_computed_is_said():
+    rng = np.random.default_rng(0)
+    data = {"g": np.repeat(np.arange(10), 6), "t": rng.uniform(0.5, 2.0, 60), "y": rng.poisson(3, 60)}
+    data["t"][3] = -1.0
+    for given in ({"offset": "log(t)"}, {}):
+        formula = "y ~ 1 + (1 | g)" if given else "y ~ offset(log(t)) + (1 | g)"
+        with pytest.warns(FormulaWarning, match="the offset has no value in 1 row where t has one: it is left out"):
+            fit = glmer(formula, data, "poisson", **given)
+        with pytest.warns(FormulaWarning, match="where t has one: it is predicted as NaN"):
+            found = fit.predict({"g": [1, 1], "t": [-1.0, 1.0]})
+        assert found.isna().tolist() == [True, False]

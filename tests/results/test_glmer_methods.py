@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
+from scipy.optimize import minimize
 
 from fastlmm_core import glmer, load, load_dataset
 from fastlmm_core.errors import ModelError, SpellingError
+from fastlmm_core.fitting.generalised import glmm_of
 
 INFLUENCE = {  # lme4 1.1-31: influence(m, "herd") of the fit of cbpp, dfbetas
     "1": [0.10044876, -0.52298791, -0.94613783, -0.00708798],
@@ -132,8 +134,6 @@ def test_reports(cbpp, crossed):
 @pytest.mark.parametrize("which", ["cbpp", "crossed"])
 def test_files(which, request, tmp_path):
     _, fit = request.getfixturevalue(which)
-    with pytest.raises(ModelError, match="data=True"):
-        fit.save(tmp_path / "fit")
     fit.save(tmp_path / "fit", data=True)
     again = load(tmp_path / "fit")
     assert type(again) is type(fit)
@@ -188,3 +188,43 @@ def test_pictures_along_predictors(cbpp):
     for name in ("shrinkage", "surface"):
         with pytest.raises(ModelError, match="generalised fit"):
             getattr(fit.plot, name)()
+
+
+CBPP = "cbind(incidence, size - incidence) ~ period + (1 | herd)"
+
+
+def test_profiles_where_the_model_hessian_is_indefinite():
+    """Overdispersion and effects tell almost the same; the limits' deviance is 1.96^2 above the least."""
+    fit = glmer("incidence ~ period + (1 | herd)", load_dataset("cbpp"), "negativebinomial", exposure="size")
+    found = fit.conf_int("profile")
+    wald = fit.conf_int()
+    for name in fit.params.index:
+        assert_allclose(found.loc[name], wald.loc[name], atol=0.2)
+    assert found.loc["alpha", "lower"] < 0.2 < 0.9 < found.loc["alpha", "upper"]
+    assert found.loc["sd_Intercept|herd", "lower"] == 0.0
+    objective = glmm_of(fit.design, fit.options).objective(fit.design.y)
+    best = np.concatenate([fit.core.theta, fit.core.beta, fit.core.family.extra(fit.core.rho)])
+    rest = np.delete(np.arange(6), 4)
+
+    def held(x):
+        full = np.insert(x, 4, found.loc["period[T.4]", "upper"])
+        return objective(full), objective.gradient(full)[rest]
+
+    least = minimize(held, best[rest], jac=True, method="BFGS").fun
+    assert_allclose(least - fit.criterion, 1.959964**2, rtol=1e-4)
+
+
+def test_bca_intervals_correct_the_bias_of_standard_deviations():
+    fit = glmer(CBPP, load_dataset("cbpp"), "binomial")
+    draws = fit.bootstrap(300, seed=1)
+    plain, corrected = (fit.conf_int("boot", draws=draws, kind=kind) for kind in ("percentile", "bca"))
+    name = "sd_Intercept|herd"
+    assert draws[name].mean() < fit.theta.iloc[0]  # estimates of drawn responses are smaller: limits move up
+    assert (corrected.loc[name] > plain.loc[name]).all()
+    from fastlmm_core.inference.generalised.intervals import jackknife
+
+    left_out = jackknife(fit)
+    data = load_dataset("cbpp")
+    first = glmer(CBPP, data[data["herd"].astype(str) != str(fit.design.random[0].levels[0])], "binomial")
+    assert_allclose(left_out[0], [*first.theta, *first.params], rtol=1e-4)
+    assert left_out.shape == (15, 5)

@@ -124,3 +124,25 @@ def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
         lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
     with pytest.raises(DataError, match="do not make a table"):
         lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])
+
+
+def test_frames_are_aligned_with_the_data(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    frame = pd.DataFrame(genes[:3].T, index=samples.index, columns=list("abc"))
+    weights = pd.Series(np.linspace(0.5, 2.0, len(samples)), samples.index)
+    formula = "~ dose + (1 | person)"
+    want = lmer_many(formula, samples, frame, weights=weights)
+    shuffled = {"responses": frame.sample(frac=1, random_state=0), "weights": weights.sample(frac=1, random_state=1)}
+    pd.testing.assert_frame_equal(lmer_many(formula, samples, **shuffled).table(), want.table())
+    each = pd.DataFrame(dict.fromkeys("abc", weights)).sample(frac=1, random_state=2)
+    np.testing.assert_allclose(lmer_many(formula, samples, frame, weights=each).params, want.params, rtol=1e-6)
+    with pytest.raises(DataError, match="the index of responses differs"):
+        lmer_many(formula, samples, frame.set_axis(range(1000, 1000 + len(frame))))
+    nullable = frame.astype("Float64").mask(frame == frame.iloc[4, 1])
+    assert lmer_many(formula, samples, nullable).table()["n"].tolist() == [len(frame), len(frame) - 1, len(frame)]
+    with pytest.raises(DataError, match="complex"):
+        lmer_many(formula, samples, genes[:2] + 0j)
+    masked = np.ma.MaskedArray(genes[:2], genes[:2] > 2)
+    pd.testing.assert_frame_equal(
+        lmer_many(formula, samples, masked).table(),
+        lmer_many(formula, samples, np.where(genes[:2] > 2, np.nan, genes[:2])).table(),
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from statsmodels.iolib.summary2 import summary_col
 
-from fastlmm_core import lmer, load_dataset, model_table
+from fastlmm_core import glmer, lmer, load_dataset, model_table
 from fastlmm_core.errors import ModelError
 
 
@@ -87,3 +87,14 @@ def test_duckdb_relations_are_tables():
     found = duckdb.sql("select * from data").arrow()
     found = found.read_all() if hasattr(found, "read_all") else found
     np.testing.assert_array_equal(lmer("Reaction ~ Days + (Days | Subject)", found).params, known.params)
+
+
+def test_generalised_fits_have_their_own_rows():
+    data = load_dataset("cbpp")
+    binomial = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", data, "binomial")
+    counts = glmer("incidence ~ period + (1 | herd)", data, "negativebinomial", exposure="size")
+    frame = model_table(binomial, counts, stars=True).to_frame()
+    assert frame.loc["Intercept"].iloc[0] == "-1.399***"
+    assert frame.loc["-2 log-likelihood"].iloc[0] == "184.1"
+    assert frame.loc["alpha"].tolist()[0] == ""
+    assert "sd residual" not in frame.index

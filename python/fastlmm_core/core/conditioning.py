@@ -14,7 +14,6 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr_delete
 
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
@@ -182,6 +181,8 @@ def without_few(r: Array) -> tuple[NDArray[np.int64], Array] | None:
     A diagonal element is what earlier columns leave of its own. The first one that is nothing is taken out, and Givens
     rotations bring back the triangle: p^2 flops each.
     """
+    from scipy.linalg import qr_delete  # which takes longer to import than this package
+
     keep = np.arange(len(r))
     identity = np.eye(len(r))
     norms = np.linalg.norm(r, axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import log
 from typing import TypeVar
 
 import numpy as np
@@ -38,6 +39,10 @@ Array = NDArray[np.float64]
 
 SPAN_TOLERANCE = 1e-4
 """A response whose residual on X is this much smaller than itself is residualised in extended precision."""
+
+ONE = np.eye(1)
+ONE.setflags(write=False)
+"""T of a term that is a column of ones."""
 
 KEEP_COLUMNS = 1 << 24
 """Conditioned fixed-effects columns are kept between responses up to this many numbers, else formed anew."""
@@ -91,10 +96,10 @@ class DesignProducts(DesignSums):
                 f"{self.n} observations cannot determine {self.rank} fixed effects and a residual variance"
             )
         self.inverse = triangle_inverse(self.r)
-        self.log_det = 2.0 * float(np.log(self.r.diagonal()).sum())
+        self.log_det = 2.0 * sum(map(log, self.r.diagonal().tolist()))
         self.groups = group_terms(terms)
         self.transforms = tuple(
-            np.eye(1) if term.z is None else condition_term(term.z, term.cov, root, held.get(k, ()), k)
+            ONE if term.z is None else condition_term(term.z, term.cov, root, held.get(k, ()), k)
             for k, term in enumerate(terms)
         )
         self.codes = [terms[group.terms[0]].codes for group in self.groups]
@@ -102,7 +107,7 @@ class DesignProducts(DesignSums):
         self.theta_map = theta_map(terms, self.groups, self.transforms, self.weight_scale)
         self._kept_q: Array | None = None
         if self.n * self.rank <= KEEP_COLUMNS:
-            self._kept_q = self.X[:, self.keep] @ self.inverse
+            self._kept_q = (self.X if self.rank == self.n_columns else self.X[:, self.keep]) @ self.inverse
 
         sums = LevelSums([g.n_columns for g in self.groups], self.rank, [g.n_levels for g in self.groups])
         self.xtx = np.zeros((self.rank, self.rank))
@@ -112,8 +117,10 @@ class DesignProducts(DesignSums):
             columns = [None if z is None else z[part] for z in self.columns]
             sums.add([codes[part] for codes in self.codes], columns, v, q)
         self.blocks, self.dense = sums.finish()
-        basis = np.zeros((self.X.shape[1], self.rank))
-        basis[self.keep] = self.inverse
+        basis = self.inverse
+        if self.rank < self.n_columns:
+            basis = np.zeros((self.n_columns, self.rank))
+            basis[self.keep] = self.inverse
         levels = [group.n_levels for group in self.groups]
         metric = small_inverse(self.xtx) if self.rank <= FEW else np.asarray(np.linalg.inv(self.xtx), np.float64)
         self.rows = ResponseProducts(

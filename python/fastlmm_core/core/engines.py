@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -161,6 +162,7 @@ class Engine(Protocol):
         ...
 
 
+@lru_cache(maxsize=64)
 def dense_cost(m: int) -> Cost:
     """Of a dense tail of m columns: both triangles, and a panel."""
     return Cost(dense_seconds(m), 8 * m * (m + 1 + DenseTail.tile_size(m)))

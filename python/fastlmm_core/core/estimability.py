@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import solve_triangular
 
 __all__ = ["NullSpace", "null_space"]
 
@@ -79,6 +78,8 @@ def null_space(r: Array, keep: NDArray[np.int64], n: int) -> NullSpace | None:
     triangle = np.asarray(np.linalg.qr(unit[:, [*keep, *dropped]], mode="r"))
     rank = len(keep)
     if rank:
+        from scipy.linalg import solve_triangular  # which takes longer to import than this package
+
         basis[keep] = -solve_triangular(triangle[:rank, :rank], triangle[:rank, rank:])
     basis[dropped] = np.eye(len(dropped))
     scale = scale / np.sqrt(n)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.information import level_information
+from fastlmm_core._native.criterion.joint_information import joint_information
 from fastlmm_core._native.criterion.row_forms import explicit_parts, row_forms
 from fastlmm_core._native.rows.crossprod import sort_rows
 from fastlmm_core.core.square_root import RowsEvaluator
@@ -32,6 +33,9 @@ __all__ = ["Evaluation", "ExplicitInverse", "GivenSigma", "Modes"]
 
 Array = NDArray[np.float64]
 Longs = NDArray[np.int64]
+
+FEW_EFFECTS = 160
+"""Random effects up to which the exact Hessian of several factors takes less time than differences of gradients."""
 
 
 @dataclass(frozen=True)
@@ -204,15 +208,20 @@ class Evaluation:
             return tuple(self._evaluator.dense_products(self.theta))
         return self.solve(self.objective.cross.dense)[1]
 
-    def level_information(self) -> tuple[Array, Array, Array, Array, float] | None:
+    def information(self) -> tuple[Array, Array, Array, Array, float] | None:
         """Exact Hessian (k, k) of the profiled criterion, and what else `inference.information` needs.
 
-        None where the model has more than one grouping factor, or is evaluated from its rows.
+        None where several grouping factors have more than `FEW_EFFECTS` random effects, or none is eliminated
+        beforehand, or the model is evaluated from its rows.
         """
-        if self._layout.tail.m or not self._layout.leads or not isinstance(self._evaluator, Evaluator):
+        layout = self._layout
+        if not layout.leads or not isinstance(self._evaluator, Evaluator):
+            return None
+        m = layout.tail.m
+        if m and m + layout.groups[0].size > FEW_EFFECTS:
             return None
         with one_blas_thread():
-            return level_information(self._evaluator, self.theta)
+            return (joint_information if m else level_information)(self._evaluator, self.theta)
 
     def cond_var(self) -> tuple[Array, ...]:
         """Conditional covariance (q, l, l) of the effects of each group, over sigma^2."""

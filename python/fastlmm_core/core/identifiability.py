@@ -102,19 +102,27 @@ def seems_identified(products: DesignSums, reml: bool) -> bool:
     """Whether counting levels proves that every covariance parameter is identified (step 1)."""
     rank = products.rank if reml else 0
     sizes, losses, effects = [], [], []
-    for g, (group, blocks) in enumerate(zip(products.groups, products.blocks, strict=True)):
+    for group, blocks in zip(products.groups, products.blocks, strict=True):
         levels, lacking = level_ranks(blocks, PIVOT)
         l = group.n_columns
-        loss = rank if l == 1 else 2 * (rank + lacking)
-        if l == 1 and rank:
-            loss = min(loss, shared_dimensions(products, g))
         sizes.append(levels)
-        losses.append(loss)
+        losses.append(rank if l == 1 else 2 * (rank + lacking))
         effects.append(levels * l)
-    total = sum(effects)
-    if products.n - products.rank <= total:
+    if products.n - products.rank <= sum(effects):
         return False
-    left = list(range(len(sizes)))
+    if counted_out(sizes, losses, effects):
+        return True
+    if not rank or all(group.n_columns > 1 for group in products.groups):
+        return False
+    for g, group in enumerate(products.groups):
+        if group.n_columns == 1:
+            losses[g] = min(losses[g], shared_dimensions(products, g))
+    return counted_out(sizes, losses, effects)
+
+
+def counted_out(sizes: list[int], losses: list[int], effects: list[int]) -> bool:
+    """Whether all factors can be taken out one by one, each with more levels left than the others have effects."""
+    total, left = sum(effects), list(range(len(sizes)))
     while left:
         for k in left:
             if sizes[k] - losses[k] > total - effects[k]:

@@ -109,11 +109,19 @@ def tail_groups(cross: Products, leads: bool) -> tuple[Group, ...]:
 
 def natural_offsets(cross: Products, leads: bool = True) -> Offsets:
     """Tail columns in the order of the groups and their levels."""
+    groups = tail_groups(cross, leads)
+    few = sum([group.n_levels for group in groups]) < FEW
+    return list(one_after_another(groups) if few else one_after_another.__wrapped__(groups))
+
+
+@lru_cache(maxsize=64)
+def one_after_another(groups: tuple[Group, ...]) -> tuple[Longs, ...]:
+    """Columns at which the levels of some groups begin, these laid side by side; read, never written to."""
     offsets, start = [], 0
-    for group in tail_groups(cross, leads):
+    for group in groups:
         offsets.append(start + group.n_columns * np.arange(group.n_levels, dtype=np.int64))
         start += group.size
-    return offsets
+    return tuple(offsets)
 
 
 @lru_cache(maxsize=64)

@@ -103,7 +103,10 @@ class Layout:
     def columns(self) -> list[Longs]:
         """For each group of the tail, the column of each of its effects (q * l,), by level."""
         groups = self.groups[len(self.groups) - len(self.offsets) :]
-        return [(o[:, None] + np.arange(g.n_columns)).ravel() for o, g in zip(self.offsets, groups, strict=True)]
+        return [
+            o if g.n_columns == 1 else (o[:, None] + np.arange(g.n_columns)).ravel()
+            for o, g in zip(self.offsets, groups, strict=True)
+        ]
 
     def split(self, lead: Floats, tail: Floats) -> tuple[Floats, ...]:
         """Vectors (k, q * l) of the leading group and (k, m) of the tail as (q * l, k), one a group, by level."""
@@ -112,11 +115,15 @@ class Layout:
 
     def join(self, parts: Sequence[Floats]) -> tuple[Floats, Floats]:
         """The way back: (q * l, k) by group and level to (k, q * l) and (k, m)."""
-        k = parts[0].shape[1]
-        tail = np.empty((k, self.tail.m))
+        lead = np.array(parts[0].T, order="C") if self.leads else np.empty((parts[0].shape[1], 0))
+        return lead, self.join_tail(parts)
+
+    def join_tail(self, parts: Sequence[Floats]) -> Floats:
+        """`join`, the tail's part alone."""
+        tail = np.empty((parts[0].shape[1], self.tail.m))
         for columns, part in zip(self.columns, parts[int(self.leads) :], strict=True):
             tail[:, columns] = part.T
-        return np.array(parts[0].T, order="C") if self.leads else np.empty((k, 0)), tail
+        return tail
 
     def evaluator(self, reml: bool, *, n: int | None = None, rank: int | None = None) -> Evaluator:
         """The compiled workspace for one criterion, to be loaded with values.
@@ -181,10 +188,9 @@ class Layout:
         a: dict[str, Any] = self.arrays
         val = leading_values(lead.n_columns, a["ptr"], a["t_ptr"], a["t_pos"], leading)
         even = self.leads and not cross.weighted and lead.n_columns == 1 and bool((val == 1.0).all())
-        _, zd_tail = self.join(sums)
         rows = tail_values(a["a_ptr"], tail, pairs)
         # the weights' mean is one
-        return Values(blocks, val, rows, dense, zd_tail, dtd, cross.n, even)
+        return Values(blocks, val, rows, dense, self.join_tail(sums), dtd, cross.n, even)
 
     def rows(self, design: DesignProducts) -> RowPlaces:
         """Places of a design's rows, to refill the values with other weights."""
@@ -211,6 +217,13 @@ def elimination_flops(cross: Products, ptr: NDArray[np.generic], m: int) -> floa
     widths = np.diff(ptr).astype(np.float64)
     lead, d = cross.groups[0], cross.rank + 1
     return float(lead.n_columns * (widths @ widths) + lead.size * d * (d + lead.n_columns) + m**3 / 3)
+
+
+def worth_sharing(cross: Products, leading: LeadingRows, m: int) -> bool:
+    """Whether an evaluation takes long enough for threads; levels are looked at only where as many as m could do it."""
+    lead, d = cross.groups[0], cross.rank + 1
+    most = lead.n_columns * len(leading[1]) * m + lead.size * d * (d + lead.n_columns) + m**3 / 3
+    return most > PARALLEL_ABOVE and elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE
 
 
 def workspace_bytes(cross: Products, leading: LeadingRows, rows: TailRows) -> int:
@@ -281,7 +294,7 @@ def tail_problem(cross: Products, control: Control) -> TailProblem:
     available = memory(cross, m, control) if m else 0  # before the structures, which `work` counts
     offsets = natural_offsets(cross, leads)
     leading, rows = structures(cross, offsets)
-    threads = control.n_threads if elimination_flops(cross, leading[0], m) > PARALLEL_ABOVE else 1
+    threads = control.n_threads if worth_sharing(cross, leading, m) else 1
     return TailProblem(cross, offsets, leading, rows, workspace_bytes(cross, leading, rows), available, threads)
 
 

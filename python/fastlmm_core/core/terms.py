@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core._native.rows.columns import all_finite
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
 ]
 
 COVARIANCES = ("us", "diag")
+
+FEW_NUMBERS = 1 << 12
+"""Numbers up to which a loop of our own takes less time than arrays of masks."""
 
 MAX_LEVELS = 2**31 - 1
 """Codes are 32-bit numbers."""
@@ -241,6 +245,8 @@ def ordered_groups(members: Sequence[tuple[Sequence[int], int]], terms: Sequence
 
 def check_finite(values: NDArray[np.float64], name: str) -> None:
     """Refuse NaN and infinity, naming how many and the first place."""
+    if values.size < FEW_NUMBERS and values.dtype == np.float64 and all_finite(values.ravel()):
+        return
     bad = ~np.isfinite(values)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])

@@ -144,8 +144,12 @@ def theta_map(
     out = np.zeros((len(index), len(index)))
     at, root = 0, sqrt(weight_scale)
     for term, t in zip(terms, transforms, strict=True):
-        inverse = triangle_inverse(t.T).T * root
         l = len(t)
+        if l == 1:
+            out[at, at] = root / t[0, 0]
+            at += 1
+            continue
+        inverse = triangle_inverse(t.T).T * root
         for c in range(l):
             width = 1 if term.cov == "diag" else l - c
             out[at : at + width, at : at + width] = inverse[c : c + width, c : c + width]

@@ -47,6 +47,37 @@ FAMILIES: dict[str, type[Family]] = {
 """By name, in the order of the kernels' codes."""
 
 
+ELSEWHERE = {
+    **dict.fromkeys(("nbinom2", "nbinom", "negbin", "nb", "nb2", "negativebinomial2"), "negativebinomial"),
+    **dict.fromkeys(("nbinom1", "nb1"), "negativebinomial1"),
+    **dict.fromkeys(("bernoulli", "logistic"), "binomial"),
+    **dict.fromkeys(("normal",), "gaussian"),
+    **dict.fromkeys(("betafamily", "betar"), "beta"),
+    **dict.fromkeys(("cumulative", "orderedlogistic", "ordered"), "ordinal"),
+    **dict.fromkeys(("inversegaussian",), "inverse_gaussian"),
+}
+"""What other packages call these families, in small letters alone."""
+
+
+def _shown(family: object) -> str:
+    return family.__name__ if isinstance(family, type) else repr(family)
+
+
+def _advice(family: object) -> str:
+    """What to say of a name that is another package's; empty where nothing is known of it."""
+    if isinstance(family, type) and issubclass(family, Family):
+        return f"give an instance, {family.__name__}(...), or a name"
+    name = family if isinstance(family, str) else getattr(family, "__name__", type(family).__name__)
+    letters = "".join(c for c in name.lower() if c.isalnum())
+    same = {"".join(c for c in k if c.isalnum()): k for k in [*FAMILIES, Ordinal.name]}
+    if letters.startswith("quasi"):
+        return 'quasi-likelihoods have none of their own: "negativebinomial", or one effect a row, has overdispersion'
+    if letters in ("zip", "zinb", "zeroinflated", "zeroinflatedpoisson", "hurdle"):
+        return 'a part for zeros is zero="~ 1" beside "poisson", "negativebinomial" or a truncated family'
+    found = same.get(letters) or ELSEWHERE.get(letters)
+    return f"here it is {found!r}" if found else ""
+
+
 def as_family(family: str | Family, link: str | Link | None = None) -> Family:
     """A family by name or instance.
 
@@ -63,5 +94,7 @@ def as_family(family: str | Family, link: str | Link | None = None) -> Family:
         raise ModelError("an ordinal family needs to know its categories: Ordinal(link, levels=...)")
     found = FAMILIES.get(family) if isinstance(family, str) else None
     if found is None:
+        if advice := _advice(family):
+            raise ModelError(f"family {_shown(family)} does not exist: {advice}")
         raise ModelError(no_such("family", family, [*FAMILIES, Ordinal.name]))
     return found(link)

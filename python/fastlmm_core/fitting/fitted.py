@@ -208,6 +208,7 @@ class FittedModel:
         return self.design.by_row(self.design.y - self.core.fitted)
 
     def __repr__(self) -> str:
-        kind = "REML criterion" if self.reml else "deviance"
+        generalised = getattr(self.core, "family", None) is not None  # whose deviance is another number
+        kind = "REML criterion" if self.reml else "-2 log L" if generalised else "deviance"
         groups = ", ".join(f"{name} {q}" for name, q in self.n_groups.items())
         return f"<{type(self).__name__}: {self.formula}; {kind} {self.criterion:.2f}; {self.nobs} rows; {groups}>"

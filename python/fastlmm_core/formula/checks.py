@@ -32,6 +32,9 @@ __all__ = [
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64] | None  # positions of the rows used; None for all of them
 
+OFFSET = "the offset"
+"""What messages call the sum of all offsets."""
+
 
 class GroupedTerm(Protocol):
     """The sizes of a random-effect term."""
@@ -83,14 +86,31 @@ def used_rows(
     return rows, n_missing, n_zero
 
 
-def warn_of_undefined(variables: Mapping[str, Variable], table: Table, kept: NDArray[np.bool_] | None) -> None:
-    """Say which computed variables have no value where their columns do, such as the logarithm of a negative number."""
+def warn_of_undefined(
+    variables: Mapping[str, Variable],
+    table: Table,
+    kept: NDArray[np.bool_] | None,
+    offsets: Sequence[str] = (),
+    outcome: str = "left out",
+) -> None:
+    """Say which computed variables have no value where their columns do, such as the logarithm of a negative number.
+
+    Parameters
+    ----------
+    variables : mapping
+        By what they are called: an expression, "the offset" where it is a sum of several.
+    offsets : sequence of str
+        The expressions of these.
+    outcome : str
+        What becomes of such rows.
+    """
     for expr, variable in variables.items():
-        sources = sources_of(expr, table)
+        texts = offsets if expr == OFFSET else [expr]
+        sources = list(dict.fromkeys(name for text in texts for name in sources_of(text, table)))
         if n := undefined_rows(variable.missing(), sources, table, kept):
             rows, these = ("row", "it is") if n == 1 else ("rows", "they are")
             what = " and ".join(sorted(sources))
-            warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} left out", FormulaWarning)
+            warn(f"{expr} has no value in {n} {rows} where {what} has one: {these} {outcome}", FormulaWarning)
 
 
 def refuse_undefined(

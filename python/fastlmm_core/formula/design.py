@@ -25,7 +25,7 @@ from fastlmm_core.formula.checks import (
 )
 from fastlmm_core.formula.evaluate import Context
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix
-from fastlmm_core.formula.frame import Variable, aligned
+from fastlmm_core.formula.frame import Variable, aligned, unmasked
 from fastlmm_core.formula.grid_info import GridInfo, GridSource
 from fastlmm_core.formula.newdata import NewDesign, NewRandom
 from fastlmm_core.formula.parse import ParsedFormula, RandomTerm
@@ -178,11 +178,29 @@ class Design:
 
         Raises DataError where its labels are not those of the rows used.
         """
+        if isinstance(values, np.ma.MaskedArray):
+            return unmasked(values)
         if self.index is None or not isinstance(values, (pd.Series, pd.DataFrame)):
             return values
         if len(values) == self.n_total and values.index[self.row_index].equals(self.index):
             return values
         return aligned(values, self.index, what)
+
+    def in_order(self, table: pd.DataFrame, what: str) -> pd.DataFrame:
+        """The table of the fit, its rows in the order that they had, by the labels of those used.
+
+        Raises DataError where it lacks one of them, or where labels that occur twice stand in another order.
+        """
+        if self.index is None or len(table) != self.n_total or table.index[self.row_index].equals(self.index):
+            return table
+        if self.table_index is not None:
+            return aligned(table, self.table_index, what)
+        aligned(table, self.index, what)  # raises
+        at = table.index.get_indexer(self.index)
+        order = np.full(self.n_total, -1, dtype=np.int64)
+        order[self.row_index] = at
+        order[order < 0] = np.setdiff1d(np.arange(self.n_total), at)
+        return table.iloc[order]
 
     def own_rows(self) -> NewDesign:
         """The model's own rows in the form in which `rebuild` gives others."""
@@ -281,7 +299,8 @@ def build_design(
     found = reading.variables(given)
     rows, n_missing, n_zero = used_rows(found.named(parsed.response), found.kept, found.weights, table.n, na_action)
     if n_missing:
-        warn_of_undefined(found.named(parsed.response), table, found.kept)
+        offsets = [*parsed.offsets, *([offset] if isinstance(offset, str) else [])]
+        warn_of_undefined(found.named(parsed.response), table, found.kept, offsets)
     n = table.n if rows is None else len(rows)
     y = response(found.response, parsed.response, rows)
     used = _Used(rows, n)

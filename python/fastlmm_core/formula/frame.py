@@ -24,7 +24,7 @@ from fastlmm_core.formula.levels import Factor, code_native, code_values
 if TYPE_CHECKING:
     import narwhals as nw
 
-__all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments", "of_days"]
+__all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas", "moments", "of_days", "unmasked"]
 
 EXACT = 2**53  # integers beyond it are not all float64 numbers
 
@@ -70,11 +70,25 @@ def as_factor(variable: Variable) -> Factor:
     return code_values(variable.values) if variable.native is None else code_native(variable.native)
 
 
+def unmasked(values: np.ma.MaskedArray[Any, Any]) -> NDArray[Any]:
+    """A masked array as a plain one, in which masked values are NaN or None."""
+    if not np.ma.getmaskarray(values).any():
+        return values.data
+    if values.dtype.kind in "iuf":
+        return np.ma.filled(values.astype(np.float64), np.nan)
+    out = np.array(values.data, dtype=object)
+    out[np.ma.getmaskarray(values)] = None
+    return out
+
+
 def aligned(value: Any, index: pd.Index | None, what: str) -> Any:
     """The values of a pandas object in the order of the data's index; anything else, and data without one, unchanged.
 
-    Raises DataError where its index lacks a label of the data, or labels that occur twice stand in another order.
+    Masked values of a NumPy array are missing. Raises DataError where the index lacks a label of the data, or labels
+    that occur twice stand in another order.
     """
+    if isinstance(value, np.ma.MaskedArray):
+        return unmasked(value)
     if index is None or not isinstance(value, (pd.Series, pd.DataFrame)) or value.index is index:
         return value
     if value.index.equals(index):
@@ -454,7 +468,7 @@ def _one_dimensional(values: Any, name: str) -> Any:
     if hasattr(values, "to_pandas"):
         return values.to_pandas()
     if not isinstance(values, pd.api.extensions.ExtensionArray):
-        values = np.asarray(values)
+        values = unmasked(values) if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
         if values.ndim != 1:
             raise DataError(f"column {name!r} has shape {values.shape}: a column is one-dimensional")
         if values.dtype.kind in "US":

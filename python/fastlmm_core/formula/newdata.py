@@ -11,10 +11,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.errors import DataError
-from fastlmm_core.formula.checks import check_finite
+from fastlmm_core.formula.checks import OFFSET, check_finite, warn_of_undefined
 from fastlmm_core.formula.evaluate import Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
-from fastlmm_core.formula.frame import Table, Variable, aligned, as_factor
+from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, as_factor
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.residual_rows import NewResidual, NewResidualRows
@@ -118,6 +118,11 @@ def rebuild(
         k: [grouping_factor(name, evaluate) for name in design.group_of(k).group] for k in [*wanted, *coded_anew]
     }
     offset = offset_values(design.formula.offsets, _known_offset(design), evaluate) if fixed else None
+    computed: dict[str, Variable] = {expr: v for of in variables.values() for expr, v in of.items()}
+    if offset is not None:
+        computed[OFFSET] = Numeric(offset)
+    offsets = [*design.formula.offsets, *([design.offset_given] if isinstance(design.offset_given, str) else [])]
+    warn_of_undefined(computed, table, None, offsets, "predicted as NaN")
     within = None
     if residual != "none" and design.residual is not None:
         within = NewResidualRows(design.residual, table, known=residual == "known", allow_new=allow_new_levels)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.formula.checks import Rows
+from fastlmm_core.formula.checks import OFFSET, Rows
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable
@@ -71,7 +71,7 @@ class Variables:
         found.update(self.sparse)
         found.update(self.residual)
         if self.offset is not None:
-            found["the offset"] = Numeric(self.offset)
+            found[OFFSET] = Numeric(self.offset)
         if self.weights is not None:
             found["the weights"] = Numeric(self.weights)
         return found

@@ -11,6 +11,7 @@ import contextlib
 import operator
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -119,10 +120,16 @@ def _read(text: str, what: str, table: Table, context: Context) -> tuple[ast.Exp
         return _WORDS.get(match[0], match[0])
 
     try:
-        tree = parse_python(_TOKENS.sub(rewrite, python_power(plain_code(text, table), everywhere=True)))
+        tree = _syntax(_TOKENS.sub(rewrite, python_power(plain_code(text, table), everywhere=True)))
     except FormulaError as error:
         raise FormulaError(f"cannot read {what}={shown(text)}: {error}") from None
     return tree, _Interpreter(table, context, {made: name for name, made in quoted.items()}, tree)
+
+
+@lru_cache(maxsize=256)
+def _syntax(code: str) -> ast.Expression:
+    """The tree of an expression, which nobody changes."""
+    return parse_python(code)
 
 
 def _column_or_expression(text: str, what: str, table: Table, context: Context) -> Any:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
 
 __all__ = ["Statistic", "bootstrap", "jackknife"]
 
@@ -214,6 +215,17 @@ def reflated(values: Array, factor: Array) -> Array:
     return np.asarray(centred @ inverse_root @ ((axes * np.sqrt(np.maximum(size, 0.0))) @ axes.T))
 
 
+def jackknife_rows(design: Design) -> Iterator[NDArray[np.intp]]:
+    """Rows that are left with one block of levels at a time left out; see `jackknife`."""
+    term = min(design.random, key=lambda t: len(t.level_set))
+    q = len(term.level_set)
+    if q < 3:
+        raise ModelError(f"{term.group} has {q} levels: too few to leave one out, use percentile intervals")
+    blocks = np.arange(q) * min(q, JACKKNIFE_BLOCKS) // q
+    for block in range(int(blocks[-1]) + 1):
+        yield np.flatnonzero(blocks[term.codes] != block)
+
+
 def jackknife(result: FittedModel) -> Array:
     """Parameters with one level at a time left out, (blocks, n_parameters).
 
@@ -226,15 +238,9 @@ def jackknife(result: FittedModel) -> Array:
         Fewer than three levels.
     """
     design, options = result.design, result.options
-    term = min(design.random, key=lambda t: len(t.level_set))
-    q = len(term.level_set)
-    if q < 3:
-        raise ModelError(f"{term.group} has {q} levels: too few to leave one out, use percentile intervals")
-    blocks = np.arange(q) * min(q, JACKKNIFE_BLOCKS) // q
     start = None if result.is_singular else result.core.theta
     arrays, rows = arrays_of(design), []
-    for block in range(int(blocks[-1]) + 1):
-        kept = np.flatnonzero(blocks[term.codes] != block)
+    for kept in jackknife_rows(design):
         try:
             model = arrays.rows(kept, all_levels=False).model(options.reml, options.control)
             fit = model.fit(design.y[kept], start=start)

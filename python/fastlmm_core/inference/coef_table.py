@@ -12,9 +12,14 @@ from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from fastlmm_core.fitting.fitted import FittedModel
 
-__all__ = ["coef_table"]
+__all__ = ["coef_table", "coefficients"]
+
+NAMES = ("estimate", "std_error", "df", "t", "p")
+"""Columns of the table."""
 
 
 def coef_table(
@@ -27,10 +32,12 @@ def coef_table(
     """Estimates, standard errors, degrees of freedom, t and p; see `LmerResult.coef_table`."""
     with one_blas_thread():  # once for all that nests in it
         method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
-        return _table(result, method)
+        columns = coefficients(result, method)
+    return table(columns, result.design.x_names, method.notes, NAMES)
 
 
-def _table(result: FittedModel, method: Method) -> Table:
+def coefficients(result: FittedModel, method: Method) -> NDArray[np.float64]:
+    """The table's columns (p, 5), those of `NAMES`: NaN in the row of a dropped coefficient."""
     p = len(result.core.beta)
     every = np.eye(len(method.beta))
     se = np.sqrt(method.variances(every))
@@ -42,5 +49,4 @@ def _table(result: FittedModel, method: Method) -> Table:
     if len(method.beta) < p:
         known, columns = columns, np.full((5, p), np.nan)
         columns[:, ~np.isnan(result.core.beta)] = known
-    names = ("estimate", "std_error", "df", "t", "p")
-    return table(columns.T, result.design.x_names, method.notes, names)
+    return columns.T

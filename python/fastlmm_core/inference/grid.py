@@ -361,7 +361,7 @@ def _reduced(column: ColumnInfo, how: CovReduce, design: Design, data: Any) -> t
 
 def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
     """Columns of the fit's table over the rows used, as its expressions see them."""
-    table = Table(data)
+    table = Table(design.in_order(data, "data") if isinstance(data, pd.DataFrame) else data)
     table.require(names)
     out = {}
     for name in names:

@@ -9,8 +9,8 @@ level):
 
 whose Hessian is the profiled criterion's plus the outer product that profiling sigma took off, with
 dr^2/dtheta_a = -t'(I x dSigma/dtheta_a) t, t = Z'Py. The profiled Hessian is the observed one: exact where one grouping
-factor is all there is (`_native/criterion/information.pyx`), central differences of the exact gradient elsewhere.
-Nothing here has n rows.
+factor is all there is (`_native/criterion/information.pyx`) or several have few effects (`joint_information` there),
+central differences of the exact gradient elsewhere. Nothing here has n rows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def variance_information(core: CoreFit) -> VarianceInformation:
 
 def _variance_information(core: CoreFit, model: Objective) -> VarianceInformation:
     at = model.at(core.theta)
-    exact = at.level_information()
+    exact = at.information()
     if exact is not None:
         hessian, slopes, of_r2, factor, r2 = exact
         return assembled(core, slopes, of_r2, factor, without(hessian, model.theta_map.held), model.nu, r2)

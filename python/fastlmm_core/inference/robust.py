@@ -262,7 +262,7 @@ def _clusters(result: FittedModel, cluster: Any) -> tuple[Codes, str]:
         table.require([cluster])
         factor, label = as_factor(table[cluster]), cluster
     else:
-        values = np.asarray(cluster)
+        values = np.asarray(design.of_rows(cluster, "cluster"))
         if values.ndim != 1:
             raise DataError(f"cluster has shape {values.shape}: one value a row is needed")
         table = Table({"cluster": values})

@@ -188,5 +188,7 @@ def _table_rows(design: Design, rows: NewDesign, data: Any) -> pd.DataFrame:
             raise DataError(f"cannot read a table from {type(data).__name__}") from None
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
+    if isinstance(data, pd.DataFrame):
+        frame = design.in_order(frame, "data")
     used = frame.iloc[design.row_index] if rows.rows is None else frame
     return used.set_axis(rows.index)

@@ -21,7 +21,7 @@ from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.rowwise import numeric_argument
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.multiplicity import stepwise
-from fastlmm_core.results.lmer_many import contrast_rows, design_of, place_of, responses_of
+from fastlmm_core.results.lmer_many import contrast_rows, design_of, index_of, place_of, responses_of
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -188,7 +188,7 @@ def glmer_many(
     env = caller_names(2) if env is None else env
     chosen = _family(family, link, weights, trials)
     frame = as_pandas(data)
-    Y, names = responses_of(responses, frame)
+    Y, names = responses_of(responses, frame, index_of(data))
     if np.isinf(Y).any():
         raise DataError(f"response {names[int(np.isinf(Y).any(axis=1).argmax())]} has infinite values")
     design = design_of(formula, frame, env, observation_level=True)

@@ -387,7 +387,7 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         parm: str | Iterable[str] | None = None,
         *,
         exp: bool = False,
-        kind: Literal["percentile", "basic", "norm"] = "percentile",
+        kind: Literal["percentile", "basic", "norm", "bca"] = "percentile",
         n: int = 1000,
         seed: Seed = None,
         draws: pd.DataFrame | None = None,
@@ -399,7 +399,8 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         method : {"wald", "profile", "boot"}
             "wald": coefficients only, NaN for the others, as in lme4.
         level, parm, kind, n, seed, draws
-            As in `LmerResult.conf_int`.
+            As in `LmerResult.conf_int`. For standard deviations of few groups "bca" is the kind to take: percentiles
+            of estimates that are biased downwards are biased twice over.
         exp : bool
             Limits of odds, rate or mean ratios.
         """

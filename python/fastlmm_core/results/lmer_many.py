@@ -17,6 +17,7 @@ from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.spelling import answering, explained
 from fastlmm_core.formula import build_design
 from fastlmm_core.formula.evaluate import caller_names
+from fastlmm_core.formula.frame import aligned
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.many_batches import record_batches
@@ -123,12 +124,13 @@ def lmer_many(
     data : table
         The design, a row an observation.
     responses : list of str, DataFrame (n, k) or array (k, n)
-        Columns of the data; a frame with a column a response; or an array with a row a response. NaN is a missing
-        value of that response alone.
+        Columns of the data; a frame with a column a response, whose index is that of the data; or an array with a row a
+        response. NaN is a missing value of that response alone.
     contrasts : str, list, mapping or array (c, p), optional
         Hypotheses as for `t_test`, or names to such; every coefficient by default.
     weights : (n,) or (k, n), optional
-        Inverse residual variances, for all responses or for each (precision weights of counts).
+        Inverse residual variances, for all responses or for each (precision weights of counts). A Series, or a frame
+        with a column a response, is aligned with the data's index; rows whose weight is zero or missing are left out.
     reml, control, env
         As for `lmer`.
     progress : bool
@@ -156,8 +158,9 @@ def lmer_many(
     '4'
     """
     env = caller_names(2) if env is None else env
-    frame = as_pandas(data)
-    Y, names = responses_of(responses, frame)
+    frame, index = as_pandas(data), index_of(data)
+    Y, names = responses_of(responses, frame, index)
+    weights = given_weights(weights, index, len(frame))
     design = design_of(formula, frame, env)
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     from fastlmm_core.inference.bootstrap import _bar
@@ -254,8 +257,9 @@ def lmer_many_batches(
     1000
     """
     env = caller_names(2) if env is None else env
-    frame = as_pandas(data)
+    frame, index = as_pandas(data), index_of(data)
     design = design_of(formula, frame, env)
+    weights = given_weights(weights, index, len(frame))
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     if weights is not None and np.shape(weights) != (len(frame),):
         raise DataError(
@@ -270,7 +274,8 @@ def lmer_many_batches(
         for block in blocks:
             own = isinstance(block, tuple) and len(block) == 2 and not isinstance(block[0], str)
             responses, given = block if own else (block, weights)
-            Y, names = responses_of(responses, frame)
+            Y, names = responses_of(responses, frame, index)
+            given = given_weights(given, index, len(frame))
             if not isinstance(responses, (pd.DataFrame, list, tuple)):
                 names = [str(done + i) for i in range(len(Y))]
             done += len(Y)
@@ -279,9 +284,23 @@ def lmer_many_batches(
     return record_batches(fitted(), labels)
 
 
-def responses_of(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+def index_of(data: Any) -> pd.Index | None:
+    """The labels of the data's rows, where they have any."""
+    return data.index if isinstance(data, pd.DataFrame) else None
+
+
+def given_weights(weights: Any, index: pd.Index | None, n: int) -> Any:
+    """Weights (n,) or (k, n), those of pandas in the order of the data's rows."""
+    if isinstance(weights, pd.Series):
+        return aligned(weights, index, "weights").to_numpy(dtype=np.float64, na_value=np.nan)
+    if isinstance(weights, pd.DataFrame) and len(weights) == n:
+        return aligned(weights, index, "weights").to_numpy(dtype=np.float64, na_value=np.nan).T
+    return weights
+
+
+def responses_of(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
     try:
-        Y, names = _numbers(given, frame)
+        Y, names = _numbers(given, frame, index)
     except (TypeError, ValueError) as error:
         if isinstance(error, FastLMMError):
             raise
@@ -291,17 +310,25 @@ def responses_of(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
     return Y, names
 
 
-def _numbers(given: Any, frame: pd.DataFrame) -> tuple[Array, list[str]]:
+def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
     """Responses (k, n) and their names."""
     if isinstance(given, pd.DataFrame):
-        Y, names = given.to_numpy(dtype=np.float64).T, [str(c) for c in given]
+        values = aligned(given, index, "responses") if len(given) == len(frame) else given  # refused below
+        Y, names = values.to_numpy(dtype=np.float64, na_value=np.nan).T, [str(c) for c in given]
     elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
         absent = [g for g in given if g not in frame]
         if absent:
             raise DataError(f"there is no column {absent[0]!r} among the data")
-        Y, names = frame[list(given)].to_numpy(dtype=np.float64).T, list(given)
+        Y, names = frame[list(given)].to_numpy(dtype=np.float64, na_value=np.nan).T, list(given)
     else:
-        Y = np.asarray(given, dtype=np.float64)
+        Y = (
+            np.ma.filled(given.astype(np.float64), np.nan)
+            if isinstance(given, np.ma.MaskedArray)
+            else np.asarray(given)
+        )
+        if np.iscomplexobj(Y):
+            raise DataError("the responses are complex numbers")
+        Y = Y.astype(np.float64, copy=False)
         if Y.ndim != 2:
             raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
         names = [str(i) for i in range(len(Y))]

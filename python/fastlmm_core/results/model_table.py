@@ -169,7 +169,9 @@ def _merged(columns: Sequence[Cells]) -> list[str]:
 def _coefficients(
     fit: LmerResult, labels: Mapping[str, str], digits: int, ddf: str | None
 ) -> dict[str, tuple[str, str]]:
-    p = fit.coef_table(ddf)["p"].to_numpy() if ddf is not None else np.full(len(fit.params), np.nan)
+    p = np.full(len(fit.params), np.nan)
+    if ddf is not None:
+        p = (fit.coef_table() if generalised(fit) else fit.coef_table(ddf))["p"].to_numpy()
     out = {}
     for name, estimate, error, value in zip(fit.params.index, fit.params, fit.bse, p, strict=True):
         if np.isnan(estimate):
@@ -192,13 +194,22 @@ def _variances(fit: LmerResult, digits: int) -> Cells:
         for i, column in enumerate(term.columns):
             for j in range(i):
                 out[f"cor {column}, {term.columns[j]} | {term.grp}"] = f"{corr[i, j]:.3f}"
-    out["sd residual"] = _number(components.sigma, digits)
+    if not generalised(fit):
+        out["sd residual"] = _number(components.sigma, digits)
+    else:
+        out |= {name: _number(value, digits) for name, value in fit.core.family_params.items()}  # type: ignore[attr-defined]
     return out
+
+
+def generalised(fit: Any) -> bool:
+    """Whether the fit has a family: no residual deviation, and tests by the normal distribution."""
+    return getattr(fit.core, "family", None) is not None
 
 
 def _figures(fit: LmerResult) -> Cells:
     out: Cells = {"Observations": str(int(fit.nobs)), **{name: str(q) for name, q in fit.n_groups.items()}}
-    out["REML criterion" if fit.reml else "Deviance"] = f"{fit.criterion:.1f}"
+    words = "-2 log-likelihood" if generalised(fit) else "REML criterion" if fit.reml else "Deviance"
+    out[words] = f"{fit.criterion:.1f}"
     return {**out, "AIC": f"{fit.aic:.1f}", "BIC": f"{fit.bic:.1f}"}
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core._native.rows.columns import gram_factor, small_inverse, triangle_inverse
+from fastlmm_core._native.rows.columns import all_finite, gram_factor, small_inverse, triangle_inverse
 
 LIMITS = 1e-6, 1e-290, 1e290
 
@@ -57,3 +57,14 @@ def test_small_inverse_refuses_what_has_none():
         small_inverse(np.eye(9))
     with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
         small_inverse(np.zeros((2, 2)))
+
+
+def test_finite_values_are_told_from_others():
+    values = np.array([1.0, -1e308, 1e308, 0.0, 5e-324])
+    assert all_finite(values)
+    assert all_finite(np.empty(0))
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in range(len(values)):
+            changed = values.copy()
+            changed[at] = bad
+            assert not all_finite(changed)

@@ -129,3 +129,30 @@ def test_responses_that_the_model_all_but_reproduces(seed: int) -> None:
         assert np.isnan(found.beta[2, 1]) or found.beta[2, 1] == pytest.approx(2.0, abs=1e-6)
         assert found.message[2]
         assert (found.message[3:] == "").all()
+
+
+def test_rows_that_some_responses_do_not_have() -> None:
+    """Masked values, weights of zero and missing weights are rows left out; a response without a row is NaN."""
+    gone = np.arange(N) % 7 == 3
+    missing = np.where(gone, np.nan, Y)
+    want = fit_responses(missing, X, TERMS)
+    masked = fit_responses(np.ma.MaskedArray(Y, np.broadcast_to(gone, Y.shape)), X, TERMS)
+    np.testing.assert_array_equal(masked.beta, want.beta)
+    for nothing in (0.0, np.nan):
+        for weights in (np.where(gone, nothing, 1.0), np.where(gone, nothing, np.ones(Y.shape))):
+            found = fit_responses(Y, X, TERMS, weights=weights)
+            np.testing.assert_allclose(found.beta, want.beta, rtol=1e-6)
+            np.testing.assert_array_equal(found.n, want.n)
+    found = fit_responses(np.vstack([np.full(N, np.nan), np.ones(N), Y]), X, TERMS)
+    np.testing.assert_allclose(found.beta[2:], fit_responses(Y, X, TERMS).beta, rtol=1e-9)
+    assert np.isnan(found.df[:2]).all()
+    assert found.message[:2].tolist() == ["the response has no value", "the response is constant"]
+    assert len(fit_responses(Y[:0], X, TERMS)) == 0
+    with pytest.raises(DataError, match="weights are negative"):
+        fit_responses(Y, X, TERMS, weights=-np.ones(N))
+    with pytest.raises(DataError, match="real numbers, not complex128"):
+        fit_responses(Y + 0j, X, TERMS)
+    with pytest.raises(DataError, match="masked"):
+        scan(Model(X, TERMS), Y[0], np.ma.MaskedArray(Y, Y > 1))
+    with pytest.raises(DataError, match="real numbers, not complex128"):
+        scan(Model(X, TERMS), Y[0], Y + 0j)

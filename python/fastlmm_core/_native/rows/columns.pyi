@@ -3,6 +3,7 @@ from numpy.typing import NDArray
 
 FEW: int
 
+def all_finite(values: NDArray[np.float64]) -> bool: ...
 def gram_factor(
     columns: NDArray[np.float64],
     root: NDArray[np.float64] | None,

@@ -111,7 +111,8 @@ class GlmmDesign:
     def free(self) -> NDArray[np.intp]:
         """Places of psi that are not held at zero."""
         held = self.theta_map.held
-        return np.setdiff1d(np.arange(self.n_free), [] if held is None else held)
+        every = np.arange(self.n_free)
+        return every if held is None else np.setdiff1d(every, held)
 
     @property
     def counts(self) -> Array:

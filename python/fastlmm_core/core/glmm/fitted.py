@@ -245,14 +245,19 @@ class GlmmFit:
         conditioned = np.full((design.n_free,) * 2, np.nan)
         try:
             free, second = self._second()
-            held = design.n_free - len(free)
-            conditioned[np.ix_(free, free)] = covariance(second, design.n_theta - held)
+            found = covariance(second, design.n_theta - design.n_free + len(free))
+            if len(free) == design.n_free:
+                conditioned = found
+            else:
+                conditioned[np.ix_(free, free)] = found
         except NumericalError as error:
             warn(f"there are no standard errors: {error} beside the estimates", ConvergenceWarning)
         unknown = np.isnan(conditioned)
         small = design.to_user @ np.where(unknown, 0.0, conditioned) @ design.to_user.T
         small[unknown] = np.nan  # all of theta, what is held of it, or nothing
         nt, p = design.n_theta, len(self.beta)
+        if design.rank == p:
+            return np.asarray(small)
         places = np.concatenate([np.arange(nt), nt + design.keep, nt + p + np.arange(self.family.n_extra)])
         out = np.full((nt + p + self.family.n_extra,) * 2, np.nan)
         out[np.ix_(places, places)] = small
@@ -397,14 +402,15 @@ def covariance(second: Array, n_theta: int) -> Array:
         return out
     diagonal = second.diagonal()
     scale = np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-300)))
-    scaled = second / np.outer(scale, scale)
-    fixed = scaled[n_theta:, n_theta:]
-    flat = len(fixed) > 0 and np.linalg.eigvalsh(fixed)[0] <= FLAT
+    scaled = second / (scale[:, None] * scale)
     values, vectors = np.linalg.eigh(scaled)
     first = 0
-    if values[0] <= FLAT and not flat:
-        first = n_theta
-        values, vectors = np.linalg.eigh(fixed)
+    if values[0] <= FLAT:  # a principal block's smallest eigenvalue is not below it
+        fixed = scaled[n_theta:, n_theta:]
+        of_fixed = np.linalg.eigh(fixed)
+        if not (len(fixed) > 0 and of_fixed[0][0] <= FLAT):
+            first = n_theta
+            values, vectors = of_fixed
     half = vectors / np.sqrt(np.maximum(values, FLAT)) / scale[first:, None]
     out[first:, first:] = 2.0 * half @ half.T
     return out

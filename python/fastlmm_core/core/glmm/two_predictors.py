@@ -40,6 +40,10 @@ __all__ = ["Stacked", "TwoPredictors", "ZeroPart"]
 Array = NDArray[np.float64]
 
 
+NOTHING = 1e-6
+"""Standard deviation, conditioned, that is zero."""
+
+
 @dataclass(frozen=True, eq=False)
 class ZeroPart:
     """The log odds of a fit's zero part, with the attributes of a fit that tables of random effects read.
@@ -245,14 +249,14 @@ class TwoPredictors(TakenInTurn):
         return self.transform.T @ gradient, self.transform.T @ hessian @ self.transform
 
     def settled(self, psi: Array) -> Array:
-        """Psi with the signs of the log odds' covariance parameters turned so that diagonals are not negative."""
+        """Psi with the log odds' covariance parameters turned: no diagonal is negative, tiny ones are zero."""
         nt = self.stacked.n_theta
         inner = self.transform @ psi
-        turned = self.stacked.theta_map.canonical(inner[:nt])
-        return psi if turned is inner[:nt] or np.array_equal(turned, inner[:nt]) else self._with_theta(inner, turned)
-
-    def _with_theta(self, inner: Array, theta: Array) -> Array:
-        return np.asarray(self.back @ np.concatenate([theta, inner[len(theta) :]]))
+        turned = self.stacked.theta_map.canonical(inner[:nt]).copy()
+        turned[self.stacked.theta_map.diagonal & (np.abs(turned) < NOTHING)] = 0.0  # an error of its square
+        if np.array_equal(turned, inner[:nt]):
+            return psi
+        return np.asarray(self.back @ np.concatenate([turned, inner[nt:]]))
 
     def is_singular(self, psi: Array) -> bool:
         """Whether some factor, of either part, is (nearly) singular."""

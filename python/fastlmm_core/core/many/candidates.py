@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import as_floats
+from fastlmm_core.core.terms import as_floats, refuse_masked
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError
 
@@ -92,7 +92,10 @@ def scan(model: Model, y: ArrayLike, columns: ArrayLike, *, theta: ArrayLike | N
     7
     """
     products = model.products
+    refuse_masked(columns, "columns")
     candidates = np.asarray(columns)
+    if candidates.dtype.kind not in "biuf":
+        raise DataError(f"the candidates must hold real numbers, not {candidates.dtype}")
     if candidates.ndim != 2 or candidates.shape[1] != products.n:
         raise DataError(f"the candidates have shape {candidates.shape}, but each needs {products.n} values, a row each")
     at = model.fit(y).theta if theta is None else np.asarray(theta, dtype=np.float64)

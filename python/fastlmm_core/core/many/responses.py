@@ -20,7 +20,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.many.information import Probes, empty_information, fill_information
 from fastlmm_core.core.model import ManyFits, fit_batch
-from fastlmm_core.core.terms import Term
+from fastlmm_core.core.terms import Term, as_doubles
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError
@@ -102,11 +102,11 @@ def fit_responses(
     Parameters
     ----------
     Y : (k, n)
-        Responses; NaN is a missing value, and leaves that row out of that response's fit.
+        Responses; NaN is a missing value (so is a masked one), and leaves that row out of that response's fit.
     X, terms, reml, control
         As in `Model`.
     weights, offset : (n,) or (k, n), optional
-        For all responses, or for each.
+        For all responses, or for each. Rows whose weight is zero or missing are left out.
     contrasts : (c, p), optional
         Functions of the coefficients to be tested; each coefficient by default.
     progress : callable, optional
@@ -135,7 +135,7 @@ def fit_responses(
     >>> found.t.shape, int(found.n[3])
     ((100, 1), 56)
     """
-    responses = np.array(Y, dtype=np.float64, ndmin=2)
+    responses = np.array(_unmasked(Y, "the responses"), ndmin=2)
     n = responses.shape[1]
     fixed = np.empty((n, 0)) if X is None else np.asarray(X, dtype=np.float64)
     k, p = len(responses), fixed.shape[1]
@@ -145,16 +145,26 @@ def fit_responses(
     if np.isinf(responses).any():
         raise DataError(f"response {int(np.argmax(np.isinf(responses).any(axis=1)))} has infinite values")
     given = _matched(weights, "weights", k, n)
+    there = np.isfinite(responses)
+    if given is not None:
+        if (given < 0.0).any() or np.isinf(given).any():
+            raise DataError("weights are negative or infinite")
+        there &= given > 0.0
     shared, each = (given, None) if given is None or given.ndim == 1 else (None, given)
+    if shared is not None:
+        shared = np.where(shared > 0.0, shared, 1.0)  # of rows that no response has
     arrays, control = ModelArrays(fixed, tuple(terms), shared), checked_control(control)
     own_offset = _matched(offset, "offset", k, n)
     if own_offset is not None:
         responses -= own_offset
     out = _empty(k, sum(term.n_theta for term in terms), p, len(rows))
     with one_blas_thread():  # once for all that nests in it
-        for present, members in patterns(np.isfinite(responses)):
+        for present, members in patterns(there):
             here = np.flatnonzero(present)
             out.n[members] = len(here)
+            if not len(here):
+                out.message[members] = "the response has no value"
+                continue
             task = _Task(arrays if len(here) == n else arrays.rows(here, all_levels=False), rows, reml, control)
             Y_here = responses[np.ix_(members, here)]
             if each is None:
@@ -175,11 +185,18 @@ def fit_responses_by_blocks(
         yield fit_responses(block, X, terms, **arguments)  # type: ignore[arg-type]
 
 
+def _unmasked(values: ArrayLike, name: str) -> Array:
+    """Values as float64, masked ones NaN."""
+    if isinstance(values, np.ma.MaskedArray):
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    return as_doubles(values, name)
+
+
 def _matched(values: ArrayLike | None, name: str, k: int, n: int) -> Array | None:
     """Weights or offsets (n,) or (k, n)."""
     if values is None:
         return None
-    array = np.asarray(values, dtype=np.float64)
+    array = _unmasked(values, name)
     if array.shape not in ((n,), (k, n)):
         raise DataError(f"{name} has shape {array.shape}: ({n},) or ({k}, {n}) is needed")
     return array
@@ -209,6 +226,7 @@ def _empty(k: int, n_theta: int, p: int, c: int) -> ManyResponses:
 
 def _test(out: ManyResponses) -> None:
     """Statistics t and p-values of every estimate."""
+    out.df[np.isnan(out.std_error)] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
         out.t[:] = out.estimate / out.std_error
         out.p[:] = 2.0 * stdtr(np.minimum(out.df, 1e10), -np.abs(out.t))
@@ -216,6 +234,8 @@ def _test(out: ManyResponses) -> None:
 
 def patterns(present: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.bool_], Index]]:
     """Rows that are present, and the responses that have just these."""
+    if not len(present):
+        return
     if present.all():
         yield present[0], np.arange(len(present))
         return

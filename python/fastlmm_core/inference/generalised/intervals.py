@@ -15,13 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm import GlmmObjective
 from fastlmm_core.core.terms import checked_count
-from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, NumericalError, warn
+from fastlmm_core.errors import (
+    ConvergenceWarning,
+    DataError,
+    FastLMMError,
+    FastLMMWarning,
+    NumericalError,
+    warn,
+)
 from fastlmm_core.families import TwoPart
-from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, refit_counts
+from fastlmm_core.fitting.generalised import glmm_of, kept_glmm, options_of_rows, refit_counts
+from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.unidentified import unidentified_elements
-from fastlmm_core.inference.bootstrap import named
+from fastlmm_core.inference.bootstrap import jackknife_rows, named
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
@@ -57,6 +66,9 @@ ONE = 1.0 - 1e-8
 
 ANGLE = 0.1
 """Radians from there to where it has."""
+
+FLAT = 1e-6
+"""Curvature, in units of the parameters' own, below which a direction counts as flat: far steps there end nowhere."""
 
 CHUNK = 256
 
@@ -109,6 +121,24 @@ def bootstrap(
     return pd.DataFrame(np.concatenate(blocks), index=index, columns=[p.name for p in model_parameters(result)])
 
 
+def jackknife(result: GeneralisedModel) -> Array:
+    """Parameters with one level at a time left out, (blocks, n_parameters); see `bootstrap.jackknife`."""
+    design, core, found = result.design, result.core, []
+    start = None
+    if not core.is_singular and np.isfinite(core.beta).all():
+        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
+    for rows in jackknife_rows(design):
+        kept = np.zeros(len(design.y), bool)
+        kept[rows] = True
+        try:
+            model = glmm_of(arrays_of(design).rows(kept), options_of_rows(result.options, kept))
+            fit = model.fit(design.y[kept], start=start)
+        except FastLMMError:  # too little is left without this level
+            continue
+        found.append(values_of(result, fit.theta[None], fit.beta[None], np.array([fit.rho]))[0])
+    return np.array(found).reshape(len(found), len(model_parameters(result)))
+
+
 def conf_int(
     result: GeneralisedModel,
     method: str = "wald",
@@ -124,8 +154,6 @@ def conf_int(
     """Intervals; see `GlmerResult.conf_int`."""
     z = quantile_of_level(level)
     way, sort = option("method", method, METHODS), option("kind", kind, KINDS)
-    if sort == "bca":
-        raise ModelError("bca intervals of generalised models are not available: use percentile, basic or norm")
     every = model_parameters(result)
     chosen = choose(every, parm)
     names = [p.name for p in chosen]
@@ -146,7 +174,8 @@ def conf_int(
             raise DataError(f"draws has no column {absent[0]!r}: take them from bootstrap() without a statistic")
         estimates = values_of(result, core.theta[None], core.beta[None], np.array([core.rho]))[0]
         at = [every.index(p) for p in chosen]
-        limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, sort)
+        left_out = jackknife(result)[:, at] if sort == "bca" else None
+        limits = bootstrap_limits(draws[names].to_numpy(dtype=float), estimates[at], level, sort, left_out)
     if exp:
         fixed = np.array([p.kind == "beta" for p in chosen])
         limits[fixed] = np.exp(limits[fixed])
@@ -176,16 +205,26 @@ class Profiler:
         self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core._y)
         self.nt = len(core.theta)
         self.best = np.concatenate([core.theta, core.beta[self.kept], core.family.extra(core.rho)])
-        self.hessian = self.objective.derivatives(self.best)[2]
+        self.hessian = self.curvature()
         self.free = self.objective.engine.design.free
         self.unit = self.round(self.free)
         self.blind = unidentified_elements(core)
 
+    def curvature(self) -> Array:
+        """Second derivatives of the deviance at the estimates; the model Hessian, which may be indefinite, without."""
+        try:
+            return second_derivatives(self.objective.derivatives, self.best)
+        except NumericalError:
+            return self.objective.derivatives(self.best)[2]
+
     def round(self, free: NDArray[np.intp]) -> Array:
         """Unit (n, k) such that d ~ d-hat + |z|^2 for x = x-hat + unit z, in k of the parameters."""
-        values, vectors = np.linalg.eigh(self.hessian[np.ix_(free, free)])
+        hessian = self.hessian[np.ix_(free, free)]
+        diagonal = hessian.diagonal()
+        scale = np.sqrt(np.maximum(diagonal, 1e-12 * max(diagonal.max(initial=0.0), 1e-300)))
+        values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
         unit = np.zeros((len(self.best), len(free)))
-        unit[free] = vectors * np.sqrt(2.0 / np.maximum(values, 1e-10 * values.max()))
+        unit[free] = vectors / scale[:, None] * np.sqrt(2.0 / np.maximum(values, FLAT))
         return unit
 
     def places(self, term: int) -> NDArray[np.intp]:

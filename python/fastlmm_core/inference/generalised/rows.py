@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import xlogy
+from scipy.special import ndtri, xlogy
 
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
@@ -83,7 +82,7 @@ def residuals(
             lower, upper = distribution(family, y, mu, m, rho)
         values = lower + stream.random(len(y)) * (upper - lower)
         if kind == "quantile":
-            values = stats.norm.ppf(np.clip(values, 1e-16, 1.0 - 1e-16))
+            values = ndtri(np.clip(values, 1e-16, 1.0 - 1e-16))
     return result.design.by_row(np.asarray(values, dtype=np.float64))
 
 
@@ -165,6 +164,8 @@ def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> t
     whole = WHOLE.get(family.name, family.name)
     if whole in (*COUNTS, "beta") and (m != 1.0).any():
         raise ModelError(f"quantile residuals need a distribution, and weighted {family.name} rows have none")
+    from scipy import stats  # which takes as long to import as pandas does
+
     phi = family.scale(rho)
     match whole:
         case "binomial":

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, ndtr
 
+from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.models import arrays_of
@@ -17,12 +18,13 @@ from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.fitting.zero_part import design_and_fit
 from fastlmm_core.inference import tidy as plain
 from fastlmm_core.inference.anova import anova_type, drop1_columns, f_table, likelihood_ratios
-from fastlmm_core.inference.coef_table import coef_table as plain_table
+from fastlmm_core.inference.coef_table import coefficients
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.contrasts import term_hypotheses
 from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import deviance, residuals
 from fastlmm_core.inference.profile import quantile_of_level
+from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -34,14 +36,16 @@ __all__ = ["augment", "chisq_table", "coef_table", "criterion_without", "drop1",
 
 def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.95) -> Table:
     """Estimates, standard errors, z and p; see `GlmerResult.coef_table`."""
-    found = plain_table(result, ddf="normal")
-    frame = found.drop(columns="df").rename(columns={"t": "z"})
+    with one_blas_thread():
+        method = covariance_method(result, "normal")
+        estimate, std_error, _, z, p = coefficients(result, method).T
+    columns = {"estimate": estimate, "std_error": std_error, "z": z, "p": p}
     if exp:
-        half = quantile_of_level(level) * frame["std_error"]
-        lower, upper = np.exp(frame["estimate"] - half), np.exp(frame["estimate"] + half)
-        ratio = np.exp(frame["estimate"])
-        frame = frame.assign(estimate=ratio, std_error=ratio * frame["std_error"], lower=lower, upper=upper)
-    return table(dict(frame.items()), list(frame.index), found.notes)
+        half = quantile_of_level(level) * std_error
+        ratio = np.exp(estimate)
+        columns |= {"estimate": ratio, "std_error": ratio * std_error}
+        columns |= {"lower": np.exp(estimate - half), "upper": np.exp(estimate + half)}
+    return table(np.array(list(columns.values())).T, result.design.x_names, method.notes, tuple(columns))
 
 
 def chisq_table(result: GeneralisedModel, *, type: int | str = 3) -> Table:

@@ -238,8 +238,12 @@ cdef class Evaluator(Traces):
         cdef Py_ssize_t nt = self.n_theta, n1 = self.n_lead_theta, m = self.tail.m, a, b, j, x, k = 0
         cdef double s
         if n1:
-            for j in prange(m, schedule="static", num_threads=self.threads):
-                information_row(&self.lead, j, &self.x_lead[0], n1, nt, &self.theta_group[0], &self.ca[0, 0], m)
+            if self.threads == 1:
+                for j in range(m):
+                    information_row(&self.lead, j, &self.x_lead[0], n1, nt, &self.theta_group[0], &self.ca[0, 0], m)
+            else:
+                for j in prange(m, schedule="static", num_threads=self.threads):
+                    information_row(&self.lead, j, &self.x_lead[0], n1, nt, &self.theta_group[0], &self.ca[0, 0], m)
         self.tail_directions(fpy)
         for a in range(nt):  # C v of the tail's own parameters
             if self.theta_group[a] != 0:

@@ -208,7 +208,7 @@ cdef class Traces(Solver):
 
     cdef void make_omega(self) noexcept nogil:
         """omega (m, p): S^-1 S_tX L_XX^-T, the fixed effects' share of the inverse."""
-        cdef Py_ssize_t m = self.tail.m, p = self.p, x, j
+        cdef Py_ssize_t m = self.tail.m, p = self.p, x, y, j
         cdef int mm = <int>m, pp = <int>p, d = <int>self.lead.d
         cdef char side = b"R", uplo = b"U", no = b"N"
         cdef double one = 1.0
@@ -217,7 +217,15 @@ cdef class Traces(Solver):
             return
         memcpy(w, &self.y_dense[0, 0], p * m * sizeof(double))
         self.tail.backward(w, p)
-        dtrsm(&side, &uplo, &no, &no, &mm, &pp, &one, &self.ld[0, 0], &d, w, &mm)
+        if p <= FEW:
+            for x in range(p):
+                for y in range(x):
+                    for j in range(m):
+                        w[x * m + j] -= self.ld[x, y] * w[y * m + j]
+                for j in range(m):
+                    w[x * m + j] /= self.ld[x, x]
+        else:
+            dtrsm(&side, &uplo, &no, &no, &mm, &pp, &one, &self.ld[0, 0], &d, w, &mm)
         for x in range(p):
             for j in range(m):
                 self.omega[j * p + x] = w[x * m + j]

@@ -10,7 +10,7 @@ from libc.math cimport sqrt
 
 from fastlmm_core._native.small cimport FEW as FEW_COLUMNS, chol, solve_lower, solve_lower_t
 
-__all__ = ["FEW", "gram_factor", "small_inverse", "triangle_inverse"]
+__all__ = ["FEW", "all_finite", "gram_factor", "small_inverse", "triangle_inverse"]
 
 FEW = FEW_COLUMNS  # columns that `small_inverse` takes
 
@@ -116,3 +116,12 @@ def triangle_inverse(const double[:, :] r not None):
                     s += r[i, k] * out[k, j]
                 out[i, j] = -s / r[i, i]
     return out_
+
+
+def all_finite(const double[::1] values not None):
+    """Whether few values are all finite: one loop, where arrays of masks take longer than the values."""
+    cdef Py_ssize_t i
+    cdef double s = 0.0
+    for i in range(values.shape[0]):
+        s += 0.0 * values[i]  # NaN of infinity too
+    return s == 0.0

@@ -277,9 +277,14 @@ def nested_cells(const int32_t[::1] codes_g, Py_ssize_t qg, const double[:, ::1]
                     block[r * lh + c] += wz if zh is None else wz * zh[i, c]
     if not nested:
         return None
+    ptr_ = np.zeros(qg + 1, np.int64)
+    cdef int64_t[::1] ptr = ptr_
+    for g in range(qg):
+        ptr[g + 1] = ptr[g] + (parent[g] >= 0)
+    if ptr[qg] == qg:
+        return ptr_, parent_, val_
     seen = parent_ >= 0
-    ptr = np.concatenate([[0], np.cumsum(seen)])
-    return (ptr, parent_, val_) if ptr[qg] == qg else (ptr, parent_[seen], val_[seen])
+    return ptr_, parent_[seen], val_[seen]
 
 
 def level_ranks(const double[:, :, ::1] blocks, double tolerance):

@@ -43,6 +43,10 @@ cdef class DenseTail(Tail):
     cdef double[::1] buffer
     cdef double[::1] panel
     cdef Py_ssize_t tile
+    cdef void assemble_row(self, const leading_t *lead, const double *values, double *dense, Py_ssize_t j,
+                           double *row_d) noexcept nogil
+    cdef void scale(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    Py_ssize_t tile) noexcept nogil
     cdef void add_precision(self, const int64_t *block_ptr, Py_ssize_t n_blocks) noexcept nogil
 
 

@@ -31,6 +31,9 @@ from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dsyrk, dtrsm
 
 from fastlmm_core._native.leading.rows cimport gather_row, leading_t, schur_row
+from fastlmm_core._native.tail.few cimport (
+    FEW_COLUMNS, few_backward, few_cholesky, few_forward, few_gram, few_inverse,
+)
 from fastlmm_core._native.tail.tiles cimport tile_size, tiled_cholesky, tiled_inverse
 
 __all__ = ["DenseTail", "EmptyTail", "Tail"]
@@ -203,20 +206,28 @@ cdef class DenseTail(Tail):
         return tile_size(m)
 
     cdef void assemble(self, const leading_t *lead, const double *values, double *dense, double *work) noexcept nogil:
-        cdef Py_ssize_t j, x, m = self.m, d = lead.d
+        cdef Py_ssize_t j, m = self.m
+        if self.threads == 1:
+            for j in range(m):
+                self.assemble_row(lead, values, dense, j, work)
+        else:
+            for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
+                self.assemble_row(lead, values, dense, j, work + threadid() * lead.d)
+
+    cdef void assemble_row(self, const leading_t *lead, const double *values, double *dense, Py_ssize_t j,
+                           double *row_d) noexcept nogil:
+        """Row j of C and of the dense columns; ``row_d`` is workspace of d."""
+        cdef Py_ssize_t x, m = self.m, d = lead.d
         cdef int64_t t
-        cdef double *c = &self.buffer[0] + m
-        cdef double *row_d
-        for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
-            memset(c + j * m, 0, (j + 1) * sizeof(double))
-            for t in range(self.a_ptr[j], self.a_ptr[j + 1]):
-                c[j * m + self.a_idx[t]] += values[t]
-            row_d = work + threadid() * d
-            for x in range(d):
-                row_d[x] = dense[x * m + j]
-            schur_row(lead, j, c + j * m, row_d)
-            for x in range(d):
-                dense[x * m + j] = row_d[x]
+        cdef double *c = &self.buffer[0] + m + j * m
+        memset(c, 0, (j + 1) * sizeof(double))
+        for t in range(self.a_ptr[j], self.a_ptr[j + 1]):
+            c[self.a_idx[t]] += values[t]
+        for x in range(d):
+            row_d[x] = dense[x * m + j]
+        schur_row(lead, j, c, row_d)
+        for x in range(d):
+            dense[x * m + j] = row_d[x]
 
     cdef int factor(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
                     double *logdet) noexcept nogil:
@@ -224,18 +235,27 @@ cdef class DenseTail(Tail):
         cdef double *s = &self.buffer[0]
         self.stamp += 1
         self.inverted, self.solvable = False, True
-        for tile in prange(n_tiles, schedule="dynamic", num_threads=self.threads):
-            if n_blocks == m:
-                scale_tile(s, m, lam, lam_ptr, tile)
-            else:
-                scale_tile_blocks(s, m, lam, block_ptr, lam_ptr, n_blocks, tile)
+        if self.threads == 1:
+            for tile in range(n_tiles):
+                self.scale(lam, block_ptr, lam_ptr, n_blocks, tile)
+        else:
+            for tile in prange(n_tiles, schedule="dynamic", num_threads=self.threads):
+                self.scale(lam, block_ptr, lam_ptr, n_blocks, tile)
         self.add_precision(block_ptr, n_blocks)
-        if tiled_cholesky(s, m, m, self.tile, self.threads) != 0:
+        if (few_cholesky(s, m) if m <= FEW_COLUMNS else tiled_cholesky(s, m, m, self.tile, self.threads)) != 0:
             return 1
         logdet[0] = 0.0
         for j in range(m):
             logdet[0] += 2.0 * log(s[j * m + j])
         return 0
+
+    cdef void scale(self, const double *lam, const int64_t *block_ptr, const int64_t *lam_ptr, Py_ssize_t n_blocks,
+                    Py_ssize_t tile) noexcept nogil:
+        """Columns of tile ``tile`` of S from C."""
+        if n_blocks == self.m:
+            scale_tile(&self.buffer[0], self.m, lam, lam_ptr, tile)
+        else:
+            scale_tile_blocks(&self.buffer[0], self.m, lam, block_ptr, lam_ptr, n_blocks, tile)
 
     cdef void add_precision(self, const int64_t *block_ptr, Py_ssize_t n_blocks) noexcept nogil:
         """S <- S + P x I."""
@@ -253,14 +273,30 @@ cdef class DenseTail(Tail):
                     s[(block_ptr[k] + r) * m + block_ptr[b] + r] += self.p_val[t]
 
     cdef void forward(self, double *x, Py_ssize_t k) noexcept nogil:
-        triangular(&self.buffer[0], x, self.m, k, b"N")
+        if self.m <= FEW_COLUMNS:
+            few_forward(&self.buffer[0], x, self.m, k)
+        else:
+            triangular(&self.buffer[0], x, self.m, k, b"N")
 
     cdef void backward(self, double *x, Py_ssize_t k) noexcept nogil:
-        triangular(&self.buffer[0], x, self.m, k, b"T")
+        if self.m <= FEW_COLUMNS:
+            few_backward(&self.buffer[0], x, self.m, k)
+        else:
+            triangular(&self.buffer[0], x, self.m, k, b"T")
+
+    cdef void reduce(self, double *x, Py_ssize_t k, double *gram) noexcept nogil:
+        if self.m > FEW_COLUMNS or k > FEW_COLUMNS:
+            Tail.reduce(self, x, k, gram)
+            return
+        self.forward(x, k)
+        if gram != NULL:
+            few_gram(x, self.m, k, gram)
 
     cdef int inverse(self, bint keep) noexcept nogil:
         """Every entry is there, so it solves as well."""
         self.inverted = True
+        if self.m <= FEW_COLUMNS:
+            return few_inverse(&self.buffer[0], self.m)
         return tiled_inverse(&self.buffer[0], self.m, self.m, self.tile, self.threads, &self.panel[0])
 
     cdef void solve(self, double *x, Py_ssize_t k) noexcept nogil:
@@ -292,8 +328,12 @@ cdef class DenseTail(Tail):
                 gather_row(lead, j, s + j * m, out, True, work)
             return
         memset(parts, 0, m * size * sizeof(double))
-        for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
-            gather_row(lead, j, s + j * m, parts + j * size, False, work + threadid() * l)
+        if self.threads == 1:
+            for j in range(m):
+                gather_row(lead, j, s + j * m, parts + j * size, False, work)
+        else:
+            for j in prange(m, schedule="dynamic", chunksize=8, num_threads=self.threads):
+                gather_row(lead, j, s + j * m, parts + j * size, False, work + threadid() * l)
         for j in range(m):
             for x in range(size):
                 out[x] += parts[j * size + x]

@@ -108,7 +108,7 @@ bench-large: build $(STAMPS)/bench  ## rows past memory, streamed: each problem 
 bench-kernels: build  ## the kernels one by one
 	$(RUN) -m pytest -q benchmarks/micro --benchmark-columns=min,median,rounds --benchmark-sort=name $(BENCH)
 
-SMALL := dyestuff dyestuff2 sleepstudy penicillin pastes cake slopes-1k cbpp bacteria epilepsy
+SMALL := dyestuff dyestuff2 sleepstudy penicillin pastes cake cbpp bacteria
 
 bench-readme: build $(STAMPS)/bench  ## the README's comparisons: docs/benchmarks/{readme,slope,large,ratings,small}.md; half an hour
 	$(RUN) -m benchmarks -p sleepstudy -p insteval-3 -p eight-terms -a fastlmm_core -a textbook -a lme4 -a mixedlm --rounds 5 \

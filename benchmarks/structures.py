@@ -26,16 +26,18 @@ from benchmarks.report import aligned, duration
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CASES", "Case", "main", "trial"]
+__all__ = ["CASES", "Case", "main", "of_peer", "trial"]
 
 R = """
 file <- commandArgs(trailingOnly = TRUE)[1]; call <- commandArgs(trailingOnly = TRUE)[2]
 d <- read.csv(file, stringsAsFactors = TRUE)
-d$arm <- factor(d$arm); d$visit <- factor(d$visit); d$v <- as.integer(d$visit)
-d$subject <- factor(d$subject)
-suppressWarnings(suppressMessages({library(nlme); if (grepl("glmmTMB", call)) library(glmmTMB)}))
+for (name in intersect(c("arm", "visit", "subject", "block", "area", "time"), names(d))) d[[name]] <- factor(d[[name]])
+if (!is.null(d$visit)) d$v <- as.integer(d$visit)
+suppressWarnings(suppressMessages({
+  library(nlme); if (grepl("glmmTMB", call)) library(glmmTMB); if (grepl("gam(", call, fixed = TRUE)) library(mgcv)}))
 took <- system.time(fit <- suppressWarnings(eval(parse(text = call))))
-cat(sum(took[1:2]), format(-2 * as.numeric(logLik(fit)), digits = 12), "\\n")
+criterion <- if (inherits(fit, "gam")) 2 * fit$gcv.ubre else -2 * as.numeric(logLik(fit))
+cat(sum(took[1:2]), format(criterion, digits = 12), "\\n")
 """
 
 FORMULA = "y ~ base + arm * visit"

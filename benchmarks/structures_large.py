@@ -1,22 +1,25 @@
 """Covariance structures at size: `python -m benchmarks.structures_large [name ...]`.
 
-CPU seconds on one thread from a table to a result; one fit each, after a small one that loads everything.
+CPU seconds on one thread from a table to a result; one fit each, after a small one that loads everything. `--peers`
+adds nlme, glmmTMB and mgcv, which want a `--share` of a fiftieth or so.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.machine import pin
 from benchmarks.report import aligned, duration
-from benchmarks.structures import trial
+from benchmarks.structures import of_peer, trial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +34,8 @@ class Large:
     formula: str
     make: Callable[[float], tuple[pd.DataFrame, dict[str, Any]]]
     options: dict[str, Any] = field(default_factory=dict)
+    peer: tuple[str, str] | None = None
+    """A package of R and its call."""
 
 
 def visits(share: float, crossed: bool) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -123,21 +128,27 @@ def times(share: float) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 AR1 = {"residual": "ar1(visit | subject)"}
+LME = "lme(y ~ base + arm * visit, d, random = ~ 1 | block, correlation = corAR1(form = ~ v | block / subject))"
+TMB = "glmmTMB(y ~ base + arm * visit + (1 | block) + ar1(0 + visit | subject), d, dispformula = ~ 0, REML = TRUE)"
+TIMES = "glmmTMB(y ~ x + ar1(0 + time | subject), d, REML = TRUE)"
+MRF = """{s <- sqrt(nlevels(d$area)); a <- 0:(s * s - 1); names(a) <- a
+nb <- lapply(a, function(k) a[abs(a %/% s - k %/% s) + abs(a %% s - k %% s) == 1] + 1)
+gam(y ~ x + s(area, bs = "mrf", k = s * s, xt = list(nb = nb)), data = d, method = "REML")}"""
 PROBLEMS = {
-    "blocks": Large("y ~ base + arm * visit + (1 | block)", lambda s: visits(s, False), AR1),
-    "raters": Large("y ~ base + arm * visit + (1 | block)", lambda s: visits(s, True), AR1),
+    "blocks": Large("y ~ base + arm * visit + (1 | block)", lambda s: visits(s, False), AR1, ("nlme", LME)),
+    "raters": Large("y ~ base + arm * visit + (1 | block)", lambda s: visits(s, True), AR1, ("glmmTMB", TMB)),
     "firms-near": Large("y ~ x + sparse(firm) + (1 | worker)", lambda s: workers(s, 0.0)),
     "firms": Large("y ~ x + sparse(firm) + (1 | worker)", lambda s: workers(s, 0.2)),
     "animals": Large("y ~ sex + (1 | animal)", lambda s: animals(s, max(2, int(200 * s)))),
     "animals-random": Large("y ~ sex + (1 | animal)", lambda s: animals(s, None)),
     "genomic": Large("y ~ x + (1 | id)", genomic),
-    "lattice": Large("y ~ x + (1 | area)", lattice),
-    "times": Large("y ~ x + ar1(0 + factor(time) | subject)", times),
+    "lattice": Large("y ~ x + (1 | area)", lattice, peer=("mgcv", MRF)),
+    "times": Large("y ~ x + ar1(0 + factor(time) | subject)", times, peer=("glmmTMB", TIMES)),
 }
 
 
-def measured(name: str, share: float) -> list[str]:
-    """One row of the table."""
+def measured(name: str, share: float, patience: float = 0.0) -> list[str]:
+    """One row of the table; the peer has `patience` seconds, none where that is zero."""
     from fastlmm_core import lmer
 
     problem = PROBLEMS[name]
@@ -145,7 +156,17 @@ def measured(name: str, share: float) -> list[str]:
     start = time.process_time()
     fit = lmer(problem.formula, data, **problem.options, **options)
     took = time.process_time() - start
-    return [name, f"{len(data):,}", problem.formula, str(len(fit.fit_log)), duration(took), f"{fit.criterion:.6f}"]
+    row = [name, f"{len(data):,}", problem.formula, str(len(fit.fit_log)), duration(took), f"{fit.criterion:.6f}"]
+    if not patience:
+        return row
+    if problem.peer is None:
+        return [*row, "-", "-", "-"]
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "table.csv"
+        data.to_csv(table, index=False)
+        found = of_peer(problem.peer[1], table, patience)
+    theirs = ["-", "-"] if found is None else [duration(found[0]), f"{found[1] - fit.criterion:.1e}"]
+    return [*row, problem.peer[0], *theirs]
 
 
 def main() -> None:
@@ -153,14 +174,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="problems; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="part of the size")
+    parser.add_argument("--peers", action="store_true", help="also R's packages")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds that a peer may take")
     asked = parser.parse_args()
     pin(1)
-    rows = [["problem", "rows", "formula", "evaluations", "CPU time", "criterion"]]
+    patience = asked.patience if asked.peers else 0.0
+    header = ["problem", "rows", "formula", "evaluations", "CPU time", "criterion"]
+    rows = [[*header, "peer", "its time", "its criterion less ours"] if asked.peers else header]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in asked.names or PROBLEMS:
-            measured(name, 0.01)
-            rows.append(measured(name, asked.share))
+            measured(name, 0.01, 0.0)
+            rows.append(measured(name, asked.share, patience))
     print("\n".join(aligned(rows)))
 
 

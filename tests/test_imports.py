@@ -158,6 +158,17 @@ def test_nobody_reaches_past_the_door(floor):
     assert not found
 
 
+@pytest.mark.parametrize("floor", ABOVE_THE_DOOR)
+def test_what_is_taken_from_core_is_what_its_modules_offer(floor):
+    found = set()
+    for path in sorted((PACKAGE / floor).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("fastlmm_core.core."):
+                names = {alias.name for alias in node.names} - set(import_module(node.module).__all__)
+                found |= {(path.name, node.module, name) for name in names}
+    assert not found
+
+
 def of_itself(node):
     """Whether an attribute is the object's own: a writer's `self.arrays` is no plan's."""
     return isinstance(node.value, ast.Name) and node.value.id in ("self", "writer")

@@ -173,3 +173,31 @@ def test_the_last_step_is_taken_though_its_promise_is_rounding() -> None:
     found = minimise(at_once(valley), np.array([0.06]))
     assert found.converged
     np.testing.assert_allclose(found.x, 0.0, atol=1e-9)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """A quadratic whose value, not whose gradient, is rounded; `wrong` turns the gradient."""
+
+    x: np.ndarray
+    size: float
+    wrong: float = 1.0
+
+    @property
+    def value(self) -> float:
+        return float(self.x @ self.x) + self.size * np.sin(1e16 * float(self.x.sum()))
+
+    @property
+    def gradient(self) -> np.ndarray:
+        return self.wrong * (2.0 * self.x + 1e-4 * np.cos(1e9 * self.x))
+
+    @property
+    def hessian(self) -> np.ndarray:
+        return 2.0 * np.eye(len(self.x))
+
+
+def test_an_end_that_rounding_makes_is_told_from_a_wrong_gradient() -> None:
+    found = minimise(lambda x: Noisy(x, 1e-6), np.array([1.0, -2.0]))
+    assert found.converged
+    np.testing.assert_allclose(found.x, 0.0, atol=2e-3)
+    assert not minimise(lambda x: Noisy(x, 1e-2, -1.0), np.array([1.0, -2.0])).converged

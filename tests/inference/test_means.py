@@ -460,3 +460,24 @@ def test_calls_see_dates_in_the_grid() -> None:
         whole.emtrends("date")
     passed = lmer("Reaction ~ I((date - date.min()) / pd.Timedelta('1D')) + (1 | Subject)", data)
     np.testing.assert_allclose(passed.emtrends("date").estimate, days.params["Days"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "names", [("x.1", "a.1"), ("2nd x", "the a"), ("x+2", "a*3"), ("x:2", "a'3"), ("lambda", "for"), ("p", "C")]
+)
+def test_columns_may_have_any_name(names: tuple[str, str]) -> None:
+    x, a = names
+    plain = lmer("y ~ x * a + (1 | g)", unbalanced())
+    fit = lmer(f"y ~ `{x}` * `{a}` + (1 | g)", unbalanced().rename(columns={"x": x, "a": a}))
+    for own, same in (
+        (fit.emmeans(a), plain.emmeans("a")),
+        (fit.emmeans(f"~ `{a}`", at={x: 1.0}), plain.emmeans("a", at={"x": 1.0})),
+        (fit.emtrends(x, a), plain.emtrends("x", "a")),
+        (fit.emtrends(f"`{x}`", a), plain.emtrends("x", "a")),
+    ):
+        np.testing.assert_allclose(own.estimate, same.estimate, rtol=1e-9)
+    np.testing.assert_allclose(fit.joint_tests()["F"], plain.joint_tests()["F"], rtol=1e-9)
+    np.testing.assert_allclose(fit.t_test(f"2 * `{x}` = 1")["t"], plain.t_test("2 * x = 1")["t"], rtol=1e-9)
+    curved = lmer(f"y ~ poly(`{x}`, 2) + C(`{a}`) + (1 | g)", unbalanced().rename(columns={"x": x, "a": a}))
+    assert curved.criterion == pytest.approx(lmer("y ~ poly(x, 2) + C(a) + (1 | g)", unbalanced()).criterion)
+    np.testing.assert_allclose(curved.emtrends(x).df > 0, True)

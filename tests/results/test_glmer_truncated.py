@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fastlmm_core import DataError, ModelError, glmer, load_dataset
+from fastlmm_core import BoundaryWarning, DataError, FastLMMWarning, ModelError, glmer, load_dataset
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "truncated.json").read_text())
 FAMILIES = ("truncated_poisson", "truncated_nbinom2")
@@ -112,3 +112,20 @@ def test_zeros_are_refused_by_name(ticks):
         glmer(MODEL, ticks.assign(TICKS=ticks["TICKS"] + 0.5), "truncated_poisson")
     with pytest.raises(ModelError, match="no identity link"):
         glmer(MODEL, ticks, "truncated_poisson", link="identity")
+
+
+def test_overdispersion_without_end_is_said_and_profiles_have_no_limit_there():
+    rng = np.random.default_rng(3)
+    data = {"g": np.repeat(np.arange(15), 12), "y": rng.logseries(0.7, 180)}
+    with pytest.warns(BoundaryWarning, match="no finite estimate .*: these counts are those of a logarithmic"):
+        glmer("y ~ 1 + (1 | g)", data, "truncated_nbinom2")
+    data["y"] = np.where(np.arange(180) % 9 == 0, 3, data["y"])
+    fit = glmer("y ~ 1 + (1 | g)", data, "truncated_nbinom2")
+    with (
+        pytest.warns(FastLMMWarning, match="profile of Intercept towards its lower limit does not rise to the level"),
+        pytest.warns(FastLMMWarning, match="profile of alpha towards its upper limit does not rise to the level"),
+    ):
+        found = fit.conf_int("profile")
+    assert found.loc["Intercept", "lower"] == -np.inf
+    assert found.loc["alpha", "upper"] == np.inf
+    assert np.isfinite(found.loc["sd_Intercept|g"]).all()

@@ -161,3 +161,27 @@ def test_residual_structures_beside_a_relationship(animals, data):
     assert plain.criterion - 10 < uneven.criterion <= plain.criterion
     with pytest.raises(ModelError, match="simulate is not available for known relationships"):
         fit.simulate(2)
+
+
+def test_mrode_example_11_6():
+    """Mrode (2005): an EM algorithm ends at 0.549 and 0.485 (tests of the R package rutilstimflutre)."""
+    calves = pd.DataFrame({"calf": [4, 5, 6, 7, 8], "sire": [1, 3, 1, 4, 3], "dam": [None, 2, 2, 5, 6]})
+    data = calves.assign(sex=["m", "f", "f", "m", "m"], gain=[2.6, 0.1, 1.0, 3.0, 1.0])
+    related = pedigree(calves, "calf", "sire", "dam")
+    fit = lmer("gain ~ sex + (1 | calf)", data, precision={"calf": related})
+    variance, residual = fit.var_corr()["calf"].iloc[0, 0], fit.sigma**2
+    assert variance == pytest.approx(0.549, abs=4e-3)
+    assert residual == pytest.approx(0.485, abs=2e-3)
+    A = np.linalg.inv(related.precision.toarray())
+    at = pd.Index(related.levels.astype(str)).get_indexer(data["calf"].astype(str))
+    X = np.column_stack([np.ones(5), data["sex"] == "m"]).astype(float)
+
+    def deviance(a, e):
+        V = a * A[np.ix_(at, at)] + e * np.eye(5)
+        inverse = np.linalg.inv(V)
+        XVX = X.T @ inverse @ X
+        r = data["gain"] - X @ np.linalg.solve(XVX, X.T @ inverse @ data["gain"])
+        return np.linalg.slogdet(V)[1] + np.linalg.slogdet(XVX)[1] + r @ inverse @ r + 3 * np.log(2 * np.pi)
+
+    assert fit.criterion == pytest.approx(deviance(variance, residual), abs=1e-9)
+    assert deviance(0.549, 0.485) > fit.criterion

@@ -19,7 +19,7 @@ from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import ModelError, UnitError
 
-__all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term"]
+__all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term", "independent_columns", "qr_triangle"]
 
 CHUNK = 1 << 15
 """Rows handled at a time wherever a transformed copy of the columns is formed."""

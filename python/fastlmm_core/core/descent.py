@@ -13,18 +13,26 @@ from fastlmm_core._native.criterion.callback import Callback
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core.errors import NumericalError
 
-__all__ = ["Descent", "Function", "Point", "Report", "Search", "descend", "minimise"]
+__all__ = ["Derivatives", "Descent", "Function", "Point", "Report", "Search", "descend", "minimise"]
 
 Array = NDArray[np.float64]
 Derivatives = Callable[[], tuple[Array, Array, float]]
 Function = Callable[[Array], tuple[float, Derivatives]]
 Report = Callable[[int, Array, float, float, float], None]
 
-CONVERGED, UNFINISHED, FAILED = 0, 1, 3
+CONVERGED, UNFINISHED, NO_PROGRESS, FAILED = 0, 1, 2, 3
 """Keys of `Newton.messages`."""
 
 ROUNDING = 1e-13
 """Rounding of a criterion's value, relative to its size and one."""
+
+TINY = 1e-7
+"""Radius within which a criterion does not change but for its rounding."""
+
+NOISE = 1e-4
+"""Rounding of a criterion that is taken for such, and not for a wrong gradient."""
+
+ENDED_BY_ROUNDING = "converged, as far as the criterion's rounding lets it be seen"
 
 
 class Point(Protocol):
@@ -115,7 +123,26 @@ def minimise(
         raise refused[0]
     point = next(point for at, point in (*tried, *accepted) if np.array_equal(at, x))
     log = [(row[:-3], float(row[-3]), float(row[-2]), float(row[-1])) for row in newton.evaluations()]
+    if status == NO_PROGRESS and ended_by_rounding(point, log):
+        return Search(point, x, True, ENDED_BY_ROUNDING, log)
     return Search(point, x, status == CONVERGED, Newton.messages[status], log)
+
+
+def ended_by_rounding(point: Point, log: list[tuple[Array, float, float, float]]) -> bool:
+    """Whether a search that ended without a decrease has less to gain than its criterion is rounded by.
+
+    Nearly singular covariances lose digits of the criterion, not of its gradient. Its rounding is how much the values
+    of steps too small to matter differ.
+    """
+    values = [value for _, value, size, radius in log if np.isnan(size) and radius < TINY and np.isfinite(value)]
+    if len(values) < 2:
+        return False
+    noise = max(abs(value - point.value) for value in values)
+    sizes, axes = np.linalg.eigh(0.5 * (point.hessian + point.hessian.T))
+    along = axes.T @ point.gradient
+    if not (noise < NOISE and sizes[0] > 0.0):
+        return False
+    return bool(0.5 * np.sum(np.square(along) / sizes) <= 10.0 * noise)
 
 
 @dataclass(frozen=True)

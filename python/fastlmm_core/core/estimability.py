@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["NullSpace", "null_space"]
+__all__ = ["TOLERANCE", "NullSpace", "null_space"]
 
 Array = NDArray[np.float64]
 

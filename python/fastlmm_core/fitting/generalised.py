@@ -61,6 +61,9 @@ FEW_ROWS = 5
 NO_ZEROS = 1e-4
 """Largest share of extra zeros that counts as none."""
 
+MOST_ALPHA = 1e6
+"""Overdispersion of counts without zeros beyond which it has run to infinity."""
+
 AT_REST = 1e-3
 """Decrease of the deviance that a search which has stopped at a limit may still promise."""
 
@@ -209,6 +212,12 @@ def remarks(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...]) -> list[t
         alpha = core.family_params["alpha"]
         enough = core.family.name.replace("negativebinomial", "poisson").replace("nbinom", "poisson").rstrip("12")
         text = f"the overdispersion alpha is at its limit of zero ({alpha:.2g}): the {enough} family is enough"
+        found.append((BoundaryWarning, text))
+    if core.family.name.startswith("truncated") and core.family_params.get("alpha", 0.0) > MOST_ALPHA:
+        text = (
+            f"the overdispersion alpha has no finite estimate ({core.family_params['alpha']:.2g}): these counts are "
+            "those of a logarithmic series, and the intercept goes to minus infinity with it"
+        )
         found.append((BoundaryWarning, text))
     if (share := extra_zeros(core)) < NO_ZEROS:
         enough = core.family.name.removeprefix(f"{ZeroInflated.name}_")

@@ -35,7 +35,7 @@ __all__ = [
     "variance_labels",
 ]
 
-MUCH = 1e9
+MUCH = 1e6
 """Multiplications of all units' factorisations beyond which larger units than subjects are not worth theirs."""
 
 

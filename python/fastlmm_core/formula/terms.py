@@ -149,16 +149,18 @@ _ODD = re.compile(
 def _readable(text: str) -> tuple[str, dict[str, str]]:
     """The text with names that formulaic takes for something else under aliases, and what these stand for.
 
-    These are columns that are called like numbers or Python's keywords, and R's functions and arguments with dots.
+    These are quoted columns that are called like numbers or Python's names and keywords (formulaic would quote `p`
+    within `poly`, too), and R's functions and arguments with dots.
     """
     aliases: dict[str, str] = {}
+    made: dict[str, str] = {}
 
     def alias(match: re.Match[str]) -> str:
         quoted, call, argument = match.groups()
-        if call or argument or (quoted and (keyword.iskeyword(quoted) or quoted.replace(".", "").isnumeric())):
-            made = f"_alias_{len(aliases)}_"
-            aliases[made] = match[0]
-            return made
+        if call or argument or (quoted and (quoted.isidentifier() or quoted.replace(".", "").isnumeric())):
+            own = made.setdefault(match[0], f"_alias_{len(made)}_")
+            aliases[own] = match[0]
+            return own
         return match[0]
 
     return (_ODD.sub(alias, text), aliases) if "`" in text or "." in text else (text, aliases)

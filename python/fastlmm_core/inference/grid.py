@@ -7,7 +7,7 @@ marginal slope the average of its derivative: both are rows L with L beta the es
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ class ReferenceGrid:
         """A covariate's numbers as the model reads them: dates where a call does, which has methods of theirs."""
         info = self.info.columns[name]
         calls = [*self.design.spec.terms.computed, *self.design.formula.offsets]
-        return of_days(values, info.moment) if info.moment and mentions(calls, name) else values
+        return of_days(values, info.moment) if info.moment and mentions(calls, name, self.info.columns) else values
 
     def columns(self) -> Columns:
         """The grid as a table."""
@@ -127,7 +127,7 @@ class ReferenceGrid:
         dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
         if info.moment and (not dx.any() or isinstance(getattr(self.in_form(name, x), "dtype", None), pd.PeriodDtype)):
             raise DataError(f"what the model makes of {name} goes in steps, such as whole days: no slope by it exists")
-        if unquote_name(variable) is not None:
+        if self._column(variable) is not None:
             return dx, doffset
         chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
         if not np.isfinite(chain).all() or (chain == 0.0).any():
@@ -136,11 +136,15 @@ class ReferenceGrid:
             )
         return dx / chain[:, None], doffset / chain
 
+    def _column(self, variable: str) -> str | None:
+        """The column that a text names, as it is or quoted; None where it is an expression."""
+        return variable if variable in self.info.columns else unquote_name(variable)
+
     def covariate_of(self, variable: str) -> str:
         """The numeric column that a slope's variable is, or is a function of."""
-        single = unquote_name(variable)
+        single = self._column(variable)
         if single is None:
-            names = [name for name in names_in(variable) if name in self.info.columns]
+            names = [name for name in names_in(variable, self.info.columns) if name in self.info.columns]
             if len(names) != 1:
                 raise FormulaError(
                     f"slopes are by one covariate or an expression of one, and {variable!r} has {len(names)} of the "
@@ -210,8 +214,8 @@ class ReferenceGrid:
                 if other != name
                 and len(np.unique(info.cells[:, j])) > 1
                 and len(np.unique(info.cells[:, [k, j]], axis=0)) == len(np.unique(info.cells[:, k]))
-                and all(mentions(term, other) for term in terms if mentions(term, name))
-                and not all(mentions(term, name) for term in terms if mentions(term, other))
+                and all(mentions(term, other, info.columns) for term in terms if mentions(term, name, info.columns))
+                and not all(mentions(term, name, info.columns) for term in terms if mentions(term, other, info.columns))
             ]
             if within:
                 found[name] = tuple(within)
@@ -256,9 +260,9 @@ class ReferenceGrid:
         return np.where(found[slot] == key, total[slot], 0.0)
 
 
-def mentions(term: Sequence[str], name: str) -> bool:
+def mentions(term: Sequence[str], name: str, columns: Container[str]) -> bool:
     """Whether a column is among a term's factors, or inside of one."""
-    return any(expr == name or (not expr.isidentifier() and name in names_in(expr)) for expr in term)
+    return any(expr == name if expr in columns else name in names_in(expr, columns) for expr in term)
 
 
 def reference_grid(
@@ -412,7 +416,7 @@ def check_known(name: str, design: Design) -> None:
     raise DataError(f"there is no {name!r} among the columns of the fixed part: {hint}")
 
 
-_SPLIT = re.compile(r"[+*:]")
+_PARTS = re.compile(r"`[^`]*`|[^+*:`]+")
 
 
 def read_specs(
@@ -440,7 +444,7 @@ def read_specs(
 
 
 def _names(text: str) -> list[str]:
-    parts = [part.strip() for part in _SPLIT.split(text)]
+    parts = [part.strip() for part in _PARTS.findall(text)]
     return [unquote_name(part) or part for part in parts if part]
 
 

@@ -90,7 +90,9 @@ class _Parser:
     """Linear equations separated by commas; coefficient names are tried before anything else, the longest first."""
 
     def __init__(self, text: str, names: Sequence[str]) -> None:
-        self.text, self.names = text, list(names)
+        self.text, self.names = text.replace("`", ""), [name.replace("`", "") for name in names]
+        if len(set(self.names)) < len(self.names):  # a column is called like a call
+            self.text, self.names = text, list(names)
         self.by_length = sorted(self.names, key=len, reverse=True)
         self.at = 0
         self.token: tuple[str, Any] = ("", None)

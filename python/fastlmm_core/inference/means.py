@@ -163,11 +163,14 @@ def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variab
     elif averaged:
         notes.append(f"averaged over {', '.join(averaged)} with {weights} weights")
     notes += [f"{name} is nested in {', '.join(within)}" for name, within in grid.nests.items() if over == "grid"]
+    columns = grid.info.columns
     involved = [
         name
         for name in keep
         for term in grid.design.spec.terms.terms
-        if over == "grid" and mentions(term, name) and any(mentions(term, other) for other in averaged)
+        if over == "grid"
+        and mentions(term, name, columns)
+        and any(mentions(term, other, columns) for other in averaged)
     ]
     if involved:
         listed = ", ".join(dict.fromkeys(involved))
@@ -203,7 +206,9 @@ def joint_tests(
     grid = reference_grid(design, at)
     method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
     names = [name for name, values in grid.levels.items() if name not in inner and _is_varied(grid, name, values)]
-    terms = [frozenset(name for name in names if mentions(term, name)) for term in design.spec.terms.terms]
+    terms = [
+        frozenset(name for name in names if mentions(term, name, grid.info.columns)) for term in design.spec.terms.terms
+    ]
     sets = {
         frozenset(c) for term in terms for size in range(1, len(term) + 1) for c in combinations(sorted(term), size)
     }

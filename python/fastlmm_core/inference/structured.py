@@ -116,7 +116,10 @@ def r2_slopes(model: EquationsModel, equations: Equations, solved: Solved, phi: 
         inverses, changes, _ = equations.at_residual(phi[:first])
         out[:first] = -equations.moved(solved, inverses, changes)[2]
     for k, (covariance, where) in enumerate(zip(model.covariances, model.slices, strict=True)):
-        e, v = equations._rows(solved.residual[:, None], k)[:, :, 0], equations._rows(solved.u[:, None], k)[:, :, 0]
+        e, v = (
+            equations.by_level(solved.residual[:, None], k)[:, :, 0],
+            equations.by_level(solved.u[:, None], k)[:, :, 0],
+        )
         out[where] = -2.0 * np.einsum("aij,ij->a", factor_derivatives(covariance, phi[where])[1], e.T @ v)
     return out
 
@@ -136,7 +139,7 @@ def _of_equations(core: EquationsFit) -> VarianceInformation:
         products = equations.moved(solved, inverses, changes)[-1]
         slopes[: len(products)] = root.T @ equations.fixed_slopes(solved, products) @ root
     for k, (covariance, where) in enumerate(zip(model.covariances, model.slices, strict=True)):
-        y, u = equations._rows(Y @ root, k), equations._rows(solved.U @ root, k)
+        y, u = equations.by_level(Y @ root, k), equations.by_level(solved.U @ root, k)
         blocks = np.einsum("qip,qjs->ijps", y, u, optimize=True)
         for at, dL in enumerate(factor_derivatives(covariance, core.working[where])[1], where.start):
             part = np.einsum("ij,ijps->ps", dL, blocks)

@@ -399,8 +399,8 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         method : {"wald", "profile", "boot"}
             "wald": coefficients only, NaN for the others, as in lme4.
         level, parm, kind, n, seed, draws
-            As in `LmerResult.conf_int`. For standard deviations of few groups "bca" is the kind to take: percentiles
-            of estimates that are biased downwards are biased twice over.
+            As in `LmerResult.conf_int`. Of "boot", standard deviations of few groups ask for ``kind="norm"`` or
+            "basic", which take the bias off: percentiles of estimates that are biased downwards are biased twice over.
         exp : bool
             Limits of odds, rate or mean ratios.
         """

@@ -142,7 +142,7 @@ def stopped(system):
     """A search that ended where it began."""
     k = len(system.theta)
     return iterative.newton.Found(
-        system.theta, np.zeros((k, k)), np.eye(k), 0.0, 8, 0, 0, 0, True, np.zeros(k), np.eye(k), ()
+        system.theta, np.zeros((k, k)), np.eye(k), np.eye(k), 0.0, 8, 0, 0, 0, True, np.zeros(k), np.eye(k), ()
     )
 
 

@@ -24,7 +24,7 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, Numer
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "exact"]
+__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "covariance", "exact"]
 
 Array = NDArray[np.float64]
 Place = tuple[Array, ...]

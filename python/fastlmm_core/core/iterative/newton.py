@@ -66,6 +66,8 @@ class Found:
         Covariance of theta over probes; zero where theta is at its bound of zero.
     sampling : (n_free, n_free)
         Covariance of theta over data; NaN where theta is at its bound.
+    spread : (n_free, n_free)
+        Covariance of the gradient over probes.
     ratio : float
         Largest Monte Carlo error in sampling errors.
     probes, evaluations, iterations, longest : int
@@ -80,6 +82,7 @@ class Found:
     theta: Array
     monte_carlo: Array
     sampling: Array
+    spread: Array
     ratio: float
     probes: int
     evaluations: int
@@ -191,7 +194,11 @@ class Search:
                     continue
                 counts = blocks * WIDTH, self.evaluations, self.equations.iterations, self.equations.longest
                 theta = np.where(pinned, 0.0, theta)
-                return Found(*self.result(theta, error_now, sampling), ratio, *counts, small, *self.slopes(theta, at))
+                slopes = self.slopes(theta, at)
+                return Found(
+                    *self.result(theta, error_now, sampling), slopes[0], ratio, *counts, small, *slopes[1:],
+                    tuple(self.trace),
+                )  # fmt: skip
             step = step * self.bound(theta, step)
             last = None if self.evaluations == REFRESH else (theta, step, float(g[free] @ step[free]))
             came, theta = (theta, step), self.moved(theta, step, pinned)
@@ -228,13 +235,13 @@ class Search:
         sampling[bound], sampling[:, bound] = np.nan, np.nan
         return out, jacobian @ error @ jacobian.T, sampling
 
-    def slopes(self, theta: Array, at: Derivatives) -> tuple[Array, Array, tuple[tuple[Array, float], ...]]:
-        """Gradient and curvature in the parameters that were given, and the trace."""
-        trace = tuple(self.trace)
+    def slopes(self, theta: Array, at: Derivatives) -> tuple[Array, Array, Array]:
+        """Covariance of the gradient over probes, gradient, and curvature, in the parameters that were given."""
         if self.turns == 0:
-            return at.gradient, at.hessian, trace
+            return at.covariance, at.gradient, at.hessian
         back = carried(self.given, self.equations.levels, self.as_given(theta))[1]
-        return back.T @ np.nan_to_num(at.gradient), back.T @ at.hessian @ back, trace
+        spread, gradient = np.nan_to_num(at.covariance), np.nan_to_num(at.gradient)
+        return back.T @ spread @ back, back.T @ gradient, back.T @ at.hessian @ back
 
     def release(self, theta: Array, pinned: Mask, blocks: int) -> Mask:
         """Which of the parameters at zero the criterion falls away from, now that the others have moved."""

@@ -20,7 +20,7 @@ from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks"]
+__all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks", "relative_factor"]
 
 Array = NDArray[np.float64]
 Product = Callable[[Array, Array], Array]

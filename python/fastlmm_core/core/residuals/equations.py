@@ -99,7 +99,7 @@ class ResidualEquations(Equations):
 
     def _outer(self, b: Array, block: Blocks, weight: float | Array) -> Array:
         """Weight b b' (nb, l, l') on a list of blocks, b (m,)."""
-        left, right = self._rows(b[:, None], block.k)[block.a], self._rows(b[:, None], block.other)[block.b]
+        left, right = self.by_level(b[:, None], block.k)[block.a], self.by_level(b[:, None], block.other)[block.b]
         return np.asarray(weight * left @ right.transpose(0, 2, 1))
 
     def at_residual(self, phi: Array) -> tuple[list[Array], list[Array], float]:

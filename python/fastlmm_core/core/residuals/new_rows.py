@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core.residuals.crossed import CrossedModel
     from fastlmm_core.core.residuals.fit import PatternModel
 
-__all__ = ["Meeting", "NewRows", "ResidualRows", "meetings"]
+__all__ = ["Meeting", "NewRows", "ResidualRows", "meetings", "residual_inverses"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

@@ -291,7 +291,7 @@ class Equations:
             T = self._block_inverse(block, selected[place : place + len(block.entries)])
             place += len(block.entries)
             if self.reml and self.p:
-                T += self._rows(G, block.k)[block.a] @ self._rows(G, block.other)[block.b].transpose(0, 2, 1)
+                T += self.by_level(G, block.k)[block.a] @ self.by_level(G, block.other)[block.b].transpose(0, 2, 1)
             out.append(T)
         return out
 
@@ -308,7 +308,7 @@ class Equations:
             place += len(block.entries)
             if block.k == block.other:
                 known.append(self._block_inverse(block, values)[block.a == block.b])
-                rows = self._rows(at.U, block.k)
+                rows = self.by_level(at.U, block.k)
                 joint.append(known[-1] + rows @ D @ rows.transpose(0, 2, 1))
         return known, joint
 
@@ -350,9 +350,9 @@ class Equations:
             out[block.other] += np.einsum("nij,ik,nkl->jl", CT, every[block.k], T, optimize=True)
         for k in range(self.n_random):
             if self.reml and self.p:
-                fixed = self._rows(self.ZE[:, : self.p] @ D_inverse, k)
-                out[k] -= 2.0 * np.einsum("qip,qjp->ij", fixed, self._rows(at.U, k))
-            e, v = self._rows(at.residual[:, None], k)[:, :, 0], self._rows(at.u[:, None], k)[:, :, 0]
+                fixed = self.by_level(self.ZE[:, : self.p] @ D_inverse, k)
+                out[k] -= 2.0 * np.einsum("qip,qjp->ij", fixed, self.by_level(at.U, k))
+            e, v = self.by_level(at.residual[:, None], k)[:, :, 0], self.by_level(at.u[:, None], k)[:, :, 0]
             out[k] -= 2.0 * self.nu / at.r2 * e.T @ v
         return tuple(out[: self.n_random])
 
@@ -368,7 +368,7 @@ class Equations:
             T[on] = lower + np.tril(lower, -1).transpose(0, 2, 1)
         return T
 
-    def _rows(self, columns: Array, k: int) -> Array:
+    def by_level(self, columns: Array, k: int) -> Array:
         """(q, l, c) rows of a term."""
         return columns[self.slices[k]].reshape(self.levels[k], self.widths[k], columns.shape[1])
 
@@ -385,11 +385,11 @@ class Equations:
         """The g (m, r) of `information`."""
         g = np.zeros((self.m, len(directions)))
         for a, (k, dL) in enumerate(directions):
-            u = self._rows(at.u[:, None], k)[:, :, 0]
+            u = self.by_level(at.u[:, None], k)[:, :, 0]
             if self.widths[k] == 1:  # L A dL't = dL u
                 g[self.slices[k], a] = (2.0 * dL[0, 0]) * u[:, 0]
                 continue
-            t = self._rows(at.residual[:, None], k)[:, :, 0]
+            t = self.by_level(at.residual[:, None], k)[:, :, 0]
             relationship = self.relationships[k]
             At = t if relationship is None else relationship.times(t)
             g[self.slices[k], a] = (u @ dL.T + At @ dL @ at.factors[k].T).ravel()

@@ -316,15 +316,24 @@ class Profiler:
         if p.kind == "cor":
             down, low_end = levelled(down, low_end, level, reach, low)
             up, high_end = levelled(up, high_end, level, reach, high)
+        sign = -1.0 if p.kind == "sigma" and family.natural_slopes(core.rho)[p.row] < 0 else 1.0
+        sides = ("lower", "upper") if sign > 0 else ("upper", "lower")
+        for side, end in zip(sides, (low_end, high_end), strict=True):
+            if end is not None and not np.isfinite(end):
+                why = (
+                    "could not be followed: it is NaN" if np.isnan(end) else "does not rise to the level: there is none"
+                )
+                warn(f"the profile of {p.name} towards its {side} limit {why}", FastLMMWarning)
         points = [*reversed(down), (estimate, 0.0, 0.0), *up]
         w, zeta, slope = (np.array(column) for column in zip(*points, strict=True))
         slope[len(down)] = slope_at_estimate(w, zeta, slope, len(down))
         kind = p.kind
         if kind == "sigma":  # rho is its logarithm, with a sign
-            sign = 1.0 if family.natural_slopes(core.rho)[p.row] > 0 else -1.0
             w, zeta, slope = sign * w, sign * zeta, slope
+            low_end, high_end = (None if end is None else float(np.exp(sign * end)) for end in (low_end, high_end))
             if sign < 0:
                 w, zeta, slope = w[::-1], zeta[::-1], slope[::-1]
+                low_end, high_end = high_end, low_end
             estimate = float(family.naturals(core.rho)[p.row])
         elif kind == "cor":
             estimate = float(np.sin(estimate))
@@ -369,6 +378,7 @@ class Profiler:
                 value = bound
             found = self.constrained(phi, value, z + (z - before) if k > 1 else z)
             if found is None:
+                end = np.nan
                 break
             before, z = z, found[2]
             values.append(value)
@@ -377,6 +387,8 @@ class Profiler:
             if beyond or at_bound:
                 end = None if beyond else bound
                 break
+        else:
+            end = side * np.inf  # so far away that there is no limit
         self.turned_back(phi, values, places)
         return [self.point(side, value, place) for value, place in zip(values, places, strict=True)], end
 

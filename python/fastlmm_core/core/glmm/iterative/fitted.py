@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
-from fastlmm_core.core.glmm.fitted import GlmmFit, Report
+from fastlmm_core.core.glmm.fitted import GlmmFit, Report, covariance
 from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 from fastlmm_core.core.iterative.iterative_fit import MonteCarlo
 from fastlmm_core.core.iterative.newton import Found, Search
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import MonteCarloWarning, warn
+from fastlmm_core.errors import MonteCarloWarning, NumericalError, warn
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["GlmmMonteCarlo", "IterativeGlmmFit", "iterate_glmm"]
 
 Array = NDArray[np.float64]
+
+MARGIN = 1.5
+"""How much larger a Monte Carlo error may be than the search's model of the Hessian makes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +62,19 @@ class IterativeGlmmFit(GlmmFit):
     Attributes
     ----------
     monte_carlo : GlmmMonteCarlo
+        As `cov`, made when it is first asked for.
     found : Found
+    criterion_se : float
+        Monte Carlo standard error of the criterion.
     reason : str
         Why this engine.
     tail : int
         Random effects beside the leading factor's.
     """
 
-    monte_carlo: GlmmMonteCarlo
     found: Found = field(repr=False)
+    criterion_se: float = field(repr=False)
+    products: int = field(repr=False)
     reason: str = field(repr=False)
     tail: int = field(repr=False)
 
@@ -89,10 +96,41 @@ class IterativeGlmmFit(GlmmFit):
 
     def _second(self) -> tuple[NDArray[np.intp], Array]:
         """All places but those of a theta at its bound of zero."""
+        return self._differences
+
+    @cached_property
+    def _differences(self) -> tuple[NDArray[np.intp], Array]:
         free = np.flatnonzero(np.isfinite(np.diag(self.found.sampling)))
         with self.engine() as engine:
             sd = np.sqrt(np.diag(self.found.sampling))
-            return free, engine.information(self.psi, free, sd, self.monte_carlo.probes // WIDTH)
+            return free, engine.information(self.psi, free, sd, self.found.probes // WIDTH)
+
+    @cached_property
+    def monte_carlo(self) -> GlmmMonteCarlo:
+        """What is random in the fit, and how much.
+
+        Errors are those of the equations' solution by the Hessian that `cov` has: the search's own is a model of it.
+        """
+        design, found, nt, rank = self.design, self.found, len(self.theta), self.rank
+        errors, sampling = found.monte_carlo.copy(), found.sampling.copy()
+        with suppress(NumericalError):  # which `cov` says
+            free, second = self._differences
+            own = covariance(second, int((free < nt).sum()))
+            if np.isfinite(own).all():
+                both = np.ix_(free, free)
+                sampling[both] = own
+                errors[both] = 0.25 * own @ found.spread[both] @ own
+        sd, known = np.sqrt(np.diag(sampling)), np.isfinite(np.diag(sampling))
+        ratio = float((np.sqrt(np.diag(errors))[known] / sd[known]).max(initial=0.0))
+        own_errors = np.sqrt(np.diag(design.to_user @ errors @ design.to_user.T))
+        spread = np.diag(design.to_user @ np.where(np.isfinite(sampling), sampling, 0.0) @ design.to_user.T).copy()
+        spread[(design.to_user[:, ~known] != 0.0).any(axis=1)] = np.nan
+        beta = np.full(len(self.beta), np.nan)
+        beta[design.keep] = own_errors[nt : nt + rank]
+        return GlmmMonteCarlo(
+            self.control.seed, found.probes, own_errors[:nt], np.sqrt(spread[:nt]), ratio, self.criterion_se,
+            found.evaluations, found.iterations, self.products, found.longest, beta, own_errors[nt + rank :],
+        )  # fmt: skip
 
     @cached_property
     def _cond_both(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
@@ -144,7 +182,7 @@ def iterate_glmm(
 
     engine.set_response(y)
     engine.weigh(psi)
-    end = Search(engine, report).run(psi, control.probes, control.mc_error)
+    end = Search(engine, report).run(psi, control.probes, control.mc_error / MARGIN)
     found = np.concatenate([parameters.canonical(end.theta[:nt]), end.theta[nt:]])
     turned = np.where(found * end.theta < 0.0, -1.0, 1.0)
     if (turned < 0.0).any():
@@ -162,6 +200,7 @@ def iterate_glmm(
         theta=found,
         monte_carlo=signs * end.monte_carlo,
         sampling=signs * end.sampling,
+        spread=signs * end.spread,
         gradient=turned * end.gradient,
         hessian=signs * end.hessian,
         iterations=engine.iterations,
@@ -176,12 +215,8 @@ def estimates(engine: IterativeLaplace, y: Array, criterion: float, error: float
     """Everything in the user's units."""
     design, family, psi = engine.design, engine.design.family, end.theta
     nt, rank = design.n_theta, design.rank
-    beta = np.full((2, design.X.shape[1]), np.nan)
-    errors = np.sqrt(np.diag(design.to_user @ end.monte_carlo @ design.to_user.T))
-    beta[:, design.keep] = design.to_beta @ psi[nt : nt + rank], errors[nt : nt + rank]
-    known = np.isfinite(np.diag(end.sampling))
-    spread = np.diag(design.to_user @ np.where(np.isfinite(end.sampling), end.sampling, 0.0) @ design.to_user.T).copy()
-    spread[(design.to_user[:, ~known] != 0.0).any(axis=1)] = np.nan
+    beta = np.full(design.X.shape[1], np.nan)
+    beta[design.keep] = design.to_beta @ psi[nt : nt + rank]
     log = np.full((len(end.trace), design.n_free + 3), np.nan)
     for row, (x, norm) in zip(log, end.trace, strict=True):
         row[: design.n_free], row[design.n_free + 1] = x, norm
@@ -190,7 +225,7 @@ def estimates(engine: IterativeLaplace, y: Array, criterion: float, error: float
     more: dict[str, Any] = {"_y": y, "_engine": engine, "_evaluations": log, "_place": engine.place()}
     return IterativeGlmmFit(
         theta=design.theta_map.to_user @ psi[:nt],
-        beta=beta[0],
+        beta=beta,
         rho=design.user_rho(psi),
         criterion=criterion,
         n=design.n,
@@ -202,11 +237,9 @@ def estimates(engine: IterativeLaplace, y: Array, criterion: float, error: float
         family=family,
         control=engine.control,
         psi=psi,
-        monte_carlo=GlmmMonteCarlo(
-            engine.control.seed, end.probes, errors[:nt], np.sqrt(spread[:nt]), end.ratio, error, end.evaluations,
-            end.iterations, engine.levels.rows.products, end.longest, beta[1], errors[nt + rank :],
-        ),
         found=end,
+        criterion_se=error,
+        products=engine.levels.rows.products,
         reason=engine.reason,
         tail=engine.levels.rows.m,
         **more,

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
-from fastlmm_core import FormulaWarning, ModelError, glmer, load_dataset
+from fastlmm_core import Control, FormulaWarning, ModelError, glmer, load_dataset
 from fastlmm_core.families import Poisson
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "reference.json").read_text())
@@ -77,6 +77,16 @@ def test_bootstrap_of_a_family_with_a_parameter():
     draws = fit.bootstrap(5, seed=2)
     assert "alpha" in draws
     assert fit.conf_int("profile", parm="alpha").loc["alpha"].between(0.1, 1.0).all()
+
+
+def test_a_single_factor_by_cholmod_answers_the_same(fit):
+    whole = glmer(CBPP, load_dataset("cbpp"), "binomial", control=Control(engine="cholmod"))
+    assert "cholmod" in str(whole.engine_report())
+    # a search through factors ends where 1e-8 of the deviance is left, which is 1e-4 standard errors
+    assert_allclose(whole.criterion, fit.criterion, atol=2e-8)
+    assert (np.abs(whole.params - fit.params) < 2e-4 * fit.coef_table()["std_error"]).all()
+    assert_allclose(whole.ranef("herd").to_numpy(), fit.ranef("herd").to_numpy(), atol=1e-3)
+    assert_allclose(whole.laplace_check().parts, fit.laplace_check().parts, rtol=1e-3)
 
 
 def test_what_laplace_leaves_out_of_crossed_effects_is_that_of_dense_matrices():

@@ -200,6 +200,19 @@ def test_several_factors(name, link, engine, weights):
     assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
 
 
+def test_cholmod_factors_a_single_grouping_factor():
+    """Asked for, CHOLMOD has all effects; quadrature, which goes level by level, says that it cannot."""
+    from fastlmm_core.core.glmm.laplace import Laplace
+
+    family, y, X, terms, x, given = problem("binomial", "logit")
+    model = Model(X, terms, family, control=Control(engine="cholmod"), **given)
+    assert isinstance(model.engine, Laplace) and model.engine.layout.engine == "cholmod"
+    levels = Model(X, terms, family, **given).fit(y)
+    assert_allclose(model.fit(y).criterion, levels.criterion, rtol=1e-9)
+    with pytest.raises(ModelError, match="level by level"):
+        Model(X, terms, family, n_agq=5, control=Control(engine="cholmod"), **given)
+
+
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("name", "link"), PAIRS)
 def test_both_engines_agree(name, link, weights):

@@ -29,9 +29,12 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
         Quadrature with several grouping factors or too many columns.
     """
     one = len(design.groups) == 1 and design.family.code >= 0
+    whole = control.engine == "cholmod"  # all effects in one factor, the levels of a single grouping factor too
     if design.family.vector and control.weights == "expected":
         raise ModelError(f"{design.family.name} models have observed weights only: leave Control(weights=) out")
     if n_agq > 1:
+        if whole:
+            raise ModelError('quadrature goes level by level, without CHOLMOD: leave Control(engine="cholmod") out')
         if design.family.code < 0 and not design.family.vector:
             raise ModelError(f"n_agq={n_agq} is for the families of this package, not for {design.family.name}")
         if len(design.groups) > 1:
@@ -51,7 +54,7 @@ def make_engine(design: GlmmDesign, n_agq: int, control: Control) -> Engine:
         return TwoPredictors(design, control)
     if n_agq > 1 and design.family.vector:
         return VectorQuadrature(design, n_agq, control)
-    if one and n_agq >= 1:
+    if one and n_agq >= 1 and not whole:
         return OneFactor(design, n_agq, control)
     if len(design.groups) > 1 and control.engine == "iterative":
         if n_agq != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.fitted import exact
 from fastlmm_core.core.glmm.laplace import Laplace
@@ -145,7 +146,8 @@ def _quadrature(result: GeneralisedModel) -> float:
     (width,) = widths.values() if len(widths) == 1 else (99,)
     if width > 3 or (core.family.code < 0 and not core.family.vector):
         return float("nan")
-    model = glmm_of(design, result.options, n_agq={1: 25, 2: 15, 3: 9}[width])
+    control = replace(result.options.control or Control(), engine="auto")  # level by level, whatever fitted the model
+    model = glmm_of(design, replace(result.options, control=control), n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:
         model.engine.set_response(core._y)
         return -0.5 * (exact(model.engine).value(core.psi) - exact(engine).value(core.psi))

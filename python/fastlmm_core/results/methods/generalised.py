@@ -114,7 +114,7 @@ class GeneralisedMethods(GeneralisedModel):
         Raises
         ------
         ModelError
-            There is one grouping factor.
+            There is one grouping factor, and `Control(engine="cholmod")` was not asked for.
         """
         from fastlmm_core.core.glmm.iterative.fitted import IterativeGlmmFit
         from fastlmm_core.core.glmm.laplace import Laplace

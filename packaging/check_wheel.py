@@ -93,7 +93,7 @@ def main() -> None:
     needs = [*project["dependencies"], *tools]
     run(sys.executable, "-m", "pip", "-q", "download", "--only-binary=:all:", "-d", house, *needs)
     shutil.copy(given.wheel, house)
-    for folder in ("tests", "benchmarks"):
+    for folder in ("tests", "benchmarks", "docs"):
         shutil.copytree(HERE.parent / folder, scratch / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile", "setup.py"):
         shutil.copy(HERE.parent / file, scratch)

@@ -282,3 +282,21 @@ def test_relevel_and_base() -> None:
     np.testing.assert_array_equal(evaluate("as.numeric(factor(k))").values, DATA["k"])
     with pytest.raises(DataError, match="whose levels are numbers"):
         evaluate("as.numeric(factor(f))")
+
+
+def test_relevel_and_base_code_tables_that_have_few_of_the_levels() -> None:
+    state: dict[str, Any] = {}
+    exprs = ("relevel(f, 'v')", "C(f, base=3)", "C(relevel(f, 'w'), contr.sum)", "I(relevel(f, 'w') == f.iloc[0])")
+    for expr in exprs:
+        Evaluator(Table(DATA), Context({}), state)(expr)
+    new = Table({"f": ["u", "u"]})
+    found = [Evaluator(new, Context({}), pickle.loads(pickle.dumps(state)))(expr) for expr in exprs]
+    assert [variable.levels.tolist() for variable in found[:3]] == [["u"]] * 3  # type: ignore[union-attr]
+
+
+def test_summaries_of_several_columns_are_of_all_their_values() -> None:
+    np.testing.assert_array_equal(evaluate("x - max(x, 100)").values, evaluate("x - 100").values)
+    np.testing.assert_array_equal(evaluate("x - min(x, -3, k)").values, evaluate("x + 3").values)
+    np.testing.assert_array_equal(evaluate("x / sum(x, 2)").values, evaluate("x / (x.sum() + 2)").values)
+    with pytest.raises(FormulaError, match="cannot evaluate"):
+        evaluate("x - mean(x, 0)")

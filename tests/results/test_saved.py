@@ -244,3 +244,18 @@ def test_other_files_are_refused(tmp_path):
         load(path)
     with pytest.raises(DataError, match="there is no such file"):
         load(tmp_path / "none")
+
+
+def test_what_a_formula_took_of_whole_columns_is_saved(tmp_path):
+    sleep = load_dataset("sleepstudy")
+    sleep["when"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(sleep["Days"], unit="D")
+    sleep["passed"] = sleep["when"] - sleep["when"].min()
+    sleep["part"] = np.resize(["a", "b", "c"], len(sleep))
+    sleep["other"] = np.resize(["u", "v", "w", "u"], len(sleep))
+    terms = "I(passed / passed.max()) + I(when > min(when)) + relevel(part, 'b') + C(other, base=3)"
+    fit = lmer(f"Reaction ~ {terms} + (1 | Subject)", sleep)
+    new = sleep.iloc[[4, 13]]
+    for data in (False, True):
+        fit.save(tmp_path / "fit", data=data)
+        found = load(tmp_path / "fit").predict(new)
+        np.testing.assert_allclose(found, fit.predict(sleep).iloc[[4, 13]], rtol=1e-9)

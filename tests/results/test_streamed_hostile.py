@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core import Control, lmer, stream
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError, FormulaError, ModelError
 
 pa = pytest.importorskip("pyarrow")
 
@@ -168,3 +168,22 @@ def test_threads_leave_a_stream_the_same_to_the_bit():
     fits = [lmer(FORMULA, iter(rows), control=Control(engine="iterative", threads=k)) for k in (1, 2)]
     np.testing.assert_array_equal(fits[0].theta, fits[1].theta)
     assert fits[0].criterion == fits[1].criterion
+
+
+@pytest.mark.parametrize(
+    "term",
+    ["relevel(f, 'b')", "C(f, base=2)", "factor(f, ['b', 'a', 'c'])", "as.factor(C(f, levels=['b', 'a', 'c']))"],
+)
+def test_an_order_of_levels_that_batches_would_lose_is_refused(term):
+    rows = [batch(seed=k, f=np.array(list(levels))[np.arange(300) % 2]) for k, levels in enumerate(("bc", "ab"))]
+    with pytest.raises(FormulaError, match="orders levels, which come in batches"):
+        lmer(f"y ~ x + {term} + (1 | g)", stream(rows))
+
+
+def test_an_order_of_levels_that_is_given_by_name_is_that_of_a_table():
+    rows = [batch(seed=k, f=np.array(list(levels))[np.arange(300) % 2]) for k, levels in enumerate(("bc", "ab"))]
+    for term in ("as.factor(`f`, levels=['b', 'c', 'a'])", "C(f, contr.treatment(base='b'))"):
+        formula = f"y ~ x + {term} + (1 | g)"
+        streamed, whole = lmer(formula, stream(lambda: iter(rows))), lmer(formula, pa.Table.from_batches(rows))
+        assert list(streamed.fixef.index) == list(whole.fixef.index)
+        np.testing.assert_allclose(streamed.fixef, whole.fixef, rtol=1e-6)

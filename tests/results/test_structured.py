@@ -162,7 +162,7 @@ def test_refit_pickle_ml_and_prediction(orthodont):
     assert fit.to_dict()["nobs"] == 108
 
 
-@pytest.mark.parametrize("method", ["cooks_distance", "engine_report"])
+@pytest.mark.parametrize("method", ["cooks_distance"])
 def test_what_is_not_there_says_so(method, orthodont):
     fit = lmer(GROWTH, orthodont, residual="cs(age | Subject)")
     with pytest.raises(ModelError, match=f"{method} is not available for a model with a residual structure"):

@@ -68,8 +68,26 @@ def test_reports(fit):
     np.testing.assert_allclose(frame[".fitted"], fit.predict())
     np.testing.assert_allclose(frame[".resid"], fit.residuals())
     np.testing.assert_allclose(frame[".fixed"], fit.predict(re_form="none"))
-    with pytest.raises(ModelError, match="engine_report is not available"):
-        fit.engine_report()
+
+
+@pytest.mark.parametrize(
+    ("model", "engine"),
+    [("patterns", "units"), ("crossed", "equations"), ("related", "equations"), ("sparse", "equations")],
+)
+def test_engines_of_their_own(model, engine, trial):
+    formula, options = MODELS[model]
+    assert lmer(formula, trial, **options).engine_report().engine == engine
+    with pytest.raises(ModelError, match="engine='cholmod' does not fit models with"):
+        lmer(formula, trial, **options, control=Control(engine="cholmod"))
+
+
+@pytest.mark.parametrize("rest", ["", " + (1 | item)"])
+def test_structured_effects_on_the_engine_asked_for(rest, trial):
+    formula = "y ~ x + ar1(0 + factor(t) | subject)" + rest
+    asked, auto = lmer(formula, trial, control=Control(engine="cholmod")), lmer(formula, trial)
+    assert asked.engine_report().engine == "cholmod"
+    assert asked.criterion == pytest.approx(auto.criterion, abs=1e-6)
+    np.testing.assert_allclose(asked.params, auto.params, atol=1e-4)
 
 
 def test_each_random_term_left_out(fit, trial):

@@ -49,10 +49,10 @@ def structured_model(
     Raises
     ------
     ModelError
-        The iterative engine was asked for, or structures that do not go together.
+        An engine was asked for that does not fit such models, or structures that do not go together.
     """
-    control = asked["control"]
-    if control is not None and control.engine == "iterative":
+    engine = "auto" if asked["control"] is None else asked["control"].engine
+    if engine == "iterative":
         raise ModelError(
             "the iterative engine fits linear models of independent residuals without covariance structures: use "
             "engine='auto'"
@@ -61,6 +61,11 @@ def structured_model(
     relationships = [t.relationship for t in design.random]
     sparse = [Term(s.codes, s.z, n_levels=s.n_columns) for s in design.sparse]
     joint = bool(sparse) or any(r is not None for r in relationships)
+    if engine != "auto" and (joint or design.residual is not None):
+        raise ModelError(
+            f"engine={engine!r} does not fit models with a residual structure, relationships or sparse() effects, "
+            "which have equations of their own: use engine='auto'"
+        )
     if design.residual is not None:
         check_random(design)
         residual = core_residual(design.residual)
@@ -68,7 +73,7 @@ def structured_model(
             return CrossedModel(design.X, residual, terms, structures, relationships, sparse, **asked)
     elif joint:
         return EquationsModel(design.X, terms, structures, relationships, sparse, **asked)
-    elif not independent_units(design):
+    elif engine != "auto" or not independent_units(design):
         return StructuredModel(design.X, terms, structures, **asked)
     else:
         residual = Residual(np.arange(len(design.y), dtype=np.int64))

@@ -15,7 +15,7 @@ import re
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
@@ -28,9 +28,9 @@ from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, from_p
 from fastlmm_core.formula.held import HELD, Holder, holds_of, knows_missing, looks_across
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
-from fastlmm_core.formula.transforms import FACTOR_MAKERS, SUMMARIES, Coded, transforms
+from fastlmm_core.formula.transforms import FACTOR_MAKERS, OF_OTHER_TABLES, SUMMARIES, Coded, transforms
 
-__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python"]
+__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python", "syntax"]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
 
@@ -118,10 +118,13 @@ class Learnt:
         The names in it that are columns; a table may have others that are called like its functions.
     transforms : dict
         What its stateful transforms learnt, by call; filled when it is first evaluated.
+    evaluated : bool
+        Whether it has been.
     """
 
     columns: tuple[str, ...]
     transforms: dict[str, Any] = field(default_factory=dict)
+    evaluated: bool = False
 
 
 class Evaluator:
@@ -199,9 +202,9 @@ class Evaluator:
         held = None if read.is_plain(self._built_in) else holds_of(code, series, self._built_in)
         try:
             if held is None:
-                value = self._run(code, series, learnt.transforms)
+                value = self._run(code, series, learnt)
             else:
-                value = self._run_held(held, series, learnt.transforms, expr, rowwise=all(map(_one_for_all, beside)))
+                value = self._run_held(held, series, learnt, expr, rowwise=all(map(_one_for_all, beside)))
             if isinstance(value, pd.Series) and len(value) == n:  # otherwise labels did not meet: refused below
                 value = aligned(value, index, f"the value of {expr}")
         except FastLMMError:
@@ -209,26 +212,26 @@ class Evaluator:
         except Exception as error:  # the expression is the user's code: anything may come out of it
             message = re.sub(r"_column_\d+_", lambda match: read.aliases[match[0]][0], str(error))
             raise FormulaError(f"cannot evaluate {expr[:200]}: {type(error).__name__}: {message}") from error
+        learnt.evaluated = True
         return _scatter(_variable(value, expr, n), whole)
 
     def _built_in(self, name: str) -> bool:
         """Whether a call means one of the built-in transforms that are elementwise or remember by themselves."""
         return name in transforms() and name not in SUMMARIES and name not in self.context
 
-    def _run(self, code: str, series: Mapping[str, Any], learnt: dict[str, Any], **more: Any) -> Any:
+    def _run(self, code: str, series: Mapping[str, Any], learnt: Learnt, **more: Any) -> Any:
         """The value of an expression whose columns are given under its aliases."""
         from formulaic.utils.layered_mapping import LayeredMapping
         from formulaic.utils.stateful_transforms import stateful_eval
 
         with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
-            env = LayeredMapping({**series, **more}, self.context, transforms())
-            return stateful_eval(code, env, {}, learnt, None)
+            others = OF_OTHER_TABLES if learnt.evaluated else {}
+            env = LayeredMapping({**series, **more}, self.context, others, transforms())
+            return stateful_eval(code, env, {}, learnt.transforms, None)
 
-    def _run_held(
-        self, code: str, series: dict[str, pd.Series], learnt: dict[str, Any], expr: str, rowwise: bool
-    ) -> Any:
+    def _run_held(self, code: str, series: dict[str, pd.Series], learnt: Learnt, expr: str, rowwise: bool) -> Any:
         """The value of an expression, with what it took of whole columns when it was first evaluated."""
-        hold = Holder(learnt.get(HELD))
+        hold = Holder(learnt.transforms.get(HELD))
         value = self._run(code, series, learnt, **{HELD: hold})
         if not hold.first:
             if hold.kept.get("across"):
@@ -238,7 +241,8 @@ class Evaluator:
                     FormulaWarning,
                 )
             return value
-        learnt[HELD] = hold.kept
+        learnt.transforms[HELD] = hold.kept
+        learnt = replace(learnt, evaluated=True)
         n = len(next(iter(series.values())))
 
         def again(rows: NDArray[np.int64]) -> Any:
@@ -258,6 +262,11 @@ def _one_for_all(value: Any) -> bool:
 def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
     """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
     return {name for name, role in _Names(expr, columns).roles() if role != "call"}
+
+
+def syntax(expr: str, columns: Container[str] = ()) -> ast.expr:
+    """The syntax tree of an expression of columns, R's names of functions as Python's; of nobody else's use."""
+    return _Names(expr, columns).tree.body
 
 
 def parse_python(code: str) -> ast.Expression:

@@ -25,7 +25,7 @@ from fastlmm_core.formula.checks import (
     sound_weights,
     sources_of,
 )
-from fastlmm_core.formula.evaluate import Context, Evaluator
+from fastlmm_core.formula.evaluate import Context, Evaluator, syntax
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.held import HELD
@@ -44,6 +44,9 @@ Array = NDArray[np.float64]
 
 OFFSET, WEIGHTS = "the offset", "the weights"
 """What these are called among what may be missing in a row."""
+
+LEVELS_AT = {"C": 2, "factor": 1, "as_factor": 1, "ordered": 1, "as_ordered": 1, "as_character": 1, "droplevels": 1}
+"""Which argument of these functions the levels are."""
 
 CHECKED_ROWS = 512
 """Rows on which it is checked that an expression is elementwise."""
@@ -196,6 +199,12 @@ class Recipe:
         """
         table = Table(_table(batch))
         few = _table(batch.slice(0, CHECKED_ROWS))
+        for expr in self._in_matrices():
+            if expr in self._computed() and _orders_levels(expr, self.names):
+                raise FormulaError(
+                    f"{expr} orders levels, which come in batches here: give them by name, as in "
+                    "factor(f, levels=['b', 'a', 'c']) or C(f, contr.treatment(base='b'))"
+                )
         for expr in self._computed():
             if expr not in self.learns:
                 self._check_elementwise(expr, few)
@@ -235,7 +244,7 @@ class Recipe:
         return [
             expr
             for expr, variable in self.levels.items()
-            if variable.levels.tolist() != [False, True] and not _gives_levels(expr)
+            if variable.levels.tolist() != [False, True] and not _gives_levels(expr, self.names)
         ]
 
     @property
@@ -451,13 +460,21 @@ def _stateful(expr: str, context: Context) -> bool:
     return False
 
 
-def _gives_levels(expr: str) -> bool:
+def _gives_levels(expr: str, columns: Sequence[str]) -> bool:
     """Whether a call such as ``C(f, levels=[...])`` says what the levels are."""
-    try:
-        node = ast.parse(expr.strip(), mode="eval").body
-    except SyntaxError:
-        return False
+    node = syntax(expr, columns)
     return isinstance(node, ast.Call) and any(k.arg in ("levels", "labels") for k in node.keywords)
+
+
+def _orders_levels(expr: str, columns: Sequence[str]) -> bool:
+    """Whether levels have an order, or one of them is named by its place, that `_gives_levels` does not see."""
+    calls = [node for node in ast.walk(syntax(expr, columns)) if isinstance(node, ast.Call)]
+    given = [(node.func.id, node) for node in calls if isinstance(node.func, ast.Name)]
+    if any(name == "relevel" or (name == "C" and any(k.arg == "base" for k in call.keywords)) for name, call in given):
+        return True
+    positional = any(len(call.args) > LEVELS_AT.get(name, len(call.args)) for name, call in given)
+    named = any(k.arg in ("levels", "labels") for _, call in given for k in call.keywords)
+    return (positional or named) and not _gives_levels(expr, columns)
 
 
 def _missing(column: Any) -> NDArray[np.bool_] | None:

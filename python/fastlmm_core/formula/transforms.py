@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +16,7 @@ from fastlmm_core.errors import DataError, FormulaError
 from fastlmm_core.formula.frame import as_factor, from_pandas
 from fastlmm_core.formula.levels import Factor, Levels, combine
 
-__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "SUMMARIES", "Coded", "transforms"]
+__all__ = ["ELEMENTWISE", "FACTOR_MAKERS", "OF_OTHER_TABLES", "SUMMARIES", "Coded", "transforms"]
 
 
 class Coded:
@@ -30,9 +30,10 @@ class Coded:
         labels: Any = None,
         ordered: bool | None = None,
         base: int | None = None,
+        of_fit: bool = True,
     ) -> None:
         self.data, self.contrasts, self.levels, self.labels, self.ordered = data, contrasts, levels, labels, ordered
-        self.base = base  # R's: the place, from 1, of the level that treatment contrasts compare with
+        self.base = base if of_fit else None  # R's: the place, from 1, of the level that contrasts compare with
 
     def factor(self, expr: str) -> Factor:
         """The data as a factor with the levels and contrasts asked for."""
@@ -77,12 +78,17 @@ def ordered(x: Any, levels: Any = None, labels: Any = None) -> Coded:
     return Coded(x, None, levels, labels, True)
 
 
-def relevel(x: Any, ref: Any) -> Coded:
-    """R's `relevel`: the factor with the level `ref` first, so that others are compared with it."""
+def relevel(x: Any, ref: Any, of_fit: bool = True) -> Coded:
+    """R's `relevel`: the factor with the level `ref` first, so that others are compared with it.
+
+    Tables that are not `of_fit` may have fewer levels, and are coded as the fit was.
+    """
     found = _as_factor(x, "relevel()")
     if found.ordered:
         raise DataError("relevel() is for unordered factors: the order of an ordered one has a meaning")
     at = Levels(found.levels).place([Factor(np.zeros(1, np.int8), np.array([ref], dtype=object))])[0]
+    if at < 0 and not of_fit:
+        return Coded(found, found.contrasts)
     if at < 0:
         raise DataError(f"relevel() has ref={ref!r}, which is no level: {', '.join(map(str, found.levels[:10]))}")
     return Coded(found, found.contrasts, [found.levels[at], *np.delete(found.levels, at)])
@@ -276,9 +282,17 @@ FACTOR_MAKERS: Mapping[str, Any] = {
 }
 """Functions whose arguments are levels: they are given whole numbers as they are, others get them as float64."""
 
+OF_OTHER_TABLES: Mapping[str, Any] = {
+    "C": partial(Coded, of_fit=False),
+    "relevel": partial(relevel, of_fit=False),
+}
+"""What stands for those that look at which levels there are, once the fit has its own."""
 
 SUMMARIES: Mapping[str, Any] = {
-    **{"mean": np.mean, "median": np.median, "min": np.min, "max": np.max, "sum": np.sum},
+    **{"mean": lambda x: np.mean(x), "median": lambda x: np.median(x)},
+    "min": lambda *x: min(map(np.min, x)),
+    "max": lambda *x: max(map(np.max, x)),
+    "sum": lambda *x: sum(map(np.sum, x)),
     **{"sd": lambda x: np.std(x, ddof=1), "var": lambda x: np.var(x, ddof=1)},
 }
 """Single values of a whole column, which the model remembers."""

@@ -6,7 +6,7 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from types import ModuleType
 from typing import Any
 
@@ -90,6 +90,8 @@ class Writer:
             return {"dict": [[self(k, where), self(v, f"{where}: {k}")] for k, v in value.items()]}
         if isinstance(value, pd.Timestamp):
             return {"Timestamp": value.isoformat()}
+        if isinstance(value, timedelta):
+            return {"Timedelta": pd.Timedelta(value).isoformat()}
         if isinstance(value, datetime):
             return {"datetime": value.isoformat()}
         if isinstance(value, date):
@@ -170,6 +172,7 @@ class Reader:
             "dict": lambda v: {self(k): self(x) for k, x in v["dict"]},
             "Context": lambda v: self._context(*v["Context"]),
             "Timestamp": lambda v: pd.Timestamp(v["Timestamp"]),
+            "Timedelta": lambda v: pd.Timedelta(v["Timedelta"]),
             "datetime": lambda v: datetime.fromisoformat(v["datetime"]),
             "date": lambda v: date.fromisoformat(v["date"]),
             "sparse": lambda v: sp.csc_array(tuple(self(part) for part in v["sparse"]), shape=tuple(v["q"])),

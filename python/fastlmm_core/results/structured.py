@@ -29,6 +29,7 @@ from fastlmm_core.results.result import LmerResult
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from fastlmm_core.core.engines import EngineReport
     from fastlmm_core.fitting.options import FitOptions
     from fastlmm_core.formula import Design
     from fastlmm_core.inference.diagnostics import ConvergenceReport
@@ -450,6 +451,14 @@ class StructuredResult(LmerResult):
             return structured_report(self.design, self.core, self._parameter_labels())
         return super().convergence_report()
 
-    def engine_report(self) -> NoReturn:
-        """Refused."""
-        self._refuse("engine_report")
+    def engine_report(self) -> EngineReport:
+        """As `LmerResult.engine_report`; equations of one's own have no other engine to compare with."""
+        if isinstance(self.core, StructuredFit):
+            return super().engine_report()
+        from fastlmm_core.core.engines import EngineReport
+
+        if isinstance(self.core, EquationsFit):
+            size = sum(len(t.level_set) * len(t.columns) for t in self.design.random)
+            reason = "effects that cross subjects, are related or sparse are solved for in one system"
+            return EngineReport("equations", reason, size, {})
+        return EngineReport("units", "units are independent: the covariance of each pattern is factored whole", 0, {})

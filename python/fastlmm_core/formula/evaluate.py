@@ -226,7 +226,8 @@ class Evaluator:
 
         with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
             others = OF_OTHER_TABLES if learnt.evaluated else {}
-            env = LayeredMapping({**series, **more}, self.context, others, transforms())
+            code, texts = _texts_apart(code)
+            env = LayeredMapping({**series, **more, **texts}, self.context, others, transforms())
             return stateful_eval(code, env, {}, learnt.transforms, None)
 
     def _run_held(self, code: str, series: dict[str, pd.Series], learnt: Learnt, expr: str, rowwise: bool) -> Any:
@@ -252,6 +253,28 @@ class Evaluator:
         if rowwise and looks_across(value, again, n):
             hold.kept["across"] = True
         return value
+
+
+class _Texts(ast.NodeTransformer):
+    """Texts that a call's name cannot have in it, under names."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if not isinstance(node.value, str) or (repr(node.value) == f"'{node.value}'" and '"' not in node.value):
+            return node
+        name = f"_text_{len(self.found)}_"
+        self.found[name] = node.value
+        return ast.Name(name, ast.Load())
+
+
+def _texts_apart(code: str) -> tuple[str, dict[str, str]]:
+    """The expression with quotes and backslashes of its texts set apart: formulaic writes calls into texts."""
+    if '"' not in code and "\\" not in code:
+        return code, {}
+    texts = _Texts()
+    return ast.unparse(texts.visit(ast.parse(code, mode="eval"))), texts.found
 
 
 def _one_for_all(value: Any) -> bool:

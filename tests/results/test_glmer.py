@@ -342,3 +342,9 @@ def test_overdispersion_that_is_not_there():
     data = pd.DataFrame({"g": g.astype(str), "k": rng.binomial(8, 0.5, 200)})
     with pytest.warns(BoundaryWarning, match="poisson family is enough"):
         glmer("k ~ 1 + (1 | g)", data, "negativebinomial")
+
+
+@pytest.mark.parametrize(("options", "match"), [({"trials": "Days"}, "trials belong"), ({"zero": "~ 1"}, "needs one")])
+def test_a_gaussian_model_ignores_nothing(options, match):
+    with pytest.raises(ModelError, match=match):
+        glmer("Reaction ~ Days + (1 | Subject)", load_dataset("sleepstudy"), "gaussian", **options)

@@ -125,3 +125,25 @@ def test_counts_that_a_factor_separates_from_zeros(samples):
     assert fit.params["arm[T.c]"] < -10
     glmer("y ~ size + (1 | person)", data, "poisson")  # no warning
     glmer("y ~ arm + size + (1 | person)", data.assign(y=y), "poisson")
+
+
+def test_rows_of_a_response_that_tell_no_effects(samples):
+    y = np.random.default_rng(5).integers(0, 2, 80).astype(float)
+    Y = np.array([np.where(samples["day"] == 0, y, np.nan), np.where(samples["person"] == 0, y, np.nan), y * np.nan, y])
+    found = glmer_many("~ 1 + (1 | person)", samples, Y, "binomial").table()
+    assert found["estimate"].isna().tolist() == [True, True, True, False]
+    for i, match in enumerate(("20 levels for 20 rows", "more than one level: person has")):
+        assert match in found["message"].iloc[i]
+        with pytest.raises(ModelError, match=match):
+            glmer("y ~ 1 + (1 | person)", samples.assign(y=Y[i]), "binomial")
+    assert found["message"].iloc[2] == "the response has no values"
+
+
+def test_a_frame_for_each_response_is_read_as_the_responses_are(samples):
+    rng = np.random.default_rng(6)
+    exposure, Y = rng.uniform(1, 20, (80, 80)), rng.poisson(9, (80, 80))
+    data = samples.set_axis([f"r{i}" for i in range(80)])
+    frame = pd.DataFrame(exposure.T, index=data.index).iloc[::-1]
+    some = "~ dose + (1 | person)", data
+    given = glmer_many(*some, pd.DataFrame(Y.T, index=data.index), "poisson", exposure=frame)
+    assert_allclose(given.params, glmer_many(*some, Y, "poisson", exposure=exposure).params, rtol=1e-12)

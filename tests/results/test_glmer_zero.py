@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 from scipy.stats import norm
@@ -23,6 +24,7 @@ from fastlmm_core import (
     load_dataset,
 )
 from fastlmm_core.families import Poisson, ZeroInflated
+from fastlmm_core.fitting.generalised import engine_at, glmm_of
 
 REFERENCE = json.loads((Path(__file__).parents[1] / "golden" / "glmer" / "vector.json").read_text())
 MODEL = "TICKS ~ YEAR + h + (1 | BROOD) + (1 | LOCATION)"
@@ -268,3 +270,23 @@ def test_other_refusals(ticks):
         glmer(MODEL, ticks, "poisson", zero="~ 1", n_agq=5)
     with pytest.raises(SpellingError, match="zero="):
         glmer(MODEL, ticks, "poisson", ziformula="~ 1")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_rows_with_two_modes_are_left_at_the_fits(copied):
+    rng = np.random.default_rng(14)
+    g = np.repeat(np.arange(30), 6)
+    eta = 2.5 + 1.6 * rng.normal(size=30)[g] + 0.3 * np.tile(rng.normal(size=10), 18)
+    y = np.where(rng.uniform(size=180) < 0.15, 0, rng.poisson(np.exp(eta)))
+    data = pd.DataFrame({"g": g, "x": rng.normal(size=180), "y": y})
+    fit = glmer("y ~ x + (1 | g)", data, "poisson", zero="~ 1")
+    model = glmm_of(fit.design, fit.options)
+    fresh = model.objective(fit.core._y)(np.concatenate([fit.core.theta, fit.core.beta, fit.core.rho]))
+    assert fresh > fit.criterion + 1.0  # those from zero are others
+    if copied:
+        fit = pickle.loads(pickle.dumps(fit))
+    with engine_at(fit) as engine:
+        for own, found in zip(fit.core.b, engine.design.user_modes(engine.modes()), strict=True):
+            assert_allclose(found, own, atol=1e-6)
+    wald, profile = (fit.conf_int(method, parm="x").to_numpy() for method in ("wald", "profile"))
+    assert_allclose(profile, wald, rtol=0.01)

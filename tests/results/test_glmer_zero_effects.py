@@ -169,6 +169,7 @@ def test_missing_values_of_either_part(ticks):
     again = glmer("TICKS ~ h + (1 | LOCATION)", rest, "truncated_poisson", zero="~ z + (1 | place)")
     assert fit.n_missing == len(data) - len(rest)
     assert_allclose(fit.criterion, again.criterion, atol=1e-8)
+    assert_allclose(fit.predict(data, kind="marginal").loc[rest.index], again.predict(kind="marginal"), rtol=1e-6)
 
 
 def test_what_there_is_none_of(fits):

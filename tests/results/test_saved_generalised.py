@@ -8,6 +8,7 @@ from pandas.testing import assert_frame_equal, assert_series_equal
 
 from fastlmm_core import glmer, load, load_dataset
 from fastlmm_core.errors import ModelError, NotSavedError
+from fastlmm_core.families import Poisson, ZeroInflated
 
 MODELS = {
     "inflated": ("TICKS ~ YEAR + (1 | BROOD)", {"family": "poisson", "zero": "~ 1"}),
@@ -124,3 +125,15 @@ def test_random_effects_of_zeros_need_the_rows(ticks, tmp_path):
     fit = glmer("TICKS ~ 1 + (1 | BROOD)", ticks[:120], family="poisson", zero="~ 1 + (1 | LOCATION)")
     with pytest.raises(ModelError, match="part for zeros has random effects is saved with data=True only"):
         fit.save(tmp_path / "fit")
+
+
+@pytest.mark.parametrize("of", ["columns", "offset"])
+def test_arrays_of_zeros_need_the_rows(of, ticks, tmp_path):
+    rows = ticks[:120]
+    x = rows["h"].to_numpy()
+    family = ZeroInflated(Poisson(), x[:, None] - x.mean()) if of == "columns" else ZeroInflated(Poisson(), offset=x)
+    fit = glmer("TICKS ~ 1 + (1 | BROOD)", rows, family=family)
+    with pytest.raises(ModelError, match="part for zeros was an array is saved with data=True only"):
+        fit.save(tmp_path / "fit")
+    fit.save(tmp_path / "fit", data=True)
+    assert_series_equal(load(tmp_path / "fit").predict(), fit.predict())

@@ -113,7 +113,7 @@ class TwoPart(VectorFamily):
             raise ModelError(f"a {self.kind} estimates {base.parameter}: leave it out")
         super().__init__(base.link)
         columns = ("Intercept",) if columns is None and zero is None else columns
-        z = None if zero is None else np.ascontiguousarray(zero, np.float64)
+        z = None if zero is None else np.array(zero, np.float64, order="C")
         if z is not None:
             if z.ndim != 2 or not np.isfinite(z).all():
                 raise ModelError("the zero part's columns must be a finite array (n, k)")

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlmm_core.core import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
-from fastlmm_core.core.glmm.fitted import ExactEngine
+from fastlmm_core.core.glmm.fitted import ExactEngine, resume
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     BoundaryWarning,
@@ -48,6 +48,7 @@ __all__ = [
     "options_of_rows",
     "refit",
     "refit_counts",
+    "refuse_fine",
     "remarks",
     "settled",
     "trials_of",
@@ -137,20 +138,24 @@ def check_identified(design: Design, family: Family, *, single: bool | None = No
     ModelError
         One level a row where responses are single successes or failures, or have a dispersion of their own.
     """
-    n = len(design.y)
     if single is None:
         single = family.name == "binomial" and (design.weights is None or bool((design.weights == 1.0).all()))
+    refuse_fine({term.group: len(term.level_set) for term in design.random}, len(design.y), family, single=single)
+
+
+def refuse_fine(sizes: Mapping[str, int], n: int, family: Family, *, single: bool) -> None:
+    """`check_identified` for grouping factors with their numbers of levels among n rows."""
     if not single and family.name not in ("gaussian", "gamma", "inverse_gaussian", "beta"):
         return
-    for term in design.random:
-        if len(term.level_set) < n:
+    for group, size in sizes.items():
+        if size < n:
             continue
         why = (
             "a single success or failure says nothing about a variance of its own"
             if single
             else f"its effects cannot be told from the {family.name} distribution's own dispersion"
         )
-        raise ModelError(f"the grouping factor {term.group} has {n} levels for {n} rows: {why}")
+        raise ModelError(f"the grouping factor {group} has {n} levels for {n} rows: {why}")
 
 
 def fit_generalised(kind: type[G], design: Design, formula: str, options: GlmerOptions) -> G:
@@ -266,7 +271,7 @@ def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
         model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
     core: GlmmFit = result.core
     with one_blas_thread(), model.engine.turn.reading():
-        model.engine.set_response(core._y)
+        resume(model.engine, core._y, core._place)
         model.engine.locate(core.psi)
         yield model.engine
 

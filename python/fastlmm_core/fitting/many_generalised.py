@@ -15,8 +15,8 @@ from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
 from fastlmm_core.core.many.responses import patterns
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import FastLMMError, FastLMMWarning
-from fastlmm_core.fitting.generalised import remarks, settled
+from fastlmm_core.errors import DataError, FastLMMError, FastLMMWarning, ModelError
+from fastlmm_core.fitting.generalised import refuse_fine, remarks, settled
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -77,6 +77,8 @@ class Shared:
     family : Family
     names : tuple of str
         Of the columns.
+    groups : tuple of str
+        Of each term its grouping factor.
     n_agq, control
         As in `core.glmm.Model`.
     """
@@ -84,14 +86,30 @@ class Shared:
     columns: ModelArrays
     family: Family
     names: tuple[str, ...]
+    groups: tuple[str, ...]
     n_agq: int
     control: Control | None
 
     def model(self, rows: NDArray[np.int64], given: dict[str, Array]) -> Model:
-        """The model of some rows; ``given`` has trials, weights, freq_weights and offset of all."""
+        """The model of some rows; ``given`` has trials, weights, freq_weights and offset of all.
+
+        Raises
+        ------
+        DataError, ModelError
+            There are no rows, or they do not tell the random effects, as `glmer` finds.
+        """
+        if not len(rows):
+            raise DataError("the response has no values")
         whole = len(rows) == len(self.columns.X)
         arrays = self.columns if whole else self.columns.rows(rows, all_levels=False)
         taken: dict[str, Any] = {name: values if whole else values[rows] for name, values in given.items()}
+        sizes = {group: int(term.n_levels or 0) for group, term in zip(self.groups, arrays.terms, strict=True)}
+        for group, size in sizes.items():
+            if size < 2:
+                raise ModelError(f"grouping factors must have more than one level: {group} has one in the rows used")
+        trials = taken.get("trials")
+        single = self.family.name == "binomial" and (trials is None or bool((trials == 1.0).all()))
+        refuse_fine(sizes, len(rows), self.family, single=single)
         return Model(arrays.X, arrays.terms, self.family, n_agq=self.n_agq, control=self.control, **taken)
 
 

@@ -124,7 +124,7 @@ def glmer(
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     gaussian = asked.chosen.name == "gaussian" and asked.chosen.link.name == "identity"
-    if gaussian and freq_weights is None and exposure is None:
+    if gaussian and freq_weights is None and exposure is None and trials is None and zero is None:
         common: dict[str, Any] = {"control": control, "start": start, "verbose": verbose, "subset": subset}
         common |= {"weights": weights, "na_action": na_action, "offset": offset, "contrasts": contrasts}
         warn("a gaussian model with the identity link is lmer(..., reml=False), which fits it exactly", FastLMMWarning)

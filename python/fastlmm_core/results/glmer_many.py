@@ -21,7 +21,7 @@ from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.rowwise import numeric_argument
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.multiplicity import stepwise
-from fastlmm_core.results.lmer_many import contrast_rows, design_of, index_of, place_of, responses_of
+from fastlmm_core.results.lmer_many import contrast_rows, design_of, given_weights, index_of, place_of, responses_of
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
@@ -151,7 +151,7 @@ def glmer_many(
     family, link, n_agq, control, env
         As for `glmer`; families with one parameter of their own at most, without ``zero=``.
     trials : str, (n,) or (k, n), optional
-        Trials of a binomial family, for all responses or for each.
+        Trials of a binomial family, for all responses or for each; a frame (n, k) has a column a response.
     weights, freq_weights, offset : str, (n,) or (k, n), optional
         As for `glmer`.
     exposure : str, (n,) or (k, n), optional
@@ -187,13 +187,13 @@ def glmer_many(
     """
     env = caller_names(2) if env is None else env
     chosen = _family(family, link, weights, trials)
-    frame = as_pandas(data)
-    Y, names = responses_of(responses, frame, index_of(data))
+    frame, index = as_pandas(data), index_of(data)
+    Y, names = responses_of(responses, frame, index)
     if np.isinf(Y).any():
         raise DataError(f"response {names[int(np.isinf(Y).any(axis=1).argmax())]} has infinite values")
     design = design_of(formula, frame, env, observation_level=True)
     check_identified(design, chosen, single=chosen.name == "binomial" and trials is None)
-    read = _Reader(frame, env, Y.shape)
+    read = _Reader(frame, index, env, Y.shape)
     given = {"trials": trials, "weights": weights, "freq_weights": freq_weights}
     rows = {name: read(values, name) for name, values in given.items() if values is not None}
     known = [part for part in (design.offset, None if offset is None else read(offset, "offset")) if part is not None]
@@ -202,7 +202,8 @@ def glmer_many(
     if known:
         rows["offset"] = np.asarray(sum(known[1:], known[0]))
     labels, tested = contrast_rows(contrasts, list(design.x_names))
-    shared = Shared(arrays_of(design).with_weights(None), chosen, design.x_names, n_agq, control)
+    groups = tuple(term.group for term in design.random)
+    shared = Shared(arrays_of(design).with_weights(None), chosen, design.x_names, groups, n_agq, control)
     from fastlmm_core.inference.bootstrap import _bar
 
     with _bar(len(Y), progress) as shown:
@@ -225,12 +226,16 @@ def _family(family: str | Family, link: str | Link | None, weights: Any, trials:
 
 
 class _Reader:
-    """Numbers a row from a text over the columns, (n,) or (k, n) values."""
+    """Numbers a row from a text over the columns, (n,) or (k, n) values, or a frame (n, k)."""
 
-    def __init__(self, frame: pd.DataFrame, env: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-        self.table, self.context, self.shape = Table(frame), Context(env), shape
+    def __init__(
+        self, frame: pd.DataFrame, index: pd.Index | None, env: Mapping[str, Any], shape: tuple[int, ...]
+    ) -> None:
+        self.table, self.index, self.context, self.shape = Table(frame), index, Context(env), shape
 
     def __call__(self, values: Any, what: str) -> Array:
+        if isinstance(values, pd.DataFrame) and len(values) == self.shape[1]:
+            values = given_weights(values, self.index, self.shape[1], what)
         if not isinstance(values, str) and np.ndim(values) == 2:
             out = np.asarray(values, dtype=np.float64)
             if out.shape != self.shape:

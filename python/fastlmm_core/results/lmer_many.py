@@ -289,12 +289,12 @@ def index_of(data: Any) -> pd.Index | None:
     return data.index if isinstance(data, pd.DataFrame) else None
 
 
-def given_weights(weights: Any, index: pd.Index | None, n: int) -> Any:
+def given_weights(weights: Any, index: pd.Index | None, n: int, what: str = "weights") -> Any:
     """Weights (n,) or (k, n), those of pandas in the order of the data's rows."""
     if isinstance(weights, pd.Series):
-        return aligned(weights, index, "weights").to_numpy(dtype=np.float64, na_value=np.nan)
+        return aligned(weights, index, what).to_numpy(dtype=np.float64, na_value=np.nan)
     if isinstance(weights, pd.DataFrame) and len(weights) == n:
-        return aligned(weights, index, "weights").to_numpy(dtype=np.float64, na_value=np.nan).T
+        return aligned(weights, index, what).to_numpy(dtype=np.float64, na_value=np.nan).T
     return weights
 
 

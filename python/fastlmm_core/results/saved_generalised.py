@@ -113,7 +113,7 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
     Raises
     ------
     ModelError
-        A family of the user's own; variances that the data do not identify; random effects of zeros.
+        A family of the user's own; variances that the data do not identify; random effects of zeros, or arrays.
     """
     core, options, family = result.core, result.options, result.options.family
     if core.unidentified is not None:
@@ -121,6 +121,8 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
     if isinstance(family, TwoPart):
         if family.effects:
             raise ModelError("a fit whose part for zeros has random effects is saved with data=True only")
+        if options.zero is None and not (family.zero is None and family.offset is None):
+            raise ModelError("a fit whose part for zeros was an array is saved with data=True only")
         family = family.at(None, None)  # its rows
     remarks = list(result.remarks)
     if result.monte_carlo is not None:

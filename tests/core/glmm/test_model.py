@@ -382,3 +382,16 @@ def test_gaussian_identity_is_the_linear_mixed_model():
     assert_allclose(fit.theta, expected.theta * expected.sigma, atol=1e-4)
     assert_allclose(fit.family_params["phi"], expected.sigma**2, rtol=1e-4)
     assert_allclose(fit.beta, expected.beta, rtol=1e-5)
+
+
+def test_a_fit_is_not_the_callers_arrays():
+    rng = np.random.default_rng(0)
+    g, x, known = np.repeat(np.arange(10), 8), rng.normal(size=80), rng.normal(size=80)
+    y, counts, size = rng.poisson(3.0, 80).astype(float), np.ones(80), np.ones(80)
+    model = Model(x[:, None], [Term(g)], "poisson", offset=known, freq_weights=counts, weights=size)
+    fit, expected = model.fit(y), model.fit(y.copy())
+    modes, cov = expected.b[0], expected.cov
+    for given in (y, known, counts, size):
+        given[:] = 2.0
+    np.testing.assert_array_equal(fit.b[0], modes)
+    np.testing.assert_array_equal(fit.cov, cov)

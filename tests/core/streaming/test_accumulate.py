@@ -281,3 +281,28 @@ def test_cells_are_dense_cross_products():
                 for k in range(ptr[level], ptr[level + 1]):
                     dense[level, idx[k]] += val[k]
             np.testing.assert_allclose(dense, expected if g == 0 else expected.transpose(1, 0, 3, 2), atol=1e-12)
+
+
+def test_batches_may_come_in_the_same_arrays():
+    rows = Rows("three")
+    one, same = (Accumulator(rows.terms, n_fixed=4, intercept=0) for _ in range(2))
+    codes, w = [np.empty(100, np.int32) for _ in rows.codes], np.empty(100)
+    for part in np.array_split(np.arange(600), 6):
+        one.add(rows.y[part], rows.X[part], [c[part] for c in rows.codes], weights=rows.weights[part])
+        for buffer, c in zip([*codes, w], [*rows.codes, rows.weights], strict=True):
+            buffer[:] = c[part]
+        same.add(rows.y[part], rows.X[part], codes, weights=w)
+    assert StreamedModel(same).fit().criterion == StreamedModel(one).fit().criterion
+
+
+def test_a_merge_that_is_refused_changes_nothing():
+    rows = Rows("three")
+    first, other, whole = (Accumulator(rows.terms, n_fixed=4, intercept=0) for _ in range(3))
+    for part, own in ((slice(0, 300), first), (slice(300, 600), other)):
+        some = rows.y[part], rows.X[part], [c[part] for c in rows.codes]
+        own.add(*some, weights=rows.weights[part])
+        whole.add(*some, weights=rows.weights[part])
+    with pytest.raises(DataError, match="3 places for"):
+        first.merge(other, [None, None, np.arange(3)])
+    first.merge(other)
+    np.testing.assert_allclose(StreamedModel(first).fit().criterion, StreamedModel(whole).fit().criterion, rtol=1e-11)

@@ -61,7 +61,8 @@ class GlmmDesign:
         self.terms, self.family = tuple(terms), family
         self.zero_terms = checked_zero_terms(zero_terms, family, len(self.X))
         self.n = n = len(self.X)
-        self.offset = np.zeros(n) if shift is None else shift
+        # copies: what is read off a fit later must not move with the caller's arrays
+        self.offset = np.zeros(n) if shift is None else shift.copy()
         if trials is not None:
             if family.name != "binomial":
                 raise ModelError(f"trials belong to the binomial family, not to {family.name}")
@@ -70,10 +71,10 @@ class GlmmDesign:
             w = as_floats(trials, "trials")
             if w.shape != (n,):
                 raise DataError(f"trials has shape {w.shape}, but there are {n} observations")
-        self.m = np.ones(n) if w is None else w
+        self.m = np.ones(n) if w is None else w.copy()
         self.freq = np.empty(0)
         if freq_weights is not None:
-            self.freq = as_floats(freq_weights, "freq_weights")
+            self.freq = as_floats(freq_weights, "freq_weights").copy()
             if self.freq.shape != (n,):
                 raise DataError(f"freq_weights has shape {self.freq.shape}, but there are {n} observations")
             if (self.freq < 0).any():
@@ -120,7 +121,7 @@ class GlmmDesign:
         return self.freq if len(self.freq) else np.ones(self.n)
 
     def response(self, y: ArrayLike) -> Array:
-        """A checked response (n,).
+        """A checked response (n,), a copy.
 
         Raises
         ------
@@ -129,7 +130,7 @@ class GlmmDesign:
         ModelError
             It is constant where that leaves nothing to estimate.
         """
-        out = as_response(y, self.n)
+        out = as_response(y, self.n).copy()
         check_finite(out, "y")
         self.family.check(out, self.m)
         share = self.family.saturated(out, self.m)

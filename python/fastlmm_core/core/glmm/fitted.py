@@ -24,7 +24,7 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, Numer
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "covariance", "exact"]
+__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "covariance", "exact", "resume"]
 
 Array = NDArray[np.float64]
 Place = tuple[Array, ...]
@@ -84,6 +84,13 @@ class ExactEngine(Engine, Protocol):
 
     def information(self, psi: Array) -> Array:
         """Second derivatives of the deviance at psi, whose inverse is half the covariance of the estimates."""
+
+
+def resume(engine: Engine, y: Array, place: Place | None) -> None:
+    """Set a fit's response, its modes to be looked for from the fit's own place, if that is one of this engine's."""
+    engine.set_response(y)
+    if place is not None and [part.shape for part in place] == [part.shape for part in engine.place()]:
+        engine.begin_at(place)
 
 
 def exact(engine: Engine) -> ExactEngine:
@@ -177,7 +184,6 @@ class GlmmFit:
                     if isinstance(value, cached_property):
                         getattr(self, name)
             object.__setattr__(self, "_engine", None)
-            object.__setattr__(self, "_place", None)
         return self
 
     @contextmanager
@@ -186,9 +192,7 @@ class GlmmFit:
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
         with one_blas_thread(), self._engine.turn.reading():
-            self._engine.set_response(self._y)
-            if self._place is not None:
-                self._engine.begin_at(self._place)
+            resume(self._engine, self._y, self._place)
             self._engine.locate(self.psi)
             yield self._engine
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.engine import make_engine
-from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact
+from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact, resume
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
 from fastlmm_core.core.glmm.two_predictors import TwoPredictors
@@ -64,10 +64,12 @@ class GlmmObjective:
     n_free : int
     start : (n_free,)
         Where a fit begins.
+    place : tuple of arrays, optional
+        Of the modes, to look for the first ones from; zero when left out.
     """
 
-    def __init__(self, engine: ExactEngine, y: Array) -> None:
-        self.engine, self.y = engine, y
+    def __init__(self, engine: ExactEngine, y: Array, place: Place | None = None) -> None:
+        self.engine, self.y, self.place = engine, y, place
         self.n_free = engine.design.n_free
 
     @property
@@ -94,7 +96,7 @@ class GlmmObjective:
         """The engine with this response: fits and other objectives of the model may have used it meanwhile."""
         with one_blas_thread(), self.engine.turn.reading():
             if self.engine.holder is not self:
-                self.engine.set_response(self.y)
+                resume(self.engine, self.y, self.place)
                 self.engine.holder = self
             yield
 

@@ -201,7 +201,8 @@ class Accumulator:
             self.sums.grow(f, int(of_factor.max()) + 1)
         self.sums.add(levels, grouped, w, dense)
         if self.store is not None:
-            self.store.add(levels, grouped, w)
+            # copies: the next batch may come in the same arrays
+            self.store.add([c.copy() for c in levels], grouped, None if w is None else w.copy())
         self.n += n
 
     def _checked(
@@ -300,19 +301,24 @@ class Accumulator:
         if self.origin is None:
             self.origin = Origin(other.origin.dense.copy(), [o.copy() for o in other.origin.terms])
         change, of_terms = self.change_of(other.origin)
-        self.r = updated(self.r, other.r @ change, (*self.names, "y"))
-        if other.n_weighted:
-            self.plain = updated(self.plain, other.plain @ change[: self.p, : self.p], self.names)
-        for k, theirs in enumerate(other.of_terms):
-            self.of_terms[k] = updated(self.of_terms[k], theirs @ of_terms[k], [f"z of term {k}"] * theirs.shape[1])
-        grouped = [block_diagonal([of_terms[k] for k in member]) for member in self.members]
         maps = []
-        for f, matrix in enumerate(grouped):
+        for f, q in enumerate(other.n_levels):
             own = None if places is None else places[f]
-            place = np.arange(other.n_levels[f]) if own is None else np.asarray(own, np.int64)
-            if len(place) != other.n_levels[f]:
-                raise DataError(f"{len(place)} places for {other.n_levels[f]} levels of factor {f}")
+            place = np.arange(q) if own is None else np.asarray(own, np.int64)
+            if len(place) != q:
+                raise DataError(f"{len(place)} places for {q} levels of factor {f}")
             maps.append(place)
+        r, plain = updated(self.r, other.r @ change, (*self.names, "y")), self.plain
+        if other.n_weighted:
+            plain = updated(self.plain, other.plain @ change[: self.p, : self.p], self.names)
+        columns = [
+            updated(mine, theirs @ moved, [f"z of term {k}"] * theirs.shape[1])
+            for k, (mine, theirs, moved) in enumerate(zip(self.of_terms, other.of_terms, of_terms, strict=True))
+        ]
+        # nothing is changed before everything is known to be sound
+        self.r, self.plain, self.of_terms = r, plain, columns
+        grouped = [block_diagonal([of_terms[k] for k in member]) for member in self.members]
+        for f, (matrix, place) in enumerate(zip(grouped, maps, strict=True)):
             self.sums.grow(f, int(place.max()) + 1)
             blocks, dense = other.sums.raw(f)
             self.sums.add_sums(f, place, matrix.T @ blocks @ matrix, matrix.T @ dense @ change)

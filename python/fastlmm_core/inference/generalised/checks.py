@@ -12,7 +12,7 @@ from scipy.special import chdtrc, polygamma
 
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.engines import NO_FACTOR
-from fastlmm_core.core.glmm.fitted import exact
+from fastlmm_core.core.glmm.fitted import exact, resume
 from fastlmm_core.core.glmm.laplace import Laplace
 from fastlmm_core.errors import MemoryLimitError, ModelError
 from fastlmm_core.fitting.generalised import engine_at, glmm_of
@@ -149,7 +149,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     control = replace(result.options.control or Control(), engine="auto")  # level by level, whatever fitted the model
     model = glmm_of(design, replace(result.options, control=control), n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:
-        model.engine.set_response(core._y)
+        resume(model.engine, core._y, core._place)
         return -0.5 * (exact(model.engine).value(core.psi) - exact(engine).value(core.psi))
 
 

@@ -58,7 +58,7 @@ def marginal_mean(link: Link, eta: Array, variance: Array) -> Array:
 def averaged(function: Callable[[Array], Array], eta: Array, variance: Array) -> Array:
     """E function(eta + e) for e ~ N(0, variance), (n,), by the trapezoid rule."""
     sd = np.sqrt(variance)
-    step = 0.6 / max(float(sd.max(initial=0.0)), 1.2)
+    step = 0.6 / max(float(np.fmax.reduce(sd, initial=0.0)), 1.2)
     k = int(np.ceil(REACH / step))
     nodes = np.arange(-k, k + 1) * step
     weights = np.exp(-0.5 * nodes**2)

@@ -30,7 +30,16 @@ from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
 from fastlmm_core.formula.transforms import FACTOR_MAKERS, OF_OTHER_TABLES, SUMMARIES, Coded, transforms
 
-__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python", "syntax"]
+__all__ = [
+    "Context",
+    "Evaluator",
+    "caller_names",
+    "coded_columns",
+    "column_series",
+    "names_in",
+    "parse_python",
+    "syntax",
+]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
 
@@ -285,6 +294,20 @@ def _one_for_all(value: Any) -> bool:
 def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
     """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
     return {name for name, role in _Names(expr, columns).roles() if role != "call"}
+
+
+def coded_columns(expr: str, columns: Container[str] = ()) -> set[str]:
+    """The columns whose values are the levels of a call's factors: k in `C(k)`, and in `relevel(factor(k), 2)`."""
+    read = _Names(expr, columns)
+
+    def within(node: ast.expr) -> Iterator[str]:
+        if isinstance(node, ast.Name):
+            yield read.quoted.get(node.id, node.id)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FACTOR_MAKERS:
+            for argument in node.args if node.func.id == "interaction" else node.args[:1]:
+                yield from within(argument)
+
+    return set(within(read.tree.body))
 
 
 def syntax(expr: str, columns: Container[str] = ()) -> ast.expr:

@@ -300,3 +300,13 @@ def test_summaries_of_several_columns_are_of_all_their_values() -> None:
     np.testing.assert_array_equal(evaluate("x / sum(x, 2)").values, evaluate("x / (x.sum() + 2)").values)
     with pytest.raises(FormulaError, match="cannot evaluate"):
         evaluate("x - mean(x, 0)")
+
+
+@pytest.mark.parametrize("label", ["it's", 'a "b"', "back\\slash", "two\nlines"])
+def test_labels_with_quotes(label: str) -> None:
+    state: dict[str, Any] = {}
+    expr = f"cut(x, 2, labels=['low', {label!r}])"
+    for data in (DATA, pickle.loads(pickle.dumps(DATA)).iloc[3:]):
+        found = Evaluator(Table(data), Context({}), state)(expr)
+        assert isinstance(found, Factor)
+        assert found.levels[found.codes[-1]] == label

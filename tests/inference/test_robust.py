@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import DataError, LmerResult, ModelError, lmer, load_dataset
+from fastlmm_core import DataError, LmerResult, ModelError, lmer, load_dataset, power
 from fastlmm_core.inference.robust import covariance_method
 
 FIGURES = Path(__file__).parents[1] / "golden" / "after"
@@ -223,3 +223,17 @@ def test_clusters_are_aligned_with_the_data(sleepstudy: pd.DataFrame) -> None:
         fit.coef_table(cov_type="CR2", cluster=clusters.set_axis(range(500, 500 + len(clusters))))
     with pytest.raises(DataError, match="cluster is missing in"):
         fit.coef_table(cov_type="CR2", cluster=np.ma.MaskedArray(clusters, clusters == 0))
+
+
+def test_columns_of_a_table_that_was_sorted_since(sleepstudy: pd.DataFrame) -> None:
+    data = sleepstudy.assign(pair=sleepstudy["Subject"].astype("category").cat.codes // 2)
+    fit = lmer("Reaction ~ Days + np.sin(Days) + (1 | Subject)", data)
+    want = fit.coef_table(cov_type="CR2", cluster="pair")
+    asked: dict[str, Any] = {"n": 5, "seed": 1, "params": {"Days": 1.0, "np.sin(Days)": 2.0}}
+    reached = power(fit, "Reaction ~ np.sin(Days) + (1 | Subject)", **asked).p
+    ordered = data.sort_values("Reaction")
+    for name in data:
+        data[name] = ordered[name].array
+    data.index = ordered.index
+    pd.testing.assert_frame_equal(fit.coef_table(cov_type="CR2", cluster="pair"), want)
+    pd.testing.assert_frame_equal(power(fit, "Reaction ~ np.sin(Days) + (1 | Subject)", **asked).p, reached)

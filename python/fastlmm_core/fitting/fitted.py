@@ -78,6 +78,11 @@ class FittedModel:
             raise DataError("the table of the fit is not kept: pass data=")
         return data
 
+    def rows_kept(self) -> Any:
+        """`kept_data` in the order that its rows had, where it has been sorted since."""
+        data = self.kept_data()
+        return self.design.in_order(data, "the table of the fit") if isinstance(data, pd.DataFrame) else data
+
     @property
     def params(self) -> pd.Series:
         """Fixed-effects estimates (p,); NaN for a column dropped as linearly dependent."""

@@ -30,7 +30,16 @@ from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import plain_code, shown
 from fastlmm_core.formula.transforms import FACTOR_MAKERS, OF_OTHER_TABLES, SUMMARIES, Coded, transforms
 
-__all__ = ["Context", "Evaluator", "caller_names", "column_series", "names_in", "parse_python", "syntax"]
+__all__ = [
+    "Context",
+    "Evaluator",
+    "caller_names",
+    "coded_columns",
+    "column_series",
+    "names_in",
+    "parse_python",
+    "syntax",
+]
 
 _BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
 
@@ -226,7 +235,8 @@ class Evaluator:
 
         with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
             others = OF_OTHER_TABLES if learnt.evaluated else {}
-            env = LayeredMapping({**series, **more}, self.context, others, transforms())
+            code, texts = _texts_apart(code)
+            env = LayeredMapping({**series, **more, **texts}, self.context, others, transforms())
             return stateful_eval(code, env, {}, learnt.transforms, None)
 
     def _run_held(self, code: str, series: dict[str, pd.Series], learnt: Learnt, expr: str, rowwise: bool) -> Any:
@@ -254,6 +264,28 @@ class Evaluator:
         return value
 
 
+class _Texts(ast.NodeTransformer):
+    """Texts that a call's name cannot have in it, under names."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str] = {}
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
+        if not isinstance(node.value, str) or (repr(node.value) == f"'{node.value}'" and '"' not in node.value):
+            return node
+        name = f"_text_{len(self.found)}_"
+        self.found[name] = node.value
+        return ast.Name(name, ast.Load())
+
+
+def _texts_apart(code: str) -> tuple[str, dict[str, str]]:
+    """The expression with quotes and backslashes of its texts set apart: formulaic writes calls into texts."""
+    if '"' not in code and "\\" not in code:
+        return code, {}
+    texts = _Texts()
+    return ast.unparse(texts.visit(ast.parse(code, mode="eval"))), texts.found
+
+
 def _one_for_all(value: Any) -> bool:
     """Whether a name of the caller's stands for one thing, and not for a value a row."""
     return value is None or callable(value) or isinstance(value, (ModuleType, str)) or np.ndim(value) == 0
@@ -262,6 +294,20 @@ def _one_for_all(value: Any) -> bool:
 def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
     """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
     return {name for name, role in _Names(expr, columns).roles() if role != "call"}
+
+
+def coded_columns(expr: str, columns: Container[str] = ()) -> set[str]:
+    """The columns whose values are the levels of a call's factors: k in `C(k)`, and in `relevel(factor(k), 2)`."""
+    read = _Names(expr, columns)
+
+    def within(node: ast.expr) -> Iterator[str]:
+        if isinstance(node, ast.Name):
+            yield read.quoted.get(node.id, node.id)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FACTOR_MAKERS:
+            for argument in node.args if node.func.id == "interaction" else node.args[:1]:
+                yield from within(argument)
+
+    return set(within(read.tree.body))
 
 
 def syntax(expr: str, columns: Container[str] = ()) -> ast.expr:

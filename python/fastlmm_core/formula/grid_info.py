@@ -6,7 +6,6 @@ and joint counts of the factors, mean, median and few distinct values of the cov
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.formula.evaluate import coded_columns
 from fastlmm_core.formula.frame import Numeric, Variable, moments
 from fastlmm_core.formula.levels import Factor
 
@@ -117,7 +117,7 @@ def grid_info(
         Expressions of the fixed part that are factors, such as "C(x)".
     offset_only : frozenset of str
     """
-    coded = {name for expr in categorical_calls if (name := _recoded(expr)) is not None}
+    coded = {name for expr in categorical_calls for name in coded_columns(expr, variables)}
     columns: dict[str, ColumnInfo] = {}
     codes: dict[str, NDArray[np.integer[Any]]] = {}
     for name, variable in variables.items():
@@ -133,18 +133,6 @@ def grid_info(
     counted = tuple(codes)
     cells, counts = _joint_counts([codes[c] for c in counted], [len(columns[c].levels) for c in counted])
     return GridInfo(columns, offset_only, counted, cells, counts)
-
-
-def _recoded(expr: str) -> str | None:
-    """The column that `C(x, ...)` or `factor(x)` makes a factor of; None for other calls."""
-    try:
-        node = ast.parse(expr.strip(), mode="eval").body
-    except SyntaxError:
-        return None
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("C", "factor") and node.args:
-        first = node.args[0]
-        return first.id if isinstance(first, ast.Name) else None
-    return None
 
 
 def _number(name: str, values: NDArray[Any], coded: bool) -> tuple[ColumnInfo, NDArray[np.integer[Any]] | None]:

@@ -287,7 +287,7 @@ def _smaller(model: FittedModel, formula: str) -> _Test:
     from fastlmm_core.formula import build_design
 
     design = model.design
-    table = model.kept_data()
+    table = model.rows_kept()
     smaller: Design = build_design(formula, table, env=design.context)
     if not np.array_equal(smaller.row_index, design.row_index):
         raise DataError(f"{formula!r} uses {len(smaller.y)} rows, and the model {len(design.y)}")

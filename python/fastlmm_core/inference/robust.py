@@ -258,7 +258,7 @@ def _clusters(result: FittedModel, cluster: Any) -> tuple[Codes, str]:
         for term in design.random:
             if term.group == cluster:
                 return term.codes.astype(np.int64), cluster
-        table = Table(result.kept_data())
+        table = Table(result.rows_kept())
         table.require([cluster])
         factor, label = as_factor(table[cluster]), cluster
     else:

@@ -231,6 +231,10 @@ def test_frequencies_stand_for_repeated_rows(binary):
     assert_allclose(fit.criterion, glmer("y ~ x + (1 | g)", repeated).criterion, atol=1e-6)
     with pytest.raises(DataError, match=r"freq_weights.*first in row 1"):
         glmer("y ~ x + (1 | g)", data.assign(f=[1.0, -1.0] * 90), freq_weights="f")
+    less = [glmer("y ~ 1 + (1 | g)", data[data["f"] > 0], **more) for more in ({}, {"freq_weights": "f"})]
+    with pytest.raises(DataError, match="have different freq_weights: only fits of the same data can be compared"):
+        anova(less[0], fit)
+    assert anova(less[1], fit)["chisq"].iloc[1] > 0.0
 
 
 def test_missing_values(cbpp, fit):

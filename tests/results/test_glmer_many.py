@@ -147,3 +147,14 @@ def test_a_frame_for_each_response_is_read_as_the_responses_are(samples):
     some = "~ dose + (1 | person)", data
     given = glmer_many(*some, pd.DataFrame(Y.T, index=data.index), "poisson", exposure=frame)
     assert_allclose(given.params, glmer_many(*some, Y, "poisson", exposure=exposure).params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("what", ["weights", "freq_weights"])
+def test_rows_of_weight_zero_are_left_out(samples, what):
+    y, w = np.random.default_rng(7).poisson(4, (2, 80)), np.tile([0.0, 1.0, 2.0, 1.0], 20)
+    w[:8] = 0.0
+    found = glmer_many("~ dose + (1 | person)", samples, y, "poisson", **{what: np.array([w, 1.0 + w])})
+    for i, own in enumerate((w, 1.0 + w)):
+        fit = glmer("y ~ dose + (1 | person)", samples.assign(y=y[i]), "poisson", **{what: own})
+        assert found.fits.n[i] == fit.nobs
+        assert found.fits.criterion[i] == fit.criterion

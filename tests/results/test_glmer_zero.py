@@ -290,3 +290,18 @@ def test_rows_with_two_modes_are_left_at_the_fits(copied):
             assert_allclose(found, own, atol=1e-6)
     wald, profile = (fit.conf_int(method, parm="x").to_numpy() for method in ("wald", "profile"))
     assert_allclose(profile, wald, rtol=0.01)
+
+
+def test_an_update_has_what_was_asked_for():
+    rng = np.random.default_rng(5)
+    g, x = np.repeat(np.arange(20), 10), rng.normal(size=200)
+    y = np.where(rng.uniform(size=200) < 0.3, 0, rng.poisson(np.exp(1.0 + 0.5 * rng.normal(size=20)[g])))
+    data = pd.DataFrame({"g": g, "x": np.where(x > 2.0, np.nan, x), "y": y})
+    fit = glmer("y ~ 1 + (1 | g)", data, "poisson", zero="~ 1", na_action="exclude")
+    plain = glmer("y ~ 1 + (1 | g)", data, "poisson")
+    for zero in (None, "~ 0"):
+        again = fit.update(zero=zero)
+        assert again.family.name == "poisson"
+        assert_allclose(again.criterion, plain.criterion)
+    assert fit.update(link="log").family.name == "zero_inflated_poisson"
+    assert len(fit.update("y ~ x + (1 | g)").fittedvalues) == 200

@@ -169,6 +169,13 @@ def test_missing_values_of_either_part(ticks):
     again = glmer("TICKS ~ h + (1 | LOCATION)", rest, "truncated_poisson", zero="~ z + (1 | place)")
     assert fit.n_missing == len(data) - len(rest)
     assert_allclose(fit.criterion, again.criterion, atol=1e-8)
+    kept = glmer("TICKS ~ h + (1 | LOCATION)", data, "truncated_poisson", zero="~ z + (1 | place)", na_action="exclude")
+    drawn, expected = (each.simulate(2, seed=1) for each in (kept, fit))
+    assert len(drawn) == len(data)
+    assert_allclose(drawn.loc[rest.index], expected.loc[rest.index])
+    assert drawn.isna().sum().tolist() == [len(data) - len(rest)] * 2
+    assert_allclose(kept.bootstrap(2, seed=1), fit.bootstrap(2, seed=1))
+    assert_allclose(kept.residuals("simulated", n=20).dropna(), fit.residuals("simulated", n=20))
     assert_allclose(fit.predict(data, kind="marginal").loc[rest.index], again.predict(kind="marginal"), rtol=1e-6)
 
 

@@ -87,9 +87,9 @@ def same_data(models: Sequence[FittedModel], labels: Sequence[str] | None = None
     """
     check_fits(models)
     names = [m.formula for m in models] if labels is None else list(labels)
-    first = models[0].design
+    first = models[0]
     for k in range(1, len(models)):
-        why = _difference(first, models[k].design)
+        why = _difference(first.design, models[k].design) or _frequencies(first, models[k])
         if why:
             one, other = (repr(name) for name in (names[0], names[k]))
             if one == other:
@@ -116,6 +116,12 @@ def _difference(a: Design, b: Design) -> str:
         if not np.array_equal(one, two):
             return f"have different {what if what == 'weights' else 'offsets'}"
     return ""
+
+
+def _frequencies(a: FittedModel, b: FittedModel) -> str:
+    """Likewise of how often rows count, which generalised fits know."""
+    one, two = (_filled(getattr(m.options, "freq_weights", None), 1.0, _rows(m.design)) for m in (a, b))
+    return "" if np.array_equal(one, two) else "have different freq_weights"
 
 
 def _rows(design: Design) -> int:

@@ -142,6 +142,7 @@ def glmer(
     )
     check_identified(rows.design, rows.family)
     arguments = {**vars(given), "link": link, "contrasts": contrasts}
+    arguments["na_action"] = None if na_action == "drop" else na_action
     options = GlmerOptions(
         rows.family,
         n_agq=n_agq,

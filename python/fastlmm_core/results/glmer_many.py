@@ -196,6 +196,8 @@ def glmer_many(
     read = _Reader(frame, index, env, Y.shape)
     given = {"trials": trials, "weights": weights, "freq_weights": freq_weights}
     rows = {name: read(values, name) for name, values in given.items() if values is not None}
+    for name in {"weights", "freq_weights"} & set(rows):  # as `glmer` leaves such rows out
+        Y = np.where(rows[name] == 0.0, np.nan, Y)
     known = [part for part in (design.offset, None if offset is None else read(offset, "offset")) if part is not None]
     if exposure is not None:
         known.append(_log_exposure(read(exposure, "exposure"), chosen))

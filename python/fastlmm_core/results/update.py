@@ -78,6 +78,8 @@ def update_generalised(
         return again
     text, data = changed(result, formula, data)
     family: Any = options.family
+    if options.zero is not None:  # which is among what was given
+        family = family.base
     if "link" in changes and family.fixed_rho is None:
         family = family.name
     call: dict[str, Any] = {"family": family, "n_agq": options.n_agq, "control": options.control}

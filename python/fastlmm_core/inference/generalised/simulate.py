@@ -74,15 +74,16 @@ class Families:
             assert part is not None
             assert core.zero_part is not None
             offset = replace(core.zero_part, beta=np.zeros(part.X.shape[1]))
-            self.source, self.rows = recipe(_Part(part, offset), newdata=newdata)  # type: ignore[arg-type]
-            self.used = slice(None) if own.rows is None or newdata is None else own.rows
+            self.source, found = recipe(_Part(part, offset), newdata=newdata)  # type: ignore[arg-type]
+            self.rows = None if newdata is None else found  # those of the fit are the counts' own
+            self.used = slice(None) if own.rows is None else own.rows
 
     def __call__(self, stream: np.random.Generator) -> Family:
         if self.source is None:
             return self.family
         assert isinstance(self.family, TwoPart)
         odds = predictor(self.source, stream)
-        return self.family.at(self.family.zero, self.rows.full(odds)[self.used] if self.rows.rows is not None else odds)
+        return self.family.at(self.family.zero, odds if self.rows is None else self.rows.full(odds)[self.used])
 
 
 class _Part(NamedTuple):

@@ -135,7 +135,7 @@ def test_no_fixed_effects() -> None:
 def test_a_pickled_fit_computes_anew(slopes: LmerResult) -> None:
     slopes.coef_table()
     copy = pickle.loads(pickle.dumps(slopes))
-    assert "variance_information" not in copy.core._cache
+    assert "variance_information" not in copy.core.kept
     np.testing.assert_allclose(copy.coef_table(), slopes.coef_table())
 
 

@@ -152,7 +152,7 @@ def held(fit, value):
 
     from fastlmm_core.fitting.generalised import glmm_of
 
-    deviance = glmm_of(fit.design, fit.options).objective(fit.core._y)
+    deviance = glmm_of(fit.design, fit.options).objective(fit.core.y)
     x = np.concatenate([fit.theta, fit.params, fit.core.rho])
     free = np.arange(len(x) - 1)
 
@@ -281,7 +281,7 @@ def test_rows_with_two_modes_are_left_at_the_fits(copied):
     data = pd.DataFrame({"g": g, "x": rng.normal(size=180), "y": y})
     fit = glmer("y ~ x + (1 | g)", data, "poisson", zero="~ 1")
     model = glmm_of(fit.design, fit.options)
-    fresh = model.objective(fit.core._y)(np.concatenate([fit.core.theta, fit.core.beta, fit.core.rho]))
+    fresh = model.objective(fit.core.y)(np.concatenate([fit.core.theta, fit.core.beta, fit.core.rho]))
     assert fresh > fit.criterion + 1.0  # those from zero are others
     if copied:
         fit = pickle.loads(pickle.dumps(fit))

@@ -146,6 +146,8 @@ class CoreFit:
     control : Control
     unidentified : Unidentified or None
         What the criterion does not depend on.
+    kept : dict
+        What was made of this fit since, by name; not saved.
     """
 
     theta: Array
@@ -163,11 +165,11 @@ class CoreFit:
     _workspaces: Workspaces | None = field(default=None, repr=False)
     unidentified: Unidentified | None = field(default=None, repr=False)
     _rows: SquareRoot | None = field(default=None, repr=False)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         self.make_all()
-        return saved_state({**self.__dict__, "_solution": None, "_cache": {}})
+        return saved_state({**self.__dict__, "_solution": None, "kept": {}})
 
     def __setstate__(self, state: object) -> None:
         self.__dict__.update(read_state(state, "fit"))
@@ -357,10 +359,10 @@ class CoreFit:
         -------
         tuple of (q, l, l)
         """
-        if "cond_var" not in self._cache:
+        if "cond_var" not in self.kept:
             with self.workspace() as model:
-                self._cache["cond_var"] = conditional_variances(model, self.theta, self.sigma)
-        return self._cache["cond_var"]
+                self.kept["cond_var"] = conditional_variances(model, self.theta, self.sigma)
+        return self.kept["cond_var"]
 
 
 def minimise(

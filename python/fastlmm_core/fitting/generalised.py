@@ -271,7 +271,7 @@ def engine_at(result: GeneralisedModel) -> Iterator[Engine]:
         model = result.kept.setdefault("laplace", glmm_of(result.design, result.options, n_agq=1))
     core: GlmmFit = result.core
     with one_blas_thread(), model.engine.turn.reading():
-        resume(model.engine, core._y, core._place)
+        resume(model.engine, core.y, core.place)
         model.engine.locate(core.psi)
         yield model.engine
 

@@ -39,7 +39,7 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
     family = core.family
     if isinstance(family, TwoPart) and family.zero is not None:
         columns = family.columns
-        zero = (core._y == 0.0).astype(np.float64)
+        zero = (core.y == 0.0).astype(np.float64)
         p, what = family.zero_probability(core.rho), "zeros and counts above zero are separated by the zero part"
         found = _direction(
             family.zero,
@@ -52,12 +52,12 @@ def separation(core: GlmmFit, design: GlmmDesign, names: tuple[str, ...] = ()) -
     elif family.name == "binomial" and core.rank:
         labels = [names[j] if names else f"column {j}" for j in design.keep]
         p, what = family.mean(design.fixed_part(core.psi)), "successes and failures are separated by the fixed effects"
-        found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, core._y, design.m, labels)
+        found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, core.y, design.m, labels)
     elif family.name in COUNTS and family.link.name == "log" and core.rank:
         labels = [names[j] if names else f"column {j}" for j in design.keep]
         with np.errstate(over="ignore"):
             p = np.minimum(np.exp(design.fixed_part(core.psi)), 0.5)
-        seen = core._y > 0.0
+        seen = core.y > 0.0
         what = "zeros are separated from counts above zero by the fixed effects"
         found = _direction(design.X[:, design.keep], lambda: core.se[design.keep], p, seen * 1.0, 1.0 + seen, labels)
     else:

@@ -86,10 +86,10 @@ def variance_information(core: CoreFit) -> VarianceInformation:
     -------
     VarianceInformation
     """
-    if "variance_information" not in core._cache:
+    if "variance_information" not in core.kept:
         with core.workspace() as model:
-            core._cache["variance_information"] = _variance_information(core, model)
-    found: VarianceInformation = core._cache["variance_information"]
+            core.kept["variance_information"] = _variance_information(core, model)
+    found: VarianceInformation = core.kept["variance_information"]
     return found
 
 
@@ -113,7 +113,7 @@ def _variance_information(core: CoreFit, model: Objective) -> VarianceInformatio
 
 def iterative_information(core: IterativeFit) -> VarianceInformation:
     """Equations (1) and (2) with the average information for the profiled Hessian, and no factor; kept with the fit."""
-    if "variance_information" not in core._cache:
+    if "variance_information" not in core.kept:
         at, design = core.at, core.design
         levels = [(at.lead_x.reshape(-1, design.rank), at.lead_y)]
         start = 0
@@ -125,8 +125,8 @@ def iterative_information(core: IterativeFit) -> VarianceInformation:
         nu = float(core.n - core.rank if core.reml else core.n)
         factor = np.asarray(np.linalg.cholesky(at.gram), np.float64)
         slopes, of_r2 = slopes_of(design.theta_map.index, core.search.theta, levels, factor)
-        core._cache["variance_information"] = assembled(core, slopes, of_r2, factor, profiled, nu, at.r2)
-    found: VarianceInformation = core._cache["variance_information"]
+        core.kept["variance_information"] = assembled(core, slopes, of_r2, factor, profiled, nu, at.r2)
+    found: VarianceInformation = core.kept["variance_information"]
     return found
 
 

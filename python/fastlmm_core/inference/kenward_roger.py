@@ -68,9 +68,9 @@ def adjustment(core: CoreFit) -> Adjustment:
     ModelError
         The square matrices of the tail exceed the memory at hand.
     """
-    if "kenward_roger" not in core._cache:
-        core._cache["kenward_roger"] = _adjustment(core)
-    found: Adjustment = core._cache["kenward_roger"]
+    if "kenward_roger" not in core.kept:
+        core.kept["kenward_roger"] = _adjustment(core)
+    found: Adjustment = core.kept["kenward_roger"]
     return found
 
 

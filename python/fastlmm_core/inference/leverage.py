@@ -67,8 +67,8 @@ def fitted_rows(design: Design, core: CoreFit, objective: Objective) -> FittedRo
 @bounded
 def leverages(design: Design, core: CoreFit) -> NDArray[np.float64]:
     """Diagonal of the hat matrix, (n,); computed once a fit."""
-    if "leverages" not in core._cache:
+    if "leverages" not in core.kept:
         with core.workspace() as objective:
-            core._cache["leverages"] = fitted_rows(design, core, objective).leverage
-    leverage: NDArray[np.float64] = core._cache["leverages"]
+            core.kept["leverages"] = fitted_rows(design, core, objective).leverage
+    leverage: NDArray[np.float64] = core.kept["leverages"]
     return leverage

@@ -32,9 +32,9 @@ Array = NDArray[np.float64]
 
 def pattern_information(fit: PatternFit) -> VarianceInformation:
     """Observed information in (phi, log sigma^2) and how Cov(beta) moves with them; kept with the fit."""
-    if "information" not in fit._cache:
-        fit._cache["information"] = _information(fit)
-    found: VarianceInformation = fit._cache["information"]
+    if "information" not in fit.kept:
+        fit.kept["information"] = _information(fit)
+    found: VarianceInformation = fit.kept["information"]
     return found
 
 
@@ -68,10 +68,10 @@ def pattern_adjustment(fit: PatternFit, linear: bool = False) -> Adjustment:
         Leave the second derivatives of V out.
     """
     name = "kenward-roger-linear" if linear else "kenward-roger"
-    if name not in fit._cache:
+    if name not in fit.kept:
         with one_blas_thread():
-            fit._cache[name] = _adjustment(fit, linear)
-    found: Adjustment = fit._cache[name]
+            fit.kept[name] = _adjustment(fit, linear)
+    found: Adjustment = fit.kept[name]
     return found
 
 

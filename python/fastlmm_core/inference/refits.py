@@ -28,7 +28,7 @@ def reml_fit(result: F) -> F:
 def _by(result: F, reml: bool) -> F:
     if result.reml == reml:
         return result
-    cache, key = result.core._cache, "reml_fit" if reml else "ml_fit"
+    cache, key = result.core.kept, "reml_fit" if reml else "ml_fit"
     if key not in cache:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RankWarning)  # the fit has said so

@@ -50,11 +50,11 @@ def information_of(core: CoreFit) -> VarianceInformation:
         return iterative_information(core)
     if not isinstance(core, StructuredFit | EquationsFit):
         return variance_information(core)
-    if "information" not in core._cache:
+    if "information" not in core.kept:
         with one_blas_thread():
             found = _of_chain(core) if isinstance(core, StructuredFit) else _of_equations(core)
-        core._cache["information"] = found
-    kept: VarianceInformation = core._cache["information"]
+        core.kept["information"] = found
+    kept: VarianceInformation = core.kept["information"]
     return kept
 
 

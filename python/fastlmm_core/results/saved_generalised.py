@@ -41,7 +41,7 @@ def contents_of(result: GlmerResult) -> dict[str, Any]:
         "design": result.design,
         "family": _contents_of_family(options.family),
         "zero": options.zero,
-        "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message, core._place],
+        "search": [core.psi, core.criterion, core._evaluations, core.converged, core.message, core.place],
         "remarks": result.remarks,
         "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
         "freq_weights": options.freq_weights,

@@ -64,7 +64,7 @@ def test_modes_go_on_where_the_search_left_them():
     with fit.engine() as engine:
         assert_allclose(engine.value(fit.psi), fit.criterion, rtol=1e-11)
     one = Model(np.ones((30, 1)), [Term(np.arange(30) % 6)], "poisson").fit(np.arange(30.0) % 7)
-    (modes,) = one._place
+    (modes,) = one.place
     assert modes.shape == (6, 1)
     with one.engine() as engine:
         engine.begin_at((modes + 0.5,))

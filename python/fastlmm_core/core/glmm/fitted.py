@@ -152,6 +152,12 @@ class GlmmFit:
     log : FitLog
     family : Family
     control : Control
+    y : (n,)
+        The response.
+    place : tuple of arrays or None
+        Where the engine's modes ended, to go on from.
+    kept : dict
+        What was made of this fit since, by name; not saved.
     """
 
     theta: Array
@@ -167,14 +173,14 @@ class GlmmFit:
     family: Family
     control: Control = field(repr=False)
     psi: Array = field(repr=False)
-    _y: Array = field(repr=False)
+    y: Array = field(repr=False)
     _engine: Engine | None = field(repr=False)
     _evaluations: Array = field(repr=False)
-    _place: Place | None = field(default=None, repr=False)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    place: Place | None = field(default=None, repr=False)
+    kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.complete().__dict__, "_cache": {}}
+        return {**self.complete().__dict__, "kept": {}}
 
     def complete(self) -> GlmmFit:
         """Make all that was left for later, and let go of the model's arrays; returns the fit itself."""
@@ -192,7 +198,7 @@ class GlmmFit:
         if self._engine is None:
             raise AttributeError("a completed fit has no engine: fit the model again")
         with one_blas_thread(), self._engine.turn.reading():
-            resume(self._engine, self._y, self._place)
+            resume(self._engine, self.y, self.place)
             self._engine.locate(self.psi)
             yield self._engine
 
@@ -351,7 +357,7 @@ class GlmmFit:
     @property
     def fitted(self) -> Array:
         """The response's means, (n,); of an ordinal response the probabilities of what was seen."""
-        return self.family.fitted(self._y, self.eta, self.rho)
+        return self.family.fitted(self.y, self.eta, self.rho)
 
     def pirls_modes(self, theta: ArrayLike, beta: ArrayLike, y: ArrayLike | None = None) -> tuple[Array, ...]:
         """Conditional modes of each term at other parameters, or for another response.

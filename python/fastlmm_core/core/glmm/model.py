@@ -276,7 +276,7 @@ class Model:
         message: str,
         place: Place | None = None,
     ) -> GlmmFit:
-        """The fit that once had these figures: psi, criterion, _evaluations, converged, message and _place of it."""
+        """The fit that once had these figures: psi, criterion, _evaluations, converged, message and place of it."""
         return self._found(self.design.response(y), psi, criterion, evaluations, converged, message, place)
 
     def _found(
@@ -310,10 +310,10 @@ class Model:
             family=family,
             control=self.control,
             psi=psi,
-            _y=y,
+            y=y,
             _engine=self.engine,
             _evaluations=evaluations,
-            _place=place,
+            place=place,
         )
 
     def _zero_part_at(self, y: Array, psi: Array, place: Place | None) -> Family:

@@ -97,7 +97,7 @@ class IterativeFit(CoreFit):
     reason: str = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return saved_state({**self.__dict__, "_cache": {}})
+        return saved_state({**self.__dict__, "kept": {}})
 
     @cached_property
     def L(self) -> tuple[Array, ...]:
@@ -188,11 +188,11 @@ class IterativeFit(CoreFit):
         return self._conditional()[1]
 
     def _conditional(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
-        if "conditional" not in self._cache:
+        if "conditional" not in self.kept:
             unit = self.sigma**2 / self.design.weight_scale
             with one_blas_thread():
-                self._cache["conditional"] = conditional_covariances(
+                self.kept["conditional"] = conditional_covariances(
                     self.system(), self.design, unit, self.monte_carlo.seed
                 )
-        kept: tuple[tuple[Array, ...], tuple[Array, ...]] = self._cache["conditional"]
+        kept: tuple[tuple[Array, ...], tuple[Array, ...]] = self.kept["conditional"]
         return kept

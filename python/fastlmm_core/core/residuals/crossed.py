@@ -257,11 +257,11 @@ class CrossedFit(EquationsFit, WithinSubjects):
     @property
     def by_units(self) -> PatternFit | None:
         """The same fit from the covariance matrices of whole units, kept; None where `CrossedModel.in_units` is."""
-        if "by_units" not in self._cache:
+        if "by_units" not in self.kept:
             model, offset = self.model.in_units(), self.model.offset
             y = self.response if offset is None else self.response + offset
-            self._cache["by_units"] = None if model is None else model.at_estimates(y, self.theta)
-        found: PatternFit | None = self._cache["by_units"]
+            self.kept["by_units"] = None if model is None else model.at_estimates(y, self.theta)
+        found: PatternFit | None = self.kept["by_units"]
         return found
 
     def equations(self) -> ResidualEquations:

@@ -167,7 +167,7 @@ class ProjectedFit(CoreFit, ABC):
     evaluations: Evaluations = field(repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return saved_state({**self.__dict__, "_cache": {}})
+        return saved_state({**self.__dict__, "kept": {}})
 
     @property
     def cross(self) -> NoReturn:

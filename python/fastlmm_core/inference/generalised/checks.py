@@ -149,7 +149,7 @@ def _quadrature(result: GeneralisedModel) -> float:
     control = replace(result.options.control or Control(), engine="auto")  # level by level, whatever fitted the model
     model = glmm_of(design, replace(result.options, control=control), n_agq={1: 25, 2: 15, 3: 9}[width])
     with engine_at(result) as engine:
-        resume(model.engine, core._y, core._place)
+        resume(model.engine, core.y, core.place)
         return -0.5 * (exact(model.engine).value(core.psi) - exact(engine).value(core.psi))
 
 

@@ -202,8 +202,8 @@ class Profiler:
     def __init__(self, result: GeneralisedModel) -> None:
         self.result, core = result, result.core
         self.kept = np.flatnonzero(~np.isnan(core.beta))
-        self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core._y)
-        self.objective.place = core._place
+        self.objective: GlmmObjective = glmm_of(result.design, result.options).objective(core.y)
+        self.objective.place = core.place
         self.nt = len(core.theta)
         self.best = np.concatenate([core.theta, core.beta[self.kept], core.family.extra(core.rho)])
         self.hessian = self.curvature()

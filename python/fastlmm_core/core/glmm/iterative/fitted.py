@@ -87,9 +87,9 @@ class IterativeGlmmFit(GlmmFit):
         assert isinstance(engine, IterativeLaplace)
         with one_blas_thread(), engine.turn.reading():
             if engine.holder is not self:
-                engine.set_response(self._y)
-                if self._place is not None:
-                    engine.begin_at(self._place)
+                engine.set_response(self.y)
+                if self.place is not None:
+                    engine.begin_at(self.place)
                 engine.holder = self
             engine.locate(self.psi)
             yield engine
@@ -222,7 +222,7 @@ def estimates(engine: IterativeLaplace, y: Array, criterion: float, error: float
         row[: design.n_free], row[design.n_free + 1] = x, norm
     log[-1:, design.n_free] = criterion
     message = "converged" if end.converged else f"the search did not end in {end.evaluations} evaluations"
-    more: dict[str, Any] = {"_y": y, "_engine": engine, "_evaluations": log, "_place": engine.place()}
+    more: dict[str, Any] = {"y": y, "_engine": engine, "_evaluations": log, "place": engine.place()}
     return IterativeGlmmFit(
         theta=design.theta_map.to_user @ psi[:nt],
         beta=beta,

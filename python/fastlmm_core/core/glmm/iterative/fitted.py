@@ -182,7 +182,7 @@ def iterate_glmm(
 
     engine.set_response(y)
     engine.weigh(psi)
-    end = Search(engine, report).run(psi, control.probes, control.mc_error / MARGIN)
+    end = Search(engine, report, control.max_evaluations).run(psi, control.probes, control.mc_error / MARGIN)
     found = np.concatenate([parameters.canonical(end.theta[:nt]), end.theta[nt:]])
     turned = np.where(found * end.theta < 0.0, -1.0, 1.0)
     if (turned < 0.0).any():

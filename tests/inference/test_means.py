@@ -481,17 +481,3 @@ def test_columns_may_have_any_name(names: tuple[str, str]) -> None:
     curved = lmer(f"y ~ poly(`{x}`, 2) + C(`{a}`) + (1 | g)", unbalanced().rename(columns={"x": x, "a": a}))
     assert curved.criterion == pytest.approx(lmer("y ~ poly(x, 2) + C(a) + (1 | g)", unbalanced()).criterion)
     np.testing.assert_allclose(curved.emtrends(x).df > 0, True)
-
-
-@pytest.mark.parametrize(
-    "call",
-    ["as.factor(k)", "ordered(`k`)", "relevel(factor(k), 2)", "C(factor(k), contr.sum)", "factor(as.character(k))"],
-)
-def test_numbers_that_any_call_makes_a_factor_of(call: str) -> None:
-    rng = np.random.default_rng(0)
-    data = pd.DataFrame({"k": rng.integers(1, 4, 120), "x": rng.normal(size=120), "g": np.arange(120) % 10})
-    data["y"] = rng.normal(size=120) + 0.1 * data["g"]
-    want = lmer("y ~ x + factor(k) + (1 | g)", data).emmeans("k").to_frame()
-    found = lmer(f"y ~ x + {call} + (1 | g)", data).emmeans("k").to_frame()
-    np.testing.assert_allclose(found["estimate"], want["estimate"], rtol=1e-7)
-    assert list(found["k"]) == list(want["k"])

@@ -51,6 +51,8 @@ class ColumnInfo:
         NaN for text; the median also for long columns.
     moment : str
         The dtype of dates, times, periods and durations, which are numbers of days here; else empty.
+    gaps : bool
+        Whether it is missing in rows of the fit, as where the formula has `is.na(x)`; the figures are of the others.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ColumnInfo:
     low: float = np.nan
     high: float = np.nan
     moment: str = ""
+    gaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def set_apart(variables: Mapping[str, Variable], rows: NDArray[np.int64] | None)
     """The rows used of each column, as copies: what the caller does to the table later does not reach them."""
     out: dict[str, Variable] = {}
     for name, variable in variables.items():
-        own = variable.take(rows)
+        own = _with_gaps(variable, rows) if isinstance(variable, Factor) else variable.take(rows)
         if isinstance(own, Factor):
             out[name] = Factor(np.array(own.codes), own.levels, own.ordered)
         else:
@@ -102,6 +105,18 @@ def set_apart(variables: Mapping[str, Variable], rows: NDArray[np.int64] | None)
             native = None if isinstance(variable, Factor) or moments(variable) is None else variable.native[:0]
             out[name] = Numeric(own.values if rows is not None else own.values.copy(), own.names, native)
     return out
+
+
+def _with_gaps(factor: Factor, rows: NDArray[np.int64] | None) -> Factor:
+    """`Factor.take` of rows some of which may be missing."""
+    codes = factor.codes if rows is None else factor.codes[rows]
+    there = np.flatnonzero(codes >= 0)
+    if len(there) == len(codes):
+        return factor.take(rows)
+    own = factor.take(there if rows is None else rows[there])
+    out = np.full(len(codes), -1, np.int32)
+    out[there] = own.codes
+    return Factor(out, own.levels, own.ordered)
 
 
 def grid_info(
@@ -123,7 +138,8 @@ def grid_info(
     for name, variable in variables.items():
         if isinstance(variable, Factor):
             levels = tuple(variable.levels.tolist())
-            columns[name] = ColumnInfo(name, "factor", levels, variable.ordered, len(levels))
+            gaps = bool((variable.codes < 0).any())
+            columns[name] = ColumnInfo(name, "factor", levels, variable.ordered, len(levels), gaps=gaps)
             codes[name] = variable.codes
         else:
             info, its_codes = _number(name, variable.values, name in coded)
@@ -131,12 +147,18 @@ def grid_info(
             if its_codes is not None and name not in offset_only:
                 codes[name] = its_codes
     counted = tuple(codes)
+    if any(columns[c].gaps for c in counted):
+        whole = np.logical_and.reduce([codes[c] >= 0 for c in counted])
+        codes = {name: of[whole] for name, of in codes.items()}
     cells, counts = _joint_counts([codes[c] for c in counted], [len(columns[c].levels) for c in counted])
     return GridInfo(columns, offset_only, counted, cells, counts)
 
 
 def _number(name: str, values: NDArray[Any], coded: bool) -> tuple[ColumnInfo, NDArray[np.integer[Any]] | None]:
     """A numeric column's figures, and the codes of its values where it acts as a factor."""
+    every, missing = values, np.isnan(values)
+    gaps = bool(missing.any())
+    values = values[~missing] if gaps and not missing.all() else values
     n = len(values)
     many = n > LATER_ROWS and not coded and len(pd.unique(values[:LOOK_AHEAD])) > FEW_VALUES
     distinct: NDArray[Any] = np.empty(0)
@@ -144,7 +166,7 @@ def _number(name: str, values: NDArray[Any], coded: bool) -> tuple[ColumnInfo, N
     if not many:
         distinct = np.sort(pd.unique(values))
         if coded or len(distinct) == 2:
-            codes = np.searchsorted(distinct, values)
+            codes = np.where(missing, -1, np.searchsorted(distinct, every))
     few = coded or len(distinct) <= FEW_VALUES
     info = ColumnInfo(
         name,
@@ -156,6 +178,7 @@ def _number(name: str, values: NDArray[Any], coded: bool) -> tuple[ColumnInfo, N
         float(np.median(values)) if n <= LATER_ROWS else np.nan,
         float(values.min()),
         float(values.max()),
+        gaps=gaps,
     )
     return info, codes
 

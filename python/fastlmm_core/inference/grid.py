@@ -374,7 +374,7 @@ def observed(design: Design, data: Any, names: Sequence[str]) -> Columns:
             raise DataError(f"data has {table.n} rows, but the model was fitted to a table of {design.n_total}")
         series = column_series(variable, None)
         out[name] = series.iloc[design.row_index].reset_index(drop=True)
-        if out[name].isna().any():
+        if out[name].isna().any() and not design.grid_info.columns[name].gaps:
             raise DataError(f"data has missing values of {name} in rows that the fit used: pass the table of the fit")
     return out
 

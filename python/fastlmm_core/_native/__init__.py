@@ -44,9 +44,7 @@ def load_capsules() -> list[str]:
     """Import `CAPSULES` without the package around them, unless that is imported already; returns those imported."""
     if "scipy.linalg" in sys.modules:
         return []
-    import scipy
-
-    folders = [os.path.join(folder, "linalg") for folder in scipy.__path__]
+    folders = [os.path.join(folder, "linalg") for folder in import_module("scipy").__path__]
     loaded = []
     for name in CAPSULES:
         spec = PathFinder.find_spec(name, folders)

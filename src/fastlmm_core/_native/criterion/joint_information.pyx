@@ -100,8 +100,8 @@ def joint_information(Evaluator evaluator not None, const double[::1] theta not 
 
 
 cdef void effect_products(Evaluator e, double[:, ::1] z, double[:, ::1] f, double[:, ::1] room) noexcept nogil:
-    """Lower triangle of Z'V^-1Z in ``z`` (n, n) and F in ``f`` (n, p), zero before; ``room`` is workspace (n + m, m)."""
-    cdef Py_ssize_t q = e.lead.q, l = e.lead.l, d = e.lead.d, m = e.tail.m, p = e.p, own = q * l, i, j, r, c, x
+    """Lower triangle of Z'V^-1Z in ``z`` (n, n) and F in ``f`` (n, p), zero before; ``room`` is for work (n + m, m)."""
+    cdef Py_ssize_t q = e.lead.q, l = e.lead.l, m = e.tail.m, p = e.p, own = q * l, i, j, r, c, x
     cdef double s
     cdef double[:, ::1] u = room[:own], h = room[own:own + m], w = room[own + m:own + 2 * m]
     # C in the tail's place of z, H = Lambda S^-1 Lambda' beside it

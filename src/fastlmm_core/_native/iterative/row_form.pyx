@@ -149,9 +149,8 @@ cdef class RowForm:
             raise ValueError("factors do not match the codes")
         if self.n == 0 or columns.shape[1] < 1 or np.min(levels) < 1 or np.min(widths) < 1:
             raise ValueError("a row form needs rows and tail columns")
-        ends_of = np.cumsum(np.multiply(levels, widths))
-        starts = np.concatenate([[0], ends_of])
-        self.starts, self.m = starts.astype(np.int64), int(ends_of[-1])
+        starts = np.concatenate([[0], np.cumsum(np.multiply(levels, widths))])
+        self.starts, self.m = starts.astype(np.int64), int(starts[columns.shape[1]])
         if self.q < 1 or ends[0] != 0 or ends[self.q] != self.n or (np.diff(ends) < 0).any():
             raise ValueError("ptr does not divide the rows")
         for f in range(columns.shape[1]):

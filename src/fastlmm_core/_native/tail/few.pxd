@@ -33,9 +33,9 @@ cdef inline int few_cholesky(double *a, Py_ssize_t n) noexcept nogil:
 
 cdef inline void few_forward(const double *a, double *x, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """x <- L^-1 x, k vectors one after another."""
-    cdef Py_ssize_t i, j, v
+    cdef Py_ssize_t i, j, _
     cdef double s
-    for v in range(k):
+    for _ in range(k):
         for j in range(n):
             s = x[j] / a[j * n + j]
             x[j] = s
@@ -46,9 +46,9 @@ cdef inline void few_forward(const double *a, double *x, Py_ssize_t n, Py_ssize_
 
 cdef inline void few_backward(const double *a, double *x, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """x <- L^-T x, k vectors one after another."""
-    cdef Py_ssize_t i, j, v
+    cdef Py_ssize_t i, j, _
     cdef double s
-    for v in range(k):
+    for _ in range(k):
         for j in range(n - 1, -1, -1):
             s = x[j]
             for i in range(j + 1, n):

@@ -6,10 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fastlmm_core import anova, glmer, load
+from fastlmm_core import anova, glmer, lmer, load
 from fastlmm_core.core import Control
 from fastlmm_core.core.iterative import choice
-from fastlmm_core.errors import DataError, LaplaceWarning, MemoryLimitError, ModelError, MonteCarloWarning
+from fastlmm_core.errors import (
+    ConvergenceWarning,
+    DataError,
+    LaplaceWarning,
+    MemoryLimitError,
+    ModelError,
+    MonteCarloWarning,
+)
 
 ITERATIVE = Control(engine="iterative", threads=1)
 FORMULA = "y ~ x + c + (1 | g) + (1 | h)"
@@ -154,3 +161,18 @@ def test_a_variance_at_zero_and_few_rows_a_level(data):
     few = data.head(900)
     with pytest.warns(LaplaceWarning, match="few rows a level"):
         glmer(FORMULA, few, control=ITERATIVE)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_search_gives_up_when_it_is_told_to(linear):
+    rng = np.random.default_rng(5)
+    data = pd.DataFrame({"g": rng.integers(0, 30, 600), "h": rng.integers(0, 20, 600)})
+    effects = 0.5 * rng.normal(size=30)[data["g"]] + 0.4 * rng.normal(size=20)[data["h"]]
+    data["y"] = rng.poisson(np.exp(1.0 + effects)).astype(float)
+    family = {} if linear else {"family": "poisson"}
+    with pytest.warns(ConvergenceWarning, match="did not end in 2 evaluations"):
+        fit = (lmer if linear else glmer)(
+            "y ~ 1 + (1 | g) + (1 | h)", data, control=Control(engine="iterative", max_evaluations=2), **family
+        )
+    assert len(fit.fit_log) == 2
+    assert not fit.converged

@@ -290,6 +290,9 @@ def test_rows_with_two_modes_are_left_at_the_fits(copied):
             assert_allclose(found, own, atol=1e-6)
     wald, profile = (fit.conf_int(method, parm="x").to_numpy() for method in ("wald", "profile"))
     assert_allclose(profile, wald, rtol=0.01)
+    step, again = (fit.influence("g", method=method).dfbetas for method in ("one-step", "refit"))
+    assert_allclose(step, again, atol=0.1)
+    assert again["Intercept"].abs().median() < 0.3  # it was that of another optimum, by half a standard error
 
 
 def test_an_update_has_what_was_asked_for():

@@ -36,8 +36,8 @@ class Control:
         factor: its time and memory grow with the rows only, and the variance parameters (of generalised models all)
         have a Monte Carlo error, which is reported. "auto" takes it where no other engine is within reach.
     max_evaluations : int
-        Evaluations of the criterion before the optimiser gives up. Where a generalised model's search gives up after
-        more than 16 it begins again elsewhere, three times at most.
+        Evaluations of the criterion before the optimiser gives up, the iterative engine after 60 at the latest. Where
+        a generalised model's search gives up after more than 16 it begins again elsewhere, three times at most.
     tol : float
         Stop when the next step is expected to bring the criterion this near its minimum.
     threads : int or None

@@ -210,7 +210,14 @@ class Model:
         """
         return GlmmObjective(exact(self.engine), self.design.response(y))
 
-    def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> GlmmFit:
+    def fit(
+        self,
+        y: ArrayLike,
+        *,
+        start: ArrayLike | None = None,
+        on_evaluation: Report | None = None,
+        place: Place | None = None,
+    ) -> GlmmFit:
         """Fit one response.
 
         Parameters
@@ -221,6 +228,8 @@ class Model:
             theta, or (theta, beta, rho), to start from.
         on_evaluation : callable, optional
             Called with (number, theta, criterion, gradient norm, radius) after each evaluation.
+        place : tuple of arrays, optional
+            Of the modes, another fit's by a model of this shape, to look for the first ones from; zero when left out.
 
         Returns
         -------
@@ -235,7 +244,7 @@ class Model:
         """
         with one_blas_thread(), self.engine.turn:
             response = self.design.response(y)
-            return self._fit(response, self._start(response, start), start is not None, on_evaluation)
+            return self._fit(response, self._start(response, start), start is not None, on_evaluation, place)
 
     def _start(self, y: Array, start: ArrayLike | None) -> Array:
         """Psi to start from."""
@@ -256,15 +265,17 @@ class Model:
         psi[: design.n_theta] = design.theta_map.to_conditioned @ given
         return psi
 
-    def _fit(self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None) -> GlmmFit:
+    def _fit(
+        self, y: Array, psi: Array, given: bool, on_evaluation: Report | None = None, place: Place | None = None
+    ) -> GlmmFit:
         if self.searcher is None:
             from fastlmm_core.core.glmm.iterative.fitted import iterate_glmm
 
-            return iterate_glmm(cast("IterativeLaplace", self.engine), y, psi, on_evaluation)
-        self.engine.set_response(y)
+            return iterate_glmm(cast("IterativeLaplace", self.engine), y, psi, on_evaluation, place)
+        resume(self.engine, y, place)
         psi, value, evaluations, status = self.searcher.search(psi, given, on_evaluation)
-        message, place = self.searcher.messages[status], self.searcher.place
-        return self._found(y, psi, value, evaluations, status == 0, message, place)
+        message = self.searcher.messages[status]
+        return self._found(y, psi, value, evaluations, status == 0, message, self.searcher.place)
 
     def revive(
         self,

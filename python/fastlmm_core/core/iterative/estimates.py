@@ -139,7 +139,8 @@ def iterate(
             on_evaluation(k, back @ theta, np.nan, norm, np.nan)
 
     equations = LinearEquations(problem, nu, reml, control.seed)
-    end = Search(equations, report).run(checked_start(start, design, problem.start), control.probes, control.mc_error)
+    search = Search(equations, report, control.max_evaluations)
+    end = search.run(checked_start(start, design, problem.start), control.probes, control.mc_error)
     system = System(problem, design.theta_map.canonical(end.theta))
     end = replace(end, theta=system.theta)
     at = project(system, equations.solution if equations.levels is problem else None)

@@ -102,10 +102,12 @@ class Search:
     equations : Equations
     report : callable, optional
         Called with (number, x, gradient norm) after each evaluation.
+    most : int
+        Evaluations at which it gives up, if that is before `MAX_EVALUATIONS`.
     """
 
-    def __init__(self, equations: Equations, report: Report | None = None) -> None:
-        self.report, self.trace = report, list[tuple[Array, float]]()
+    def __init__(self, equations: Equations, report: Report | None = None, most: int = MAX_EVALUATIONS) -> None:
+        self.report, self.trace, self.most = report, list[tuple[Array, float]](), min(most, MAX_EVALUATIONS)
         self.equations, self.evaluations, self.turns = equations, 0, 0
         self.given = equations.levels
         self.measure()
@@ -157,7 +159,7 @@ class Search:
             if (turned := self.turned(theta, pinned)) is not None:
                 theta, last, came = turned, None, None
             theta, at = self.reached(theta, blocks, came, pinned)
-            g, spent = at.gradient, self.evaluations >= MAX_EVALUATIONS
+            g, spent = at.gradient, self.evaluations >= self.most
             zero = self.at_zero(theta, g) & ~pinned
             if zero.any() and not spent:
                 pinned |= zero
@@ -181,7 +183,7 @@ class Search:
             if near > SETTLED and not small:  # rounding is what is left of the steps, and an error of theta
                 small, ratio = True, max(ratio, size)
             if small or spent:
-                theta = self.moved(theta, step, pinned)
+                theta = self.moved(theta, step if small else step * self.bound(theta, step), pinned)
                 if small and not spent and pinned.any() and not released:
                     released, freed = True, self.release(theta, pinned, blocks)
                     if freed.any():

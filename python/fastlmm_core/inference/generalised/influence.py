@@ -115,12 +115,14 @@ def _without(result: GeneralisedModel, rows: NDArray[np.int64], method: str, out
         start = None
         if not core.is_singular and len(keep) == len(core.beta):
             start = full
-        again = model.fit(y, start=start)
+        again = model.fit(y, start=start, place=None if start is None else core._place)
         sigma = np.sqrt(core.family.scale(again.rho))
         out.set(case, again.beta, again.cov_beta, float(sigma), keep)
         out.theta[case], out.converged[case] = again.theta, again.converged
         return
-    _, gradient, hessian = model.objective(y).derivatives(full)
+    objective = model.objective(y)
+    objective.place = core._place
+    _, gradient, hessian = objective.derivatives(full)
     values, vectors = np.linalg.eigh(hessian)
     floor = 1e-8 * max(float(np.abs(values).max()), 1e-300)
     x = full - vectors @ ((vectors.T @ gradient) / np.maximum(np.abs(values), floor))

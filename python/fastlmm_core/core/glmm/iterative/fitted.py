@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
-from fastlmm_core.core.glmm.fitted import GlmmFit, Report, covariance
+from fastlmm_core.core.glmm.fitted import GlmmFit, Place, Report, covariance, resume
 from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 from fastlmm_core.core.iterative.iterative_fit import MonteCarlo
 from fastlmm_core.core.iterative.newton import Found, Search
@@ -153,7 +153,11 @@ class IterativeGlmmFit(GlmmFit):
 
 
 def iterate_glmm(
-    engine: IterativeLaplace, y: Array, psi: Array, on_evaluation: Report | None = None
+    engine: IterativeLaplace,
+    y: Array,
+    psi: Array,
+    on_evaluation: Report | None = None,
+    place: Place | None = None,
 ) -> IterativeGlmmFit:
     """Fit one response; see `Model.fit`.
 
@@ -166,6 +170,8 @@ def iterate_glmm(
         Where to start.
     on_evaluation : callable, optional
         As in `Model.fit`; the criterion and the radius it gets are NaN.
+    place : tuple of arrays, optional
+        As there.
 
     Warns
     -----
@@ -180,9 +186,9 @@ def iterate_glmm(
         def report(k: int, x: Array, norm: float) -> None:
             on_evaluation(k, parameters.to_user @ x[:nt], np.nan, norm, np.nan)
 
-    engine.set_response(y)
+    resume(engine, y, place)
     engine.weigh(psi)
-    end = Search(engine, report).run(psi, control.probes, control.mc_error / MARGIN)
+    end = Search(engine, report, control.max_evaluations).run(psi, control.probes, control.mc_error / MARGIN)
     found = np.concatenate([parameters.canonical(end.theta[:nt]), end.theta[nt:]])
     turned = np.where(found * end.theta < 0.0, -1.0, 1.0)
     if (turned < 0.0).any():

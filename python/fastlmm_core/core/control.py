@@ -34,7 +34,8 @@ class Control:
         supernodes of a sparse one. "auto" compares the predicted times. "cholmod" eliminates nothing beforehand and
         gives the whole system to CHOLMOD's simplicial factor: the textbook path, to compare with. "iterative" makes no
         factor: its time and memory grow with the rows only, and the variance parameters (of generalised models all)
-        have a Monte Carlo error, which is reported. "auto" takes it where no other engine is within reach.
+        have a Monte Carlo error, which is reported. "auto" takes it where no other engine is within reach. With one
+        grouping factor nothing remains: its levels go one by one, whatever is asked for but "cholmod".
     max_evaluations : int
         Evaluations of the criterion before the optimiser gives up, the iterative engine after 60 at the latest. Where
         a generalised model's search gives up after more than 16 it begins again elsewhere, three times at most.

@@ -115,13 +115,13 @@ def _without(result: GeneralisedModel, rows: NDArray[np.int64], method: str, out
         start = None
         if not core.is_singular and len(keep) == len(core.beta):
             start = full
-        again = model.fit(y, start=start, place=None if start is None else core._place)
+        again = model.fit(y, start=start, place=None if start is None else core.place)
         sigma = np.sqrt(core.family.scale(again.rho))
         out.set(case, again.beta, again.cov_beta, float(sigma), keep)
         out.theta[case], out.converged[case] = again.theta, again.converged
         return
     objective = model.objective(y)
-    objective.place = core._place
+    objective.place = core.place
     _, gradient, hessian = objective.derivatives(full)
     values, vectors = np.linalg.eigh(hessian)
     floor = 1e-8 * max(float(np.abs(values).max()), 1e-300)

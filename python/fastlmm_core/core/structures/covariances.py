@@ -262,7 +262,10 @@ class Structure:
             return CompoundSymmetry(l, angle=True)
         if self.name == "ar1":
             return Autoregressive(l, angle=True)
-        return Toeplitz(l, angle=True) if self.name == "toep" else AnteDependence(l, angle=True)
+        if self.name == "toep":
+            return Toeplitz(l, angle=True)
+        assert self.name == "ad", self.name
+        return AnteDependence(l, angle=True)
 
 
 def lower_factor(sigma: Array) -> Array:

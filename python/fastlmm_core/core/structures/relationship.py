@@ -44,6 +44,12 @@ BALANCE = 1e-10
 """Sums of an intrinsic precision's rows, relative to their diagonals, that are taken for zero."""
 
 
+def with_c_ints(matrix: sp.sparray) -> sp.csc_array:
+    """A sparse matrix by columns with indices of C's int, which is all that SuperLU takes in SciPy 1.15."""
+    m = sp.csc_array(matrix)
+    return sp.csc_array((m.data, m.indices.astype(np.intc), m.indptr.astype(np.intc)), shape=m.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Relationship:
     """Covariance A between the levels of a grouping factor, by its inverse.
@@ -121,8 +127,8 @@ class Relationship:
     def times(self, columns: Array) -> Array:
         """A times columns (q, c); of a pedigree by two sweeps over the animals."""
         if self.root is not None:
-            upper = sp.csc_array(self.root.T)
-            return np.asarray(spsolve_triangular(self.root, spsolve_triangular(upper, columns, lower=False)))
+            lower, upper = with_c_ints(self.root), with_c_ints(self.root.T)
+            return np.asarray(spsolve_triangular(lower, spsolve_triangular(upper, columns, lower=False)))
         N = self.constraints
         out = self.factor.solve(columns - N @ (N.T @ columns))
         return np.asarray(out - N @ (N.T @ out))

@@ -80,11 +80,22 @@ def without_rows(design: Design) -> Design:
     )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class WithoutRows:
-    """What the figures of any fit are without its rows."""
+    """The figures of any core's fit, under its names, without the arrays of the rows."""
 
+    theta: NDArray[np.float64]
     beta: NDArray[np.float64]
     cov_beta: NDArray[np.float64]
+    criterion: float
+    n: int
+    rank: int
+    is_singular: bool
+    b: tuple[NDArray[np.float64], ...]
+    L: tuple[NDArray[np.float64], ...]
+    log: FitLog
+    converged: bool
+    message: str
     conditional: tuple[NDArray[np.float64], ...]
     null_space: NullSpace | None
 
@@ -114,52 +125,24 @@ class WithoutRows:
         raise NotSavedError(WITHOUT_DATA)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SavedCore(WithoutRows):
-    """The figures of a core's fit, under its names, without the arrays of the rows."""
+    """The figures of a linear core's fit."""
 
-    theta: NDArray[np.float64]
-    beta: NDArray[np.float64]
-    cov_beta: NDArray[np.float64]
     sigma: float
-    criterion: float
     reml: bool
-    n: int
-    rank: int
-    is_singular: bool
-    b: tuple[NDArray[np.float64], ...]
-    L: tuple[NDArray[np.float64], ...]
-    log: FitLog
-    converged: bool
-    message: str
     n_parameters: int
-    conditional: tuple[NDArray[np.float64], ...]
-    null_space: NullSpace | None
     information: VarianceInformation
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class SavedGlmCore(WithoutRows):
     """The figures of a generalised core's fit."""
 
-    theta: NDArray[np.float64]
-    beta: NDArray[np.float64]
     rho: Any
     cov: NDArray[np.float64]
-    cov_beta: NDArray[np.float64]
-    criterion: float
-    n: int
-    rank: int
     n_agq: int
-    is_singular: bool
-    b: tuple[NDArray[np.float64], ...]
-    L: tuple[NDArray[np.float64], ...]
-    log: FitLog
-    converged: bool
-    message: str
     family: Family
-    conditional: tuple[NDArray[np.float64], ...]
-    null_space: NullSpace | None
 
     sigma = 1.0
     reml = False

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.errors import DataError
 from fastlmm_core.plots.canvas import FIT, MUTED, POINT, canvas, checked_level, panels
+from fastlmm_core.plots.random_effects import no_effects
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,11 +73,7 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
     terms = {t.group: t for t in design.random}
     name = group if group is not None else next(iter(terms), None)
     if name not in terms:
-        raise ModelError(
-            f"no random effects of {group!r}: the model has {', '.join(terms)}"
-            if terms
-            else "this model has no random effects to draw"
-        )
+        raise no_effects(group, terms)
     if x not in data:
         raise DataError(f"there is no column {x!r} in the table given")
     term = terms[name]

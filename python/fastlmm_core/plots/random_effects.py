@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,21 +15,29 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["caterpillar", "chosen_effects", "random_qq", "shrinkage"]
+__all__ = ["caterpillar", "chosen_effects", "no_effects", "random_qq", "shrinkage"]
 
 NAMED = 40
 """Levels beyond which their names would overlap."""
+
+
+def no_effects(name: str | None, have: Iterable[str]) -> ModelError:
+    """The error about effects of a name that a fit does not have, among those that it has."""
+    listed = ", ".join(have)
+    if not listed:
+        return ModelError("this model has no random effects to draw")
+    return ModelError(f"no random effects of {name!r}: the model has {listed}")
 
 
 def chosen_effects(fit: Any, group: str | None, term: str | None) -> list[tuple[str, str, pd.DataFrame]]:
     """Conditional modes by grouping factor and effect; ModelError where a name does not occur."""
     table = fit.ranef()
     if len(table) == 0:
-        raise ModelError("this model has no random effects to draw")
+        raise no_effects(group, [])
     for name, column in ((group, "grpvar"), (term, "term")):
         have = list(dict.fromkeys(table[column].astype(str)))
         if name is not None and name not in have:
-            raise ModelError(f"no random effects of {name!r}: the model has {', '.join(have)}")
+            raise no_effects(name, have)
     keep = np.ones(len(table), bool)
     if group is not None:
         keep &= (table["grpvar"] == group).to_numpy()
@@ -94,11 +103,7 @@ def shrinkage(fit: Any, group: str | None = None, *, ax: Any = None) -> Figure:
         group = groups[0] if groups else None
     members = [t for t in design.random if t.group == group]
     if not members:
-        raise ModelError(
-            f"no random effects of {group!r}: the model has {', '.join(groups)}"
-            if groups
-            else "this model has no random effects to draw"
-        )
+        raise no_effects(group, groups)
     columns = [c for t in members for c in t.columns]
     n = len(design.y)
     z = np.column_stack([np.ones((n, 1)) if t.z is None else t.z for t in members])

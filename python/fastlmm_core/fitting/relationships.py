@@ -20,6 +20,7 @@ from fastlmm_core.core.structures.relationship import (
 )
 from fastlmm_core.errors import DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.text import listed
 from fastlmm_core.formula.frame import Table, as_factor
 
 if TYPE_CHECKING:
@@ -136,10 +137,10 @@ def neighbours(
     assert out.components is not None
     alone = np.flatnonzero(np.bincount(out.components)[out.components] == 1)
     if len(alone):
-        listed = ", ".join(repr(str(names[i])) for i in alone[:5]) + (", ..." if len(alone) > 5 else "")
         warn(
-            f"{len(alone)} of {len(names)} areas have no neighbours, so that their effect is zero: {listed}. Give them "
-            "some, or add an independent effect of a copy of the column",
+            f"{len(alone)} of {len(names)} areas have no neighbours, so that their effect is zero: "
+            f"{listed([repr(str(names[i])) for i in alone])}. Give them some, or add an independent effect of a copy "
+            "of the column",
             FastLMMWarning,
         )
     return out

@@ -177,11 +177,15 @@ class Laplace(TakenInTurn):
         return total
 
     def constant(self, rho: Any) -> tuple[float, Any, Any]:
-        """The part of the log-likelihood that is free of eta, with derivatives in rho."""
+        """The part of the log-likelihood that is free of eta, with derivatives in rho; kept for the next call."""
         if self.constants is None or not np.array_equal(self.constants[0], rho):
-            design = self.design
-            self.constants = rho, design.family.constant(self.y, design.m, design.freq, rho)
+            self.constants = rho, self.constant_of(rho)
         return self.constants[1]
+
+    def constant_of(self, rho: Any) -> tuple[float, Any, Any]:
+        """The same, of any rho."""
+        design = self.design
+        return design.family.constant(self.y, design.m, design.freq, rho)
 
     def predicted(self, psi: Array) -> Effects:
         """T at psi, to first order from where derivatives were last taken."""

@@ -32,10 +32,9 @@ from fastlmm_core.core.glmm.laplace import SMALL, Laplace
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError
-from fastlmm_core.families.family import Family
 from fastlmm_core.families.two_part import TwoPart
 
-__all__ = ["Stacked", "TwoPredictors", "ZeroPart"]
+__all__ = ["TwoPredictors", "ZeroPart"]
 
 Array = NDArray[np.float64]
 
@@ -78,76 +77,56 @@ class ZeroPart:
         return np.ones(len(rows), bool)
 
 
-class Stacked(Family):
-    """Rows of a family with a zero part as 3 n rows of one predictor each."""
+class StackedLaplace(Laplace):
+    """The engine of 3 n rows.
 
-    name = "stacked"
-    links = ("log",)
+    Parameters
+    ----------
+    design : GlmmDesign
+        Of these rows; its family is the counts' own.
+    family : TwoPart
+    control : Control
+    """
 
-    def __init__(self, family: TwoPart, n: int) -> None:
-        super().__init__(family.link)
-        for name, value in (("family", family), ("n", n)):
-            object.__setattr__(self, name, value)
-
-    family: TwoPart
-    n: int
-
-    @property
-    def n_extra(self) -> int:
-        """The counts' own parameter, if any."""
-        return self.family.base.n_extra
+    def __init__(self, design: GlmmDesign, family: TwoPart, control: Control) -> None:
+        super().__init__(design, control)
+        self.family = family
+        self.small = SMALL * 1e-6  # as of families with several parameters
 
     @property
-    def rho_range(self) -> tuple[float, float]:  # type: ignore[override]
-        """The counts'."""
-        return self.family.base.rho_range
+    def arguments(self) -> tuple[GlmmDesign, TwoPart, Control]:
+        """See `TakenInTurn`."""
+        return self.design, self.family, self.control
 
-    def working(
-        self, y: Array, eta: Array, m: Array, freq: Array, rho: float, out: Array, full: bool, threads: int = 1
-    ) -> tuple[float, float, float]:
-        """As `Family.working`, but that ``out`` has slopes of the weights in eta1 and eta2 where k and ke are."""
-        n = self.n
-        each = m[:n] * freq[:n] if len(freq) else m[:n]
+    def row_pass(self, eta: Array, rho: float) -> float:
+        """As `Laplace.row_pass`, but that ``out`` has slopes of the weights in eta1 and eta2 where k and ke are."""
+        n, m, freq = self.third
+        each = m * freq if len(freq) else m
         with np.errstate(all="ignore"):
-            rows = self.family.joint_rows(y, eta[:n], eta[n : 2 * n], rho, threads) * each
+            rows = self.family.joint_rows(self.y, eta[:n], eta[n : 2 * n], rho, self.threads) * each
         l, s, w, we, k, lr, lrr, sr, wr, l_z, l_zz, s_z, w_z, s2_r, v_z, x_z, v_r, x_r = rows
-        x, v = -l_zz, -s_z
+        x, v, out = -l_zz, -s_z, self.out
         _three(out[0], s, l_z, 0.0)
         _three(out[1], w - v, x - v, v)
         _three(out[2], np.maximum(we, 0.0), np.maximum(x, each * 1e-3), 0.0)
-        if full:
-            _three(out[3], k - w_z, v_z - w_z, w_z)  # d w12 / d eta1 is d w11 / d eta2, d w22 / d eta1 d w12 / d eta2
-            _three(out[4], w_z - v_z, x_z - v_z, v_z)
-            if self.n_extra:
-                _three(out[5], sr, s2_r, 0.0)
-                _three(out[6], wr - v_r, x_r - v_r, v_r)
-        return float(l.sum()), float(lr.sum()), float(lrr.sum())
+        _three(out[3], k - w_z, v_z - w_z, w_z)  # d w12 / d eta1 is d w11 / d eta2, d w22 / d eta1 d w12 / d eta2
+        _three(out[4], w_z - v_z, x_z - v_z, v_z)
+        if self.design.family.n_extra:
+            _three(out[5], sr, s2_r, 0.0)
+            _three(out[6], wr - v_r, x_r - v_r, v_r)
+        self.lr, self.lrr = float(lr.sum()), float(lrr.sum())
+        return float(l.sum())
 
-    def constant(self, y: Array, m: Array, freq: Array, rho: float) -> tuple[float, float, float]:
+    def constant_of(self, rho: float) -> tuple[float, float, float]:
         """That of the positive counts."""
-        seen, n = y > 0.0, self.n
-        return self.family.base.constant(y[seen], m[:n][seen], freq[:n][seen] if len(freq) else freq, rho)
+        seen, (_, m, freq) = self.y > 0.0, self.third
+        return self.design.family.constant(self.y[seen], m[seen], freq[seen] if len(freq) else freq, rho)
 
-    def variance(self, mu: Array, m: Array, rho: float) -> Array:
-        """Nobody asks."""
-        raise NotImplementedError
-
-    def simulate(self, rng: np.random.Generator, mu: Array, m: Array, rho: float) -> Array:
-        """Nobody asks."""
-        raise NotImplementedError
-
-
-def _three(out: Array, first: Array, second: Array, third: Array | float) -> None:
-    n = len(first)
-    out[:n], out[n : 2 * n], out[2 * n :] = first, second, third
-
-
-class StackedLaplace(Laplace):
-    """The engine of 3 n rows."""
-
-    def __init__(self, design: GlmmDesign, control: Control) -> None:
-        super().__init__(design, control)
-        self.small = SMALL * 1e-6  # as of families with several parameters
+    @property
+    def third(self) -> tuple[int, Array, Array]:
+        """How many responses there are, and their weights and frequencies."""
+        n = self.design.n // 3
+        return n, self.design.m[:n], self.design.freq[:n]
 
     def weight_slopes(self, g: Array) -> Array:
         """C of the module's note."""
@@ -156,6 +135,11 @@ class StackedLaplace(Laplace):
         for j in range(2):
             c[j * n : (j + 1) * n] = (g * self.out[3 + j]).reshape(3, n).sum(axis=0)
         return c
+
+
+def _three(out: Array, first: Array, second: Array, third: Array | float) -> None:
+    n = len(first)
+    out[:n], out[n : 2 * n], out[2 * n :] = first, second, third
 
 
 class TwoPredictors(TakenInTurn):
@@ -183,14 +167,14 @@ class TwoPredictors(TakenInTurn):
         self.stacked = GlmmDesign(
             X,
             terms,
-            Stacked(family, n),
+            family.base,
             weights=np.tile(design.m, 3),
             freq_weights=np.tile(design.freq, 3) if len(design.freq) else None,
             offset=np.concatenate([design.offset, known, design.offset + known]),
         )
         if self.stacked.rank != design.rank + k:
             raise ModelError("the columns of the zero part depend on each other: leave some out")
-        self.inner = StackedLaplace(self.stacked, control)
+        self.inner = StackedLaplace(self.stacked, family, control)
         self.patience = self.inner.patience
         self.nobody_has_it()
         self.transform = self.stacked.to_conditioned @ self._arranged()

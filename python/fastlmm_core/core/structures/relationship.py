@@ -138,11 +138,10 @@ class Relationship:
         """(q,) diagonal of A."""
         if self.inbreeding is not None:
             return 1.0 + self.inbreeding
-        N = self.constraints
-        solved = self.factor.solve(N)
-        factor = SparseFactor(self.pinned)
+        N, factor = self.constraints, SparseFactor(self.pinned)
         factor.refactor(self.pinned)
-        out = factor.inverse_diagonal()
+        solved = factor.solve(N)
+        out = factor.inverse_diagonal()  # not of `self.factor`, which would be gone
         out -= 2.0 * np.einsum("ij,ij->i", N, solved) - np.einsum("ij,jk,ik->i", N, N.T @ solved, N)
         return out if self.components is None else np.maximum(out, 0.0)
 

@@ -9,7 +9,8 @@ from fastlmm_core._native.iterative import row_sums
 from fastlmm_core.core import Control, Term
 from fastlmm_core.core.glmm import Model
 from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
-from fastlmm_core.core.glmm.iterative.rows import factors_at, solve
+from fastlmm_core.core.glmm.iterative.rows import solve
+from fastlmm_core.core.iterative.system import relative_factors
 from fastlmm_core.core.iterative.traces import rademacher, row_values
 from fastlmm_core.errors import NumericalError
 
@@ -95,7 +96,7 @@ def dense(engine, theta):
         l = group.n_columns
         for c in range(l):
             own[np.arange(len(code)), code * l + c] = 1.0 if z is None else z[:, c]
-    for group, factor in zip(rows.groups, factors_at(rows.levels, theta), strict=True):
+    for group, factor in zip(rows.groups, relative_factors(rows.levels, theta), strict=True):
         lam.append(np.kron(np.eye(group.n_levels), factor))
     size = sum(g.size for g in rows.groups)
     L, at = np.zeros((size, size)), 0

@@ -7,7 +7,7 @@ import pytest
 
 from fastlmm_core.core import Control, Model, Term, iterative, objective
 from fastlmm_core.core.crossprod import DesignProducts
-from fastlmm_core.core.iterative.order import better_order, carried, covariance, moved, of_factors, pivots
+from fastlmm_core.core.iterative.order import better_order, carried, covariance, moved, pivots
 from fastlmm_core.core.iterative.problem import crossed_problem
 
 
@@ -40,12 +40,12 @@ def three_columns():
 
 def test_parameters_are_carried_with_their_derivatives():
     problem = three_columns()
-    (lead, _), (tail, _) = of_factors(problem)
+    (lead, _), (tail, _) = problem.factors
     groups = (replace(problem.groups[0], parameters=moved(tail, [1, 0])),)
     other = replace(problem, lead=moved(lead, [2, 0, 1]), groups=groups)
     theta = np.array([1.3, 0.4, -0.2, 0.9, 0.3, 0.7, 0.8, -0.5, 0.6])
     new, jacobian = carried(problem, other, theta)
-    for (old, l), (places, _) in zip(of_factors(problem), of_factors(other), strict=True):
+    for (old, l), (places, _) in zip(problem.factors, other.factors, strict=True):
         np.testing.assert_allclose(covariance(places, new, l), covariance(old, theta, l), rtol=1e-13, atol=1e-14)
     assert not np.allclose(new, theta)
     step, identity = 1e-6, np.eye(9)

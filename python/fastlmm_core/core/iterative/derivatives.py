@@ -91,8 +91,7 @@ def chain(system: System[Levels], values: Sequence[Array]) -> tuple[Array, Array
     problem = system.problem
     gradients = np.empty((len(values[0]), problem.n_theta))
     curvature = np.zeros((problem.n_theta,) * 2)
-    all_places = [problem.lead, *(group.parameters for group in problem.groups)]
-    for places, factor, value in zip(all_places, [system.L, *system.tail_L], values, strict=True):
+    for (places, _), factor, value in zip(problem.factors, [system.L, *system.tail_L], values, strict=True):
         for a, i, j in places:
             # a trace is NaN beside a lambda of zero: left out where it is multiplied by another zero
             used = np.union1d(np.flatnonzero(factor[:, j]), j)

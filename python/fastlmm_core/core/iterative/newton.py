@@ -18,7 +18,7 @@ from fastlmm_core._native.iterative.row_form import WIDTH
 from fastlmm_core.core.control import MAX_PROBES
 from fastlmm_core.core.iterative.derivatives import Derivatives
 from fastlmm_core.core.iterative.equations import Equations
-from fastlmm_core.core.iterative.order import better_order, carried, of_factors
+from fastlmm_core.core.iterative.order import better_order, carried
 from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
 
@@ -231,7 +231,7 @@ class Search:
         out, jacobian = carried(self.equations.levels, self.given, theta)
         sampling = jacobian @ sampling @ jacobian.T
         bound = np.zeros(len(out), bool)
-        for places, _ in of_factors(self.given)[1:]:
+        for places, _ in self.given.factors[1:]:
             zero = [j for a, i, j in places if i == j and out[a] == 0.0]
             bound[[a for a, _, j in places if j in zero]] = True
         sampling[bound], sampling[:, bound] = np.nan, np.nan
@@ -279,7 +279,7 @@ class Search:
         levels = self.equations.levels
         size = np.full(len(theta), LONG)
         size[: levels.n_theta] = np.maximum(np.abs(theta[: levels.n_theta]), 0.05)
-        for places in (levels.lead, *(group.parameters for group in levels.groups)):
+        for places, _ in levels.factors:
             own = {(i, j): a for a, i, j in places}
             for (i, j), a in own.items():
                 if i != j:  # a covariance may pass through zero: the deviations are its measure

@@ -16,22 +16,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.iterative.problem import Levels, tail_terms
+from fastlmm_core.core.iterative.problem import Levels, Places, tail_terms
 from fastlmm_core.core.iterative.system import relative_factor
 
-__all__ = ["better_order", "carried", "of_factors"]
+__all__ = ["better_order", "carried"]
 
 Array = NDArray[np.float64]
 P = TypeVar("P", bound=Levels)
-Places = tuple[tuple[int, int, int], ...]
 
 SLACK = 16.0
 """Times that the variance an order leaves to a later column may be that of the one it takes."""
-
-
-def of_factors(problem: Levels) -> list[tuple[Places, int]]:
-    """Places and columns of each factor, the leading one first."""
-    return [(problem.lead, problem.rows.l), *((group.parameters, group.l) for group in problem.groups)]
 
 
 def better_order(problem: P, theta: Array, fixed: NDArray[np.bool_]) -> P | None:
@@ -45,12 +39,12 @@ def better_order(problem: P, theta: Array, fixed: NDArray[np.bool_]) -> P | None
         Parameters whose factors are left as they are.
     """
     found = []
-    for places, l in of_factors(problem):
+    for places, l in problem.factors:
         own = [a for a, _, _ in places]
         whole = l > 1 and len(places) == l * (l + 1) // 2 and not fixed[own].any()
         order = pivots(covariance(places, theta, l), [i for _, i, j in places if i == j]) if whole else None
         found.append(places if order is None else moved(places, order))
-    if found == [places for places, _ in of_factors(problem)]:
+    if found == [places for places, _ in problem.factors]:
         return None
     groups = tuple(replace(group, parameters=own) for group, own in zip(problem.groups, found[1:], strict=True))
     return replace(problem, lead=found[0], groups=groups, tail=tail_terms(groups))
@@ -101,7 +95,7 @@ def carried(source: Levels, target: Levels, theta: Array) -> tuple[Array, Array]
         Of the new in the old ones; zero for a column whose diagonal element is zero.
     """
     out, jacobian = theta.copy(), np.eye(len(theta))
-    for (places, l), (wanted, _) in zip(of_factors(source), of_factors(target), strict=True):
+    for (places, l), (wanted, _) in zip(source.factors, target.factors, strict=True):
         if places == wanted:
             continue
         factor = relative_factor(places, theta, l)

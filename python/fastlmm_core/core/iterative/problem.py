@@ -21,6 +21,7 @@ from fastlmm_core.errors import MemoryLimitError, ModelError
 
 __all__ = [
     "Levels",
+    "Places",
     "Problem",
     "TailGroup",
     "TailTerm",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Places = tuple[tuple[int, int, int], ...]
 
 SOLVER_BLOCKS = 8
 """Blocks (m, 8) of a solve and of the products in it; each tail term keeps one a block of probes, and Q, beside."""
@@ -54,7 +56,7 @@ class TailGroup:
         Its tail columns.
     """
 
-    parameters: tuple[tuple[int, int, int], ...]
+    parameters: Places
     q: int
     l: int
     columns: slice
@@ -111,11 +113,16 @@ class Levels:
     rows: RowForm
     blocks: Array
     tail_blocks: tuple[Array, ...]
-    lead: tuple[tuple[int, int, int], ...]
+    lead: Places
     groups: tuple[TailGroup, ...]
     tail: tuple[TailTerm, ...]
     n_theta: int
     second: SecondLevel
+
+    @property
+    def factors(self) -> list[tuple[Places, int]]:
+        """Places of the parameters and columns of each factor, the leading one first."""
+        return [(self.lead, self.rows.l), *((group.parameters, group.l) for group in self.groups)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +289,7 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
     )
 
 
-def lead_places(design: Grouped) -> tuple[tuple[int, int, int], ...]:
+def lead_places(design: Grouped) -> Places:
     """Places of the leading factor's parameters in L."""
     return tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0)
 

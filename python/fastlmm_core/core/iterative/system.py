@@ -20,7 +20,7 @@ from fastlmm_core.core.iterative.problem import Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks", "relative_factor"]
+__all__ = ["MAX_ITERATIONS", "System", "block_pcg", "in_blocks", "relative_factor", "relative_factors"]
 
 Array = NDArray[np.float64]
 Product = Callable[[Array, Array], Array]
@@ -182,8 +182,7 @@ class System(Generic[P]):
     def __init__(self, problem: P, theta: Array) -> None:
         self.problem, self.theta, self.version = problem, theta, problem.rows.version
         l = problem.rows.l
-        self.L = relative_factor(problem.lead, theta, l)
-        self.tail_L = [relative_factor(group.parameters, theta, group.l) for group in problem.groups]
+        self.L, *self.tail_L = relative_factors(problem, theta)
         middle = self.L.T @ problem.blocks @ self.L + np.eye(l)
         root = block_roots(middle, "the leading factor")
         # as a square, whose error does not grow with the spread of the elements of L as that of an inverse does
@@ -321,6 +320,11 @@ def block_roots(d: Array, factor: str) -> Array:
         f"the equations of level {level} of {factor} are not positive definite (eigenvalue "
         f"{lowest[level]:.1g}): effects this large beside the residuals leave the iterative engine no digits"
     )
+
+
+def relative_factors(levels: Levels, theta: Array) -> list[Array]:
+    """L (l, l) of each factor, the leading one first."""
+    return [relative_factor(places, theta, l) for places, l in levels.factors]
 
 
 def relative_factor(parameters: Sequence[tuple[int, int, int]], theta: Array, l: int) -> Array:

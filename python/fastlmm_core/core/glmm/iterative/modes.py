@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.glmm.design import GlmmDesign
-from fastlmm_core.core.glmm.iterative.rows import Vectors, WorkingRows, covariance_times, factors_at, solve
+from fastlmm_core.core.glmm.iterative.rows import Vectors, WorkingRows, covariance_times, solve
 from fastlmm_core.core.iterative.problem import Levels
-from fastlmm_core.core.iterative.system import INDEFINITE, System
+from fastlmm_core.core.iterative.system import INDEFINITE, System, relative_factors
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Modes", "ModesFinder"]
@@ -102,7 +102,7 @@ class ModesFinder:
         theta, gamma = psi[: design.n_theta], psi[design.n_theta : design.n_theta + design.rank]
         base = self.x @ gamma + self.offset
         self.theta, self.rho, self.base = theta, design.rho(psi), base
-        self.factors = factors_at(self.rows.levels, theta)
+        self.factors = relative_factors(self.rows.levels, theta)
         self.iterations = self.longest = 0
         failure = NumericalError("the likelihood is zero at the modes' start")
         for t in starts:

@@ -9,7 +9,7 @@ Vectors over all random effects are pairs, the leading factor's (q, l, k) and th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,9 @@ from fastlmm_core.core.iterative.problem import (
     tail_terms,
 )
 from fastlmm_core.core.iterative.second_level import SecondLevel
-from fastlmm_core.core.iterative.system import System, relative_factor
+from fastlmm_core.core.iterative.system import System
 
-__all__ = ["Pairs", "Vectors", "WorkingRows", "by_group", "covariance_times", "factors_at", "solve"]
+__all__ = ["Pairs", "Vectors", "WorkingRows", "by_group", "covariance_times", "solve"]
 
 Array = NDArray[np.float64]
 
@@ -138,10 +138,7 @@ class WorkingRows:
             level_blocks(codes, group.n_levels, z, w)
             for codes, group, z in zip(self.codes, self.groups, self.z, strict=True)
         ]
-        self.levels = Levels(
-            levels.rows, blocks[0], tuple(blocks[1:]), levels.lead, levels.groups, levels.tail, levels.n_theta,
-            levels.second,
-        )  # fmt: skip
+        self.levels = replace(levels, blocks=blocks[0], tail_blocks=tuple(blocks[1:]))
 
     def system(self, theta: Array, w: Array) -> System[Levels]:
         """The reduced system with weights ``w`` (n,) of the sorted rows.
@@ -190,12 +187,6 @@ def covariance_times(levels: Levels, factors: Sequence[Array], t: Vectors) -> Ve
     return Vectors(factors[0] @ factors[0].T @ t.lead, tail)
 
 
-def factors_at(levels: Levels, theta: Array) -> list[Array]:
-    """Factors L (l, l) of each group."""
-    places = [(levels.lead, levels.rows.l), *((group.parameters, group.l) for group in levels.groups)]
-    return [relative_factor(own, theta, l) for own, l in places]
-
-
 class Pairs:
     """Directions in which Lambda Lambda't moves: d(LL')t of one factor is a sum of m_ab, m_ab t = t_a e_b + t_b e_a.
 
@@ -210,7 +201,7 @@ class Pairs:
     """
 
     def __init__(self, levels: Levels) -> None:
-        self.places = [levels.lead, *(group.parameters for group in levels.groups)]
+        self.places, self.widths = zip(*levels.factors, strict=True)
         self.of_group = tuple(
             tuple(sorted({(min(i, k), max(i, k)) for _, i, j in own for _, k, other in own if j == other}))
             for own in self.places
@@ -248,9 +239,7 @@ class Pairs:
     def matrices(self, values: Array) -> list[Array]:
         """Symmetric (s, l, l) of each factor from values (s, n) of its pairs, halved; zero elsewhere."""
         out = []
-        for own, l, start in zip(
-            self.of_group, [self.levels.rows.l, *(g.l for g in self.levels.groups)], self.starts[:-1], strict=True
-        ):
+        for own, l, start in zip(self.of_group, self.widths, self.starts[:-1], strict=True):
             matrix = np.zeros((len(values), l, l))
             for k, (a, b) in enumerate(own, start):
                 matrix[:, a, b] = matrix[:, b, a] = 0.5 * values[:, k]

@@ -129,7 +129,7 @@ def iterate(
         Why this engine, for its report.
     """
     problem = crossed_problem(design, found, control)
-    refuse_unidentified(design)
+    refuse_unidentified(design.unidentified)
     nu = float(design.n - design.rank if reml else design.n)
     back = design.theta_map.to_user
     report = None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
 from fastlmm_core._native.iterative.sorting import level_starts, place_codes, place_columns
 from fastlmm_core.core.control import Control
+from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.iterative.second_level import SecondLevel
 from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
 from fastlmm_core.core.start import moment_start
@@ -180,9 +181,8 @@ def tail_terms(groups: Sequence[TailGroup]) -> tuple[TailTerm, ...]:
     return tuple(out)
 
 
-def refuse_unidentified(design: DesignSums) -> None:
+def refuse_unidentified(found: Unidentified | None) -> None:
     """ModelError where the criterion does not depend on some variance: the search would have nowhere to go."""
-    found = design.unidentified
     if found is not None:
         names = ", ".join(map(str, found.terms))
         raise ModelError(

@@ -34,7 +34,7 @@ from fastlmm_core.core.iterative.conditional import conditional_blocks, conditio
 from fastlmm_core.core.iterative.derivatives import Derivatives, chain, lead_trace
 from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
-from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.problem import Levels, refuse_unidentified
 from fastlmm_core.core.iterative.traces import Probes
 from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError, NumericalError
@@ -335,9 +335,4 @@ def check_model(design: GlmmDesign, control: Control) -> None:
         )
     if control.weights == "expected":
         raise ModelError("the iterative engine has observed weights only: leave Control(weights=) out")
-    if design.unidentified is not None:
-        names = ", ".join(map(str, design.unidentified.terms))
-        raise ModelError(
-            f"the criterion does not determine every variance (terms {names}): leave those terms out, or let the exact "
-            "engines say what can be estimated"
-        )
+    refuse_unidentified(design.unidentified)

@@ -168,6 +168,12 @@ class GlmmDesign:
         family = self.family
         return family.rho_of(np.clip(psi[len(psi) - family.n_extra :], *family.rho_range))
 
+    def idle(self, psi: Array) -> NDArray[np.intp]:
+        """Places of extra parameters beyond their range, where nothing depends on them."""
+        first = self.n_free - self.family.n_extra
+        low, high = self.family.rho_range
+        return first + np.flatnonzero(~((low < psi[first:]) & (psi[first:] < high)))
+
     def user_rho(self, psi: Array) -> Any:
         """`rho` for the user's columns."""
         if not self.family.no_intercept:

@@ -405,9 +405,8 @@ class Laplace(TakenInTurn):
             hessian[own, : nt + p] = -2.0 * rows.T
             hessian[: nt + p, own] = -2.0 * rows
             hessian[own, own] = -2.0 * (self.lrr + second) - 2.0 * sums[last].dot(b[last])
-            low, high = design.family.rho_range
-            idle = nt + p + np.flatnonzero(~((low < self.psi_now[own]) & (self.psi_now[own] < high)))
-            gradient[idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0  # nothing depends on rho any more
+            idle = design.idle(self.psi_now)
+            gradient[idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0
             hessian[idle, idle] = 1.0
         if not (np.isfinite(gradient).all() and np.isfinite(hessian).all()):
             raise NumericalError("the gradient is not finite")

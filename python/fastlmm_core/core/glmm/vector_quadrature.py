@@ -147,10 +147,8 @@ class VectorQuadrature(Laplace):
             _, first, _ = self.constant(self.rho)
             slope = s_rho @ np.einsum("ij,ij->i", self.a, v[self.codes])
             gradient[nt + p :] = w_rho @ g + slope - 2.0 * (l_rho + first)
-            low, high = design.family.rho_range
             assert self.psi_now is not None
-            idle = ~((low < self.psi_now[nt + p :]) & (self.psi_now[nt + p :] < high))
-            gradient[nt + p :][idle] = 0.0  # nothing depends on rho any more
+            gradient[design.idle(self.psi_now)] = 0.0
         if not np.isfinite(gradient).all():
             raise NumericalError("the gradient is not finite")
         return gradient, hessian

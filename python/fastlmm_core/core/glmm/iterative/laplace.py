@@ -198,7 +198,9 @@ class IterativeLaplace(TakenInTurn):
             constant = design.family.constant(self.finder.y, self.finder.m, self.finder.freq, design.rho(psi))
             gradients[:, -1] -= 2.0 * (at.lr + constant[1])
             hessian[-1, -1] -= 2.0 * (at.lrr + constant[2])
-            self.hold_idle(psi, gradients, hessian)
+            idle = design.idle(psi)
+            gradients[:, idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0
+            hessian[idle, idle] = 1.0
         self.iterations += system.iterations - before
         self.longest = max(self.longest, system.longest)
         if not (np.isfinite(hessian[nt:, nt:]).all() and np.isfinite(gradients[:, nt:]).all()):
@@ -267,14 +269,6 @@ class IterativeLaplace(TakenInTurn):
             ends = [self.derivatives(psi + sign * unit, blocks).gradient[free] for sign in (1.0, -1.0)]
             out[k] = (ends[0] - ends[1]) / (2.0 * unit[a])
         return (out + out.T) / 2
-
-    def hold_idle(self, psi: Array, gradients: Array, hessian: Array) -> None:
-        """Nothing depends on an extra parameter that is beyond its range."""
-        first = self.n_free - self.design.family.n_extra
-        low, high = self.design.family.rho_range
-        idle = first + np.flatnonzero(~((low < psi[first:]) & (psi[first:] < high)))
-        gradients[:, idle], hessian[idle], hessian[:, idle] = 0.0, 0.0, 0.0
-        hessian[idle, idle] = 1.0
 
     # ------------------------------------------------------------------ what is read off
 

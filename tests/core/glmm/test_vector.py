@@ -80,6 +80,7 @@ def test_quadrature_of_three_effects_and_its_limits():
     family, y, X, terms, x, given = problem("ordinal logit", (3,))
     deviance = Model(X, terms, family, n_agq=3, **given).objective(y)
     value, gradient, _ = deviance.derivatives(x)
+    assert_allclose(value, oracle_of(family, y, X, terms, given).quadrature(x, 3), rtol=1e-11)
     expected = dense.differences(deviance, x, 1e-3)
     assert (np.abs(gradient - expected) < 1e-9 * (1 + np.abs(expected)) + 1e-9).all()
     one = Model(X, terms, family, n_agq=1, **given).objective(y)(x)

@@ -235,6 +235,10 @@ def run(name: str, n: int, folder: str) -> None:
     made = 0.0
     if problem.files:
         source: Any = folder
+    elif problem.family:
+        import pyarrow as pa
+
+        source = pa.Table.from_batches(problem.make(n))
     else:
 
         def timed() -> Iterator[Any]:
@@ -249,10 +253,6 @@ def run(name: str, n: int, folder: str) -> None:
                 yield batch
 
         source = timed()
-    if problem.family:
-        import pyarrow as pa
-
-        source, made = pa.Table.from_batches(problem.make(n)), 0.0
     cpu, wall = time.process_time(), time.perf_counter()
     control = Control(engine=problem.engine)
     if problem.family:

@@ -15,6 +15,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import ModelError, UnitError
@@ -45,6 +46,7 @@ GRAM_TOLERANCE = 1e-6
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class Conditioning:
     """How [X y] was transformed: [X[:, keep], y - X[:, keep] shift] = E r, rows weighted by w / weight_scale.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 
 import numpy as np
@@ -13,7 +14,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
-from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.layout import Layout, kept_plan, plan
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.start import moment_start, start_of
 from fastlmm_core.core.terms import Term, checked_flag
@@ -24,6 +25,9 @@ from fastlmm_core.lazy import cached_property
 __all__ = ["Objective", "objective"]
 
 Array = NDArray[np.float64]
+
+SPARE = 2
+"""Workspaces of a small pattern that are kept when nobody has them any more: making one takes longer than some fits."""
 
 
 class Objective:
@@ -57,12 +61,31 @@ class Objective:
 
     @classmethod
     def of_response(cls, design: DesignSums, found: Responses, reml: bool, control: Control) -> Objective:
-        """That of a design with the only one of some responses."""
+        """That of a design with the only one of some responses; of a small one, in a workspace that is spare."""
+        kept = kept_plan(design, control)
+        if kept is not None and kept.spare is not None:
+            with suppress(IndexError):  # there is none
+                spare: Objective = kept.spare[reml].pop()
+                spare._lock.recover()
+                if spare.theta_map.held is not None or design.theta_map.held is not None:
+                    spare.__dict__.pop("newton", None)
+                return spare._with(design, found)
         out = object.__new__(cls)
-        out._make(design, reml, control, None)
-        out.plan.load_response(out.evaluator, design, found)
-        out._cross, out._later = None, (design, found)
-        return out
+        out._make(design, reml, control, None if kept is None else kept.another())
+        return out._with(design, found)
+
+    def _with(self, design: DesignSums, found: Responses) -> Objective:
+        """The same workspace for a design of its pattern, with the only one of some responses."""
+        self.plan.load_response(self.evaluator, design, found)
+        self.theta_map, self._blocks = design.theta_map, design.blocks[0]
+        self._cross, self._later = None, (design, found)
+        return self
+
+    def let_go(self) -> None:
+        """Be spare, for a model of the same pattern to come; whoever had it uses it no more."""
+        if self.plan.spare is not None and len(self.plan.spare[self.reml]) < SPARE:
+            self._cross = self._later = self._blocks = None
+            self.plan.spare[self.reml].append(self)
 
     def _make(
         self, products: CrossProducts | DesignSums, reml: bool, control: Control | None, layout: Layout | None
@@ -72,16 +95,16 @@ class Objective:
         self.control = checked_control(control)
         self.plan = plan(products, self.control) if layout is None else layout
         self.evaluator = self.plan.evaluator(reml)
-        self._blocks = products.blocks[0]
+        self._blocks: Array | None = products.blocks[0]
         self.theta_map = products.theta_map
         self.n_theta = len(products.theta_map.index)
         self._later: tuple[DesignSums, Responses] | None = None
-        self._lock = ForkedLock(self._renew)
+        self._lock = ForkedLock(self)
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
         return Objective, (self.cross, self.reml, self.control)
 
-    def _renew(self, lost: bool) -> None:
+    def renew(self, lost: bool) -> None:
         """In a child, a workspace of its own in place of one that another thread of the parent was at work on."""
         if lost or self.plan.tail.busy:
             self.plan = plan(self.cross, self.control)

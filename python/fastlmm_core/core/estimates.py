@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core._native.criterion.newton import Newton
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.control import Control
@@ -109,6 +110,7 @@ def later(make: Callable[[CoreFit], T]) -> cached_property[T]:
     return cached_property(bounded)
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class CoreFit:
     """A fitted model as plain arrays, in the user's units.
@@ -392,7 +394,7 @@ def minimise(
     evaluations = newton.evaluations()
     if parameters.is_singular(theta):  # or a sign to turn
         theta = parameters.canonical(theta)
-        if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
+        if start is None and any([theta[a] < SINGULAR for a in parameters.vector_diagonal]):
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
             evaluations = np.concatenate([evaluations, newton.evaluations()])
@@ -404,7 +406,10 @@ def minimise(
 
 def snap(model: Objective, theta: Array, value: float) -> Array:
     """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
-    for a in np.flatnonzero(model.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
+    diagonal = model.theta_map.diagonal.tolist()
+    for a, value_there in enumerate(theta.tolist()):
+        if not (diagonal[a] and 0.0 < abs(value_there) < SINGULAR):
+            continue
         trial = theta.copy()
         trial[a] = 0.0
         at_zero = model.evaluator.value(trial)

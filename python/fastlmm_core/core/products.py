@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core.core.conditioning import Conditioning
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
@@ -23,6 +24,7 @@ Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
 
 
+@quick
 @dataclass(frozen=True)
 class CrossProducts:
     """Z'WZ, Z'W[X y] and [X y]'W[X y] in conditioned coordinates, and the way back.
@@ -76,6 +78,7 @@ class CrossProducts:
         return self.theta_map.to_conditioned
 
 
+@quick
 @dataclass(frozen=True)
 class Responses:
     """Conditioned cross-products of k responses with one design.

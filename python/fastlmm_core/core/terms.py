@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core._native.rows.columns import all_finite
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
 
@@ -201,6 +202,7 @@ class Shaped(Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True)
 class Group:
     """Terms that share a grouping factor: one block of random effects a level, block-diagonal in the terms."""

@@ -10,6 +10,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.terms import Group, Shaped, factor_index
 from fastlmm_core.lazy import cached_property
@@ -22,6 +23,7 @@ SINGULAR = 1e-4
 """A diagonal element of a (conditioned) relative factor below this makes a fit singular; lme4's tolerance."""
 
 
+@quick
 @dataclass(frozen=True)
 class ThetaMap:
     """The parameters of one design.
@@ -51,12 +53,12 @@ class ThetaMap:
         return self.index[:, 1] == self.index[:, 2]
 
     @cached_property
-    def vector_diagonal(self) -> NDArray[np.bool_]:
-        """(n_theta,) diagonal elements of factors that have others, those held left out."""
-        free = self.diagonal & np.isin(self.index[:, 0], self.index[~self.diagonal, 0])
-        if self.held is not None:
-            free[self.held] = False
-        return free
+    def vector_diagonal(self) -> list[int]:
+        """Places of the diagonal elements of factors that have others, those held left out."""
+        index = self.index.tolist()
+        vectors = {g for g, i, j in index if i != j}
+        held = () if self.held is None else self.held.tolist()
+        return [a for a, (g, i, j) in enumerate(index) if i == j and g in vectors and a not in held]
 
     @cached_property
     def columns(self) -> list[tuple[int, NDArray[np.int64]]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.records import quick
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.errors import DataError, SpellingError
 from fastlmm_core.fitting import coefficients, ranef, var_corr
@@ -35,6 +36,7 @@ class FixedEffects(pd.Series):  # type: ignore[misc]
         raise SpellingError("fixef is no method here: leave out the parentheses (params is the same)")
 
 
+@quick
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedModel:
     """Base of the results: holds the design and the core's fit, and shows them as labelled figures.

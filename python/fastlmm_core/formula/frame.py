@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import extent
+from fastlmm_core.records import quick
 from fastlmm_core.errors import DataError, near_names
 from fastlmm_core.formula.levels import Factor, code_native, code_values
 
@@ -29,6 +31,7 @@ __all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas"
 EXACT = 2**53  # integers beyond it are not all float64 numbers
 
 
+@quick
 @dataclass(frozen=True)
 class Numeric:
     """A numeric variable.
@@ -50,7 +53,10 @@ class Numeric:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        if self.values.dtype.kind != "f" or not self.values.size or not isnan(self.values.min()):
+        values = self.values
+        if values.dtype.kind != "f" or not values.size:
+            return None
+        if not isnan(extent(values)[0] if values.ndim == 1 else values.min()):
             return None
         mask = np.isnan(self.values)
         return mask if mask.ndim == 1 else mask.any(axis=1)
@@ -253,7 +259,7 @@ def _from_frame(data: pd.DataFrame, k: int, name: str) -> Variable:
 
 
 def _from_categorical(values: pd.Categorical) -> Factor:
-    return Factor(values.codes, _objects(values.categories), bool(values.ordered))
+    return Factor(values.codes.astype(np.int32), _objects(values.categories), bool(values.ordered))
 
 
 class _Once:

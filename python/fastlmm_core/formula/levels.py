@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import least, present
+from fastlmm_core.records import quick
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "code_values", "level_text"]
@@ -20,6 +22,7 @@ __all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "c
 _SPREAD = 4  # counting beats hashing while the values span less than this many times the rows
 
 
+@quick
 @dataclass(frozen=True)
 class Factor:
     """A categorical variable.
@@ -46,7 +49,7 @@ class Factor:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        return self.codes < 0 if self.codes.size and self.codes.min() < 0 else None
+        return self.codes < 0 if _least(self.codes) < 0 else None
 
     def take(self, rows: NDArray[np.int64] | None) -> Factor:
         """The rows asked for (None: all), unused levels dropped; no code may be missing among them."""
@@ -58,12 +61,23 @@ class Factor:
 
 def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
     """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are)."""
-    present = np.zeros(q, dtype=bool)
-    present[codes] = True
-    if present.all():
+    if codes.dtype == np.int32:
+        there, count = present(codes, q)
+    else:
+        there = np.zeros(q, dtype=bool)
+        there[codes] = True
+        count = np.count_nonzero(there)
+    if count == q:
         return codes.astype(np.int32, copy=False), None
-    place = np.cumsum(present, dtype=np.int32) - np.int32(1)
-    return place[codes], np.flatnonzero(present)
+    place = np.cumsum(there, dtype=np.int32) - np.int32(1)
+    return place[codes], np.flatnonzero(there)
+
+
+def _least(codes: NDArray[np.integer[Any]]) -> int:
+    """The least code; 0 of none."""
+    if codes.dtype == np.int32:
+        return least(codes)
+    return int(codes.min(initial=0))
 
 
 def code_integers(values: NDArray[np.integer[Any]], low: int, high: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core.errors import FormulaWarning, ModelError, warn_once
 from fastlmm_core.formula.checks import check_finite
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix
@@ -24,6 +25,7 @@ __all__ = ["RandomDesign", "RandomPart", "group_codes", "in_order", "lme4_order"
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class RandomDesign:
     """One random-effect term as arrays.
@@ -66,6 +68,7 @@ class RandomDesign:
         return self.level_set.labels
 
 
+@quick
 @dataclass(frozen=True)
 class RandomPart:
     """The left side of one random-effect term over the rows used, or one column of it."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.records import quick
 from fastlmm_core.formula.checks import OFFSET, Rows
 from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
@@ -27,6 +28,7 @@ __all__ = ["Arguments", "Reading", "Variables", "read_formula"]
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class Arguments:
     """Which rows, with which weights and what added to their predictor: a text or one value a row, or None."""
@@ -36,6 +38,7 @@ class Arguments:
     offset: str | ArrayLike | None = None
 
 
+@quick
 @dataclass(frozen=True)
 class Variables:
     """What a model reads of all rows of a table.
@@ -77,6 +80,7 @@ class Variables:
         return found
 
 
+@quick
 @dataclass(frozen=True)
 class Reading:
     """A formula's terms over a table that has the columns they need.

@@ -15,10 +15,10 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import ModelError, UnitError
+from fastlmm_core.records import quick
 
 __all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term", "independent_columns", "qr_triangle"]
 

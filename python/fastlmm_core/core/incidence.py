@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core._native.symbolic.index import leading_rows, tail_rows
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
+from fastlmm_core.records import quick
 
 __all__ = [
     "FEW",

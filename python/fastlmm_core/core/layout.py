@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.values import Values
 from fastlmm_core._native.rows.refill import RowPlaces
@@ -41,6 +40,7 @@ from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["Layout", "engine_report", "plan"]
 
@@ -48,7 +48,7 @@ SHORT = 1 << 16
 """Tail columns that 16-bit numbers tell apart."""
 
 SMALL, FEW_COLUMNS = 1024, 64
-"""Random effects, or cells, and columns of X below which plans are kept: a pattern is read in less time than planned."""
+"""Random effects, or cells, and columns of X below which plans are kept: a pattern is sooner read than planned."""
 
 PARALLEL_ABOVE = 5e6
 """Flops of an evaluation below which waking a second thread costs more than it saves."""

@@ -10,13 +10,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core.core.conditioning import Conditioning
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.terms import Group, Shaped
 from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["Cells", "CrossProducts", "DesignSums", "Responses", "RowsAtHand"]
 

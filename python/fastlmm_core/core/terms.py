@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core._native.rows.columns import all_finite
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
+from fastlmm_core.records import quick
 
 __all__ = [
     "Group",

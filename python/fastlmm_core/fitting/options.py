@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlmm_core.records import quick
 from fastlmm_core.errors import DataError
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

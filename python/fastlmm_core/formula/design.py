@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core.errors import ModelError
 from fastlmm_core.formula import newdata
 from fastlmm_core.formula.checks import (
@@ -37,6 +36,7 @@ from fastlmm_core.formula.residual import ResidualDesign
 from fastlmm_core.formula.residual_rows import own_residual
 from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import check_identifiable
+from fastlmm_core.records import quick
 
 __all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
 
@@ -377,7 +377,7 @@ class _Used:
         terms, parts = reading.parsed.random, []
         for term in terms:
             columns = reading.random[term.expr]
-            same = fixed if columns == reading.fixed else None
+            same = fixed if columns is reading.fixed or columns == reading.fixed else None
             parts += random_parts(term, columns, self(found.random[term.expr]), self.n, same)
         factors = {name: factor.take(self.rows) for name, factor in found.factors.items()}
         return in_order(parts, group_codes(terms, factors))

@@ -19,9 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.columns import extent
-from fastlmm_core.records import quick
 from fastlmm_core.errors import DataError, near_names
 from fastlmm_core.formula.levels import Factor, code_native, code_values
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     import narwhals as nw
@@ -219,8 +219,8 @@ class Table:
 
         Raises DataError with the nearest names for one that does not.
         """
-        wanted = list(dict.fromkeys(names))
-        absent = [name for name in wanted if name not in self]
+        wanted, there = list(dict.fromkeys(names)), self.names
+        absent = [name for name in wanted if name not in there]
         if absent:
             raise DataError("; ".join(self.no_column(name) for name in absent))
         if self._lazy is not None:
@@ -273,7 +273,7 @@ class _Once:
         self.made: dict[int, tuple[weakref.ref[pd.Index], Any]] = {}
 
     def __call__(self, index: pd.Index) -> Any:
-        if index.dtype == object:
+        if isinstance(index.dtype, np.dtype) and index.dtype.hasobject:
             return self.make(index)
         key = id(index)
         kept = self.made.get(key)

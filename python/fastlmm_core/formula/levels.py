@@ -14,8 +14,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core._native.rows.columns import least, present
-from fastlmm_core.records import quick
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "code_values", "level_text"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core.errors import FormulaWarning, ModelError, warn_once
 from fastlmm_core.formula.checks import check_finite
 from fastlmm_core.formula.fixed import MatrixSpec, fit_matrix
@@ -19,6 +18,7 @@ from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.parse import RandomTerm
 from fastlmm_core.formula.structures import TermStructure, positions
 from fastlmm_core.formula.terms import Terms
+from fastlmm_core.records import quick
 
 __all__ = ["RandomDesign", "RandomPart", "group_codes", "in_order", "lme4_order", "random_parts"]
 

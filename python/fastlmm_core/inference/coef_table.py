@@ -53,9 +53,8 @@ def coef_arrays(
     result: FittedModel, *, ddf: str = "satterthwaite", cov_type: str = "model", cluster: Any = None
 ) -> CoefArrays:
     """The same without a table; see `LmerResult.coef_arrays`."""
-    with one_blas_thread():
-        method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
-        return CoefArrays(*coefficients(result, method))
+    method = covariance_method(result, ddf, cov_type=cov_type, cluster=cluster)
+    return CoefArrays(*coefficients(result, method))
 
 
 def coefficients(result: FittedModel, method: Method) -> NDArray[np.float64]:

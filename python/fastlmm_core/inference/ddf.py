@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
-from fastlmm_core.records import quick
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
 from fastlmm_core.core.estimates import CoreFit
 from fastlmm_core.core.slopes import contrast_df
@@ -20,6 +19,7 @@ from fastlmm_core.errors import FastLMMWarning, ModelError, no_such, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.refits import reml_fit
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.records import quick
 from fastlmm_core.core import Evaluation, Objective
 from fastlmm_core.core.slopes import DROPPED, slopes_of, upper_inverse
 from fastlmm_core.core.slopes import assembled as slopes_and_hessian
 from fastlmm_core.core.threads import bounded
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit

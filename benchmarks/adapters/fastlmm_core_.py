@@ -28,7 +28,7 @@ def unfit(problem: Problem, task: str) -> str:
         return "a task of the plain Cholesky adapter"
     if not problem.linear and task != "fit":
         return "timed for linear problems only"
-    if task in ("refit", "bootstrap") and not hasattr(LmerResult, task):
+    if task in ("refit", "bootstrap", "coef_table") and not hasattr(LmerResult, task):
         return f"this version has no {task}()"
     return ""
 

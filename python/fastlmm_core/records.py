@@ -25,7 +25,8 @@ def quick(cls: type[T]) -> type[T]:
     if slots or hasattr(cls, "__post_init__") or not all(field.init for field in own):
         raise TypeError(f"{cls.__name__} has more to make than its arguments")
     scope: dict[str, Any] = {"_set": object.__setattr__, "LEFT_OUT": LEFT_OUT}
-    by_position, by_name, values = ["self"], [], []
+    by_position, values = ["self"], []
+    by_name: list[str] = []
     for field in own:
         argument = value = field.name
         if field.default_factory is not MISSING:
@@ -40,5 +41,5 @@ def quick(cls: type[T]) -> type[T]:
     exec(f"def __init__({arguments}):\n    _set(self, '__dict__', {{{', '.join(values)}}})", scope)  # as dataclass does
     made, slow = scope["__init__"], cls.__init__
     made.__annotations__, made.__qualname__, made.__module__ = slow.__annotations__, slow.__qualname__, cls.__module__
-    cls.__init__ = made  # type: ignore[misc]
+    cls.__init__ = made  # type: ignore[method-assign]
     return cls

@@ -7,7 +7,7 @@ hashing elsewhere; an interaction combines the codes of its parts into one integ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -62,11 +62,11 @@ class Factor:
 def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
     """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are)."""
     if codes.dtype == np.int32:
-        there, count = present(codes, q)
+        there, count = present(cast("NDArray[np.int32]", codes), q)
     else:
         there = np.zeros(q, dtype=bool)
         there[codes] = True
-        count = np.count_nonzero(there)
+        count = int(np.count_nonzero(there))
     if count == q:
         return codes.astype(np.int32, copy=False), None
     place = np.cumsum(there, dtype=np.int32) - np.int32(1)
@@ -76,7 +76,7 @@ def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int
 def _least(codes: NDArray[np.integer[Any]]) -> int:
     """The least code; 0 of none."""
     if codes.dtype == np.int32:
-        return least(codes)
+        return least(cast("NDArray[np.int32]", codes))
     return int(codes.min(initial=0))
 
 

@@ -37,7 +37,7 @@ GPL_SYMBOLS = re.compile(
     r"cholmod_(l_)?(super|updown|rowadd|rowdel|drop|horzcat|norm_|scale|sdmult|ssmult|submatrix|vertcat|symmetry)"
 )
 # Debian's METIS has 32-bit indices; the same width gives the same orders, and so the same last digits
-METIS_FLAGS = ["-DIDXTYPEWIDTH=32", "-DREALTYPEWIDTH=32", "-DMACOS" if MACOS else "-DLINUX", "-DNDEBUG", "-DNDEBUG2", "-D_FILE_OFFSET_BITS=64"]
+METIS_FLAGS = ["-DIDXTYPEWIDTH=32", "-DREALTYPEWIDTH=32", "-DLINUX", "-DNDEBUG", "-DNDEBUG2", "-D_FILE_OFFSET_BITS=64"]
 
 
 def debian_sources(folder: Path) -> tuple[Path, Path]:

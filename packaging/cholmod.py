@@ -9,7 +9,9 @@ library, so that whoever has the wheel can put a library of their own in its pla
     python packaging/cholmod.py PREFIX --suitesparse DIR --metis DIR  # unpacked releases: SuiteSparse 5, METIS 5.1
 
 On macOS, where this has not been run yet, the second way is the only one. On Windows vcpkg builds the same modules
-(packaging/README.md). PREFIX gets include/, lib/ and licenses/; `CHOLMOD_INCLUDE_DIR=PREFIX/include CHOLMOD_LIBRARY_DIR=PREFIX/lib` then
+(packaging/README.md).
+
+PREFIX gets include/, lib/ and licenses/; `CHOLMOD_INCLUDE_DIR=PREFIX/include CHOLMOD_LIBRARY_DIR=PREFIX/lib` then
 builds the package against it.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from math import isfinite
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,9 +27,6 @@ __all__ = ["Objective", "objective"]
 
 Array = NDArray[np.float64]
 
-SPARE = 2
-"""Workspaces of a small pattern that are kept when nobody has them any more: making one takes longer than some fits."""
-
 
 class Objective:
     """The profiled criterion of one model at any theta.
@@ -45,12 +43,16 @@ class Objective:
     Attributes
     ----------
     n_theta : int
+    most_spare : int
+        Workspaces of a small pattern and criterion that are kept when nobody has them any more.
 
     Notes
     -----
     An object owns one workspace. Its methods may be called from several threads, one of which works at a time; a call
     from a report of its own optimiser raises `InUseError`. Threads that shall not wait need an object each.
     """
+
+    most_spare: ClassVar[int] = 2
 
     def __init__(
         self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
@@ -83,7 +85,7 @@ class Objective:
 
     def let_go(self) -> None:
         """Be spare, for a model of the same pattern to come; whoever had it uses it no more."""
-        if self.plan.spare is not None and len(self.plan.spare[self.reml]) < SPARE:
+        if self.plan.spare is not None and len(self.plan.spare[self.reml]) < self.most_spare:
             self._cross = self._later = self._blocks = None
             self.plan.spare[self.reml].append(self)
 

@@ -42,7 +42,7 @@ from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
 from fastlmm_core.records import quick
 
-__all__ = ["Layout", "engine_report", "plan"]
+__all__ = ["Layout", "engine_report", "kept_plan", "plan"]
 
 SHORT = 1 << 16
 """Tail columns that 16-bit numbers tell apart."""

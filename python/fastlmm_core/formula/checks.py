@@ -33,6 +33,9 @@ __all__ = [
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64] | None  # positions of the rows used; None for all of them
 
+FEW_NUMBERS = 1 << 12
+"""Numbers up to which a loop takes less time than arrays of masks."""
+
 OFFSET = "the offset"
 """What messages call the sum of all offsets."""
 
@@ -200,7 +203,7 @@ def constant_response(name: str, y: Array) -> ModelError:
 
 def check_finite(X: Array, names: Sequence[str], part: str) -> None:
     """Refuse infinite or undefined values in a model matrix, by column and count."""
-    if X.flags.c_contiguous and all_finite(X.reshape(-1)):
+    if X.size < FEW_NUMBERS and X.flags.c_contiguous and all_finite(X.reshape(-1)):
         return
     sound = np.isfinite(X)
     if not sound.all():

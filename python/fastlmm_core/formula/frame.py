@@ -56,7 +56,8 @@ class Numeric:
         values = self.values
         if values.dtype.kind != "f" or not values.size:
             return None
-        if not isnan(extent(values)[0] if values.ndim == 1 else values.min()):
+        plain = values.ndim == 1 and values.dtype == np.float64
+        if not isnan(extent(values)[0] if plain else values.min()):
             return None
         mask = np.isnan(self.values)
         return mask if mask.ndim == 1 else mask.any(axis=1)

@@ -60,17 +60,18 @@ class Factor:
 
 
 def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
-    """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are)."""
-    if codes.dtype == np.int32:
-        there, count = present(cast("NDArray[np.int32]", codes), q)
-    else:
-        there = np.zeros(q, dtype=bool)
-        there[codes] = True
-        count = int(np.count_nonzero(there))
+    """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are).
+
+    Missing codes, -1, stay.
+    """
+    own = codes.astype(np.int32, copy=False)
+    there, count = present(own, q)
     if count == q:
-        return codes.astype(np.int32, copy=False), None
-    place = np.cumsum(there, dtype=np.int32) - np.int32(1)
-    return place[codes], np.flatnonzero(there)
+        return own, None
+    place = np.full(q + 1, -1, dtype=np.int32)
+    np.cumsum(there, out=place[:q])
+    place[:q] -= 1
+    return place[own], np.flatnonzero(there)
 
 
 def _least(codes: NDArray[np.integer[Any]]) -> int:

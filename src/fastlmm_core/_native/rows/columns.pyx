@@ -155,12 +155,12 @@ def least(const int32_t[:] codes not None):
 
 
 def present(const int32_t[:] codes not None, Py_ssize_t q):
-    """Whether each of the numbers 0 .. q - 1 is among some codes (n,), and how many are.
+    """Whether each of the numbers 0 .. q - 1 is among some codes (n,), and how many are; codes below 0 are missing.
 
     Raises
     ------
     IndexError
-        A code is none of these numbers.
+        A code is too large.
     """
     cdef Py_ssize_t i, count = 0
     cdef int32_t code
@@ -168,8 +168,9 @@ def present(const int32_t[:] codes not None, Py_ssize_t q):
     cdef unsigned char[::1] out = out_.view(np.uint8)
     for i in range(codes.shape[0]):
         code = codes[i]
-        if not 0 <= code < q:
+        if code >= q:
             raise IndexError(f"code {code} of row {i} is not among {q} levels")
-        count += not out[code]
-        out[code] = True
+        if code >= 0:
+            count += not out[code]
+            out[code] = True
     return out_, count

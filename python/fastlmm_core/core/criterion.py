@@ -54,12 +54,16 @@ class Objective:
 
     most_spare: ClassVar[int] = 2
 
+    _cross: CrossProducts | None
+    _later: tuple[DesignSums, Responses] | None  # what `_cross` is made of
+    _blocks: Array | None
+
     def __init__(
         self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
     ) -> None:
         self._make(cross, reml, control, layout)
         self.plan.load(self.evaluator, cross)
-        self._cross: CrossProducts | None = cross
+        self._cross = cross
 
     @classmethod
     def of_response(cls, design: DesignSums, found: Responses, reml: bool, control: Control) -> Objective:
@@ -97,10 +101,10 @@ class Objective:
         self.control = checked_control(control)
         self.plan = plan(products, self.control) if layout is None else layout
         self.evaluator = self.plan.evaluator(reml)
-        self._blocks: Array | None = products.blocks[0]
+        self._blocks = products.blocks[0]
         self.theta_map = products.theta_map
         self.n_theta = len(products.theta_map.index)
-        self._later: tuple[DesignSums, Responses] | None = None
+        self._later = None
         self._lock = ForkedLock(self)
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:

@@ -25,6 +25,8 @@ from fastlmm_core.families import Family, Link, as_family
 if TYPE_CHECKING:
     from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 
+__all__ = ["GlmmObjective", "ManyGlmmFits", "Model", "checked_points", "fit", "fit_many", "objective"]
+
 Array = NDArray[np.float64]
 
 

@@ -162,6 +162,7 @@ def lmer(
         given["na_action"] = na_action
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    checked_flag(objective_only, "objective_only")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     if not isinstance(data, pd.DataFrame) and isinstance(formula, str) and is_stream(data):
         from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams

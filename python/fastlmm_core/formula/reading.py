@@ -152,9 +152,8 @@ def read_formula(
     evaluate = Evaluator(table, Context(env), {})
     plain = of_columns(formula) if isinstance(formula, str) and not structured else None
     if plain is not None:
-        answer, fixed, random, groups, needed = plain
-        table.require([*needed, *table.mentioned_in([given.subset, given.weights, given.offset])])
-        return Reading(parsed, evaluate, None, answer, fixed, random, groups)
+        table.require([*plain[-1], *table.mentioned_in([given.subset, given.weights, given.offset])])
+        return Reading(parsed, evaluate, None, *plain[:-1])
     answer = unquote_name(parsed.response)
     needed = [answer] if answer is not None else evaluate.names(parsed.response)
     groups = {name: name in term.computed for term in parsed.random for name in term.group}

@@ -126,14 +126,14 @@ def lmer_many(
     data : table
         The design, a row an observation.
     responses : str, list of str, DataFrame (n, k) or array (k, n)
-        Columns of the data, numbers or true and false; a frame with a column a response, whose index is that of the data; or an array with a row a
-        response. NaN is a missing value of that response alone.
+        Columns of the data, numbers or true and false; a frame with a column a response, whose index is that of the
+        data; or an array with a row a response. NaN is a missing value of that response alone.
     contrasts : str, list, mapping or array (c, p), optional
         Hypotheses as for `t_test`, or names to such; every coefficient by default.
     weights : str, (n,) or (k, n), optional
         Inverse residual variances, for all responses or for each (precision weights of counts): a column or an
-        expression, or numbers. A Series, or a frame
-        with a column a response, is aligned with the data's index; rows whose weight is zero or missing are left out.
+        expression of columns, or numbers. A Series, or a frame with a column a response, is aligned with the data's
+        index; rows whose weight is zero or missing are left out.
     reml, control, env
         As for `lmer`.
     progress : bool

@@ -226,11 +226,10 @@ def _coded(scheme: Contrasts, levels: list[Any], expr: str) -> tuple[NDArray[np.
 
     Raises DataError where they do not fit the levels.
     """
-    given = np.shape(getattr(scheme, "contrasts", None))
-    if given and given[0] != len(levels):
-        raise DataError(
-            f"the contrasts given for {expr} do not fit its {len(levels)} levels: they have {given[0]} rows"
-        )
+    given = getattr(scheme, "contrasts", None)
+    if given is not None and len(given) != len(levels):
+        n = len(given)
+        raise DataError(f"the contrasts given for {expr} do not fit its {len(levels)} levels: they have {n} rows")
     try:
         matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
         fields = tuple(scheme.get_coding_column_names(levels, reduced_rank=True))

@@ -116,8 +116,8 @@ def _of_formulaic(text: str) -> Terms:
     except FormulaicError as error:
         raise FormulaError(f"cannot read {shown(text)}: {_plain_message(error, text)}{r_operator(text)}") from None
     except SyntaxError as error:
-        place = shown((error.text or text).strip())
-        raise FormulaError(f"cannot read {shown(text)}: {error.msg} in {place}{r_operator(text)}") from None
+        where = shown((error.text or text).strip())
+        raise FormulaError(f"cannot read {shown(text)}: {error.msg} in {where}{r_operator(text)}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise FormulaError(f"cannot read {shown(text)}: {type(error).__name__}: {error}") from None
     if not isinstance(formula, SimpleFormula):

@@ -216,12 +216,13 @@ def dummy(f: Any, levels: Any = None, _state: dict[str, Any] | None = None) -> A
 
 def rounded(x: ArrayLike, digits: int = 0) -> Any:
     """R's `round`: to the nearer of the two neighbours with so many digits, to the even one between them."""
+    values = np.asarray(x, dtype=np.float64)
     if digits == 0:
-        return np.round(x)
+        return np.round(values)
     scale = 10.0 ** int(digits)
-    below = np.floor(np.asarray(x, dtype=np.float64) * scale)
-    low, high = below / scale, np.ceil(np.asarray(x) * scale) / scale
-    further = (high - x) - (np.asarray(x) - low)
+    below = np.floor(values * scale)
+    low, high = below / scale, np.ceil(values * scale) / scale
+    further = (high - values) - (values - low)
     return np.where((further < 0.0) | ((further == 0.0) & (below % 2 == 1)), high, low)
 
 

@@ -352,9 +352,9 @@ def _columns(frame: pd.DataFrame) -> Array:
     for k, name in enumerate(frame):
         variable = from_pandas(frame.iloc[:, k], str(name))
         missing = variable.missing()
-        kept = np.ones(len(frame), dtype=bool) if missing is None else ~missing
+        kept = np.arange(len(frame)) if missing is None else np.flatnonzero(~missing)
         row = np.full(len(frame), np.nan)
-        row[kept] = response_values(variable, str(name), kept) if kept.any() else np.nan
+        row[kept] = response_values(variable, str(name), kept)
         columns.append(row)
     return np.array(columns)
 

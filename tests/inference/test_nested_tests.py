@@ -16,6 +16,7 @@ from fastlmm_core import (
     anova,
     bootstrap_test,
     exact_test,
+    glmer,
     lmer,
     load_dataset,
 )
@@ -176,3 +177,30 @@ def test_structured_models_are_refused(sleepstudy: pd.DataFrame) -> None:
     structured = lmer("Reaction ~ Days", sleepstudy, residual="ar1(Days | Subject)")
     with pytest.raises(ModelError, match="residual structure"):
         bootstrap_test(plain, structured)
+
+
+def test_generalised_fits_are_refitted_to_draws_of_the_smaller() -> None:
+    data, left = load_dataset("cbpp"), "cbind(incidence, size - incidence)"
+    large = glmer(f"{left} ~ period + (1 | herd)", data, "binomial")
+    small = glmer(f"{left} ~ 1 + (1 | herd)", data, "binomial")
+    test = bootstrap_test(small, large, n=6, seed=5)
+    drawn = small.simulate(6, seed=5)
+    expected = [small.refit(drawn[c]).criterion - large.refit(drawn[c]).criterion for c in drawn]
+    np.testing.assert_allclose(test.draws, expected, atol=1e-6)
+    assert (test.df, test.p) == (3, 1 / 7)
+    assert anova(small, large, test="bootstrap", n=6, seed=5)["p_bootstrap"].iloc[1] == test.p
+    with pytest.raises(ModelError, match="not nested"):
+        bootstrap_test(large, small, n=2)
+    with pytest.raises(ModelError, match="linear models"):
+        exact_test(large, "herd")
+
+
+def test_families_and_zero_parts_are_nested_too() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(12), 6), "y": rng.poisson(2.0, 72) * (rng.random(72) < 0.7)})
+    counts = glmer("y ~ 1 + (1 | g)", data, "poisson")
+    zeros = glmer("y ~ 1 + (1 | g)", data, "poisson", zero="~ 1")
+    assert bootstrap_test(counts, zeros, n=3, seed=1).df == 1
+    assert bootstrap_test(counts, glmer("y ~ 1 + (1 | g)", data, "negativebinomial"), n=3, seed=1).df == 1
+    with pytest.raises(ModelError, match="part for zeros"):
+        bootstrap_test(zeros, glmer("y ~ 1 + (1 | g)", data, "poisson"), n=3)

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from fastlmm_core import lmer, load, load_dataset
+from fastlmm_core import bootstrap_test, lmer, load, load_dataset, power
 from fastlmm_core.core.saved import FORMAT
-from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError, SpellingError
 
 MODELS = {
     "slopes": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
@@ -259,3 +259,22 @@ def test_what_a_formula_took_of_whole_columns_is_saved(tmp_path):
         fit.save(tmp_path / "fit", data=data)
         found = load(tmp_path / "fit").predict(new)
         np.testing.assert_allclose(found, fit.predict(sleep).iloc[[4, 13]], rtol=1e-9)
+
+
+def test_arguments_and_functions_that_need_the_rows_say_so(tmp_path):
+    fit = lmer("Reaction ~ Days + (1 | Subject)", load_dataset("sleepstudy"))
+    fit.save(tmp_path / "fit")
+    found = load(tmp_path / "fit")
+    for call in (
+        lambda: found.coef_table(cov_type="CR2"),
+        lambda: found.cov_params(cov_type="CR0"),
+        lambda: found.conf_int("wald", n=9),
+        lambda: found.save(tmp_path / "again", data=True),
+        lambda: power(found, "Days", n=2),
+        lambda: bootstrap_test(found, found, n=2),
+    ):
+        with pytest.raises(NotSavedError, match="has no rows"):
+            call()
+    with pytest.raises(SpellingError, match="no argument foo="):
+        found.coef_table(foo=1)
+    assert "Fixed effects" in found._repr_html_()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.same_data import same_data
+from fastlmm_core.inference.robust import is_generalised
+from fastlmm_core.inference.same_data import check_nested_families, same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ __all__ = ["NestedTest", "bootstrap_reduction", "bootstrap_test", "tie_bound"]
 Array = NDArray[np.float64]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 Criteria = Callable[[Array], tuple[Array, NDArray[np.bool_]]]
+Draws = Callable[[Sequence[np.random.Generator]], Array]
 
 CHUNK_NUMBERS = 1 << 22
 """Responses are drawn and fitted as many at a time as have this many values."""
@@ -71,6 +74,8 @@ class NestedTest:
         The simulated statistics.
     title : str
     notes : tuple of str
+    kind : {"bootstrap", "exact"}
+        Of the null distribution.
     """
 
     lrt: float
@@ -86,19 +91,17 @@ class NestedTest:
     draws: Array
     title: str
     notes: tuple[str, ...] = field(default=())
+    kind: str = "bootstrap"
 
     def __repr__(self) -> str:
-        rows = [("chi-squared", self.lrt, f"{self.df}", self.p_chi2)]
+        rows = [("chi-squared", self.lrt, f"{self.df}", self.p_chi2), (self.kind, self.lrt, "", self.p)]
         if np.isfinite(self.p_bartlett):
             mean = float(self.draws.mean())
             rows += [
-                ("bootstrap", self.lrt, "", self.p),
                 ("Bartlett", self.lrt * self.df / mean, f"{self.df}", self.p_bartlett),
                 ("gamma", self.lrt, "", self.p_gamma),
                 ("F", self.lrt / self.df, f"{self.df}", self.p_f),
             ]
-        else:
-            rows.append(("exact", self.lrt, "", self.p))
         lines = [self.title, f"{'':12s}{'statistic':>10s}{'df':>4s}{'p':>10s}"]
         lines += [f"{name:12s}{value:>10.4f}{df:>4s}{_p_text(p):>10s}" for name, value, df, p in rows]
         lines.append(
@@ -127,7 +130,7 @@ def bootstrap_test(
 
     Parameters
     ----------
-    small, large : LmerResult
+    small, large : LmerResult or GlmerResult
         Fits of the same rows and response; REML fits are refitted by maximum likelihood.
     n : int
         Draws.
@@ -137,7 +140,7 @@ def bootstrap_test(
         Stop once this many draws are as large as the observed statistic: the p-value is then their share among the
         draws made (Besag and Clifford 1991), as precise for a large p and much sooner.
     threads : int, optional
-        Fits side by side.
+        Fits side by side, of linear models.
 
     Returns
     -------
@@ -172,9 +175,15 @@ def bootstrap_test(
         warnings.simplefilter("ignore", RankWarning)  # the fits' own warnings were given before
         s, l = ml_fit(small), ml_fit(large)
     observed = max(0.0, s.criterion - l.criterion)
-    source, _ = recipe(s)
-    criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
-    draws, failed, drawn = _draw(source, criteria[0], criteria[1], observed, n, seed, stop)
+    if is_generalised(s.core):
+        from fastlmm_core.inference.generalised.refits import criteria, responses
+
+        source = responses(s)  # type: ignore[arg-type]
+        one, other = (criteria(f) for f in (s, l))  # type: ignore[arg-type]
+    else:
+        source = partial(draw_responses, recipe(s)[0])
+        one, other = (_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l))
+    draws, failed, drawn = _draw(source, len(s.design.y), one, other, observed, n, seed, stop)
     notes = () if not (small.reml or large.reml) else ("REML fits were refitted by maximum likelihood",)
     title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
@@ -192,16 +201,16 @@ def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
 
 
 def _draw(
-    source: Recipe, small: Criteria, large: Criteria, observed: float, n: int, seed: Seed, stop: int | None
+    source: Draws, n_rows: int, small: Criteria, large: Criteria, observed: float, n: int, seed: Seed, stop: int | None
 ) -> tuple[Array, int, int]:
     """Statistics of draws from `source`, how many failed, and how many were made."""
     streams = generators(seed, n)
-    size = max(1, CHUNK_NUMBERS // len(source.mean))
+    size = max(1, CHUNK_NUMBERS // n_rows)
     if stop is not None:
         size = min(size, max(64, stop))
     blocks, failed, drawn, beyond = [], 0, 0, 0
     while batch := list(islice(streams, size)):
-        Y = draw_responses(source, batch)
+        Y = source(batch)
         (c_small, ok_small), (c_large, ok_large) = small(Y), large(Y)
         ok = ok_small & ok_large & np.isfinite(c_small) & np.isfinite(c_large)
         t = np.maximum(0.0, c_small - c_large)
@@ -297,10 +306,10 @@ def bootstrap_reduction(
             for t, L in zip(reduction.terms, fit.L, strict=True)
         )
         small = _criteria(smaller, moments(fit), threads)
-    source = Recipe(design.X @ beta + offset, terms, sigma * sd)
+    source = partial(draw_responses, Recipe(design.X @ beta + offset, terms, sigma * sd))
     large = _criteria(larger, moments(result.core), threads)
     lrt = max(0.0, observed - result.criterion)
-    draws, failed, drawn = _draw(source, small, large, lrt, n, seed, None)
+    draws, failed, drawn = _draw(source, len(design.y), small, large, lrt, n, seed, None)
     title = f"Parametric bootstrap: {reduction.label} of {result.formula}"
     return _summarised(lrt, reduction.df, draws, drawn, failed, title, ())
 
@@ -310,12 +319,35 @@ def check_nested(small: FittedModel, large: FittedModel) -> None:
     one, other = small.design, large.design
     for design in (one, other):
         refuse_structures(design, "a bootstrap")
+        if not design.streamed and not len(design.y):
+            raise NotSavedError("a bootstrap")
+    check_nested_families((small, large))
     same_data((small, large))
-    check_nested_designs(one, other, small.formula, large.formula)
+    check_columns(one, other, small.formula, large.formula)
+    zero, zeros = (getattr(m.options, "zero", None) for m in (small, large))
+    if zero is not None:
+        if zeros is None:
+            raise ModelError(f"the models are not nested: {small.formula!r} has a part for zeros, the other has none")
+        check_columns(zero, zeros, "the part for zeros", "the other part")
+    check_larger(large.df_model - small.df_model, small.formula, large.formula)
 
 
 def check_nested_designs(small: Design, large: Design, name: str, other: str) -> int:
     """How many parameters fewer a design has than one that contains it; ModelError where it is not within the other."""
+    check_columns(small, large, name, other)
+    df = column_basis(large.X).shape[1] - column_basis(small.X).shape[1] + n_theta(large) - n_theta(small)
+    check_larger(df, name, other)
+    return df
+
+
+def check_larger(df: int, name: str, other: str) -> None:
+    """ModelError where a model has no parameters more than the one within it."""
+    if df <= 0:
+        raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
+
+
+def check_columns(small: Design, large: Design, name: str, other: str) -> None:
+    """ModelError where columns or random effects of a design are not within another one."""
     q = column_basis(large.X)
     size = np.maximum(np.linalg.norm(small.X, axis=0), 1e-300)
     outside = np.linalg.norm(small.X - q @ (q.T @ small.X), axis=0) / size
@@ -328,10 +360,6 @@ def check_nested_designs(small: Design, large: Design, name: str, other: str) ->
                 f"the models are not nested: ({' + '.join(term.columns)} | {term.group}) of {name!r} is not among the "
                 f"random terms of {other!r}"
             )
-    df = q.shape[1] - column_basis(small.X).shape[1] + n_theta(large) - n_theta(small)
-    if df <= 0:
-        raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
-    return df
 
 
 def _within(term: RandomDesign, larger: Design) -> bool:

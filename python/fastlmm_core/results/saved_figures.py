@@ -5,9 +5,12 @@ Whatever needs the rows of the fit says so in one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +23,7 @@ from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.coefficients import cov_params
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import answering
 from fastlmm_core.inference.ddf import FTest, method_name
 from fastlmm_core.inference.information import VarianceInformation
 from fastlmm_core.inference.table import Table
@@ -40,7 +44,6 @@ if TYPE_CHECKING:
     from fastlmm_core.formula import Design
 
 __all__ = [
-    "WITHOUT_DATA",
     "SavedCore",
     "SavedGlmCore",
     "SavedGlmerResult",
@@ -49,9 +52,7 @@ __all__ = [
     "without_rows",
 ]
 
-WITHOUT_DATA = (
-    "a result saved without its data has no rows: pass newdata=, or save the fit with data=True for all that needs them"
-)
+F = TypeVar("F", bound=Callable[..., Any])
 
 QUANTILES = ("Min", "1Q", "Median", "3Q", "Max")
 
@@ -122,7 +123,7 @@ class WithoutRows:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NotSavedError(WITHOUT_DATA)
+        raise NotSavedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,15 +160,22 @@ class SavedGlmCore(WithoutRows):
         return cast("Any", GlmmFit).family_params_se.fget(self)
 
 
+@answering
 class SavedFigures(FittedModel):
     """What all kinds of fits answer without their rows."""
 
-    whole: type[FittedModel]
+    whole: ClassVar[type[FittedModel]]
     """What the fit was before."""
+
+    def __init_subclass__(cls) -> None:
+        answering(cls)
+        for name, function in list(vars(cls).items()):
+            if isinstance(function, FunctionType) and not name.startswith("_"):
+                setattr(cls, name, _without_rows_only(function, getattr(cls.whole, name)))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(self.whole, name):
-            raise NotSavedError(f"{name}: {WITHOUT_DATA}")
+            raise NotSavedError(f"{name}")
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -202,14 +210,36 @@ class SavedFigures(FittedModel):
 
         return aicc(self)
 
-    def save(self, path: str | PathLike[str]) -> None:
+    def save(self, path: str | PathLike[str], *, data: bool = False) -> None:
         """Write the same again."""
         from fastlmm_core.results.saved import write
 
+        if data:
+            raise NotSavedError("save(data=True)")
         write(path, {"formula": self.formula, **self.kept["saved"]})
 
     def _quantiles(self) -> pd.Series:
         return pd.Series(self.kept["quantiles"], index=list(QUANTILES))
+
+    def _repr_html_(self) -> str:
+        return str(self.summary()._repr_html_())
+
+
+def _without_rows_only(function: F, whole: Any) -> F:
+    """A method that names NotSavedError's reason for arguments that the whole fit's has and it has not."""
+    own = inspect.signature(function).parameters
+    mine, theirs = set(own), set(inspect.signature(whole).parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in own.values()):
+        return function
+
+    @functools.wraps(function)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name in theirs - mine:
+                raise NotSavedError(f"{function.__name__}({name}=...)")
+        return function(self, *args, **kwargs)
+
+    return cast("F", checked)
 
 
 class SavedResult(SavedFigures):
@@ -250,13 +280,13 @@ class SavedResult(SavedFigures):
         from fastlmm_core.inference.intervals import conf_int
 
         if method != "wald":
-            raise NotSavedError(f"conf_int(method={method!r}): {WITHOUT_DATA}")
+            raise NotSavedError(f"conf_int(method={method!r})")
         return conf_int(self, "wald", level, parm, ddf=self._method(ddf, "conf_int"))
 
     def _method(self, ddf: str, what: str) -> str:
         name = method_name(ddf)
         if name.startswith("kenward-roger"):
-            raise NotSavedError(f"{what}(ddf={ddf!r}): {WITHOUT_DATA}")
+            raise NotSavedError(f"{what}(ddf={ddf!r})")
         return name
 
     def to_dict(self, *, ranef: bool = False) -> dict[str, Any]:
@@ -278,7 +308,7 @@ class SavedResult(SavedFigures):
         """Predictions for new rows, as `LmerResult.predict`; their intervals need the data."""
         asked = [name for name, value in others.items() if value not in (None, "marginal")]
         if newdata is None or asked:
-            raise NotSavedError(f"predict({asked[0] + '=...' if asked else ''}): {WITHOUT_DATA}")
+            raise NotSavedError(f"predict({asked[0] + '=...' if asked else ''})")
         if self.design.sparse:
             raise ModelError("predict of new data is not available for a model with sparse() effects")
         return predict.predict(self.design, self.core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
@@ -310,7 +340,7 @@ class SavedStructuredResult(SavedResult):
     def covariance_parameters(self, level: float = 0.95) -> pd.DataFrame:
         """As `StructuredResult.covariance_parameters`, at the level of 0.95."""
         if level != 0.95:
-            raise NotSavedError(f"covariance_parameters(level={level}): {WITHOUT_DATA}")
+            raise NotSavedError(f"covariance_parameters(level={level})")
         found = self.kept["covariance_parameters"]
         return pd.DataFrame(
             dict(zip(found["columns"], found["values"], strict=True)), index=pd.Index(found["index"], name="parameter")
@@ -408,8 +438,8 @@ class SavedGlmerResult(SavedFigures):
         from fastlmm_core.inference.generalised.predict import predict
 
         if newdata is None:
-            raise NotSavedError(f"predict(): {WITHOUT_DATA}")
+            raise NotSavedError("predict()")
         fixed = options.get("kind") in ("population", "marginal", "zprob") or options.get("re_form") == "none"
         if options.get("interval") is not None and not fixed:
-            raise NotSavedError(f"predict(interval=...): {WITHOUT_DATA}")
+            raise NotSavedError("predict(interval=...)")
         return predict(cast("Any", self), newdata, **options)

@@ -270,7 +270,7 @@ def test_arguments_and_functions_that_need_the_rows_say_so(tmp_path):
         lambda: found.cov_params(cov_type="CR0"),
         lambda: found.conf_int("wald", n=9),
         lambda: found.save(tmp_path / "again", data=True),
-        lambda: power(found, "Days", n=2),
+        lambda: power(found, "Days", n=2, params={"Days": 1.0}),
         lambda: bootstrap_test(found, found, n=2),
     ):
         with pytest.raises(NotSavedError, match="has no rows"):

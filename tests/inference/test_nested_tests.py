@@ -179,28 +179,32 @@ def test_structured_models_are_refused(sleepstudy: pd.DataFrame) -> None:
         bootstrap_test(plain, structured)
 
 
-def test_generalised_fits_are_refitted_to_draws_of_the_smaller() -> None:
-    data, left = load_dataset("cbpp"), "cbind(incidence, size - incidence)"
-    large = glmer(f"{left} ~ period + (1 | herd)", data, "binomial")
-    small = glmer(f"{left} ~ 1 + (1 | herd)", data, "binomial")
-    test = bootstrap_test(small, large, n=6, seed=5)
-    drawn = small.simulate(6, seed=5)
-    expected = [small.refit(drawn[c]).criterion - large.refit(drawn[c]).criterion for c in drawn]
-    np.testing.assert_allclose(test.draws, expected, atol=1e-6)
-    assert (test.df, test.p) == (3, 1 / 7)
-    assert anova(small, large, test="bootstrap", n=6, seed=5)["p_bootstrap"].iloc[1] == test.p
-    with pytest.raises(ModelError, match="not nested"):
-        bootstrap_test(large, small, n=2)
-    with pytest.raises(ModelError, match="linear models"):
-        exact_test(large, "herd")
+def test_generalised_models() -> None:
+    data = load_dataset("cbpp")
+    large = glmer("incidence ~ period + (1 | herd)", data, "poisson", exposure="size")
+    small = large.update(". ~ . - period")
+    test = bootstrap_test(small, large, n=40, seed=1)
+    assert test.lrt == pytest.approx(small.criterion - large.criterion)
+    assert (test.df, test.n_failed, len(test.draws)) == (3, 0, 40)
+    assert test.p == pytest.approx(1 / 41)
+    assert 1.0 < test.draws.mean() < 6.0  # chi-squared of three, nearly
+    assert anova(small, large, test="bootstrap", n=40, seed=1)["p_bootstrap"].iloc[1] == test.p
+    with pytest.raises(ModelError, match=r"period.*not in the fixed part"):
+        bootstrap_test(large, small)
+    zeros = [glmer("incidence ~ 1 + (1 | herd)", data, "poisson", zero=zero) for zero in ("~ 1", "~ period")]
+    assert bootstrap_test(*zeros, n=3, seed=1).df == 3
+    with pytest.raises(ModelError, match="nested"):
+        bootstrap_test(*zeros[::-1], n=3)
+    with pytest.raises(ModelError, match="fits of one kind"):
+        bootstrap_test(lmer("incidence ~ 1 + (1 | herd)", data), small)
 
 
-def test_families_and_zero_parts_are_nested_too() -> None:
+def test_a_bootstrap_without_variation_is_still_called_one() -> None:
     rng = np.random.default_rng(0)
     data = pd.DataFrame({"g": np.repeat(np.arange(12), 6), "y": rng.poisson(2.0, 72) * (rng.random(72) < 0.7)})
-    counts = glmer("y ~ 1 + (1 | g)", data, "poisson")
-    zeros = glmer("y ~ 1 + (1 | g)", data, "poisson", zero="~ 1")
-    assert bootstrap_test(counts, zeros, n=3, seed=1).df == 1
-    assert bootstrap_test(counts, glmer("y ~ 1 + (1 | g)", data, "negativebinomial"), n=3, seed=1).df == 1
-    with pytest.raises(ModelError, match="part for zeros"):
-        bootstrap_test(zeros, glmer("y ~ 1 + (1 | g)", data, "poisson"), n=3)
+    counts, zeros = (glmer("y ~ 1 + (1 | g)", data, "poisson", zero=zero) for zero in (None, "~ 1"))
+    test = bootstrap_test(counts, zeros, n=2, seed=1)
+    assert "bootstrap" in repr(test)
+    assert "exact" not in repr(test)
+    with pytest.raises(ModelError, match="linear models"):
+        exact_test(counts, "g")

@@ -19,12 +19,14 @@ from scipy.special import chdtrc, fdtrc, gammaincc
 from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
+from fastlmm_core.fitting.generalised import kept_glmm
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.inference.generalised.simulate import drawer
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.robust import is_generalised
-from fastlmm_core.inference.same_data import check_nested_families, same_data
+from fastlmm_core.inference.same_data import check_nested_families, same_criterion, same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ __all__ = ["NestedTest", "bootstrap_reduction", "bootstrap_test", "tie_bound"]
 Array = NDArray[np.float64]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 Criteria = Callable[[Array], tuple[Array, NDArray[np.bool_]]]
-Draws = Callable[[Sequence[np.random.Generator]], Array]
+Draw = Callable[[Sequence[np.random.Generator]], Array]
 
 CHUNK_NUMBERS = 1 << 22
 """Responses are drawn and fitted as many at a time as have this many values."""
@@ -151,7 +153,7 @@ def bootstrap_test(
     DataError
         Other rows, responses, weights or offsets.
     ModelError
-        The models are not nested, or do not differ.
+        The models are not nested, or do not differ; likelihoods that are approximated in different ways.
 
     Warns
     -----
@@ -170,23 +172,70 @@ def bootstrap_test(
     """
     if n < 1 or (stop is not None and stop < 1):
         raise ModelError(f"n and stop must be at least 1, not {n} and {stop}")
+    for design in (small.design, large.design):
+        if not (design.streamed or len(design.y)):
+            raise NotSavedError("a bootstrap")
+    if isinstance(small, GeneralisedModel) and isinstance(large, GeneralisedModel):
+        return _of_generalised(small, large, n, seed, stop)
+    if isinstance(small, GeneralisedModel) or isinstance(large, GeneralisedModel):
+        raise ModelError("one model is lmer()'s and one glmer()'s: a bootstrap compares fits of one kind")
     check_nested(small, large)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fits' own warnings were given before
         s, l = ml_fit(small), ml_fit(large)
     observed = max(0.0, s.criterion - l.criterion)
-    if is_generalised(s.core):
-        from fastlmm_core.inference.generalised.refits import criteria, responses
-
-        source = responses(s)  # type: ignore[arg-type]
-        one, other = (criteria(f) for f in (s, l))  # type: ignore[arg-type]
-    else:
-        source = partial(draw_responses, recipe(s)[0])
-        one, other = (_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l))
-    draws, failed, drawn = _draw(source, len(s.design.y), one, other, observed, n, seed, stop)
+    source, _ = recipe(s)
+    criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
+    draws, failed, drawn = _draw(partial(draw_responses, source), criteria, observed, n, seed, stop, len(source.mean))
     notes = () if not (small.reml or large.reml) else ("REML fits were refitted by maximum likelihood",)
     title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
+
+
+def _of_generalised(
+    small: GeneralisedModel, large: GeneralisedModel, n: int, seed: Seed, stop: int | None
+) -> NestedTest:
+    """`bootstrap_test` of generalised fits."""
+    df = check_nested_generalised(small, large)
+    draw = drawer(small)
+
+    def together(streams: Sequence[np.random.Generator]) -> Array:
+        return np.array([draw(stream) for stream in streams])
+
+    observed = max(0.0, small.criterion - large.criterion)
+    criteria = [_generalised_criteria(fit) for fit in (small, large)]
+    draws, failed, drawn = _draw(together, criteria, observed, n, seed, stop, len(small.design.y))
+    title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
+    return _summarised(observed, df, draws, drawn, failed, title, (), stop)
+
+
+def _generalised_criteria(fit: GeneralisedModel) -> Criteria:
+    """As `_criteria`."""
+
+    def fitted(Y: Array) -> tuple[Array, NDArray[np.bool_]]:
+        fits = kept_glmm(fit).fit_many(Y, start=fit.core.again)
+        return fits.criterion, fits.converged
+
+    return fitted
+
+
+def check_nested_generalised(small: GeneralisedModel, large: GeneralisedModel) -> int:
+    """How many parameters fewer a fit has than one that contains it; errors as of `check_nested`."""
+    if small.monte_carlo is not None or large.monte_carlo is not None:
+        raise ModelError("likelihood ratios of draws are lost in the Monte Carlo error of the iterative engine")
+    check_nested_families((small, large))
+    same_data((small, large))
+    same_criterion((small, large))
+    check_within(small.design, large.design, small.formula, large.formula)
+    if (part := small.options.zero) is not None:
+        if large.options.zero is None:
+            raise ModelError(
+                f"the models are not nested: {small.formula!r} has a part for zeros, which the larger lacks"
+            )
+        check_within(part, large.options.zero, small.formula, large.formula)
+    df = large.df_model - small.df_model
+    refuse_fewer(df, small.formula, large.formula)
+    return df
 
 
 def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
@@ -201,16 +250,17 @@ def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
 
 
 def _draw(
-    source: Draws, n_rows: int, small: Criteria, large: Criteria, observed: float, n: int, seed: Seed, stop: int | None
+    draw: Draw, criteria: Sequence[Criteria], observed: float, n: int, seed: Seed, stop: int | None, n_rows: int
 ) -> tuple[Array, int, int]:
-    """Statistics of draws from `source`, how many failed, and how many were made."""
+    """Statistics of responses drawn, how many failed, and how many were made."""
+    small, large = criteria
     streams = generators(seed, n)
     size = max(1, CHUNK_NUMBERS // n_rows)
     if stop is not None:
         size = min(size, max(64, stop))
     blocks, failed, drawn, beyond = [], 0, 0, 0
     while batch := list(islice(streams, size)):
-        Y = source(batch)
+        Y = draw(batch)
         (c_small, ok_small), (c_large, ok_large) = small(Y), large(Y)
         ok = ok_small & ok_large & np.isfinite(c_small) & np.isfinite(c_large)
         t = np.maximum(0.0, c_small - c_large)
@@ -306,10 +356,10 @@ def bootstrap_reduction(
             for t, L in zip(reduction.terms, fit.L, strict=True)
         )
         small = _criteria(smaller, moments(fit), threads)
-    source = partial(draw_responses, Recipe(design.X @ beta + offset, terms, sigma * sd))
+    source = Recipe(design.X @ beta + offset, terms, sigma * sd)
     large = _criteria(larger, moments(result.core), threads)
     lrt = max(0.0, observed - result.criterion)
-    draws, failed, drawn = _draw(source, len(design.y), small, large, lrt, n, seed, None)
+    draws, failed, drawn = _draw(partial(draw_responses, source), (small, large), lrt, n, seed, None, len(source.mean))
     title = f"Parametric bootstrap: {reduction.label} of {result.formula}"
     return _summarised(lrt, reduction.df, draws, drawn, failed, title, ())
 
@@ -319,35 +369,25 @@ def check_nested(small: FittedModel, large: FittedModel) -> None:
     one, other = small.design, large.design
     for design in (one, other):
         refuse_structures(design, "a bootstrap")
-        if not design.streamed and not len(design.y):
-            raise NotSavedError("a bootstrap")
-    check_nested_families((small, large))
     same_data((small, large))
-    check_columns(one, other, small.formula, large.formula)
-    zero, zeros = (getattr(m.options, "zero", None) for m in (small, large))
-    if zero is not None:
-        if zeros is None:
-            raise ModelError(f"the models are not nested: {small.formula!r} has a part for zeros, the other has none")
-        check_columns(zero, zeros, "the part for zeros", "the other part")
-    check_larger(large.df_model - small.df_model, small.formula, large.formula)
+    check_nested_designs(one, other, small.formula, large.formula)
 
 
 def check_nested_designs(small: Design, large: Design, name: str, other: str) -> int:
     """How many parameters fewer a design has than one that contains it; ModelError where it is not within the other."""
-    check_columns(small, large, name, other)
-    df = column_basis(large.X).shape[1] - column_basis(small.X).shape[1] + n_theta(large) - n_theta(small)
-    check_larger(df, name, other)
+    df = check_within(small, large, name, other) + n_theta(large) - n_theta(small)
+    refuse_fewer(df, name, other)
     return df
 
 
-def check_larger(df: int, name: str, other: str) -> None:
-    """ModelError where a model has no parameters more than the one within it."""
+def refuse_fewer(df: int, name: str, other: str) -> None:
+    """ModelError where the larger model does not have more parameters."""
     if df <= 0:
         raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
 
 
-def check_columns(small: Design, large: Design, name: str, other: str) -> None:
-    """ModelError where columns or random effects of a design are not within another one."""
+def check_within(small: Design, large: Design, name: str, other: str) -> int:
+    """How many columns more the larger fixed part has; ModelError where a design is not within the other."""
     q = column_basis(large.X)
     size = np.maximum(np.linalg.norm(small.X, axis=0), 1e-300)
     outside = np.linalg.norm(small.X - q @ (q.T @ small.X), axis=0) / size
@@ -360,6 +400,7 @@ def check_columns(small: Design, large: Design, name: str, other: str) -> None:
                 f"the models are not nested: ({' + '.join(term.columns)} | {term.group}) of {name!r} is not among the "
                 f"random terms of {other!r}"
             )
+    return int(q.shape[1] - column_basis(small.X).shape[1])
 
 
 def _within(term: RandomDesign, larger: Design) -> bool:

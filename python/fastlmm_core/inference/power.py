@@ -290,13 +290,14 @@ def _simulate_generalised(
     model: FittedModel, source: Recipe, tests: list[PowerTest], n: int, seed: Seed
 ) -> tuple[Array, Array, float, int]:
     """`_simulate` of a generalised model: a fit and its Hessian a draw."""
-    from fastlmm_core.inference.generalised.refits import criteria, refitted, responses
+    from fastlmm_core.inference.generalised.refits import refitted
+    from fastlmm_core.inference.generalised.simulate import drawer
 
-    draw, criterion = responses(model, source), criteria(model)  # type: ignore[arg-type]
+    draw = drawer(model, source)  # type: ignore[arg-type]
     p, estimates, singular, failed = [], [], 0, 0
     for stream in generators(seed, n):
-        Y = draw([stream])
-        found = refitted(model, Y[0])  # type: ignore[arg-type]
+        y = draw(stream)
+        found = refitted(model, y)  # type: ignore[arg-type]
         failed += found is None or not found.converged
         singular += found is not None and found.is_singular
         if found is None:
@@ -306,7 +307,7 @@ def _simulate_generalised(
         answers = _answers(found.method, tests)
         for test, answer in zip(tests, answers, strict=True):
             if test.smaller is not None:
-                t = test.smaller(Y, None) - criterion(Y)[0]
+                t = test.smaller(y[None], None) - found.criterion
                 answer[:] = chdtrc(test.df, np.maximum(0.0, t))
         p.append(np.concatenate(answers))
         estimates.append(np.concatenate([estimated(test, found.method.beta[None])[0] for test in tests]))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.glmm.fitted import GlmmFit
@@ -23,7 +24,7 @@ from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.coefficients import cov_params
 from fastlmm_core.fitting.fitted import FittedModel
-from fastlmm_core.fitting.spelling import answering
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import FTest, method_name
 from fastlmm_core.inference.information import VarianceInformation
 from fastlmm_core.inference.table import Table
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.var_corr import VarCorr
     from fastlmm_core.formula import Design
+    from fastlmm_core.inference.generalised.predict import Kind
 
 __all__ = [
     "SavedCore",
@@ -51,8 +53,6 @@ __all__ = [
     "SavedStructuredResult",
     "without_rows",
 ]
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 QUANTILES = ("Min", "1Q", "Median", "3Q", "Max")
 
@@ -144,6 +144,7 @@ class SavedGlmCore(WithoutRows):
     cov: NDArray[np.float64]
     n_agq: int
     family: Family
+    control: Control = field(default_factory=Control)
 
     sigma = 1.0
     reml = False
@@ -160,18 +161,34 @@ class SavedGlmCore(WithoutRows):
         return cast("Any", GlmmFit).family_params_se.fget(self)
 
 
-@answering
+def narrowed(function: FunctionType, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that has fewer arguments than the whole fit's: whoever asks by one of the others is told why."""
+    own = inspect.signature(function).parameters
+    absent = {n: p.default for n, p in inspect.signature(whole).parameters.items() if n not in own}
+    answer = answered(METHOD_ARGUMENTS)(function)
+
+    def asked(self: Any, *args: Any, **options: Any) -> Any:
+        for name in absent.keys() & options.keys():
+            value = options.pop(name)
+            default = absent[name]
+            if not (value is default or (type(value) is type(default) and value == default)):
+                raise NotSavedError(f"{function.__name__}({name}=...)")
+        return answer(self, *args, **options)
+
+    return functools.update_wrapper(asked, function)
+
+
 class SavedFigures(FittedModel):
     """What all kinds of fits answer without their rows."""
 
-    whole: ClassVar[type[FittedModel]]
+    whole: type[FittedModel]
     """What the fit was before."""
 
     def __init_subclass__(cls) -> None:
-        answering(cls)
-        for name, function in list(vars(cls).items()):
-            if isinstance(function, FunctionType) and not name.startswith("_"):
-                setattr(cls, name, _without_rows_only(function, getattr(cls.whole, name)))
+        for name in dir(cls):
+            function, theirs = inspect.getattr_static(cls, name), getattr(cls.whole, name, None)
+            if not name.startswith("_") and isinstance(function, FunctionType) and callable(theirs):
+                setattr(cls, name, narrowed(function, theirs))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(self.whole, name):
@@ -210,12 +227,10 @@ class SavedFigures(FittedModel):
 
         return aicc(self)
 
-    def save(self, path: str | PathLike[str], *, data: bool = False) -> None:
+    def save(self, path: str | PathLike[str]) -> None:
         """Write the same again."""
         from fastlmm_core.results.saved import write
 
-        if data:
-            raise NotSavedError("save(data=True)")
         write(path, {"formula": self.formula, **self.kept["saved"]})
 
     def _quantiles(self) -> pd.Series:
@@ -223,23 +238,6 @@ class SavedFigures(FittedModel):
 
     def _repr_html_(self) -> str:
         return str(self.summary()._repr_html_())
-
-
-def _without_rows_only(function: F, whole: Any) -> F:
-    """A method that names NotSavedError's reason for arguments that the whole fit's has and it has not."""
-    own = inspect.signature(function).parameters
-    mine, theirs = set(own), set(inspect.signature(whole).parameters)
-    if any(p.kind is p.VAR_KEYWORD for p in own.values()):
-        return function
-
-    @functools.wraps(function)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for name in kwargs:
-            if name in theirs - mine:
-                raise NotSavedError(f"{function.__name__}({name}=...)")
-        return function(self, *args, **kwargs)
-
-    return cast("F", checked)
 
 
 class SavedResult(SavedFigures):
@@ -302,13 +300,10 @@ class SavedResult(SavedFigures):
         self._method(ddf, "summary")
         return summary_page(cast("Any", self), ddf, self.kept["residual"], self._quantiles())
 
-    def predict(
-        self, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False, **others: Any
-    ) -> pd.Series:
+    def predict(self, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False) -> pd.Series:
         """Predictions for new rows, as `LmerResult.predict`; their intervals need the data."""
-        asked = [name for name, value in others.items() if value not in (None, "marginal")]
-        if newdata is None or asked:
-            raise NotSavedError(f"predict({asked[0] + '=...' if asked else ''})")
+        if newdata is None:
+            raise NotSavedError("predict()")
         if self.design.sparse:
             raise ModelError("predict of new data is not available for a model with sparse() effects")
         return predict.predict(self.design, self.core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
@@ -433,13 +428,29 @@ class SavedGlmerResult(SavedFigures):
 
         return summary(cast("Any", self), self._quantiles())
 
-    def predict(self, newdata: Any = None, **options: Any) -> pd.Series | pd.DataFrame:
+    def predict(
+        self,
+        newdata: Any = None,
+        *,
+        kind: Kind = "response",
+        re_form: str = "all",
+        allow_new_levels: bool = False,
+        interval: str | None = None,
+        level: float = 0.95,
+    ) -> pd.Series | pd.DataFrame:
         """Predictions for new rows, as `GlmerResult.predict`; intervals that hold random effects need the data."""
         from fastlmm_core.inference.generalised.predict import predict
 
         if newdata is None:
             raise NotSavedError("predict()")
-        fixed = options.get("kind") in ("population", "marginal", "zprob") or options.get("re_form") == "none"
-        if options.get("interval") is not None and not fixed:
+        if interval is not None and kind not in ("population", "marginal", "zprob") and re_form != "none":
             raise NotSavedError("predict(interval=...)")
-        return predict(cast("Any", self), newdata, **options)
+        return predict(
+            cast("Any", self),
+            newdata,
+            kind=kind,
+            re_form=re_form,
+            allow_new_levels=allow_new_levels,
+            interval=interval,
+            level=level,
+        )

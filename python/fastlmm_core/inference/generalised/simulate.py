@@ -41,21 +41,25 @@ def predictor(source: Recipe, stream: np.random.Generator) -> Array:
     return eta
 
 
-def draws(result: GeneralisedModel, n: int, *, seed: Seed = None, source: Recipe | None = None) -> Iterator[Array]:
-    """N responses for the rows of the fit, (n,) each; successes where they are counted among trials."""
-    return map(drawer(result, source), generators(seed, n))
-
-
 def drawer(result: GeneralisedModel, source: Recipe | None = None) -> Callable[[np.random.Generator], Array]:
-    """What draws a response (n,) for the rows of the fit, of its own parameters where no others are given."""
+    """What draws a response (n,) for the rows of the fit; successes where they are counted among trials.
+
+    Of the fit's own parameters where no others are given.
+    """
     source = recipe(result)[0] if source is None else source
     m, core = prior_weights(result), result.core
     own = Families(result, "none")
 
     def draw(stream: np.random.Generator) -> Array:
-        return own(stream).simulate(stream, possible(core.family, predictor(source, stream)), m, core.rho)
+        mu = possible(core.family, predictor(source, stream))
+        return own(stream).simulate(stream, mu, m, core.rho)
 
     return draw
+
+
+def draws(result: GeneralisedModel, n: int, *, seed: Seed = None) -> Iterator[Array]:
+    """N responses for the rows of the fit, (n,) each."""
+    return map(drawer(result), generators(seed, n))
 
 
 class Families:

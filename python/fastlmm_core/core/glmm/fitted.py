@@ -24,7 +24,10 @@ from fastlmm_core.errors import ConvergenceWarning, DataError, ModelError, Numer
 from fastlmm_core.families import Family
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Engine", "ExactEngine", "GlmmFit", "Place", "Report", "conditioned", "covariance", "exact", "is_exact", "resume"]
+__all__ = [
+    *("Engine", "ExactEngine", "GlmmFit", "Place", "Report"),
+    *("conditioned", "covariance", "exact", "is_exact", "resume"),
+]
 
 Array = NDArray[np.float64]
 Place = tuple[Array, ...]

@@ -24,9 +24,10 @@ from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
-from fastlmm_core.inference.estimates import Estimates, checked_level
+from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
 from fastlmm_core.inference.hypotheses import read_hypotheses
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.nested_tests import check_nested_designs
 from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe

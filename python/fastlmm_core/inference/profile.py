@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri, ndtri
+from scipy.special import chdtri
 
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, warn
+from fastlmm_core.errors import ConvergenceWarning, NumericalError, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
     BetaPath,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.fitting.fitted import FittedModel
 
-__all__ = ["Profile", "profile", "quantile_of_level"]
+__all__ = ["Profile", "profile"]
 
 Array = NDArray[np.float64]
 
@@ -119,15 +120,6 @@ class Profile:
                 "deviance": self.deviance + zeta**2,
             }
         )
-
-
-def quantile_of_level(level: float) -> float:
-    """The normal quantile of a two-sided interval; ModelError unless 0 < level < 1."""
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
-    if level < 1e-6:
-        raise ModelError(f"an interval of level {level} is a point: level must be 0.000001 or more")
-    return float(ndtri(0.5 + 0.5 * level))
 
 
 def profile(

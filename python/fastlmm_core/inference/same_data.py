@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 
@@ -55,7 +56,7 @@ def check_nested_families(models: Sequence[FittedModel]) -> None:
     ModelError
     """
     check_fits(models)
-    families = [getattr(m.core, "family", None) for m in models]
+    families = [m.family if isinstance(m, GeneralisedModel) else None for m in models]
     names = {"gaussian" if f is None else f.name for f in families}
     links = {"identity" if f is None else f.link.name for f in families}
     if not all(contains(a, b) or contains(b, a) for a, b in combinations(sorted(names), 2)):

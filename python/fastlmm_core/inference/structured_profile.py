@@ -25,9 +25,10 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import FastLMMError, ModelError, NumericalError
 from fastlmm_core.fitting.models import model_of
 from fastlmm_core.inference.curves import ProfileCurve
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose
 from fastlmm_core.inference.pattern_parameters import Structured, labels
-from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.profile import Profile
 from fastlmm_core.inference.profile_paths import Path
 from fastlmm_core.inference.profile_walk import BetterOptimumError, curve_along
 from fastlmm_core.inference.refits import ml_fit

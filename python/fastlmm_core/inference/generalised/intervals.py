@@ -34,8 +34,9 @@ from fastlmm_core.inference.bootstrap import jackknife_rows, named
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
-from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.profile import Profile
 from fastlmm_core.inference.profile_walk import BETTER, LOWER
 from fastlmm_core.inference.simulate import recipe
 from fastlmm_core.inference.table import Table, table

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
-from fastlmm_core.core.terms import checked_count, seed_sequence
+from fastlmm_core.core.arguments import checked_count, seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.inference.nested_tests import NestedTest, tie_bound

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtrc, fdtrc
 
 from fastlmm_core.core import Model
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import core_terms, model_of, refit
 from fastlmm_core.fitting.models import arrays_of
@@ -33,7 +33,7 @@ from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.model import ManyFits
+    from fastlmm_core.core import ManyFits
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
     from fastlmm_core.inference.ddf import Method

@@ -29,6 +29,7 @@ from fastlmm_core.inference.profile_paths import (
     column_order,
 )
 from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, curve_along
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.rotation import Reordered, reorder_term
 from fastlmm_core.inference.table import Table, table
@@ -176,7 +177,7 @@ def _profile(
     with core.workspace() as objective:
         paths = PathMaker(core, objective)
         faces = paths.faces([p for p in every if p.kind == "sd"], reach)
-        for parameter in _shown(chosen, progress):
+        for parameter in each(chosen, progress, "profile", "parameter"):
             path = paths.make(parameter)
             rivals = []
             if path is not None:
@@ -185,15 +186,6 @@ def _profile(
                     rivals.append(Rival(core.criterion, path.estimate, path.start))
             curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
     return Profile(tuple(curves), core.criterion)
-
-
-def _shown(chosen: list[Parameter], progress: bool) -> Iterable[Parameter]:
-    if not progress:
-        return chosen
-    from tqdm import tqdm
-
-    bar: Iterable[Parameter] = tqdm(chosen, desc="profile", unit="parameter")
-    return bar
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,7 +36,7 @@ from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.glmm.fitted import GlmmFit
+    from fastlmm_core.core.glmm import GlmmFit
     from fastlmm_core.core.residuals import PatternFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design

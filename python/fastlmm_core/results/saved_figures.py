@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core import FitLog
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.glmm.fitted import GlmmFit
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm import GlmmObjective
-from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import (
     ConvergenceWarning,
     DataError,

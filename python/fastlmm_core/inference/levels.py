@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
-
 from scipy.special import ndtri
 
 from fastlmm_core.errors import ModelError
@@ -13,7 +11,7 @@ __all__ = ["checked_level", "quantile_of_level"]
 
 def checked_level(level: float, what: str = "level") -> float:
     """The level of an interval or of a test as a float; ModelError unless 0 < level < 1."""
-    if not isinstance(level, Real) or not 0.0 < level < 1.0:
+    if not 0.0 < level < 1.0:
         raise ModelError(f"{what} must lie between 0 and 1, not {level!r}")
     return float(level)
 

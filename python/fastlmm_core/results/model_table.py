@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,6 @@ from fastlmm_core.fitting.text import html_table, latex_table, markdown_table, t
 if TYPE_CHECKING:
     from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
-
-    Fit: TypeAlias = LmerResult | GlmerResult
 
 __all__ = ["ModelTable", "model_table"]
 
@@ -81,7 +79,7 @@ class ModelTable:
 
 @explained
 def model_table(
-    *fits: Fit,
+    *fits: LmerResult | GlmerResult,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
     stars: bool = False,
@@ -170,7 +168,9 @@ def _merged(columns: Sequence[Cells]) -> list[str]:
     return out
 
 
-def _coefficients(fit: Fit, labels: Mapping[str, str], digits: int, ddf: str | None) -> dict[str, tuple[str, str]]:
+def _coefficients(
+    fit: LmerResult | GlmerResult, labels: Mapping[str, str], digits: int, ddf: str | None
+) -> dict[str, tuple[str, str]]:
     p = np.full(len(fit.params), np.nan)
     if ddf is not None:
         p = (fit.coef_table() if isinstance(fit, GeneralisedModel) else fit.coef_table(ddf))["p"].to_numpy()
@@ -186,7 +186,7 @@ def _coefficients(fit: Fit, labels: Mapping[str, str], digits: int, ddf: str | N
     return out
 
 
-def _variances(fit: Fit, digits: int) -> Cells:
+def _variances(fit: LmerResult | GlmerResult, digits: int) -> Cells:
     out: Cells = {}
     components = fit.var_corr()
     for term in components.terms:
@@ -203,7 +203,7 @@ def _variances(fit: Fit, digits: int) -> Cells:
     return out
 
 
-def _figures(fit: Fit) -> Cells:
+def _figures(fit: LmerResult | GlmerResult) -> Cells:
     out: Cells = {"Observations": str(int(fit.nobs)), **{name: str(q) for name, q in fit.n_groups.items()}}
     words = "-2 log-likelihood" if isinstance(fit, GeneralisedModel) else "REML criterion" if fit.reml else "Deviance"
     out[words] = f"{fit.criterion:.1f}"

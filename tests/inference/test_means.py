@@ -349,9 +349,11 @@ def test_errors_of_slopes_and_contrasts(cakes: LmerResult) -> None:
         fit.emmeans("a").contrast("trt_vs_ctrl", ref="q")
     with pytest.raises(ModelError, match="adjust"):
         fit.emmeans("a").pairs(adjust="tuckey")
-    for alpha in (0.0, 2.0, "a"):
+    for alpha in (0.0, 2.0):
         with pytest.raises(ModelError, match="alpha must lie between 0 and 1"):
             fit.emmeans("a").letters(alpha=alpha)
+    with pytest.raises(DataError, match="alpha must be a number, not 'a'"):
+        fit.emmeans("a").letters(alpha="a")
     with pytest.raises(DataError, match="variable must be a text"):
         fit.emtrends(None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no one slope"):

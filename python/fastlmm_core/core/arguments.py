@@ -110,11 +110,11 @@ def checked_count(value: object, name: str, most: int | None = None) -> int:
     return count
 
 
-def checked_flag(reml: object) -> bool:
-    """`reml` as a bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
-    if not isinstance(reml, (bool, np.bool_)):
-        raise ModelError(f"reml must be True or False, not {reml!r}")
-    return bool(reml)
+def checked_flag(value: object, name: str = "reml") -> bool:
+    """A bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ModelError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def seed_sequence(seed: object) -> np.random.SeedSequence:

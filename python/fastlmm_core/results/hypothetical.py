@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastlmm_core.core import Model
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.fit import model_of
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula import build_design, parse_formula
@@ -245,7 +246,7 @@ def power_curve(
     within: Mapping[str, Sequence[int]] | None = None,
     n: int = 1000,
     alpha: float = 0.05,
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     seed: Any = None,
     params: Mapping[str, float] | None = None,
     threads: int | None = None,
@@ -285,6 +286,8 @@ def power_curve(
     """
     if (along is None) == (within is None) or len(along or within or {}) != 1:
         raise ModelError("power_curve takes either along= or within=, for one grouping factor")
+    if isinstance(model, GeneralisedModel):
+        raise ModelError("power_curve is for linear models: power() has that of a generalised fit's own design")
     kind = "along" if along is not None else "within"
     ((name, sizes),) = (along or within or {}).items()
     if not len(sizes):

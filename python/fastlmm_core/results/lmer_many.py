@@ -14,7 +14,9 @@ from fastlmm_core.core import ManyResponses, fit_responses
 from fastlmm_core.errors import DataError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.spelling import answering, explained
-from fastlmm_core.formula.evaluate import caller_names
+from fastlmm_core.formula.evaluate import Context, caller_names
+from fastlmm_core.formula.frame import Table
+from fastlmm_core.formula.rowwise import numeric_argument
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.many_batches import record_batches
 from fastlmm_core.inference.moderated import moderated_table
@@ -80,7 +82,7 @@ def lmer_many(
     responses: ArrayLike | Sequence[str] | pd.DataFrame,
     *,
     contrasts: Any = None,
-    weights: ArrayLike | None = None,
+    weights: str | ArrayLike | None = None,
     reml: bool = True,
     control: Control | None = None,
     progress: bool = False,
@@ -94,14 +96,15 @@ def lmer_many(
         As for `lmer`; what stands left of "~" is not looked at: ``"~ x + (1 | g)"`` will do.
     data : table
         The design, a row an observation.
-    responses : list of str, DataFrame (n, k) or array (k, n)
-        Columns of the data; a frame with a column a response, whose index is that of the data; or an array with a row a
-        response. NaN is a missing value of that response alone.
+    responses : str, list of str, DataFrame (n, k) or array (k, n)
+        Columns of the data, numbers or true and false; a frame with a column a response, whose index is that of the
+        data; or an array with a row a response. NaN is a missing value of that response alone.
     contrasts : str, list, mapping or array (c, p), optional
         Hypotheses as for `t_test`, or names to such; every coefficient by default.
-    weights : (n,) or (k, n), optional
-        Inverse residual variances, for all responses or for each (precision weights of counts). A Series, or a frame
-        with a column a response, is aligned with the data's index; rows whose weight is zero or missing are left out.
+    weights : str, (n,) or (k, n), optional
+        Inverse residual variances, for all responses or for each (precision weights of counts): a column or an
+        expression of columns, or numbers. A Series, or a frame with a column a response, is aligned with the data's
+        index; rows whose weight is zero or missing are left out.
     reml, control, env
         As for `lmer`.
     progress : bool
@@ -131,7 +134,7 @@ def lmer_many(
     env = caller_names(2) if env is None else env
     frame, index = as_pandas(data), index_of(data)
     Y, names = responses_of(responses, frame, index)
-    weights = given_weights(weights, index, len(frame))
+    weights = given_weights(_by_name(weights, frame, env), index, len(frame))
     design = design_of(formula, frame, env)
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     with counted(len(Y), progress, "fits", "response") as shown:
@@ -167,7 +170,7 @@ def lmer_many_batches(
     blocks: Iterable[Any],
     *,
     contrasts: Any = None,
-    weights: ArrayLike | None = None,
+    weights: str | ArrayLike | None = None,
     reml: bool = True,
     control: Control | None = None,
     env: Mapping[str, Any] | None = None,
@@ -210,7 +213,7 @@ def lmer_many_batches(
     env = caller_names(2) if env is None else env
     frame, index = as_pandas(data), index_of(data)
     design = design_of(formula, frame, env)
-    weights = given_weights(weights, index, len(frame))
+    weights = given_weights(_by_name(weights, frame, env), index, len(frame))
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     if weights is not None and np.shape(weights) != (len(frame),):
         raise DataError(
@@ -233,3 +236,8 @@ def lmer_many_batches(
             yield names, _fitted(design, Y, given, rows, reml, control, None)
 
     return record_batches(fitted(), labels)
+
+
+def _by_name(weights: Any, frame: pd.DataFrame, env: Mapping[str, Any]) -> Any:
+    """Weights, those that a text names or computes as numbers."""
+    return numeric_argument(weights, "weights", Table(frame), Context(env)) if isinstance(weights, str) else weights

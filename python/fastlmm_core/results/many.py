@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FastLMMError
 from fastlmm_core.formula import build_design
-from fastlmm_core.formula.frame import aligned
+from fastlmm_core.formula.checks import response_values
+from fastlmm_core.formula.frame import aligned, from_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.reductions import refuse_structures
 
@@ -111,14 +112,15 @@ def responses_of(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tup
 
 def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
     """Responses (k, n) and their names."""
+    given = [given] if isinstance(given, str) else given
     if isinstance(given, pd.DataFrame):
         values = aligned(given, index, "responses") if len(given) == len(frame) else given  # refused below
-        Y, names = values.to_numpy(dtype=np.float64, na_value=np.nan).T, [str(c) for c in given]
+        Y, names = _columns(values), [str(c) for c in given]
     elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
         absent = [g for g in given if g not in frame]
         if absent:
             raise DataError(f"there is no column {absent[0]!r} among the data")
-        Y, names = frame[list(given)].to_numpy(dtype=np.float64, na_value=np.nan).T, list(given)
+        Y, names = _columns(frame[list(given)]), list(given)
     else:
         Y = (
             np.ma.filled(given.astype(np.float64), np.nan)
@@ -132,6 +134,21 @@ def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[A
             raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
         names = [str(i) for i in range(len(Y))]
     return Y, names
+
+
+def _columns(frame: pd.DataFrame) -> Array:
+    """The columns of a frame as rows of numbers (k, n); DataError for one of text, as `lmer` has it of a response."""
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes):
+        return frame.to_numpy(dtype=np.float64).T
+    columns = []
+    for k, name in enumerate(frame):
+        variable = from_pandas(frame.iloc[:, k], str(name))
+        missing = variable.missing()
+        kept = np.arange(len(frame)) if missing is None else np.flatnonzero(~missing)
+        row = np.full(len(frame), np.nan)
+        row[kept] = response_values(variable, str(name), kept)
+        columns.append(row)
+    return np.array(columns)
 
 
 def contrast_rows(given: Any, names: list[str]) -> tuple[list[str], Array]:

@@ -1,7 +1,7 @@
 """Monte Carlo errors of fits without a factor, beside the exact ones: `python -m benchmarks.seeds_related [--seeds N]`.
 
-Each model is fitted exactly once and by the iterative engine with N seeds. Errors of theta are in sampling standard errors,
-root mean square and largest, and over the error that each fit claims; the criterion's over the one claimed.
+Each model is fitted exactly once and by the iterative engine with N seeds. Errors of theta are in sampling standard
+errors, root mean square and largest, and over the error that each fit claims; the criterion's over the one claimed.
 """
 
 from __future__ import annotations

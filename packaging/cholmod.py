@@ -8,6 +8,9 @@ library, so that whoever has the wheel can put a library of their own in its pla
     python packaging/cholmod.py PREFIX                                # Debian's source packages, through apt-get
     python packaging/cholmod.py PREFIX --suitesparse DIR --metis DIR  # unpacked releases: SuiteSparse 5, METIS 5.1
 
+On macOS, where this has not been run yet, the second way is the only one. On Windows vcpkg builds the same modules
+(packaging/README.md).
+
 PREFIX gets include/, lib/ and licenses/; `CHOLMOD_INCLUDE_DIR=PREFIX/include CHOLMOD_LIBRARY_DIR=PREFIX/lib` then
 builds the package against it.
 """
@@ -22,7 +25,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SONAME = "libcholmod.so.3"
+MACOS = sys.platform == "darwin"
+LIBRARY, LINK = ("libcholmod.3.dylib", "libcholmod.dylib") if MACOS else ("libcholmod.so.3", "libcholmod.so")
 ORDERINGS = {  # folder: sources compiled for `long` indices
     "AMD": "amd_*.c",
     "CAMD": "camd_*.c",
@@ -94,8 +98,10 @@ def compile_all(sources: list[tuple[Path, list[str]]], folder: Path) -> list[str
 
 def check_symbols(library: Path) -> int:
     """Refuse a library with a symbol of a GPL module; the number of CHOLMOD's symbols that were looked at."""
-    answer = subprocess.run(["nm", "-D", "--defined-only", library], check=True, capture_output=True, text=True)
+    listed = ["nm", "-gU"] if MACOS else ["nm", "-D", "--defined-only"]
+    answer = subprocess.run([*listed, library], check=True, capture_output=True, text=True)
     symbols = [line.split()[-1] for line in answer.stdout.splitlines()]
+    symbols = [name.removeprefix("_") for name in symbols] if MACOS else symbols
     found = sorted(name for name in symbols if GPL_SYMBOLS.match(name))
     if found:
         raise SystemExit(f"{library} contains {len(found)} symbols of CHOLMOD's GPL modules: {', '.join(found[:5])}")
@@ -109,24 +115,17 @@ def install(suitesparse: Path, metis: Path, objects: list[str], prefix: Path) ->
     """Link, check and lay out headers, library and licences under ``prefix``."""
     for name in ("include", "lib", "licenses"):
         (prefix / name).mkdir(parents=True, exist_ok=True)
-    library = prefix / "lib" / SONAME
-    command = [
-        os.environ.get("CC", "cc"),
-        "-shared",
-        "-Wl,--no-undefined",
-        f"-Wl,-soname,{SONAME}",
-        "-o",
-        library,
-        *objects,
-        "-lm",
-    ]
-    subprocess.run(command, check=True)
-    subprocess.run(["strip", "--strip-unneeded", library], check=True)
+    library = prefix / "lib" / LIBRARY
+    # a library knows the name by which it is looked for: on macOS the path from which a wheel's tool takes it
+    linux = ["-shared", "-Wl,--no-undefined", f"-Wl,-soname,{LIBRARY}"]
+    kind = ["-dynamiclib", "-install_name", library] if MACOS else linux
+    subprocess.run([os.environ.get("CC", "cc"), *kind, "-o", library, *objects, "-lm"], check=True)
+    subprocess.run(["strip", "-x" if MACOS else "--strip-unneeded", library], check=True)
     count = check_symbols(library)
     print(f"{library}: {library.stat().st_size} bytes, {count} CHOLMOD symbols, none of a GPL module")
-    link = prefix / "lib" / "libcholmod.so"
+    link = prefix / "lib" / LINK
     link.unlink(missing_ok=True)
-    link.symlink_to(SONAME)
+    link.symlink_to(LIBRARY)
     headers = [suitesparse / "SuiteSparse_config" / "SuiteSparse_config.h"]
     headers += sorted((suitesparse / "CHOLMOD" / "Include").glob("cholmod*.h"))
     for header in headers:

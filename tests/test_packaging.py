@@ -43,9 +43,12 @@ def test_wheels_are_built_from_files_that_exist_with_what_a_step_has_made(projec
     workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
     for step in steps:
         assert "$" not in step  # nothing sets a variable
-        assert (ROOT / re.search(r"python3 (\S+)", step)[1]).is_file()
+        assert (ROOT / re.search(r"python3? (\S+)", step)[1]).is_file()
         sources = re.search(r"--suitesparse (\S+)", step)[1]
         assert f"-C {sources} " in workflow
+    assert re.findall(r"suitesparse-cholmod\S*", settings["windows"]["before-all"]) == [
+        "suitesparse-cholmod[core,partition]:x64-windows"  # the other features are under the GPL
+    ]
     assert set(settings["test-extras"]) <= set(project["project"]["optional-dependencies"])
     supported = {c.rsplit(" ", 1)[1] for c in project["project"]["classifiers"] if re.search(r":: 3\.\d+$", c)}
     built = {f"{tag[2]}.{tag[3:]}" for tag in re.findall(r"cp3\d+", settings["build"])}

@@ -40,6 +40,21 @@ def test_text(text: str, expected: list[list[float]], values: list[float]) -> No
 
 
 @pytest.mark.parametrize(
+    ("given", "rows", "values"),
+    [
+        (([0.0, 1.0], 1.0), [[0, 1]], [1]),
+        ((np.array([0.0, 1.0]), [1.0]), [[0, 1]], [1]),
+        (([[0, 1], [1, 0]], [1, 2]), [[0, 1], [1, 0]], [1, 2]),
+        (([0, 1], [1, 0]), [[0, 1], [1, 0]], [0, 0]),
+    ],
+)
+def test_a_pair_is_rows_and_their_values_unless_both_are_rows(given, rows, values) -> None:
+    found = read_hypotheses(given, ["Intercept", "x"])
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.values, values)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("y = 0", "no coefficient 'y'"),

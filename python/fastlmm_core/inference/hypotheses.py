@@ -58,9 +58,9 @@ def read_hypotheses(given: Any, names: Sequence[str]) -> Hypotheses:
         rows = np.array([row for row, _ in found])
         return Hypotheses(rows, np.array([value for _, value in found]), [_label(*f, names) for f in found])
     values: Any = None
-    if isinstance(given, tuple) and len(given) == 2 and np.ndim(given[0]) == 2:
-        given, values = given
     try:
+        if isinstance(given, tuple) and len(given) == 2 and np.shape(given[0]) != np.shape(given[1]):
+            given, values = given
         rows = np.atleast_2d(np.array(given, dtype=np.float64))
         q = np.zeros(len(rows)) if values is None else np.atleast_1d(np.array(values, dtype=np.float64))
     except (TypeError, ValueError) as error:

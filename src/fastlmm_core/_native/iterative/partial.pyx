@@ -1,7 +1,7 @@
 """A sparse Cholesky factor of the first k rows, and what conjugate gradients and probes ask of the rest, the core.
 
-Elimination, in place, of the upper triangle by rows, columns ascending and the diagonal first, fill already there. Row i
-has d_i on its diagonal and e_i beside it, f_i = e_i / d_i; then
+Elimination, in place, of the upper triangle by rows, columns ascending and the diagonal first, fill already there. Row
+i has d_i on its diagonal and e_i beside it, f_i = e_i / d_i; then
 
     eliminate:         S_ab -= e_a e_b / d             of all columns a <= b of the row
     eliminate_change:  dS_ab += f_a f_b dd - de_a f_b - f_a de_b

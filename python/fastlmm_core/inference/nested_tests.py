@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.generalised import kept_glmm

@@ -22,7 +22,7 @@ from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import model_of, refit
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
 from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
@@ -126,7 +126,7 @@ def _limits(hits: int, n: int, level: float) -> tuple[float, float]:
     return lower, upper
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def power(
     model: FittedModel,
     tests: Any,

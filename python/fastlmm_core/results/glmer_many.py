@@ -173,7 +173,7 @@ def glmer_many(
     >>> found.table()["p"].idxmin()
     '4'
     """
-    env = caller_names(2) if env is None else env
+    env = caller_names(3) if env is None else env
     chosen = _family(family, link, weights, trials)
     frame, index = as_pandas(data), index_of(data)
     Y, names = responses_of(responses, frame, index)

@@ -110,7 +110,7 @@ def hypothetical(
     Intercept      10.0      0.400  9.0  25.000  0.000
     time            0.6      0.187  9.0   3.207  0.011
     """
-    env = caller_names(2) if env is None else env
+    env = caller_names(3) if env is None else env
     _check_scale(sigma)
 
     def wanted(design: Design) -> tuple[Array, Covariances]:

@@ -131,7 +131,7 @@ def lmer_many(
     >>> found.table()["p"].idxmin()
     '4'
     """
-    env = caller_names(2) if env is None else env
+    env = caller_names(3) if env is None else env
     frame, index = as_pandas(data), index_of(data)
     Y, names = responses_of(responses, frame, index)
     weights = given_weights(_by_name(weights, frame, env), index, len(frame))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.arguments import seed_sequence
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.structures.equations_fit import EquationsFit
 from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
-from fastlmm_core.core.terms import seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design

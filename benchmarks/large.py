@@ -48,6 +48,8 @@ class LargeProblem:
         As of `Control`.
     family : str
         Of a generalised model, whose rows are a table in memory; "" for a linear one.
+    memory : str
+        As of `stream`; "" for what it takes by itself.
     """
 
     formula: str
@@ -58,6 +60,7 @@ class LargeProblem:
     small: Mapping[str, int] = field(default_factory=dict)
     engine: str = "auto"
     family: str = ""
+    memory: str = ""
 
 
 def panel(n: int, subjects: int = 100_000) -> Iterator[Any]:
@@ -99,17 +102,20 @@ def ratings(
         yield pa.RecordBatch.from_pydict({**columns, "x": pa.array(x), "rating": pa.array(y)})
 
 
-def crossed(n: int, users: int = 600_000, items: int = 200_000) -> Iterator[Any]:
+def crossed(n: int, users: int = 600_000, items: int = 200_000, *, slope: float = 0.0) -> Iterator[Any]:
     """Ratings as whole numbers give them, made on the fly: heavy tails by a power of a uniform variate."""
     import pyarrow as pa
 
     rng = np.random.default_rng(2)
     b, c = rng.normal(0.0, 0.42, users).astype(np.float32), rng.normal(0.0, 0.55, items).astype(np.float32)
+    slopes = rng.normal(0.0, slope, users).astype(np.float32) if slope else None
     for _ in range(0, n, BATCH):
         user = (users * rng.random(BATCH) ** 1.5).astype(np.int32)
         item = (items * rng.random(BATCH) ** 3).astype(np.int32)
         x = rng.standard_normal(BATCH)
         y = 3.6 + 0.1 * x + b[user] + c[item] + 0.9 * rng.standard_normal(BATCH)
+        if slopes is not None:
+            y += slopes[user] * x
         yield pa.RecordBatch.from_pydict({"user": pa.array(user), "item": pa.array(item), "x": x, "rating": y})
 
 
@@ -192,6 +198,16 @@ PROBLEMS = {
         "wage ~ x + (1 | worker) + (1 | firm)", jobs, 8_400_000, 0, "60 CPU s", {"workers": 900_000, "firms": 50}
     ),
     "crossed-100m": LargeProblem(RATINGS, crossed, 100_000_000, 0, "5 minutes on two cores, 2 GB", FEW),
+    "crossed-10m-files": LargeProblem(
+        "rating ~ x + (x | user) + (1 | item)",
+        partial(crossed, users=60_000, items=20_000, slope=0.1),
+        10_000_000,
+        0,
+        "200 MB beyond the interpreter",
+        FEW,
+        engine="iterative",
+        memory="200 MB",
+    ),
     "ring-1m": LargeProblem(
         "y ~ x + (1 | who) + (1 | spot)",
         ring,
@@ -227,11 +243,12 @@ def write(problem: LargeProblem, n: int, folder: str) -> None:
         writer.close()
 
 
-def run(name: str, n: int, folder: str) -> None:
+def run(name: str, n: int, folder: str, memory: str) -> None:
     """Fit one problem in this process and print what it took."""
-    from fastlmm_core import Control, glmer, lmer
+    from fastlmm_core import Control, glmer, lmer, stream
 
     problem = PROBLEMS[name]
+    memory = memory or problem.memory
     made = 0.0
     if problem.files:
         source: Any = folder
@@ -253,6 +270,9 @@ def run(name: str, n: int, folder: str) -> None:
                 yield batch
 
         source = timed()
+    if not problem.family:
+        source = stream(source, memory=memory or None)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     cpu, wall = time.process_time(), time.perf_counter()
     control = Control(engine=problem.engine)
     if problem.family:
@@ -264,6 +284,7 @@ def run(name: str, n: int, folder: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(text)
     print(fit.engine_report())
+    print(f"theta {', '.join(map(repr, fit.theta.tolist()))}; criterion {fit.criterion!r}")
     if fit.monte_carlo is not None:
         print(
             f"{fit.monte_carlo}; {fit.monte_carlo.iterations} iterations, {fit.monte_carlo.longest} the most of a solve"
@@ -271,7 +292,7 @@ def run(name: str, n: int, folder: str) -> None:
         )
     print(
         f"\n{name}: {fit.nobs:,} rows, {cpu - made:.1f} CPU s (and {made:.1f} to make the rows), {wall:.1f} s of wall "
-        f"clock, {peak:.2f} GiB; goal: {problem.goal}"
+        f"clock, {peak:.2f} GiB, {before:.2f} of them before the fit; goal: {problem.goal}"
     )
 
 
@@ -281,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", choices=[*PROBLEMS, []], help="problems; all when left out")
     parser.add_argument("--rows", type=float, help="instead of the problem's own number")
     parser.add_argument("--folder", default=os.path.join(tempfile.gettempdir(), "fastlmm-large"))
+    parser.add_argument("--memory", default="", help="as of `stream`, instead of the problem's own")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     failed = 0
@@ -288,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         n = int(chosen.rows or PROBLEMS[name].n)
         folder = os.path.join(chosen.folder, f"{name}-{n}")
         if chosen.here:
-            run(name, n, folder)
+            run(name, n, folder, chosen.memory)
             continue
         if PROBLEMS[name].files:
             write(PROBLEMS[name], n, folder)
@@ -301,6 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             str(n),
             "--folder",
             chosen.folder,
+            "--memory",
+            chosen.memory,
             "--here",
         ]
         failed += subprocess.run(command, check=False).returncode != 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core.core import Control, Model, Term, glmm, objective
+from fastlmm_core.core.spool import KeptRows
 from fastlmm_core.core.threads import blas_libraries, one_blas_thread
 from fastlmm_core.errors import InUseError
 from fastlmm_core.lazy import cached_property
@@ -231,3 +232,24 @@ def test_blas_is_brought_back_to_its_threads_in_a_child():
     finally:
         end()
     assert [library.num_threads for library in blas_libraries()] == counts
+
+
+def test_a_child_leaves_its_parents_rows_in_a_file_alone():
+    def rows(seed):
+        rng = np.random.default_rng(seed)
+        return [rng.integers(0, 50, 700).astype(np.int32) for _ in range(2)], [rng.normal(size=(700, 2)), None], None
+
+    kept = KeptRows()
+    kept.add(*rows(0))
+    kept.spill()
+
+    def work():
+        kept.add(*rows(1))
+        ((codes, _, _),) = kept.pieces()
+        return len(kept) == 1400 and np.array_equal(codes[1], np.concatenate([rows(0)[0][1], rows(1)[0][1]]))
+
+    assert in_child(work) == 0
+    kept.add(*rows(2))
+    ((codes, columns, _),) = kept.pieces()
+    np.testing.assert_array_equal(codes[1], np.concatenate([rows(0)[0][1], rows(2)[0][1]]))
+    np.testing.assert_array_equal(columns[0], np.concatenate([rows(0)[1][0], rows(2)[1][0]]))

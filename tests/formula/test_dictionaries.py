@@ -74,7 +74,37 @@ def test_what_cannot_be_a_level_is_named():
     levels.code(pa.array(["a"]), "one")
     with pytest.raises(DataError, match="'g' holds whole numbers in two, but text before"):
         levels.code(pa.array([1]), "two")
-    with pytest.raises(DataError, match=r"date32.* values in one"):
-        LevelDictionary("day").code(pa.array([date(2020, 1, 1)]), "one")
+    with pytest.raises(DataError, match=r"time32.* values in one: group by numbers, text or dates"):
+        LevelDictionary("hour").code(pa.array([1, 2], pa.time32("s")), "one")
+    days = LevelDictionary("day")
+    days.code(pa.array([date(2020, 1, 1)]), "one")
+    with pytest.raises(DataError, match="'day' holds times in two, but dates before"):
+        days.code(pa.array([0], pa.timestamp("s")), "two")
     with pytest.raises(DataError, match="beyond"):
         LevelDictionary("id").code(pa.array([2**63], pa.uint64()), "one")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (pa.date32(), pa.date64()),
+        (pa.timestamp("s"), pa.timestamp("ns")),
+        (pa.timestamp("us", "Europe/Berlin"), pa.timestamp("us", "UTC")),
+        (pa.duration("ms"), pa.duration("s")),
+    ],
+    ids=str,
+)
+def test_dates_times_and_durations_are_levels_as_in_a_table(first, second):
+    days = [18_262, 3, 18_261, 3]
+    whole = pa.array(days, pa.int32()).cast(pa.date32()) if pa.types.is_date(first) else None
+    seconds = pa.array([86_400 * day for day in days], pa.int64())
+    if whole is None:
+        whole = seconds.cast(pa.duration("s") if pa.types.is_duration(first) else pa.timestamp("s"))
+    one, other = LevelDictionary("g"), LevelDictionary("g")
+    codes = one.code(whole.cast(first), "here")
+    theirs = other.code(whole.cast(second)[::-1], "there")
+    places = one.places_of(pickle.loads(pickle.dumps(other)), "there")
+    levels, order = one.finish()
+    assert order[codes].tolist() == [2, 0, 1, 0]
+    assert order[places[theirs]].tolist() == [0, 1, 0, 2]
+    assert levels.labels.tolist() == list(whole.cast(first).take(pa.array([1, 2, 0])).to_pandas(date_as_object=False))

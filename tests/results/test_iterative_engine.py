@@ -210,7 +210,7 @@ def test_its_own_memory_has_the_limit_too(ratings, monkeypatch, engine):
         np.column_stack([np.ones(6000), ratings.x]),
         [Term(ratings.user, np.column_stack([np.ones(6000), ratings.x])), Term(ratings.item)],
     ).products
-    needed = row_form_bytes(design.groups, design.columns, design.n, False, design.rank + 1, 8)
+    needed = row_form_bytes(design.groups, design.at_hand, design.rank + 1, 8)
     assert needed > 6000 * (4 + 2 * 8) + 8 * 150 * 64  # codes and columns, a buffer of eight parts
     words = re.escape(f"would take {needed / 2**30:.3g} GiB for 6000 rows and 150 random effects")
     limit = re.escape(f"but {(needed - 1) / 2**30:.3g} GiB can be used")
@@ -232,7 +232,7 @@ def test_the_prediction_covers_what_is_allocated(ratings):
     Probes(problem, 0).traces(System(problem, problem.start + 0.5), 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    predicted = row_form_bytes(model.products.groups, model.products.columns, n, False, model.products.rank + 1, 8)
+    predicted = row_form_bytes(model.products.groups, model.products.at_hand, model.products.rank + 1, 8)
     assert 0.75 * predicted < peak < 1.25 * predicted
 
 

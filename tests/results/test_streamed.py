@@ -145,6 +145,42 @@ def test_sources_of_every_kind(folder):
         assert_same(lmer(formula, source), expected)
 
 
+def test_a_list_of_batches_is_read_as_often_as_it_takes():
+    formula = "y ~ x + f + (1 | user)"  # levels take a pass
+    assert_same(lmer(formula, ARROW.to_batches(100)), lmer(formula, DATA))
+    with pytest.raises(DataError, match="this iterator gives them once"):
+        lmer(formula, iter(ARROW.to_batches(100)))
+
+
+def test_views_of_text_and_dates_are_levels():
+    data = DATA.assign(day=pd.to_datetime("2024-02-27") + pd.to_timedelta(DATA["item"] // 1_000_000_007, unit="D"))
+    rows = pa.Table.from_pandas(data, preserve_index=False)
+    rows = rows.set_column(0, "user", rows["user"].cast(pa.string_view()))
+    rows = rows.set_column(rows.schema.get_field_index("day"), "day", rows["day"].cast(pa.date32()))
+    formula = "y ~ x + (1 | user) + (1 | day)"
+    assert_same(lmer(formula, stream(rows, batch_size=130)), lmer(formula, data))
+
+
+@pytest.mark.parametrize("memory", ["20 kB", 0.02e6, "0.02 MB", "20KB", "19.53125 KiB"])
+def test_memory_is_bytes_or_a_text(memory):
+    assert stream(ARROW, memory=memory).memory == 20_000
+
+
+@pytest.mark.parametrize("memory", [0, -1, "much", "2 GBs", True, float("inf"), "1e400", b"2 GB", []])
+def test_memory_that_is_no_size_is_refused(memory):
+    with pytest.raises(DataError, match="memory must be a positive number of bytes"):
+        stream(ARROW, memory=memory)
+
+
+def test_rows_in_files_leave_a_fit_as_it_is(monkeypatch):
+    formula, control = "y ~ x + (x | user) + (1 | item)", Control(engine="iterative")
+    fits = [lmer(formula, stream(ARROW, batch_size=100, memory=m), control=control) for m in (None, "20 kB")]
+    one, other = (fit.to_dict() for fit in fits)
+    assert one == other
+    again = pickle.loads(pickle.dumps(fits[1]))
+    assert_frame_equal(again.ranef(), fits[0].ranef())
+
+
 def test_what_follows_a_fit_without_its_rows(folder):
     formula = "y ~ x + f + (x | user)"
     found, expected = lmer(formula, folder), lmer(formula, DATA)

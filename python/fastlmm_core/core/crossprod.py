@@ -23,6 +23,7 @@ from fastlmm_core.core.conditioning import (
 from fastlmm_core.core.identifiability import identify, is_spanned
 from fastlmm_core.core.level_sums import LevelSums
 from fastlmm_core.core.products import Cells, CrossProducts, DesignSums, Responses
+from fastlmm_core.core.rows_at_hand import TableRows
 from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import ModelError, UnitError
@@ -143,6 +144,11 @@ class DesignProducts(DesignSums):
                     )
                 out[g, h] = cells
         return out
+
+    @property
+    def at_hand(self) -> TableRows:
+        """The rows."""
+        return TableRows(self.codes, self.columns, self.weights)
 
     def parts(self) -> list[slice]:
         """Chunks of rows."""

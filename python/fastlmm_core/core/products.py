@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,12 @@ from numpy.typing import NDArray
 from fastlmm_core.core.conditioning import Conditioning
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
+from fastlmm_core.core.rows_at_hand import RowsAtHand
 from fastlmm_core.core.terms import Group, Shaped
 from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Cells", "CrossProducts", "DesignSums", "Responses", "RowsAtHand"]
+__all__ = ["Cells", "CrossProducts", "DesignSums", "Responses"]
 
 Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
@@ -99,25 +99,6 @@ class Responses:
     xty: Array
 
 
-class RowsAtHand(Protocol):
-    """What `DesignProducts` and `StreamedProducts` have of their rows."""
-
-    @property
-    def codes(self) -> Sequence[NDArray[np.int32]]:
-        """Levels (n,) of the rows, one array a group."""
-        ...
-
-    @property
-    def columns(self) -> Sequence[Array | None]:
-        """Conditioned columns (n, l) of the rows, one array a group; None for ones."""
-        ...
-
-    @property
-    def weights(self) -> Array | None:
-        """Scaled weights (n,) of the rows."""
-        ...
-
-
 class DesignSums(ABC):
     """What the cross-products owe to X, the terms and the weights, whether their rows are at hand or gone.
 
@@ -171,8 +152,13 @@ class DesignSums(ABC):
 
     @property
     def has_rows(self) -> bool:
-        """Whether codes, columns and weights of the rows are there, for products by the row."""
+        """Whether there are rows `at_hand`, for products by the row."""
         return True
+
+    @property
+    @abstractmethod
+    def at_hand(self) -> RowsAtHand:
+        """The rows, where there are any."""
 
     @property
     @abstractmethod

@@ -107,9 +107,9 @@ class StreamedDesign(Design):
 class Partial:
     """What has been added up of a recipe's rows, and the levels met."""
 
-    def __init__(self, recipe: Recipe, keep_rows: bool = False) -> None:
+    def __init__(self, recipe: Recipe, keep_rows: bool = False, memory: int | None = None) -> None:
         assert recipe.spec is not None
-        self.recipe = recipe
+        self.recipe, self.memory = recipe, memory
         self.chains = list(dict.fromkeys(part.term.group for part in recipe.parts))  # a grouping factor each
         terms = []
         for part in recipe.parts:
@@ -117,7 +117,7 @@ class Partial:
             terms.append(BatchTerm(self.chains.index(part.term.group), len(part.columns), ones))
         names = recipe.spec.names
         intercept = 0 if recipe.fixed_terms.intercept else None
-        self.total = Accumulator(terms, len(names), intercept, names, keep_rows=keep_rows)
+        self.total = Accumulator(terms, len(names), intercept, names, keep_rows=keep_rows, memory=memory)
         self.columns = {name: LevelDictionary(name) for name in recipe.groups}
         prefixes = dict.fromkeys(chain[:k] for chain in self.chains for k in range(2, len(chain) + 1))
         self.crossings = {prefix: KeyDictionary() for prefix in prefixes}
@@ -158,7 +158,7 @@ class Partial:
             self.prints[:3] += np.array(fingerprint(rows.y, rows.weights, rows.offset), np.uint64)
             self.prints[3:] += fingerprint_of_columns(rows.y, rows.X)
         except (DataError, FormulaError) as error:
-            if type(error) in (DataError, FormulaError):
+            if type(error) in (DataError, FormulaError) and where not in str(error):
                 raise type(error)(f"{where}: {error}") from None
             raise
 
@@ -262,8 +262,9 @@ def stats(recipe: Recipe, rows: Any) -> Partial:
     -------
     Partial
     """
-    out = Partial(recipe)
-    for where, batch in as_stream(rows).batches(recipe.needed):
+    source = as_stream(rows)
+    out = Partial(recipe, memory=source.memory)
+    for where, batch in source.batches(recipe.needed):
         out.add(batch, where)
     return out
 
@@ -294,7 +295,7 @@ def merge(partials: Iterable[Partial]) -> Partial:
     out: Partial | None = None
     for part in partials:
         if out is None:
-            out = Partial(part.recipe)
+            out = Partial(part.recipe, memory=part.memory)
         out.merge(part)
     if out is None:
         raise DataError("there is nothing to merge")
@@ -305,7 +306,7 @@ def accumulate(recipe: Recipe, source: Stream, keep_rows: bool = False) -> Parti
     """Sums of all rows of a source, with its progress shown and its checkpoint kept; ``keep_rows`` of `Accumulator`."""
     report = progress_of(source)
     if source.checkpoint is None:
-        out, rows = Partial(recipe, keep_rows), 0
+        out, rows = Partial(recipe, keep_rows, source.memory), 0
         for where, batch in source.batches(recipe.needed):
             out.add(batch, where)
             rows += batch.num_rows
@@ -314,7 +315,7 @@ def accumulate(recipe: Recipe, source: Stream, keep_rows: bool = False) -> Parti
         release_unused()
         return out
     folder = Checkpoint(source.checkpoint, recipe, source.parts)
-    out, rows = Partial(recipe, keep_rows), 0
+    out, rows = Partial(recipe, keep_rows, source.memory), 0
     for k, name in enumerate(source.parts):
         part = folder.read(k)
         if part is None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError
 from fastlmm_core.formula.levels import Factor, Levels, drop_unused
 
-__all__ = ["KeyDictionary", "LevelDictionary"]
+__all__ = ["KeyDictionary", "LevelDictionary", "takeable"]
 
 Codes = NDArray[np.int32]
 Longs = NDArray[np.int64]
@@ -96,14 +96,16 @@ class LevelDictionary:
 
     Notes
     -----
-    Whole numbers are kept as 64-bit keys, floats by their bits, text as an Arrow array, and what an expression gave as
-    Python objects. A column has one of these kinds in all batches.
+    Whole numbers are kept as 64-bit keys, floats by their bits, dates, times and durations as counts of the first
+    batch's unit, text as an Arrow array, and what an expression gave as Python objects. A column has one of these kinds
+    in all batches.
     """
 
     def __init__(self, name: str) -> None:
         self.name, self.kind = name, ""
         self._keys = KeyDictionary()
         self._texts: Any = None
+        self._moment: Any = None  # Arrow's type of dates, times or durations
         self._objects: dict[Any, int] = {}
 
     def __len__(self) -> int:
@@ -145,10 +147,37 @@ class LevelDictionary:
             self._is("floats", where)
             floats = column.to_numpy(zero_copy_only=False).astype(np.float64) + 0.0  # -0 is 0
             return self._keys.code(floats.view(np.int64))
+        if pa.types.is_temporal(kind) and not pa.types.is_time(kind):
+            return self._keys.code(self._counts(column, where))
         raise DataError(
-            f"the grouping column {self.name!r} holds {kind} values in {where}: group by numbers or text, or make "
-            "one of them in the formula"
+            f"the grouping column {self.name!r} holds {kind} values in {where}: group by numbers, text or dates, or "
+            "make one of them in the formula"
         )
+
+    def _counts(self, column: Any, where: str) -> Longs:
+        """Dates, times or durations (n,) in the unit of the first ones."""
+        import pyarrow as pa
+
+        kind = column.type
+        if pa.types.is_timestamp(kind):
+            self._is("times" if kind.tz is None else "times of a time zone", where)
+        else:
+            self._is("durations" if pa.types.is_duration(kind) else "dates", where)
+        if self._moment is None:
+            self._moment = pa.date32() if pa.types.is_date(kind) else kind
+        try:
+            column = column.cast(self._moment)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"the grouping column {self.name!r} holds {kind} values in {where}: {error}") from None
+        counts = column.cast(pa.int32()) if pa.types.is_date(self._moment) else column
+        return np.asarray(counts.cast(pa.int64()).to_numpy(zero_copy_only=False), np.int64)
+
+    def _moments(self) -> Any:
+        """The levels as an Arrow array, of dates, times or durations."""
+        import pyarrow as pa
+
+        counts = pa.array(self._keys.keys)
+        return (counts.cast(pa.int32()) if pa.types.is_date(self._moment) else counts).cast(self._moment)
 
     def code_factor(self, factor: Factor, where: str) -> Codes:
         """Codes (n,) of what an expression gave, nothing missing."""
@@ -181,6 +210,8 @@ class LevelDictionary:
             return self._place_texts(other._texts)
         if self.kind == "values":
             return np.array([self._objects.setdefault(v, len(self._objects)) for v in other._objects], np.int32)
+        if other._moment is not None:
+            return self._keys.code(self._counts(other._moments(), where))
         return self._keys.code(other._keys.keys)
 
     def finish(self) -> tuple[Levels, Longs]:
@@ -197,6 +228,9 @@ class LevelDictionary:
             labels = (floats.astype(np.int64) if whole else floats).astype(object)
         elif self.kind == "true and false":
             labels = self._keys.keys.astype(bool).astype(object)
+        elif self._moment is not None:
+            labels = np.empty(len(self._keys), dtype=object)
+            labels[:] = list(self._moments().to_pandas(date_as_object=False))
         else:
             labels = self._keys.keys.astype(object)
         try:
@@ -206,6 +240,13 @@ class LevelDictionary:
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         return Levels(labels[order]), place
+
+
+def takeable(column: Any) -> Any:
+    """An Arrow array that rows can be taken of, which Arrow does not do for views of text."""
+    import pyarrow as pa
+
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def ranks(keys: Longs) -> Longs:

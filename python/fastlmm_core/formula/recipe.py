@@ -25,6 +25,7 @@ from fastlmm_core.formula.checks import (
     sound_weights,
     sources_of,
 )
+from fastlmm_core.formula.dictionaries import takeable
 from fastlmm_core.formula.evaluate import Context, Evaluator, syntax
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
@@ -356,7 +357,7 @@ class Recipe:
                 factor = grouping_factor(name, evaluate)
                 groups[name], mask = factor, factor.missing()
             else:
-                groups[name] = batch.column(name)
+                groups[name] = takeable(batch.column(name))
                 mask = _missing(groups[name])
             if mask is not None:
                 missing[name] = mask

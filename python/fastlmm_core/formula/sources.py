@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 from fastlmm_core.errors import DataError, DependencyError
@@ -31,6 +33,7 @@ class Stream:
     batch_size : int
     progress : callable or bool, optional
     checkpoint : path, optional
+    memory : number or str, optional
 
     Attributes
     ----------
@@ -46,12 +49,14 @@ class Stream:
         batch_size: int = BATCH_SIZE,
         progress: Callable[[int], object] | bool | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        memory: float | str | None = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise DataError(f"batch_size must be a whole number of rows from 1, not {batch_size!r}")
         if not (progress is None or isinstance(progress, bool) or callable(progress)):
             raise DataError(f"progress must be True or a function of the rows read, not {progress!r}")
         self.batch_size, self.progress, self.checkpoint = batch_size, progress, checkpoint
+        self.memory = None if memory is None else bytes_of(memory)
         self.repeatable = True
         self.schema: Any = None
         self._parts: list[tuple[str, Part]] = []
@@ -70,8 +75,8 @@ class Stream:
             self._open_iterable(source)
         elif isinstance(source, Iterable):
             once = iter(source)
-            self.repeatable = False
-            self._open_iterable(lambda: once)
+            self.repeatable = once is not source  # a list, unlike an iterator, begins anew
+            self._open_iterable((lambda: iter(source)) if self.repeatable else lambda: once)
         else:
             raise DataError(
                 f"cannot read batches of rows from {type(source).__name__}: pass a path of Parquet files, a pyarrow "
@@ -196,6 +201,7 @@ def stream(
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int], object] | bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    memory: float | str | None = None,
 ) -> Stream:
     """Rows for `lmer` to read in batches, none of which is kept.
 
@@ -212,6 +218,11 @@ def stream(
     checkpoint : path, optional
         A folder where what has been added up is put file by file, so that the same call goes on after the last
         finished one when the process was killed. Its files are pickles: use one that only you write to.
+    memory : number or str, optional
+        Bytes that the codes of the rows of several factors may take, such as 2e9 or "2 GB", together with their copy in
+        the order that the iterative engine takes: each may take half of it, and goes into temporary files beyond, which
+        no other program sees and the end of the process removes. They are in the folder that the environment variable
+        TMPDIR names. Half of the memory that is free when it is left out. The answer has the same bits either way.
 
     Returns
     -------
@@ -231,7 +242,27 @@ def stream(
             raise DataError(f"checkpoint must be the path of a folder, not {checkpoint!r}")
         if os.path.isfile(checkpoint):
             raise DataError(f"checkpoint must be a folder, but {os.fspath(checkpoint)} is a file")
-    return Stream(source, batch_size, progress, checkpoint)
+    return Stream(source, batch_size, progress, checkpoint, memory)
+
+
+def bytes_of(memory: Any) -> int:
+    """Bytes of a number, or of a text such as "200 MB", "1.5 GiB".
+
+    Raises
+    ------
+    DataError
+        It is neither, or not positive.
+    """
+    size = memory
+    if isinstance(memory, str) and (found := _SIZE.fullmatch(memory.strip())):
+        prefix, binary = found[2].upper(), bool(found[3])
+        size = float(found[1]) * (1024.0 if binary else 1000.0) ** " KMGT".index(prefix or " ")
+    if isinstance(size, bool) or not isinstance(size, Real) or not 1 <= float(size) < float("inf"):
+        raise DataError(f'memory must be a positive number of bytes, or a text such as "2 GB", not {memory!r}')
+    return int(float(size))
+
+
+_SIZE = re.compile(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 def is_stream(data: Any) -> bool:

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlmm_core._native.iterative import row_form
 from fastlmm_core._native.rows.crossprod import add_level_blocks, level_blocks, mirror_blocks
-from fastlmm_core.core import Accumulator, BatchTerm, Model, StreamedModel, Term
+from fastlmm_core.core import Accumulator, BatchTerm, Control, Model, StreamedModel, Term, rows_at_hand, spool
 from fastlmm_core.core.streaming import row_store
 from fastlmm_core.core.streaming.row_store import RowStore
 from fastlmm_core.errors import DataError, ModelError, NumericalError, StreamedError, UnitError
@@ -120,11 +121,12 @@ def test_rows_collapse_into_cells(name, monkeypatch):
     assert model.products.has_rows == (name == "nested")
     if model.products.has_rows:
         cells = len(np.unique(np.column_stack(rows.codes), axis=0))
-        assert len(model.products.weights) == cells < 600
-        assert model.products.weights.sum() == pytest.approx(600)
+        assert model.products.at_hand.n == cells < 600
+        ((_, _, weights),) = model.products.at_hand.pieces()
+        assert weights.sum() == pytest.approx(600)
     else:
         with pytest.raises(StreamedError, match="streamed"):
-            _ = model.products.codes
+            _ = model.products.at_hand
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
@@ -257,7 +259,7 @@ def test_rows_collapse_where_that_saves_memory(levels, collapses, monkeypatch):
     for _ in range(4):
         store.add([rng.integers(0, levels, 5000).astype(np.int32) for _ in range(2)], [None, None], None)
     assert store.collapsed == collapses
-    assert (store.n_kept == 0) == collapses
+    assert (len(store.rows) == 0) == collapses
 
 
 def test_cells_are_dense_cross_products():
@@ -281,6 +283,27 @@ def test_cells_are_dense_cross_products():
                 for k in range(ptr[level], ptr[level + 1]):
                     dense[level, idx[k]] += val[k]
             np.testing.assert_allclose(dense, expected if g == 0 else expected.transpose(1, 0, 3, 2), atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ["iterative", "sparse"])
+@pytest.mark.parametrize("name", ["crossed slopes", "nested", "three"])
+def test_rows_in_files_give_the_bits_of_rows_in_memory(name, engine, monkeypatch):
+    for module in (rows_at_hand, spool, row_store):
+        monkeypatch.setattr(module, "PIECE", 16_384)
+    monkeypatch.setattr(row_form, "WINDOW", 1 << 14)
+    rows, fits = Rows(name, n=40_000), []
+    for memory in (None, 400_000):
+        total, part = (Accumulator(rows.terms, 4, 0, keep_rows=True, memory=memory) for _ in range(2))
+        for k, batch in enumerate(np.array_split(np.arange(40_000), 9)):
+            rows.add(part if k % 4 == 0 else total, batch)
+        total.merge(part)
+        assert total.store.rows.on_disk == (memory is not None)
+        orders = [np.random.default_rng(3).permutation(q) for q in total.n_levels]
+        fits.append(StreamedModel(total, orders, control=Control(engine=engine)).fit())
+    for name in ("theta", "beta", "criterion", "sigma", "cov_beta", "b"):
+        one, other = (getattr(fit, name) for fit in fits)
+        for a, b in zip(one, other, strict=True) if name == "b" else [(one, other)]:
+            np.testing.assert_array_equal(a, b)
 
 
 def test_batches_may_come_in_the_same_arrays():

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import MAX_LEADING
-from fastlmm_core._native.iterative.sorting import reach
+from fastlmm_core._native.iterative.sorting import reach, tally
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.engines import dense_cost
-from fastlmm_core.core.products import DesignSums, RowsAtHand
+from fastlmm_core.core.products import DesignSums
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 if TYPE_CHECKING:
@@ -105,19 +105,24 @@ def sampled_entries(design: DesignSums) -> float:
 
     Levels are drawn by their rows, since where these have a heavy tail few levels have most of the entries, and count
     for less the more likely they are. Each is a bit, which goes through the rows to the leading levels that it occurs
-    with, and from there to all tail levels: two passes over the rows, and memory for levels only.
+    with, and from there to all tail levels: three passes over the rows, and memory for levels only.
     """
     widest = max(range(1, len(design.groups)), key=lambda g: design.groups[g].size)
-    codes = cast(RowsAtHand, design).codes
     levels, width = design.groups[widest].n_levels, design.groups[widest].n_columns
-    rows = np.bincount(codes[widest], minlength=levels)
+    at_hand, rows = design.at_hand, np.zeros(levels, np.int64)
+    for codes, _, _ in at_hand.pieces():
+        tally(codes[widest], rows)
     sample, times = drawn(rows)
     bits = np.zeros(levels, np.uint32)
     bits[sample] = np.uint32(1) << np.arange(len(sample), dtype=np.uint32)
-    of_lead = reach(codes[widest], bits, codes[0], design.groups[0].n_levels)
+    of_lead, *of_tail = (np.zeros(group.n_levels, np.uint32) for group in design.groups)
+    for codes, _, _ in at_hand.pieces():
+        reach(codes[widest], bits, codes[0], of_lead)
+    for codes, _, _ in at_hand.pieces():
+        for g, met in enumerate(of_tail, 1):
+            reach(codes[0], of_lead, codes[g], met)
     found = np.zeros(len(sample))
-    for g, group in enumerate(design.groups[1:], 1):
-        met = reach(codes[0], of_lead, codes[g], group.n_levels)
+    for group, met in zip(design.groups[1:], of_tail, strict=True):
         found += [group.n_columns * np.count_nonzero(met & bit) for bit in bits[sample]]
     others = sum(g.size for k, g in enumerate(design.groups) if k not in (0, widest))
     return 0.5 * (width * float((found * times).sum()) + others)

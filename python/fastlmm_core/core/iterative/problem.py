@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
-from fastlmm_core._native.iterative.sorting import level_starts, place_codes, place_columns
+from fastlmm_core._native.iterative.sorting import place_codes, place_columns, places, tally
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.iterative.second_level import SecondLevel
-from fastlmm_core.core.products import DesignSums, Responses, RowsAtHand
+from fastlmm_core.core.products import DesignSums, Responses
+from fastlmm_core.core.rows_at_hand import RowsAtHand
+from fastlmm_core.core.spool import Spool
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
@@ -191,33 +193,36 @@ def refuse_unidentified(found: Unidentified | None) -> None:
         )
 
 
-def row_form_bytes(
-    groups: Sequence[Group], columns: Sequence[Array | None], n: int, weighted: bool, dense: int, probes: int
-) -> int:
-    """Bytes of the sorted rows, of what is kept of each level, and of the vectors of a solve.
+def sorted_bytes(groups: Sequence[Group], rows: RowsAtHand) -> int:
+    """Bytes of the sorted rows."""
+    factors = groups[1:]
+    covariates = sum(g.n_columns for g in factors) if any(rows.varying[1:]) else 0
+    doubles = covariates + (groups[0].n_columns if rows.varying[0] else 0) + rows.weighted
+    return rows.n * (4 * len(factors) + 8 * doubles)
+
+
+def row_form_bytes(groups: Sequence[Group], rows: RowsAtHand, dense: int, probes: int) -> int:
+    """Bytes of the sorted rows where they are in memory, of what is kept of each level, and of the vectors of a solve.
 
     Parameters
     ----------
-    groups, columns
-        Grouping factors, the leading one first, and the rows' columns of each.
-    n : int
-        Rows.
-    weighted : bool
+    groups
+        Grouping factors, the leading one first.
+    rows : RowsAtHand
     dense, probes : int
         Columns of [X y], and probes.
     """
     factors = groups[1:]
     n_tail, m = sum(g.n_columns for g in factors), sum(g.size for g in factors)
     l, q = groups[0].n_columns, groups[0].n_levels
-    covariates = n_tail if any(z is not None for z in columns[1:]) else 0
-    doubles = covariates + (0 if columns[0] is None else l) + weighted
-    rows = n * (4 * len(factors) + 8 * doubles) + 8 * (2 * q + 1)
+    whole = sorted_bytes(groups, rows)
+    here = whole if rows.room is None else min(whole, rows.room)
     parts = 8 if m <= 1_000_000 else 4  # each has sums of its own
     blocks = parts + SOLVER_BLOCKS + n_tail * (1 - (-probes // WIDTH))
     vectors = 8 * WIDTH * (blocks * m + 2 * q * l)
     widest = max(g.n_columns for g in factors)
-    levels = 8 * (3 * q * l * l + m * widest * (l * l + 4) + (q * l + m) * dense)
-    return rows + vectors + levels
+    levels = 8 * (2 * q + 1 + 3 * q * l * l + m * widest * (l * l + 4) + (q * l + m) * dense)
+    return here + vectors + levels
 
 
 def check_sizes(groups: Sequence[Group], needed: int, n: int, control: Control) -> None:
@@ -260,17 +265,15 @@ def crossed_problem(design: DesignSums, found: Responses, control: Control) -> P
     MemoryLimitError
         The rows in this form, and the vectors, do not fit into memory.
     """
-    at_hand = cast(RowsAtHand, design)
-    columns, weighted, n = at_hand.columns, at_hand.weights is not None, len(at_hand.codes[0])
     needed = 0
     if len(design.groups) > 1:
-        needed = row_form_bytes(design.groups, columns, n, weighted, design.rank + 1, control.probes)
+        needed = row_form_bytes(design.groups, design.at_hand, design.rank + 1, control.probes)
     check_sizes(design.groups, needed, design.n, control)
     groups = tail_groups(design)
     l, q = design.groups[0].n_columns, design.groups[0].n_levels
     dense = [np.column_stack([x, y]) for x, y in zip(design.dense, found.dense, strict=True)]
     cross = design.complete(found, pairs=False)
-    rows = row_form(at_hand.codes, columns, at_hand.weights, q, groups, control.n_threads)
+    rows = row_form(design.at_hand, design.groups, control.n_threads)
     return Problem(
         rows=rows,
         blocks=design.blocks[0],
@@ -294,55 +297,71 @@ def lead_places(design: Grouped) -> Places:
     return tuple((a, i, j) for a, (g, i, j) in enumerate(design.theta_map.index.tolist()) if g == 0)
 
 
-def row_form(
-    of_group: Sequence[NDArray[np.int32]],
-    columns: Sequence[Array | None],
-    w: Array | None,
-    q: int,
-    groups: Sequence[TailGroup],
-    threads: int,
-) -> RowForm:
+def row_form(rows: RowsAtHand, groups: Sequence[Group], threads: int) -> RowForm:
     """The rows sorted by leading level; cells may stand in for them.
+
+    Where they have no room in memory they are sorted window by window, a pass over all rows for each, into temporary
+    files, which the form reads through memory maps.
 
     Parameters
     ----------
-    of_group, columns
-        Levels of each grouping factor, the leading one first, and its columns.
-    w : (n,) or None
-        Weights.
-    q : int
-        Leading levels.
-    groups : sequence of TailGroup
+    rows : RowsAtHand
+    groups : sequence of Group
+        The leading one first.
     threads : int
     """
-    lead = of_group[0]
-    ptr, n = level_starts(lead, q), len(lead)
-    codes = np.empty((n, len(groups)), np.int32)
-    t, at = None, 0
-    if any(z is not None for z in columns[1:]):
-        t = np.ones((n, sum(group.l for group in groups)))
-    for f, group in enumerate(groups):
-        place_codes(ptr, lead, of_group[f + 1], group.columns.start, codes, f, group.l)
-        z = columns[f + 1]
-        if t is not None and z is not None:
-            place_columns(ptr, lead, z, t, at)
-        at += group.l
-
-    def placed(values: Array | None) -> Array | None:
-        if values is None:
-            return None
-        out = np.empty_like(values)
-        place_columns(ptr, lead, values, out, 0)
-        return out
-
-    sorted_w = placed(None if w is None else w[:, None])
+    lead, *tail = groups
+    n, counts = rows.n, np.zeros(lead.n_levels, np.int64)
+    for codes, _, _ in rows.pieces():
+        tally(codes[0], counts)
+    ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    widths = np.array([group.n_columns for group in tail], np.int64)
+    shapes = {"codes": (len(tail),)}
+    if rows.varying[0]:
+        shapes["z"] = (lead.n_columns,)
+    if any(rows.varying[1:]):
+        shapes["t"] = (int(widths.sum()),)
+    if rows.weighted:
+        shapes["w"] = (1,)
+    whole = sorted_bytes(groups, rows)
+    in_memory = rows.room is None or whole <= rows.room
+    window = n if in_memory else max(1, n * (rows.room or 1) // (2 * whole))
+    kinds = {name: np.dtype(np.int32 if name == "codes" else np.float64) for name in shapes}
+    files = {} if in_memory else {name: Spool(kinds[name], of, on_disk=True) for name, of in shapes.items()}
+    found: dict[str, NDArray[Any]] = {}
+    for first in range(0, n, window):
+        found = {name: np.empty((min(window, n - first), *of), kinds[name]) for name, of in shapes.items()}
+        place_rows(rows, tail, ptr[:-1].copy(), found, first)
+        for name, file in files.items():
+            file.write(first, found[name])
+    found.update((name, file.whole(n)) for name, file in files.items())
+    w = found.get("w")
     return RowForm(
         ptr,
-        codes,
-        np.array([group.q for group in groups], np.int64),
-        np.array([group.l for group in groups], np.int64),
-        placed(columns[0]),
-        t,
-        None if sorted_w is None else sorted_w.ravel(),
+        found["codes"],
+        np.array([group.n_levels for group in tail], np.int64),
+        widths,
+        found.get("z"),
+        found.get("t"),
+        None if w is None else w.reshape(-1),
         threads,
     )
+
+
+def place_rows(
+    rows: RowsAtHand, tail: Sequence[Group], at: NDArray[np.int64], found: Mapping[str, NDArray[Any]], first: int
+) -> None:
+    """Fill a window of the sorted rows from row ``first`` on; ``at`` (q,) are where levels begin, and is moved on."""
+    for codes, columns, w in rows.pieces():
+        place, start, column = places(codes[0], at), 0, 0
+        for f, group in enumerate(tail):
+            place_codes(place, codes[f + 1], start, found["codes"], f, group.n_columns, first)
+            z = columns[f + 1]
+            if "t" in found:
+                own = np.ones((len(place), 1)) if z is None else z
+                place_columns(place, own, found["t"], column, first)
+            start, column = start + group.size, column + group.n_columns
+        if columns[0] is not None:
+            place_columns(place, columns[0], found["z"], 0, first)
+        if w is not None:
+            place_columns(place, w[:, None], found["w"], 0, first)

@@ -92,11 +92,15 @@ class Accumulator:
         Of the columns of X, for messages.
     keep_rows : bool
         Keep the codes of the rows of several factors however many they are, as the iterative engine needs them.
+    memory : int, optional
+        Bytes for the rows of several factors, half of which is for their codes and half for a copy in the order that
+        the iterative engine takes; what is beyond goes into temporary files. Half of what is free when it is left out.
 
     Notes
     -----
     Memory: sums, q l (l + p + 1) numbers a factor of q levels and l columns; with several factors also the rows' codes
-    or cells, see the module. Numbers of rows a level and of rows a cell, where there are no weights, are the same to
+    or cells, see the module. A fit of rows in files has the bits of one of rows in memory. Pickles have the rows in
+    them. Numbers of rows a level and of rows a cell, where there are no weights, are the same to
     the bit for any order and size of batches; everything else is to rounding, as the origin comes from the first batch.
 
     Examples
@@ -120,6 +124,7 @@ class Accumulator:
         names: Sequence[str] | None = None,
         *,
         keep_rows: bool = False,
+        memory: int | None = None,
     ) -> None:
         if not terms:
             raise ModelError("a mixed model needs at least one random-effects term")
@@ -131,7 +136,7 @@ class Accumulator:
             raise ModelError("a factor of the batches has no term")
         widths = [sum(terms[k].n_columns for k in member) for member in self.members]
         self.sums = LevelSums(widths, self.p + 1, [0] * n_factors)
-        self.store = RowStore(widths, keep_rows) if n_factors > 1 else None
+        self.store = RowStore(widths, keep_rows, memory) if n_factors > 1 else None
         self.n, self.n_weighted = 0, 0
         self.weight_sum, self.log_weight_sum = 0.0, 0.0
         self.origin: Origin | None = None
@@ -172,6 +177,8 @@ class Accumulator:
             Wrong lengths, values that are not finite, weights that are not positive.
         UnitError
             Squares overflow or vanish.
+        MemoryLimitError
+            Rows go into a temporary file, and its disk is full. Nothing of these rows has been added then.
         """
         if len(np.shape(y)) == 1 and len(np.shape(X)) == 2 and len(y) == len(X) == 0:  # type: ignore[arg-type]
             return
@@ -190,19 +197,18 @@ class Accumulator:
             if column is not None:
                 names = [f"column {j} of z of term {k}" for j in range(column.shape[1])]
                 of_terms[k] = updated(of_terms[k], column if root is None else column * root, names)
-        # nothing is changed before everything is known to be sound
+        grouped = [self._side_by_side(member, shifted, n) for member in self.members]
+        # nothing is changed before everything is known to be sound, and rows are kept where they have to be
+        if self.store is not None:
+            self.store.add(levels, grouped, w)
         self.origin, self.r, self.plain, self.of_terms = origin, r, plain, of_terms
         if w is not None:
             self.weight_sum += float(w.sum())
             self.log_weight_sum += float(np.log(w).sum())
             self.n_weighted += n
-        grouped = [self._side_by_side(member, shifted, n) for member in self.members]
         for f, of_factor in enumerate(levels):
             self.sums.grow(f, int(of_factor.max()) + 1)
         self.sums.add(levels, grouped, w, dense)
-        if self.store is not None:
-            # copies: the next batch may come in the same arrays
-            self.store.add([c.copy() for c in levels], grouped, None if w is None else w.copy())
         self.n += n
 
     def _checked(
@@ -331,10 +337,10 @@ class Accumulator:
     def renumber(self, orders: Sequence[NDArray[np.integer]]) -> None:
         """Give each level the code that its factor's ``orders`` (q,) has for it, in place; batches to come as well."""
         given = [np.asarray(order, np.int32) for order in orders]
-        for f, order in enumerate(given):
-            self.sums.renumber(f, order)
         if self.store is not None:
             self.store.renumber(given)
+        for f, order in enumerate(given):
+            self.sums.renumber(f, order)
 
     def reordered(self, order: Sequence[int]) -> Accumulator:
         """The same sums, shared, with the terms in another order, of which ``order`` has the places."""

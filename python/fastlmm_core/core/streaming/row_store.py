@@ -1,18 +1,25 @@
 """What several factors need of the rows beside sums over levels: which levels occur together, and with what weight.
 
 Rows are kept as codes for as long as they are few beside the cells they fall into, and collapse into cells, sorted by
-(level, level), once they are many: then memory no longer grows with them.
+(level, level), once they are many: then memory no longer grows with them. Rows that take more than half of the memory
+given go into temporary files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core._native.iterative.sorting import tally
 from fastlmm_core._native.rows.crossprod import nested_cells, pair_cells, sort_rows
+from fastlmm_core.core.machine import available_memory
+from fastlmm_core.core.rows_at_hand import PIECE, Piece
+from fastlmm_core.core.spool import KeptRows
 
 __all__ = ["RowStore"]
 
@@ -20,7 +27,6 @@ Array = NDArray[np.float64]
 Codes = NDArray[np.int32]
 Longs = NDArray[np.int64]
 Cells = tuple[Longs, Codes, Array]
-Rows = tuple[list[Codes], list[Array | None], Array | None]
 Run = tuple[Longs, Array]
 
 FIRST_LOOK = 1 << 22
@@ -29,9 +35,14 @@ FIRST_LOOK = 1 << 22
 COLLAPSE = 4
 """Rows a cell, over all pairs of factors, from which on cells are kept instead."""
 
-
 SAMPLE = 32
 """One pair of levels in as many is looked at for that."""
+
+SORTED = 32
+"""Bytes that sorting a row takes beside its columns."""
+
+FREE = 2
+"""One part in as many of the memory that is free is given, where nothing else is said."""
 
 
 class RowStore:
@@ -42,67 +53,81 @@ class RowStore:
     widths : sequence of int
         Columns of each factor.
     keep_rows : bool
-        Never collapse, whatever memory that takes.
+        Never collapse, whatever room that takes.
+    memory : int, optional
+        Bytes for the rows here and in another order; half of what is free when it is left out. Half of it is for those
+        here, which go into temporary files beyond.
 
     Attributes
     ----------
+    rows : KeptRows
+        Empty once they have collapsed.
     collapsed : bool
         The rows are gone.
     plain : bool
         All columns are ones so far: then a cell of two factors is a row whose weight is its sum.
     """
 
-    def __init__(self, widths: Sequence[int], keep_rows: bool = False) -> None:
+    def __init__(self, widths: Sequence[int], keep_rows: bool = False, memory: int | None = None) -> None:
         self.widths, self.keep_rows = tuple(widths), keep_rows
-        self.rows: list[Rows] = []
+        self.memory = available_memory() // FREE if memory is None else memory
+        self.rows = KeptRows()
         self.runs: dict[tuple[int, int], list[Run]] = {pair: [] for pair in combinations(range(len(widths)), 2)}
-        self.collapsed, self.n_kept, self.next_look, self.plain = False, 0, FIRST_LOOK, True
+        self.collapsed, self.next_look, self.plain = False, FIRST_LOOK, True
 
     def snapshot(self) -> RowStore:
         """The store as it stands, which later additions do not change; the rows so far are shared."""
-        if self.rows:
-            self.whole()
-        out = RowStore(self.widths, self.keep_rows)
-        out.rows, out.runs = list(self.rows), {pair: list(runs) for pair, runs in self.runs.items()}
-        out.collapsed, out.n_kept, out.next_look, out.plain = self.collapsed, self.n_kept, self.next_look, self.plain
+        out = copy(self)
+        out.rows, out.runs = self.rows.snapshot(), {pair: list(runs) for pair, runs in self.runs.items()}
         return out
 
     @property
+    def room(self) -> int:
+        """Bytes for the rows here, and as many for them in another order."""
+        return self.memory // 2
+
+    @property
     def has_rows(self) -> bool:
-        """Whether `whole` has an answer."""
+        """Whether `pieces` has an answer."""
         return not self.collapsed or (self.plain and len(self.widths) == 2)
 
     def add(self, codes: Sequence[Codes], columns: Sequence[Array | None], weights: Array | None) -> None:
         """Add rows: codes (n,), columns (n, l) or None for ones, weights (n,) or None."""
-        self.plain = self.plain and all(z is None for z in columns)
         if self.collapsed:
-            self._add_cells((list(codes), list(columns), weights))
-            return
-        self.rows.append((list(codes), list(columns), weights))
-        self.n_kept += len(codes[0])
-        if self.n_kept >= self.next_look and not self.keep_rows:
+            self._add_cells((codes, columns, weights))
+        else:
+            of_row = sum(a[:1].nbytes for a in [*codes, *columns, weights] if a is not None)
+            if (len(self.rows) + len(codes[0])) * of_row > self.room and not self.rows.on_disk:
+                self.rows.spill()  # before anything is added: the disk may be full
+            self.rows.add(codes, columns, weights)
+        self.plain = self.plain and all(z is None for z in columns)
+        if len(self.rows) >= self.next_look and not self.keep_rows:
             self._look()
 
     def _look(self) -> None:
-        """Collapse the rows if that saves enough, by the cells of a sample of the pairs of levels."""
-        self.next_look = 2 * self.n_kept
-        cells = 0.0
+        """Collapse the rows if that saves enough and cells fit, by the cells of a sample of the pairs of levels."""
+        self.next_look = 2 * len(self.rows)
+        a_row, cells = 0.0, 0.0
         for g, h in self.runs:
-            sample = np.sort(np.concatenate([sampled(keys_of(codes[g], codes[h])) for codes, _, _ in self.rows]))
+            found = [sampled(keys_of(codes[g], codes[h])) for codes, _, _ in self.rows.pieces()]
+            sample = np.sort(np.concatenate(found))
             if len(sample):
-                cells += (1 + np.count_nonzero(sample[1:] != sample[:-1])) / len(sample)  # a row
-            if COLLAPSE * cells > 1.0:
+                share = (1 + np.count_nonzero(sample[1:] != sample[:-1])) / len(sample)
+                a_row += share
+                cells += share * (8 + 8 * self.widths[g] * self.widths[h])
+            if COLLAPSE * a_row > 1.0:
                 return
-        self.collapse()
+        if cells * len(self.rows) <= self.room:
+            self.collapse()
 
     def collapse(self) -> None:
         """Keep cells instead of rows."""
         if not self.collapsed:
-            rows, self.rows, self.collapsed, self.n_kept = self.rows, [], True, 0
-            for part in rows:
-                self._add_cells(part)
+            rows, self.rows, self.collapsed = self.rows, KeptRows(), True
+            for piece in rows.pieces():
+                self._add_cells(piece)
 
-    def _add_cells(self, rows: Rows) -> None:
+    def _add_cells(self, rows: Piece) -> None:
         codes, columns, weights = rows
         for g, h in self.runs:
             key = keys_of(codes[g], codes[h])
@@ -124,20 +149,26 @@ class RowStore:
             runs[:] = [summed(np.concatenate([k for k, _ in runs]), np.concatenate([v for _, v in runs]))]
         return runs[0]
 
-    def whole(self) -> Rows:
-        """All rows kept, as one array each; of two factors without columns the cells, weighted by their sums."""
-        if self.collapsed:
-            keys, values = self.merged((0, 1))
-            return [(keys >> 32).astype(np.int32), (keys & 0xFFFFFFFF).astype(np.int32)], [None, None], values.ravel()
-        if len(self.rows) > 1:
-            codes, z = [list(part[0]) for part in self.rows], [list(part[1]) for part in self.rows]
-            weights = [w for _, _, w in self.rows if w is not None]
-            self.rows = []  # a batch is let go of as soon as it is copied, or all would be there twice
-            factors = range(len(self.widths))
-            joined = [np.concatenate([part.pop(0) for part in codes]) for _ in factors]
-            columns = [joined_columns([part.pop(0) for part in z]) for _ in factors]
-            self.rows = [(joined, columns, np.concatenate(weights) if weights else None)]
-        return self.rows[0]
+    @property
+    def n_kept(self) -> int:
+        """Rows, or the cells that stand for them."""
+        return len(self.merged((0, 1))[0]) if self.collapsed else len(self.rows)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether rows, or the cells that stand for them, have weights."""
+        return self.collapsed or self.rows.weighted
+
+    def pieces(self) -> Iterator[Piece]:
+        """All rows kept, `PIECE` after another; of two factors without columns the cells, weighted by their sums."""
+        if not self.collapsed:
+            yield from self.rows.pieces()
+            return
+        keys, values = self.merged((0, 1))
+        for start in range(0, len(keys), PIECE):
+            part = keys[start : start + PIECE]
+            codes = [(part >> 32).astype(np.int32), (part & 0xFFFFFFFF).astype(np.int32)]
+            yield codes, [None, None], values[start : start + PIECE].ravel()
 
     def merge(self, other: RowStore, places: Sequence[Longs], changes: Sequence[Array]) -> None:
         """Add another's rows or cells: the own codes ``places`` (q,) of its levels, its columns times ``changes``."""
@@ -149,15 +180,14 @@ class RowStore:
                 moved = (places[g][keys >> 32] << 32) | places[h][keys & 0xFFFFFFFF]
                 self._add_run((g, h), summed(moved, changes[g].T @ values @ changes[h]))
             return
-        for codes, columns, weights in other.rows:
+        for codes, columns, weights in other.rows.pieces():
             own = [place[c].astype(np.int32) for place, c in zip(places, codes, strict=True)]
             z = [None if c is None else c @ change for c, change in zip(columns, changes, strict=True)]
             self.add(own, z, weights)
 
     def renumber(self, orders: Sequence[Codes]) -> None:
-        """Give each level the code that its factor's ``orders`` (q,) has for it, a batch at a time."""
-        for k, (codes, z, w) in enumerate(self.rows):
-            self.rows[k] = [order[c] for order, c in zip(orders, codes, strict=True)], z, w
+        """Give each level the code that its factor's ``orders`` (q,) has for it."""
+        self.rows.renumber(orders)
         for (g, h), runs in self.runs.items():
             runs[:] = [
                 summed(keys_of(orders[g][keys >> 32], orders[h][keys & 0xFFFFFFFF]), values) for keys, values in runs
@@ -180,12 +210,7 @@ class RowStore:
             As of `pair_cells`.
         """
         if not self.collapsed:
-            codes, columns, w = self.whole()
-            a, b = (orders[f][codes[f]] for f in (g, h))
-            cells = nested_cells(a, sizes[g], columns[g], b, columns[h], w)
-            if cells is None:
-                cells = pair_cells(*sort_rows(a, sizes[g]), columns[g], b, sizes[h], columns[h], w)
-            return cells
+            return self._pair_of_rows(g, h, orders, sizes)
         keys, values = self.merged((min(g, h), max(g, h)))
         first, second = keys >> 32, keys & 0xFFFFFFFF
         if g > h:
@@ -194,10 +219,57 @@ class RowStore:
         ptr = np.searchsorted(keys, np.arange(sizes[g] + 1, dtype=np.int64) << 32)
         return ptr.astype(np.int64), (keys & 0xFFFFFFFF).astype(np.int32), values
 
+    def _pair_of_rows(self, g: int, h: int, orders: Sequence[Codes], sizes: Sequence[int]) -> Cells:
+        """`pair` from rows, by ranges of levels of g whose rows fit."""
+        counts = np.zeros(sizes[g], np.int64)
+        for codes, _, _ in self.rows.pieces():
+            tally(orders[g][codes[g]], counts)
+        limit = max(1, self.room // (SORTED + 2 * self.rows.row_bytes))
+        parts = []
+        for low, high in ranges(counts, limit):
+            a, b, left, right, w = self._of_levels(g, h, orders, low, high)
+            cells = nested_cells(a, high - low, left, b, right, w)
+            if cells is None:
+                cells = pair_cells(*sort_rows(a, high - low), left, b, sizes[h], right, w)
+            parts.append(cells)
+        if len(parts) == 1:
+            return parts[0]
+        ends = np.cumsum([0, *(len(idx) for _, idx, _ in parts)])
+        ptr = [part[0][:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        return (
+            np.concatenate([*ptr, ends[-1:]]).astype(np.int64),
+            np.concatenate([idx for _, idx, _ in parts]),
+            np.concatenate([values for _, _, values in parts]),
+        )
 
-def joined_columns(parts: Sequence[Array | None]) -> Array | None:
-    """Columns of batches as one array; None for ones."""
-    return None if parts[0] is None else np.concatenate([z for z in parts if z is not None])
+    def _of_levels(self, g: int, h: int, orders: Sequence[Codes], low: int, high: int) -> Any:
+        """New codes of g less ``low`` and of h, columns of both and weights of the rows with levels of g in a range."""
+        found = []
+        for codes, columns, weights in self.rows.pieces():
+            a = orders[g][codes[g]]
+            own: slice | NDArray[np.bool_] = slice(None)
+            if high - low < len(orders[g]):
+                own = (a >= low) & (a < high)
+            arrays = (a - np.int32(low), orders[h][codes[h]], columns[g], columns[h], weights)
+            found.append([None if values is None else values[own] for values in arrays])
+        return [joined(parts) for parts in zip(*found, strict=True)]
+
+
+def joined(parts: Sequence[NDArray[Any] | None]) -> NDArray[Any] | None:
+    """Arrays of rows as one; None where there are none."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def ranges(counts: Longs, limit: int) -> list[tuple[int, int]]:
+    """Ranges of levels of at most so many rows, or of one level each."""
+    ends, out, low = np.cumsum(counts), list[tuple[int, int]](), 0
+    while low < len(counts):
+        before = ends[low - 1] if low else 0
+        high = max(low + 1, int(np.searchsorted(ends, before + limit, side="right")))
+        out.append((low, high))
+        low = high
+    return out
 
 
 def keys_of(a: Codes, b: Codes) -> Longs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
@@ -26,9 +26,10 @@ from fastlmm_core.errors import ModelError, NumericalError, StreamedError
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fastlmm_core.core.products import Cells
+    from fastlmm_core.core.rows_at_hand import Piece, RowsAtHand
     from fastlmm_core.core.streaming.accumulate import Accumulator
     from fastlmm_core.core.streaming.row_store import RowStore
 
@@ -43,13 +44,51 @@ SPANNED = 1e-13
 """Mean square that the fixed effects leave of a column, relative, below which sums say that it lies in their span."""
 
 
+@dataclass(frozen=True)
+class StreamedRows:
+    """`RowsAtHand` of a store, in the order of a model's groups and in conditioned columns."""
+
+    store: RowStore
+    factors: Sequence[int]
+    orders: Sequence[NDArray[np.int32]]
+    moved: Sequence[bool]
+    matrices: Sequence[Array]
+    scale: float
+
+    @property
+    def n(self) -> int:
+        """Rows, or cells."""
+        return self.store.n_kept
+
+    @property
+    def varying(self) -> list[bool]:
+        """See `RowsAtHand`."""
+        kept = self.store.rows.varying
+        return [not self.store.collapsed and kept[f] for f in self.factors]
+
+    @property
+    def weighted(self) -> bool:
+        """See `RowsAtHand`."""
+        return self.store.weighted
+
+    @property
+    def room(self) -> int:
+        """See `RowsAtHand`."""
+        return self.store.room
+
+    def pieces(self) -> Iterator[Piece]:
+        """See `RowsAtHand`."""
+        for codes, columns, w in self.store.pieces():
+            own = [self.orders[f][codes[f]] if self.moved[f] else codes[f] for f in self.factors]
+            z = [None if (of := columns[f]) is None else of @ self.matrices[f] for f in self.factors]
+            yield own, z, None if w is None else w / self.scale
+
+
 class StreamedProducts(DesignSums):
     """`DesignSums` of rows that are gone; `conditioned` makes them.
 
     Attributes
     ----------
-    codes, columns, weights
-        Of the rows as `DesignProducts` has them, where a model of several factors has kept its rows.
     plain : (p, p)
         R of X, without weights.
     """
@@ -85,28 +124,13 @@ class StreamedProducts(DesignSums):
                 out[a, b] = ptr, idx, np.ascontiguousarray(left.T @ val @ right) / self.weight_scale
         return out
 
-    def _rows(self) -> tuple[list[NDArray[np.int32]], list[Array | None], Array | None]:
-        if self._store is None or not self._store.has_rows:
+    @property
+    def at_hand(self) -> RowsAtHand:
+        """Rows that a model of several factors has kept, or the cells that stand for them."""
+        if not self.has_rows:
             raise StreamedError()
-        return self._store.whole()
-
-    @property
-    def codes(self) -> list[NDArray[np.int32]]:
-        """Levels (n,) of the rows, one array a group."""
-        rows = self._rows()[0]
-        return [self._orders[f][rows[f]] if self._moved[f] else rows[f] for f in self._factors]
-
-    @property
-    def columns(self) -> list[Array | None]:
-        """Conditioned columns (n, l) of the rows, one array a group; None for ones."""
-        rows = self._rows()[1]
-        return [None if (z := rows[f]) is None else np.ascontiguousarray(z @ self._matrices[f]) for f in self._factors]
-
-    @property
-    def weights(self) -> Array | None:
-        """Scaled weights (n,) of the rows."""
-        w = self._rows()[2]
-        return None if w is None else w / self.weight_scale
+        assert self._store is not None
+        return StreamedRows(self._store, self._factors, self._orders, self._moved, self._matrices, self.weight_scale)
 
     def spans(self, g: int, o: int, direction: Array, size: float, left: float, reml: bool) -> bool:
         """See `DesignSums.spans`: from the sums alone."""

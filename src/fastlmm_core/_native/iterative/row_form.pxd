@@ -9,8 +9,21 @@ cdef extern from *:
     #else
     #define ROW_AHEAD(p)
     #endif
+    #if defined(__unix__) || defined(__APPLE__)
+    #include <stdint.h>
+    #include <sys/mman.h>
+    #include <unistd.h>
+    static void row_release(const void *start, size_t bytes) {
+        uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE), first = ((uintptr_t) start + page - 1) / page * page;
+        uintptr_t end = ((uintptr_t) start + bytes) / page * page;
+        if (end > first) madvise((void *) first, end - first, MADV_DONTNEED);
+    }
+    #else
+    static void row_release(const void *start, size_t bytes) {}
+    #endif
     """
     void ROW_AHEAD(const void *p) noexcept nogil
+    void row_release(const void *start, size_t size) noexcept nogil  # of a file's map only: other memory would be lost
 
 cdef enum:
     KV = 8
@@ -26,6 +39,24 @@ cdef struct rows_t:
     const double *z
     const double *t
     const double *w
+    Py_ssize_t window  # rows of a file after which they are let go of; 0 in memory
+
+
+cdef inline Py_ssize_t let_go(const rows_t *rows, Py_ssize_t since, Py_ssize_t row, bint last) noexcept nogil:
+    """Take rows that have been read, from ``since`` on, out of the process's memory once they are a window, or the
+    last; where the next window begins.
+    """
+    cdef size_t size = row - since
+    if rows.window == 0 or (row - since < rows.window and not last):
+        return since
+    row_release(rows.codes + since * rows.nf, size * rows.nf * sizeof(int32_t))
+    if rows.z is not NULL:
+        row_release(rows.z + since * rows.l, size * rows.l * sizeof(double))
+    if rows.t is not NULL:
+        row_release(rows.t + since * rows.nt, size * rows.nt * sizeof(double))
+    if rows.w is not NULL:
+        row_release(rows.w + since, size * sizeof(double))
+    return row
 
 
 cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
@@ -87,4 +118,5 @@ cdef class RowForm:
     cdef double[:, :, ::1] buffer
     cdef double[:, ::1] given
     cdef add_parts(self, double[:, ::1] y)
+    cdef Py_ssize_t astray(self, const int64_t[::1] widths)
     cdef check(self, shape, tuple expected)

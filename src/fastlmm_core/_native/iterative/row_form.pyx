@@ -17,6 +17,9 @@ threads.
 
 Beside products there are the blocks of C on its diagonal, a level's columns each, and P'CP for a P that adds levels up
 (`aggregated`), the matrix of a second level of the solver.
+
+The arrays may be memory maps of files: rows that have been walked through are then taken out of the process's memory a
+window at a time, so that a sweep holds a window a thread, whatever the rows are.
 """
 
 import numpy as np
@@ -29,6 +32,10 @@ __all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
 
 WIDTH = KV
 MAX_LEADING = MOST
+WINDOW = 1 << 24  # bytes of files that a thread holds
+
+cdef enum:
+    SHARES = 64  # of the levels, where threads write to levels of their own
 
 
 cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, double *y) noexcept nogil:
@@ -101,6 +108,38 @@ cdef void level_spread(const rows_t *rows, Py_ssize_t i, const double *u, double
         row_scatter(rows, r, v, y)
 
 
+cdef void part_product(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *K, const double *x,
+                       double *y) noexcept nogil:
+    """y += the part of C x that some levels' rows make."""
+    cdef Py_ssize_t i, since = rows.ptr[first], size = rows.l * rows.l
+    for i in range(first, stop):
+        level_product(rows, i, K + i * size, x, y)
+        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+
+
+cdef void part_spread(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *u, double *y) noexcept nogil:
+    """y += the part of B'u that some levels' rows make."""
+    cdef Py_ssize_t i, since = rows.ptr[first]
+    for i in range(first, stop):
+        level_spread(rows, i, u + i * rows.l * KV, y)
+        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+
+
+cdef void part_sums(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *x, double *s) noexcept nogil:
+    """s = B x of some levels."""
+    cdef Py_ssize_t i, since = rows.ptr[first]
+    for i in range(first, stop):
+        level_sum(rows, i, x, NULL, s + i * rows.l * KV)
+        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+
+
+def window_of(arrays, Py_ssize_t n):
+    """Rows of read-only maps of files to hold at a time; 0 where the arrays are not all such maps."""
+    if not all(isinstance(a, np.memmap) and a._mmap is not None and a.mode == "r" for a in arrays):
+        return 0
+    return max(1, WINDOW // (sum(a.nbytes for a in arrays) // n))
+
+
 def on_lines(Py_ssize_t rows):
     """An array (rows, 8) each of whose rows is one cache line: elsewhere it would be two halves."""
     raw = np.empty(rows * KV + KV)
@@ -125,6 +164,8 @@ cdef class RowForm:
         Covariates of the tail columns; None stands for ones, one a factor.
     w : (n,) float64 or None
     threads : int
+
+    The arrays of rows may be read-only memory maps of files (``np.memmap``).
 
     Attributes
     ----------
@@ -154,8 +195,6 @@ cdef class RowForm:
         if self.q < 1 or ends[0] != 0 or ends[self.q] != self.n or (np.diff(ends) < 0).any():
             raise ValueError("ptr does not divide the rows")
         for f in range(columns.shape[1]):
-            if columns[:, f].min() < self.starts[f] or columns[:, f].max() > self.starts[f + 1] - widths[f]:
-                raise ValueError(f"codes lie outside {self.starts[f]} to {self.starts[f + 1] - widths[f]}")
             if widths[f] > MOST:
                 raise ValueError(f"a factor of {widths[f]} columns")
         if not 1 <= self.l <= MOST:
@@ -168,6 +207,7 @@ cdef class RowForm:
         if t is not None and (t.shape[0] != self.n or t.shape[1] != self.rows.nt):
             raise ValueError("covariates do not match the codes")
         self.kept = (ptr, codes, z, t, w, levels, widths)
+        self.rows.window = window_of([a.base for a in self.kept[1:5] if a is not None], self.n)
         self.rows.n, self.rows.l, self.rows.nf = self.n, self.l, columns.shape[1]
         self.rows.ptr, self.rows.codes, self.rows.widths = &ptr[0], &codes[0, 0], &widths[0]
         self.rows.z = self.rows.t = self.rows.w = NULL
@@ -177,12 +217,27 @@ cdef class RowForm:
             self.rows.t = &t[0, 0]
         if w is not None:
             self.rows.w = &w[0]
+        f = self.astray(widths)
+        if f >= 0:
+            raise ValueError(f"codes lie outside {self.starts[f]} to {self.starts[f + 1] - widths[f]}")
         # a matter of the data only, or the sums would depend on the machine
         self.parts = max(2, min(8 if self.m <= 1_000_000 else 4, self.n // (16 * self.m)))
         share = np.searchsorted(ends, np.linspace(0, self.n, self.parts + 1)).astype(np.int64)
         share[0], share[self.parts] = 0, self.q
         self.part = share
         self.buffer, self.given = on_lines(self.parts * self.m).reshape(self.parts, self.m, KV), on_lines(self.m)
+
+    cdef Py_ssize_t astray(self, const int64_t[::1] widths):
+        """A factor with codes that are none of its levels' columns; -1 where there is none."""
+        cdef Py_ssize_t r, f, since = 0, nf = self.rows.nf
+        cdef int32_t code
+        for r in range(self.n):
+            for f in range(nf):
+                code = self.rows.codes[r * nf + f]
+                if code < self.starts[f] or code > self.starts[f + 1] - widths[f]:
+                    return f
+            since = let_go(&self.rows, since, r + 1, r + 1 == self.n)
+        return -1
 
     def reweight(self, const double[::1] w):
         """Other weights (n,) from here on, in the order of the rows here; they are kept, not copied.
@@ -191,7 +246,7 @@ cdef class RowForm:
         """
         self.check((w.shape[0],), (self.n,))
         self.kept = (*self.kept[:4], w, *self.kept[5:])
-        self.rows.w = &w[0]
+        self.rows.w, self.rows.window = &w[0], 0
         self.version += 1
 
     cdef add_parts(self, double[:, ::1] y):
@@ -210,7 +265,7 @@ cdef class RowForm:
 
     def product(self, const double[:, :, ::1] K, const double[:, ::1] x, out=None):
         """C x (m, 8), for K (q, l, l) and x (m, 8); into ``out`` where there is one."""
-        cdef Py_ssize_t p, i, size = self.l * self.l
+        cdef Py_ssize_t p
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, self.l, self.l))
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
         y_ = np.empty((self.m, KV)) if out is None else out
@@ -222,32 +277,30 @@ cdef class RowForm:
         self.products += 1
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
             memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
-            for i in range(self.part[p], self.part[p + 1]):
-                level_product(&self.rows, i, k0 + i * size, x0, &self.buffer[p, 0, 0])
+            part_product(&self.rows, self.part[p], self.part[p + 1], k0, x0, &self.buffer[p, 0, 0])
         self.add_parts(y)
         return y_
 
     def lead_sums(self, const double[:, ::1] x):
         """B x (q, l, 8), for x (m, 8)."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t p, q = self.q
         self.check((x.shape[0], x.shape[1]), (self.m, KV))
         s_ = np.empty((self.q, self.l, KV))
         cdef double[:, :, ::1] s = s_
         memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
-        for i in prange(self.q, schedule="static", num_threads=self.threads, nogil=True):
-            level_sum(&self.rows, i, &self.given[0, 0], NULL, &s[i, 0, 0])
+        for p in prange(SHARES, schedule="static", num_threads=self.threads, nogil=True):
+            part_sums(&self.rows, p * q // SHARES, (p + 1) * q // SHARES, &self.given[0, 0], &s[0, 0, 0])
         return s_
 
     def tail_sums(self, const double[:, :, ::1] u):
         """B'u (m, 8), for u (q, l, 8)."""
-        cdef Py_ssize_t p, i
+        cdef Py_ssize_t p
         self.check((u.shape[0], u.shape[1], u.shape[2]), (self.q, self.l, KV))
         y_ = np.empty((self.m, KV))
         cdef double[:, ::1] y = y_
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
             memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
-            for i in range(self.part[p], self.part[p + 1]):
-                level_spread(&self.rows, i, &u[i, 0, 0], &self.buffer[p, 0, 0])
+            part_spread(&self.rows, self.part[p], self.part[p + 1], &u[0, 0, 0], &self.buffer[p, 0, 0])
         self.add_parts(y)
         return y_
 
@@ -273,7 +326,7 @@ cdef class RowForm:
         spread : list of (q, w, w, l, l)
             Of each pair of a level's columns.
         """
-        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, a, width, o
+        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, a, width, o, since = 0
         cdef Py_ssize_t longest = int(np.diff(self.ptr).max()) * nf
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, l, l))
         self.check((R.shape[0], R.shape[1], R.shape[2]), (self.q, l, l))
@@ -329,6 +382,7 @@ cdef class RowForm:
                         for c in range(l):
                             b[j + e, c] = 0.0
                     seen[j] = 0
+                since = let_go(&self.rows, since, self.rows.ptr[i + 1], i + 1 == self.q)
         shapes = [(int(q), int(w), int(w)) for q, w in zip(levels, widths, strict=True)]
         cuts = np.asarray(offset)[1:nf]
         return (
@@ -348,7 +402,7 @@ cdef class RowForm:
             Of each tail column, in [0, size); a negative one leaves a column out.
         size : int
         """
-        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, own, a, o
+        cdef Py_ssize_t l = self.l, nf = self.rows.nf, i, r, f, c, d, e, count, own, a, o, since = 0
         cdef int32_t j, k
         cdef double value, w, kb
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, l, l))
@@ -402,4 +456,5 @@ cdef class RowForm:
                     seen[j] = 0
                     for c in range(l):
                         b[j, c] = 0.0
+                since = let_go(&self.rows, since, self.rows.ptr[i + 1], i + 1 == self.q)
         return out_

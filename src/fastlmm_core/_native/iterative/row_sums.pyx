@@ -18,8 +18,8 @@ B_i' of each level,
 import numpy as np
 
 from cython.parallel cimport prange
-from libc.stdint cimport int32_t
-from libc.string cimport memcpy
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy, memset
 
 from fastlmm_core._native.iterative.row_form cimport KV, MOST, RowForm, level_sum, row_value, rows_t
 
@@ -121,8 +121,101 @@ def forms(RowForm form, const double[:, :, ::1] K, const double[:, ::1] x, const
     return out
 
 
+cdef struct tails_t:
+    const int64_t *starts   # first tail column of each factor
+    const int64_t *offset   # where each factor's blocks begin in P
+    const double *P
+
+
+cdef struct level_t:
+    double *b               # (m, l) zeros: B_i' of the level at hand
+    int32_t *seen           # (m,) zeros: whether a tail level has been met
+    int32_t *columns        # (longest,) first columns of those that have been
+    int32_t *factor         # (longest,) their factors
+
+
+cdef Py_ssize_t collect(const rows_t *rows, Py_ssize_t i, level_t *own) noexcept nogil:
+    """B_i' of level i, and how many tail levels it meets."""
+    cdef Py_ssize_t l = rows.l, nf = rows.nf, r, f, e, c, o, count = 0
+    cdef double w, value
+    cdef int32_t j
+    for r in range(rows.ptr[i], rows.ptr[i + 1]):
+        w = 1.0 if rows.w is NULL else rows.w[r]
+        o = r * rows.nt
+        for f in range(nf):
+            j = rows.codes[r * nf + f]
+            if not own.seen[j]:
+                own.seen[j] = 1
+                own.columns[count], own.factor[count] = j, <int32_t> f
+                count += 1
+            for e in range(rows.widths[f]):
+                value = w if rows.t is NULL else w * rows.t[o]
+                o += 1
+                for c in range(l):
+                    own.b[(j + e) * l + c] += value if rows.z is NULL else value * rows.z[r * l + c]
+    return count
+
+
+cdef inline double row_leverage(const rows_t *rows, Py_ssize_t r, const tails_t *tails, const double *b,
+                                const double *Q, const double *K) noexcept nogil:
+    """z_r'K z_r + e_r'P e_r."""
+    cdef Py_ssize_t l = rows.l, nf = rows.nf, f, c, d, e, o = r * rows.nt, at, width
+    cdef double kz[MOST]
+    cdef double pt[MOST]
+    cdef double value, total = row_lead(rows, r, K, kz)
+    cdef int32_t j
+    for c in range(l):
+        for d in range(l):
+            total += kz[c] * Q[c * l + d] * kz[d]
+    for f in range(nf):
+        j, width = rows.codes[r * nf + f], rows.widths[f]
+        at = tails.offset[f] + (j - tails.starts[f]) * width
+        for e in range(width):
+            pt[e] = 0.0
+            for d in range(width):
+                pt[e] += tails.P[at + e * width + d] * (1.0 if rows.t is NULL else rows.t[o + d])
+        for e in range(width):
+            value = 1.0 if rows.t is NULL else rows.t[o + e]
+            for c in range(l):
+                value -= 2.0 * kz[c] * b[(j + e) * l + c]
+            total += value * pt[e]
+        o += width
+    return total
+
+
+cdef void part_leverages(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const tails_t *tails, const double *K,
+                         level_t *own, double *out) noexcept nogil:
+    """Leverages of some levels' rows."""
+    cdef Py_ssize_t l = rows.l, i, r, f, c, d, e, o, a, at, width, count
+    cdef double Q[MOST * MOST]
+    cdef double value
+    cdef int32_t j
+    for i in range(first, stop):
+        count = collect(rows, i, own)
+        for c in range(l * l):
+            Q[c] = 0.0
+        for a in range(count):
+            j, f = own.columns[a], own.factor[a]
+            width = rows.widths[f]
+            at = tails.offset[f] + (j - tails.starts[f]) * width
+            for e in range(width):
+                for d in range(width):
+                    value = tails.P[at + e * width + d]
+                    for c in range(l):
+                        for o in range(l):
+                            Q[c * l + o] += value * own.b[(j + e) * l + c] * own.b[(j + d) * l + o]
+        for r in range(rows.ptr[i], rows.ptr[i + 1]):
+            out[r] = row_leverage(rows, r, tails, own.b, Q, K + i * l * l)
+        for a in range(count):
+            j = own.columns[a]
+            memset(own.b + j * l, 0, rows.widths[own.factor[a]] * l * sizeof(double))
+            own.seen[j] = 0
+
+
 def leverages(RowForm form, const double[:, :, ::1] K, list blocks):
     """z_r'K_i z_r + e_r'P e_r of each row (n,).
+
+    Threads share the parts of the levels that products have, each with workspace of its own.
 
     Parameters
     ----------
@@ -131,78 +224,24 @@ def leverages(RowForm form, const double[:, :, ::1] K, list blocks):
     blocks : list of (levels, w, w)
         P, an array a tail factor.
     """
-    cdef Py_ssize_t l = form.l, nf = form.rows.nf, nt = form.rows.nt, i, r, f, c, d, e, a, o, at, width, count
-    cdef Py_ssize_t longest = int(np.diff(form.ptr).max()) * nf
+    cdef Py_ssize_t l = form.l, p, longest = int(np.diff(form.ptr).max()) * form.rows.nf
     form.check((K.shape[0], K.shape[1], K.shape[2]), (form.q, l, l))
     flat = [np.ascontiguousarray(block, np.float64) for block in blocks]
     expected = [(int(q), int(w), int(w)) for q, w in zip(form.kept[5], form.kept[6], strict=True)]
     if [block.shape for block in flat] != expected:
         raise ValueError(f"blocks of shapes {[block.shape for block in flat]} where {expected} were expected")
     cdef double[::1] P = np.concatenate([block.ravel() for block in flat])
-    cdef Py_ssize_t[::1] offset = np.concatenate([[0], np.cumsum([block.size for block in flat])]).astype(np.intp)
+    cdef int64_t[::1] offset = np.concatenate([[0], np.cumsum([block.size for block in flat])]).astype(np.int64)
     out_ = np.empty(form.n)
     cdef double[::1] out = out_
-    cdef double[:, ::1] b = np.zeros((form.m, l))
-    cdef double[::1] pt = np.empty(MOST)
-    cdef int32_t[::1] seen = np.zeros(form.m, np.int32)
-    cdef int32_t[::1] columns = np.empty(longest, np.int32), factor = np.empty(longest, np.int32)
-    cdef double Q[MOST * MOST]
-    cdef double kz[MOST]
-    cdef double value, w, total
-    cdef int32_t j
-    with nogil:
-        for i in range(form.q):
-            count = 0
-            for r in range(form.rows.ptr[i], form.rows.ptr[i + 1]):
-                w = 1.0 if form.rows.w is NULL else form.rows.w[r]
-                o = r * nt
-                for f in range(nf):
-                    j = form.rows.codes[r * nf + f]
-                    if not seen[j]:
-                        seen[j] = 1
-                        columns[count], factor[count] = j, <int32_t> f
-                        count += 1
-                    for e in range(form.rows.widths[f]):
-                        value = w if form.rows.t is NULL else w * form.rows.t[o]
-                        o += 1
-                        for c in range(l):
-                            b[j + e, c] += value if form.rows.z is NULL else value * form.rows.z[r * l + c]
-            for c in range(l * l):
-                Q[c] = 0.0
-            for a in range(count):
-                j, f = columns[a], factor[a]
-                width = form.rows.widths[f]
-                at = offset[f] + (j - form.starts[f]) * width
-                for e in range(width):
-                    for d in range(width):
-                        value = P[at + e * width + d]
-                        for c in range(l):
-                            for o in range(l):
-                                Q[c * l + o] += value * b[j + e, c] * b[j + d, o]
-            for r in range(form.rows.ptr[i], form.rows.ptr[i + 1]):
-                total = row_lead(&form.rows, r, &K[i, 0, 0], kz)
-                for c in range(l):
-                    for d in range(l):
-                        total += kz[c] * Q[c * l + d] * kz[d]
-                o = r * nt
-                for f in range(nf):
-                    j, width = form.rows.codes[r * nf + f], form.rows.widths[f]
-                    at = offset[f] + (j - form.starts[f]) * width
-                    for e in range(width):
-                        pt[e] = 0.0
-                        for d in range(width):
-                            pt[e] += P[at + e * width + d] * (1.0 if form.rows.t is NULL else form.rows.t[o + d])
-                    for e in range(width):
-                        value = 1.0 if form.rows.t is NULL else form.rows.t[o + e]
-                        for c in range(l):
-                            value -= 2.0 * kz[c] * b[j + e, c]
-                        total += value * pt[e]
-                    o += width
-                out[r] = total
-            for a in range(count):
-                j = columns[a]
-                for e in range(form.rows.widths[factor[a]]):
-                    for c in range(l):
-                        b[j + e, c] = 0.0
-                seen[j] = 0
+    cdef double[:, ::1] b = np.zeros((form.parts, form.m * l))
+    cdef int32_t[:, ::1] seen = np.zeros((form.parts, form.m), np.int32)
+    cdef int32_t[:, :, ::1] met = np.empty((form.parts, 2, longest), np.int32)
+    cdef tails_t tails
+    tails.starts, tails.offset, tails.P = &form.starts[0], &offset[0], &P[0]
+    cdef level_t own[8]
+    for p in range(form.parts):
+        own[p].b, own[p].seen, own[p].columns, own[p].factor = &b[p, 0], &seen[p, 0], &met[p, 0, 0], &met[p, 1, 0]
+    for p in prange(form.parts, schedule="dynamic", num_threads=form.threads, nogil=True):
+        part_leverages(&form.rows, form.part[p], form.part[p + 1], &tails, &K[0, 0, 0], &own[p], &out[0])
     return out_

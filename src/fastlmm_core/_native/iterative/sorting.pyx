@@ -1,101 +1,109 @@
-"""Rows into the order of the leading factor's levels, a column at a time and without a list of their numbers.
+"""Rows into the order of the leading factor's levels, piece by piece, and bits that travel through them.
 
-    level_starts:   (q + 1,) where each level's rows begin, by counting
-    place_codes, place_columns:  out[start of row r's level + rows of it so far] = values[r], the rows' order kept
+    tally:          counts[code] += 1
+    places:         where each row goes: the start of its level + rows of it so far
+    place_codes, place_columns:  out[place - first] = values, of the places that out has
     reach:          bits that travel from the levels of one factor to those of another, through the rows
 
-Each is O(n), and its memory that of its arrays; a list of row numbers would take 8 bytes a row more. Codes lie in
-[0, q): the caller checks.
+Rows come in pieces, whose order is kept, and go into windows of the sorted rows, so that neither has to be in memory at
+once: n rows in w windows take w passes of O(n). Codes lie in [0, q): the caller checks.
 """
 
 import numpy as np
 
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
-__all__ = ["level_starts", "place_codes", "place_columns", "reach"]
+__all__ = ["place_codes", "place_columns", "places", "reach", "tally"]
 
 
-def level_starts(const int32_t[::1] codes, Py_ssize_t q):
-    """Where each level's rows begin when they are sorted by level.
+def tally(const int32_t[::1] codes, int64_t[::1] counts):
+    """Count rows of each level.
 
     Parameters
     ----------
     codes : (n,) int32
-    q : int
+    counts : (q,) int64
+        Added to.
+    """
+    cdef Py_ssize_t i
+    with nogil:
+        for i in range(codes.shape[0]):
+            counts[codes[i]] += 1
+
+
+def places(const int32_t[::1] lead, int64_t[::1] at):
+    """Where rows go that are sorted by level.
+
+    Parameters
+    ----------
+    lead : (n,) int32
+    at : (q,) int64
+        The next place of each level; moved on.
 
     Returns
     -------
-    (q + 1,) int64
-    """
-    cdef Py_ssize_t n = codes.shape[0], i
-    out = np.zeros(q + 1, np.int64)
-    cdef int64_t[::1] ptr = out
-    with nogil:
-        for i in range(n):
-            ptr[codes[i] + 1] += 1
-        for i in range(q):
-            ptr[i + 1] += ptr[i]
-    return out
-
-
-cdef int64_t[::1] cursors(const int64_t[::1] ptr):
-    """A copy of where levels begin, to be moved on."""
-    return np.array(ptr[: ptr.shape[0] - 1], np.int64)
-
-
-def place_codes(const int64_t[::1] ptr, const int32_t[::1] lead, const int32_t[::1] values, Py_ssize_t shift,
-                int32_t[:, ::1] out, Py_ssize_t column, Py_ssize_t scale=1):
-    """out[:, column] = scale * values + shift of the rows, sorted by ``lead``.
-
-    Parameters
-    ----------
-    ptr : (q + 1,) int64
-        `level_starts` of ``lead``.
-    lead, values : (n,) int32
-    shift : int
-    out : (n, f) int32
-    column : int
-    scale : int
+    (n,) int64
     """
     cdef Py_ssize_t n = lead.shape[0], i
-    cdef int64_t[::1] at = cursors(ptr)
-    cdef int64_t place
-    if values.shape[0] != n or out.shape[0] != n or not 0 <= column < out.shape[1]:
-        raise ValueError("rows or columns do not match")
+    out_ = np.empty(n, np.int64)
+    cdef int64_t[::1] out = out_
     with nogil:
         for i in range(n):
-            place = at[lead[i]]
-            at[lead[i]] = place + 1
-            out[place, column] = <int32_t> (scale * values[i] + shift)
+            out[i] = at[lead[i]]
+            at[lead[i]] += 1
+    return out_
 
 
-def place_columns(const int64_t[::1] ptr, const int32_t[::1] lead, const double[:, ::1] values, double[:, ::1] out,
-                  Py_ssize_t column):
-    """out[:, column:column + l] = values of the rows, sorted by ``lead``.
+def place_codes(const int64_t[::1] place, const int32_t[::1] values, Py_ssize_t shift, int32_t[:, ::1] out,
+                Py_ssize_t column, Py_ssize_t scale=1, Py_ssize_t first=0):
+    """out[place - first, column] = scale * values + shift, where ``out`` has such a row.
 
     Parameters
     ----------
-    ptr, lead
-        As of `place_codes`.
-    values : (n, l) float64
-    out : (n, k) float64
-    column : int
+    place : (n,) int64
+        From `places`.
+    values : (n,) int32
+    shift : int
+    out : (m, f) int32
+        Sorted rows from ``first`` on.
+    column, scale, first : int
     """
-    cdef Py_ssize_t n = lead.shape[0], l = values.shape[1], i, c
-    cdef int64_t[::1] at = cursors(ptr)
-    cdef int64_t place
-    if values.shape[0] != n or out.shape[0] != n or not 0 <= column <= out.shape[1] - l:
+    cdef Py_ssize_t n = place.shape[0], m = out.shape[0], i, at
+    if values.shape[0] != n or not 0 <= column < out.shape[1]:
         raise ValueError("rows or columns do not match")
     with nogil:
         for i in range(n):
-            place = at[lead[i]]
-            at[lead[i]] = place + 1
-            for c in range(l):
-                out[place, column + c] = values[i, c]
+            at = place[i] - first
+            if 0 <= at < m:
+                out[at, column] = <int32_t> (scale * values[i] + shift)
 
 
-def reach(const int32_t[::1] source, const uint32_t[::1] bits, const int32_t[::1] target, Py_ssize_t q):
-    """Bits of the levels of one factor that the rows of each level of another meet.
+def place_columns(const int64_t[::1] place, const double[:, ::1] values, double[:, ::1] out, Py_ssize_t column,
+                  Py_ssize_t first=0):
+    """out[place - first, column:column + l] = values, where ``out`` has such a row.
+
+    Parameters
+    ----------
+    place : (n,) int64
+        From `places`.
+    values : (n, l) float64
+    out : (m, k) float64
+        Sorted rows from ``first`` on.
+    column, first : int
+    """
+    cdef Py_ssize_t n = place.shape[0], m = out.shape[0], l = values.shape[1], i, c, at
+    if values.shape[0] != n or not 0 <= column <= out.shape[1] - l:
+        raise ValueError("rows or columns do not match")
+    with nogil:
+        for i in range(n):
+            at = place[i] - first
+            if 0 <= at < m:
+                for c in range(l):
+                    out[at, column + c] = values[i, c]
+
+
+def reach(const int32_t[::1] source, const uint32_t[::1] bits, const int32_t[::1] target, uint32_t[::1] found):
+    """Add the bits of the levels of one factor to the levels of another that share rows with them.
 
     Parameters
     ----------
@@ -103,19 +111,12 @@ def reach(const int32_t[::1] source, const uint32_t[::1] bits, const int32_t[::1
         Levels of the factor whose levels have the bits.
     bits : (levels,) uint32
     target : (n,) int32
-    q : int
-        Levels of the other.
-
-    Returns
-    -------
-    (q,) uint32
+    found : (q,) uint32
+        Of the other's levels; added to.
     """
     cdef Py_ssize_t n = source.shape[0], i
-    out = np.zeros(q, np.uint32)
-    cdef uint32_t[::1] found = out
     if target.shape[0] != n:
         raise ValueError("rows do not match")
     with nogil:
         for i in range(n):
             found[target[i]] |= bits[source[i]]
-    return out

@@ -28,6 +28,7 @@ from fastlmm_core.core.iterative.problem import (
 )
 from fastlmm_core.core.iterative.second_level import SecondLevel
 from fastlmm_core.core.iterative.system import System
+from fastlmm_core.core.rows_at_hand import TableRows
 
 __all__ = ["Pairs", "Vectors", "WorkingRows", "by_group", "covariance_times", "solve"]
 
@@ -105,7 +106,8 @@ class WorkingRows:
         groups, n = design.groups, design.n
         needed = 0
         if len(groups) > 1:
-            needed = row_form_bytes(groups, design.z, n, True, design.rank + 1, control.probes)
+            rows = TableRows(design.codes, design.z, np.empty(n))
+            needed = row_form_bytes(groups, rows, design.rank + 1, control.probes)
             needed += 8 * n * (6 + 3 * design.n_free)  # rows' derivatives, sorted columns, and their directions
         check_sizes(groups, needed, n, control)
         self.design, self.groups = design, groups
@@ -113,16 +115,16 @@ class WorkingRows:
         self.codes = [np.ascontiguousarray(codes[self.order]) for codes in design.codes]
         self.z = [None if z is None else np.ascontiguousarray(z[self.order]) for z in design.z]
         tail = tail_groups(design)
-        rows = row_form(self.codes, self.z, np.ones(n), groups[0].n_levels, tail, control.n_threads)
+        form = row_form(TableRows(self.codes, self.z, np.ones(n)), groups, control.n_threads)
         self.levels = Levels(
-            rows=rows,
+            rows=form,
             blocks=np.empty((0, 0, 0)),
             tail_blocks=(),
             lead=lead_places(design),
             groups=tail,
             tail=tail_terms(tail),
             n_theta=design.n_theta,
-            second=SecondLevel(rows, tail),
+            second=SecondLevel(form, tail),
         )
         self.reweight(np.ones(n))
 

@@ -301,6 +301,14 @@ def test_offsets_sit_at_their_mean() -> None:
     by_name = lmer("y ~ a + offset(base) + (1 | g)", data).emmeans("a").estimate
     by_array = lmer("y ~ a + (1 | g)", data, offset=data.base.to_numpy()).emmeans("a").estimate
     np.testing.assert_allclose(by_array, by_name)
+    fit = lmer("y ~ a + offset(np.log(base)) + (1 | g)", data)  # the mean of the logarithms, as emmeans has it
+    by_array = lmer("y ~ a + (1 | g)", data, offset=np.log(data.base)).emmeans("a").estimate
+    np.testing.assert_allclose(fit.emmeans("a").estimate, by_array)
+    plain = fit.fixef.to_numpy() @ [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
+    np.testing.assert_allclose(fit.emmeans("a", at={"base": 2.0}).estimate, plain + np.log(2.0))
+    np.testing.assert_allclose(fit.emmeans("a", offset=0).estimate, plain)
+    with pytest.raises(DataError, match="one finite number"):
+        fit.emmeans("a", offset="base")  # type: ignore[arg-type]
 
 
 def test_numbers_as_a_factor() -> None:

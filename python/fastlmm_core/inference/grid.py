@@ -115,6 +115,22 @@ class ReferenceGrid:
         assert new.X is not None
         return new.X, np.full(len(new.X), constant) if new.offset is None else new.offset
 
+    def rows(self) -> tuple[Array, Array]:
+        """X (n, p) and the offset (n,) of the grid's rows: the fit's mean offset, unless `at` or a level sets it.
+
+        The mean of `log(t)`, not the logarithm of the mean, as emmeans has it.
+        """
+        X, offset = self.matrix(self.columns())
+        given = self.design.offset_given
+        offsets = [*self.design.formula.offsets, *([given] if isinstance(given, str) else [])]
+        if self.design.offset is None or any(
+            mentions(offsets, name, self.info.columns)
+            for name, values in self.levels.items()
+            if name in self.given or len(values) > 1
+        ):
+            return X, offset
+        return X, np.full(len(X), np.mean(self.design.offset))
+
     def slopes(self, variable: str, columns: Columns) -> tuple[Array, Array]:
         """Derivatives of X and of the offset by `variable`, a covariate or an expression of one, in rows of a table."""
         name = self.covariate_of(variable)

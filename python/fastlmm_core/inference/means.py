@@ -43,6 +43,7 @@ class Averaging:
     data: Any
     cov_type: str
     cluster: Any
+    offset: float | None = None
 
     def estimates(self, result: FittedModel, specs: Names, variable: str | None = None) -> tuple[Estimates, Any]:
         """Means of the specs' combinations, or slopes by a variable, and the contrasts that the specs ask for."""
@@ -51,9 +52,13 @@ class Averaging:
         if variable is not None:
             grid.covariate_of(variable)
         method = covariance_method(result, self.ddf, cov_type=self.cov_type, cluster=self.cluster)
-        return _estimates(
-            result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable
-        ), contrasts
+        found = _estimates(result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable)
+        if self.offset is not None:
+            if not isinstance(self.offset, (int, float, np.number)) or not np.isfinite(self.offset):
+                raise DataError(f"offset must be one finite number, not {self.offset!r}")
+            known = np.full(len(found), float(self.offset))
+            found = replace(found, functions=replace(found.functions, offset=known))
+        return found, contrasts
 
 
 def emmeans(
@@ -98,16 +103,13 @@ def _estimates(
     rows = grid.matrix if variable is None else lambda columns: grid.slopes(variable, columns)
     if over == "grid":
         A = grid.averaging(keep, weights)
-        X, offset = rows(grid.columns())
+        X, offset = grid.rows() if variable is None else rows(grid.columns())
         empty = np.isnan(A[:, 0])
         A = np.where(empty[:, None], 0.0, A)
         L, known = A @ X, A @ offset
         L[empty] = np.nan
     elif over == "data":
-        if data is None:
-            if isinstance(result.core, GlmmFit):
-                raise DataError('over="data" of a generalised model needs data=, the table of the fit')
-            data = result.kept_data()
+        data = result.kept_data() if data is None else data
         means = [[part.mean(axis=0) for part in rows(columns)] for columns in over_data(grid, data, keep)]
         L, known = np.array([m[0] for m in means]), np.array([m[1] for m in means], dtype=np.float64)
     else:

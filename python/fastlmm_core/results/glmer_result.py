@@ -107,6 +107,9 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         """lme4's summary page: `print` it, or let a notebook show it."""
         return glmer_summary.summary(self)
 
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
     def to_dict(self, *, ranef: bool = False) -> dict[str, Any]:
         """The estimates and figures of a fit as plain Python values that JSON can hold; NaN becomes None."""
         return export.glmer_to_dict(self, ranef=ranef)
@@ -463,7 +466,10 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         return glance(self)
 
     def augment(self, data: Any = None) -> pd.DataFrame:
-        """One row an observation used: .fitted (mean), .resid (deviance), .link (Xβ + Zb + offset), .fixed, ...
+        """One row an observation used: .fitted (mean), .resid, .link (Xβ + Zb + offset), .fixed, ...
+
+        Residuals are those of the deviance; of ordinal models and those with a part for zeros, whose rows have none,
+        quantile residuals; Pearson's where prior weights leave such rows without a distribution.
 
         Parameters
         ----------

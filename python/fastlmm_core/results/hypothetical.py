@@ -21,6 +21,7 @@ from fastlmm_core.formula.evaluate import caller_names, names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
 from fastlmm_core.inference.reductions import refuse_structures
+from fastlmm_core.inference.robust import is_generalised
 from fastlmm_core.results.result import LmerResult
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def power_curve(
     within: Mapping[str, Sequence[int]] | None = None,
     n: int = 1000,
     alpha: float = 0.05,
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     seed: Any = None,
     params: Mapping[str, float] | None = None,
     threads: int | None = None,
@@ -284,6 +285,8 @@ def power_curve(
     """
     if (along is None) == (within is None) or len(along or within or {}) != 1:
         raise ModelError("power_curve takes either along= or within=, for one grouping factor")
+    if is_generalised(model.core):
+        raise ModelError("power_curve is for linear models: power() has that of a generalised fit's own design")
     kind = "along" if along is not None else "within"
     ((name, sizes),) = (along or within or {}).items()
     if not len(sizes):

@@ -104,6 +104,8 @@ CALLS = [
     ("m.influence('subject')", "'subject' is not a grouping factor"),
     ("m.simulate(-1)", "n must be at least 1"),
     ("m.refit([1, 2])", "the fit used 180 rows"),
+    ("m.ranova(test='bootstrap', n=0)", "n must be at least 1"),
+    ("m.bootstrap(1, statistic=lambda fit: None)", "statistic has to give numbers"),
     ("m.plot.efects('Days')", "did you mean effects?"),
     ("m.summry()", "did you mean summary?"),
     ("m.logLik", "it is llf"),

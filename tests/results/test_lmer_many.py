@@ -54,6 +54,18 @@ def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
         lmer_many("~ dose + (1 | person)", samples, genes[:, :40])
 
 
+def test_columns_by_name(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    wide = samples.assign(g1=genes[0], late=pd.array(genes[0] > 0, dtype="boolean"), text=["1", "2"] * 24, w=2.0)
+    one = lmer_many("~ dose + (1 | person)", wide, "g1", weights="w + age")
+    again = lmer_many("~ dose + (1 | person)", wide, ["g1", "late"], weights=2.0 + samples.age)
+    pd.testing.assert_frame_equal(one.params, again.params.iloc[:1])
+    late = lmer("late ~ dose + (1 | person)", wide.assign(late=1.0 * (genes[0] > 0)), weights="w + age")
+    np.testing.assert_allclose(again.params.iloc[1], late.params, rtol=1e-4, atol=1e-6)
+    for text in ("text", wide[["text"]]):
+        with pytest.raises(DataError, match="text is categorical, not numeric"):
+            lmer_many("~ dose + (1 | person)", wide, text)
+
+
 def test_false_discovery_rate(samples: pd.DataFrame, genes: np.ndarray) -> None:
     table = lmer_many("~ dose + (1 | person)", samples, genes, contrasts="dose[T.b]").table()
     np.testing.assert_allclose(table["p_adjusted"], stats.false_discovery_control(table["p"]))
@@ -120,7 +132,7 @@ def test_what_blocks_cannot_be(samples: pd.DataFrame, genes: np.ndarray) -> None
 
 
 def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="the responses are not numeric"):
+    with pytest.raises(DataError, match="response y is categorical, not numeric"):
         lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
     with pytest.raises(DataError, match="do not make a table"):
         lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])

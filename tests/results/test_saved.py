@@ -225,6 +225,10 @@ def rewritten(path, change):
 
 
 def test_other_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="Is a directory"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="No such file or directory"):
+        lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")).save(tmp_path / "nowhere" / "fit")
     path = tmp_path / "fit"
     fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
     fit.save(path)

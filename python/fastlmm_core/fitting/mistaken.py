@@ -99,7 +99,8 @@ def _fits(kind: Callable[[Any], bool], value: Any) -> bool:
 def _shown(value: Any) -> str:
     """A value in a message: itself where it is short."""
     text = repr(value)
-    return text if isinstance(value, (str, int, float, type(None))) and len(text) <= 40 else f"a {type(value).__name__}"
+    plain = isinstance(value, (str, int, float, dict, type(None)))
+    return text if plain and len(text) <= 40 else f"a {type(value).__name__}"
 
 
 def _wanted(node: ast.expr) -> list[tuple[str, Callable[[Any], bool]]] | None:

@@ -14,7 +14,7 @@ from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.core.terms import checked_count
-from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.residual import parameter_labels
@@ -139,10 +139,16 @@ def _statistics(
 
 
 def named(value: Any) -> dict[str, Any]:
-    """A statistic's value as columns: a mapping or Series by its keys, an array by position, or one number."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
+    """A statistic's value as columns: a mapping or Series by its keys, an array by position, or one number.
+
+    Raises DataError for what is no number.
+    """
+    by_name = isinstance(value, Mapping) or hasattr(value, "items")
+    array = np.asarray(list(value.values()) if isinstance(value, Mapping) else value)
+    if array.dtype.kind not in "biufO" or any(item is None or isinstance(item, str) for item in array.ravel().tolist()):
+        raise DataError(f"statistic has to give numbers (one, an array, or a mapping to numbers), not {value!r}")
+    if by_name:
         return {str(key): item for key, item in value.items()}
-    array = np.asarray(value)
     if array.ndim == 0:
         return {"statistic": array[()]}
     return {f"statistic_{i}": item for i, item in enumerate(array.ravel())}

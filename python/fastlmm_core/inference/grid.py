@@ -17,9 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError, near_names
-from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
+from fastlmm_core.formula.evaluate import Evaluator, column_series
 from fastlmm_core.formula.frame import Numeric, Table, from_pandas, of_days
 from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.names import names_in
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.lazy import cached_property
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
+from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.generalised import kept_glmm
@@ -339,6 +340,7 @@ def bootstrap_reduction(
 
     Responses are drawn from the smaller model's fit.
     """
+    checked_count(n, "n")
     design, options = result.design, result.options
     larger = model_of(design, options)
     sd = np.ones(len(design.y)) if design.weights is None else 1.0 / np.sqrt(design.weights)

@@ -17,7 +17,8 @@ from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula import build_design, parse_formula
-from fastlmm_core.formula.evaluate import caller_names, names_in
+from fastlmm_core.formula.evaluate import caller_names
+from fastlmm_core.formula.names import names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
 from fastlmm_core.inference.reductions import refuse_structures

@@ -16,8 +16,10 @@ from fastlmm_core.errors import DataError, FastLMMError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.spelling import answering, explained
 from fastlmm_core.formula import build_design
-from fastlmm_core.formula.evaluate import caller_names
-from fastlmm_core.formula.frame import aligned
+from fastlmm_core.formula.checks import response_values
+from fastlmm_core.formula.evaluate import Context, caller_names
+from fastlmm_core.formula.frame import Table, aligned, from_pandas
+from fastlmm_core.formula.rowwise import numeric_argument
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.many_batches import record_batches
@@ -109,7 +111,7 @@ def lmer_many(
     responses: ArrayLike | Sequence[str] | pd.DataFrame,
     *,
     contrasts: Any = None,
-    weights: ArrayLike | None = None,
+    weights: str | ArrayLike | None = None,
     reml: bool = True,
     control: Control | None = None,
     progress: bool = False,
@@ -123,14 +125,15 @@ def lmer_many(
         As for `lmer`; what stands left of "~" is not looked at: ``"~ x + (1 | g)"`` will do.
     data : table
         The design, a row an observation.
-    responses : list of str, DataFrame (n, k) or array (k, n)
-        Columns of the data; a frame with a column a response, whose index is that of the data; or an array with a row a
-        response. NaN is a missing value of that response alone.
+    responses : str, list of str, DataFrame (n, k) or array (k, n)
+        Columns of the data, numbers or true and false; a frame with a column a response, whose index is that of the
+        data; or an array with a row a response. NaN is a missing value of that response alone.
     contrasts : str, list, mapping or array (c, p), optional
         Hypotheses as for `t_test`, or names to such; every coefficient by default.
-    weights : (n,) or (k, n), optional
-        Inverse residual variances, for all responses or for each (precision weights of counts). A Series, or a frame
-        with a column a response, is aligned with the data's index; rows whose weight is zero or missing are left out.
+    weights : str, (n,) or (k, n), optional
+        Inverse residual variances, for all responses or for each (precision weights of counts): a column or an
+        expression of columns, or numbers. A Series, or a frame with a column a response, is aligned with the data's
+        index; rows whose weight is zero or missing are left out.
     reml, control, env
         As for `lmer`.
     progress : bool
@@ -160,7 +163,7 @@ def lmer_many(
     env = caller_names(2) if env is None else env
     frame, index = as_pandas(data), index_of(data)
     Y, names = responses_of(responses, frame, index)
-    weights = given_weights(weights, index, len(frame))
+    weights = given_weights(_by_name(weights, frame, env), index, len(frame))
     design = design_of(formula, frame, env)
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     from fastlmm_core.inference.bootstrap import _bar
@@ -216,7 +219,7 @@ def lmer_many_batches(
     blocks: Iterable[Any],
     *,
     contrasts: Any = None,
-    weights: ArrayLike | None = None,
+    weights: str | ArrayLike | None = None,
     reml: bool = True,
     control: Control | None = None,
     env: Mapping[str, Any] | None = None,
@@ -259,7 +262,7 @@ def lmer_many_batches(
     env = caller_names(2) if env is None else env
     frame, index = as_pandas(data), index_of(data)
     design = design_of(formula, frame, env)
-    weights = given_weights(weights, index, len(frame))
+    weights = given_weights(_by_name(weights, frame, env), index, len(frame))
     labels, rows = contrast_rows(contrasts, list(design.x_names))
     if weights is not None and np.shape(weights) != (len(frame),):
         raise DataError(
@@ -289,6 +292,11 @@ def index_of(data: Any) -> pd.Index | None:
     return data.index if isinstance(data, pd.DataFrame) else None
 
 
+def _by_name(weights: Any, frame: pd.DataFrame, env: Mapping[str, Any]) -> Any:
+    """Weights, those that a text names or computes as numbers."""
+    return numeric_argument(weights, "weights", Table(frame), Context(env)) if isinstance(weights, str) else weights
+
+
 def given_weights(weights: Any, index: pd.Index | None, n: int, what: str = "weights") -> Any:
     """Weights (n,) or (k, n), those of pandas in the order of the data's rows."""
     if isinstance(weights, pd.Series):
@@ -312,14 +320,15 @@ def responses_of(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tup
 
 def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[Array, list[str]]:
     """Responses (k, n) and their names."""
+    given = [given] if isinstance(given, str) else given
     if isinstance(given, pd.DataFrame):
         values = aligned(given, index, "responses") if len(given) == len(frame) else given  # refused below
-        Y, names = values.to_numpy(dtype=np.float64, na_value=np.nan).T, [str(c) for c in given]
+        Y, names = _columns(values), [str(c) for c in given]
     elif isinstance(given, (list, tuple)) and given and all(isinstance(g, str) for g in given):
         absent = [g for g in given if g not in frame]
         if absent:
             raise DataError(f"there is no column {absent[0]!r} among the data")
-        Y, names = frame[list(given)].to_numpy(dtype=np.float64, na_value=np.nan).T, list(given)
+        Y, names = _columns(frame[list(given)]), list(given)
     else:
         Y = (
             np.ma.filled(given.astype(np.float64), np.nan)
@@ -333,6 +342,21 @@ def _numbers(given: Any, frame: pd.DataFrame, index: pd.Index | None) -> tuple[A
             raise DataError(f"the responses have shape {Y.shape}: an array with a row a response is needed")
         names = [str(i) for i in range(len(Y))]
     return Y, names
+
+
+def _columns(frame: pd.DataFrame) -> Array:
+    """The columns of a frame as rows of numbers (k, n); DataError for one of text, as `lmer` has it of a response."""
+    if all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes):
+        return frame.to_numpy(dtype=np.float64).T
+    columns = []
+    for k, name in enumerate(frame):
+        variable = from_pandas(frame.iloc[:, k], str(name))
+        missing = variable.missing()
+        kept = np.arange(len(frame)) if missing is None else np.flatnonzero(~missing)
+        row = np.full(len(frame), np.nan)
+        row[kept] = response_values(variable, str(name), kept)
+        columns.append(row)
+    return np.array(columns)
 
 
 def contrast_rows(given: Any, names: list[str]) -> tuple[list[str], Array]:

@@ -138,11 +138,14 @@ def write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
         raise DataError(f"a result is saved to a path or a file that is open for writing, not to {path!r}")
     writer = Writer()
     text = json.dumps(saved_state({"fastlmm_core": __version__, "contents": writer(contents)}), allow_nan=False)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(CONTENTS, text)
-        for name, array in writer.arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(CONTENTS, text)
+            for name, array in writer.arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
 
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError)
@@ -200,6 +203,8 @@ def load(path: str | PathLike[str]) -> LmerResult:
         contents = Reader(arrays)(state["contents"])
     except SavedFormatError:
         raise
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except DAMAGED as error:
         raise SavedFormatError(f"{path} is no file that fastlmm_core saved a fit in ({error})") from None
     design = contents["design"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import comb, factorial, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,8 @@ WEIGHTS = ("equal", "proportional", "outer", "cells", "flat")
 
 MOST_ROWS = 100_000
 """A grid of more rows is refused: it is averaged over nearly all of them, and `at` would make it small."""
+
+EPSILON = float(np.finfo(np.float64).eps)
 
 STEP = 1e-5
 """Half the width of the central difference of a slope, relative to the covariate's range; relative error below 1e-9."""
@@ -144,7 +146,7 @@ class ReferenceGrid:
         dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
         if info.moment and (not dx.any() or isinstance(getattr(self.in_form(name, x), "dtype", None), pd.PeriodDtype)):
             raise DataError(f"what the model makes of {name} goes in steps, such as whole days: no slope by it exists")
-        if self._column(variable) is not None:
+        if self.column_named(variable) is not None:
             return dx, doffset
         chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
         if not np.isfinite(chain).all() or (chain == 0.0).any():
@@ -153,13 +155,30 @@ class ReferenceGrid:
             )
         return dx / chain[:, None], doffset / chain
 
-    def _column(self, variable: str) -> str | None:
+    def curvatures(self, name: str, columns: Columns, degree: int) -> tuple[Array, Array]:
+        """Coefficients of x**degree in Taylor's series of X and of the offset in a covariate, in rows of a table.
+
+        Central differences, whose step balances truncation and rounding; what is rounding alone is zero.
+        """
+        info = self.info.columns[name]
+        x = numbers_of(columns[name])
+        h = EPSILON ** (1.0 / (degree + 2)) * (info.high - info.low)
+        scale = factorial(degree) * h**degree
+        X, offset, largest = 0.0, 0.0, 0.0
+        for i in range(degree + 1):
+            weight = (-1) ** (degree - i) * comb(degree, i) / scale
+            here, known = self.matrix({**columns, name: self.in_form(name, x + (i - 0.5 * degree) * h)})
+            X, offset, largest = X + weight * here, offset + weight * known, np.maximum(largest, np.abs(here))
+        noise = 16.0 * 2.0**degree * EPSILON / scale * np.max(largest, axis=0)
+        return np.where(np.abs(X) > noise, X, 0.0), np.asarray(offset)
+
+    def column_named(self, variable: str) -> str | None:
         """The column that a text names, as it is or quoted; None where it is an expression."""
         return variable if variable in self.info.columns else unquote_name(variable)
 
     def covariate_of(self, variable: str) -> str:
         """The numeric column that a slope's variable is, or is a function of."""
-        single = self._column(variable)
+        single = self.column_named(variable)
         if single is None:
             names = [name for name in names_in(variable, self.info.columns) if name in self.info.columns]
             if len(names) != 1:

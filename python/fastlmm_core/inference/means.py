@@ -18,8 +18,9 @@ from fastlmm_core.inference.contrast_matrices import DEGREES
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
 from fastlmm_core.inference.functions import functions_of
-from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, read_specs, reference_grid
+from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, reference_grid
 from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.specs import read_specs
 from fastlmm_core.inference.transformations import Transformation, of_link, of_response
 
 if TYPE_CHECKING:

@@ -330,7 +330,7 @@ def test_numbers_as_a_factor() -> None:
         ("a", {"at": {"x": "high"}}, DataError, "numeric"),
         ("a", {"at": {"z": 1}}, DataError, "no 'z'"),
         ("a", {"weights": "equally"}, ModelError, "proportional"),
-        ("a", {"level": 95}, DataError, "between 0 and 1"),
+        ("a", {"level": 95}, ModelError, "between 0 and 1"),
         ("a", {"over": "rows"}, ModelError, "grid"),
         ("a", {"scale": "log"}, ModelError, "response"),
         ("a", {"cov_reduce": np.mean}, DataError, "pass data="),
@@ -357,9 +357,11 @@ def test_errors_of_slopes_and_contrasts(cakes: LmerResult) -> None:
         fit.emmeans("a").contrast("trt_vs_ctrl", ref="q")
     with pytest.raises(ModelError, match="adjust"):
         fit.emmeans("a").pairs(adjust="tuckey")
-    for alpha in (0.0, 2.0, "a"):
-        with pytest.raises(DataError, match="alpha must lie between 0 and 1"):
+    for alpha in (0.0, 2.0):
+        with pytest.raises(ModelError, match="alpha must lie between 0 and 1"):
             fit.emmeans("a").letters(alpha=alpha)
+    with pytest.raises(DataError, match="alpha must be a number, not 'a'"):
+        fit.emmeans("a").letters(alpha="a")
     with pytest.raises(DataError, match="variable must be a text"):
         fit.emtrends(None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no one slope"):

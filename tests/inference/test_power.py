@@ -217,6 +217,16 @@ def test_curve_of_a_fit(sleepstudy: pd.DataFrame) -> None:
     assert curve["power"].between(0.1, 0.9).all()
 
 
+def test_curve_of_a_model_with_a_coding_of_its_own() -> None:
+    table = design(8, 3)
+    coded = {"contrasts": {"group": "sum"}}
+    known = hypothetical("y ~ group + (1 | subject)", table, params={"group[S.a]": 0.5}, sd={"subject": 1.0}, **coded)
+    drawn = table.assign(y=known.design.y)
+    for model in (known, lmer("y ~ group + (1 | subject)", drawn, **coded)):
+        curve = power_curve(model, "group[S.a]", along={"subject": [8, 10]}, n=2, seed=1)
+        assert curve["subject"].tolist() == [8, 10]
+
+
 def test_more_levels_keep_the_proportions_of_groups() -> None:
     sorted_groups = design(6, 3).sort_values(["group", "subject", "time"])
     for number in (4, 6, 13):

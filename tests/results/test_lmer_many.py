@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fastlmm_core import DataError, lmer, lmer_many, lmer_many_batches
+from fastlmm_core import DataError, glmer_many, hypothetical, lmer, lmer_many, lmer_many_batches
 from fastlmm_core.inference.moderated import squeeze
 
 
@@ -52,6 +52,18 @@ def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
     np.testing.assert_allclose(by_frame["t"], by_array["t"])
     with pytest.raises(DataError, match="the data have 48 rows"):
         lmer_many("~ dose + (1 | person)", samples, genes[:, :40])
+
+
+def test_names_of_the_calling_function(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    def half(x: pd.Series) -> pd.Series:
+        return x / 2
+
+    assert half is not None
+    rows, right = samples.assign(count=samples.age), "half(age) + (1 | person)"
+    assert lmer_many(f"~ {right}", rows, genes[:1]).contrasts[1] == "half(age)"
+    assert glmer_many(f"~ {right}", rows, ["count"], family="poisson").params.shape == (1, 2)
+    params = {"Intercept": 1.0, "half(age)": 2.0}
+    assert hypothetical(f"y ~ {right}", rows, params=params, sd={"person": 1.0}, sigma=1.0).nobs == 48
 
 
 def test_columns_by_name(samples: pd.DataFrame, genes: np.ndarray) -> None:

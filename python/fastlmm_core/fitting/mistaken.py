@@ -41,6 +41,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "list": ("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, TEXTS)),
     "FittedModel": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
     "LmerResult": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
+    "GlmerResult": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
     "PathLike": ("a path", lambda v: isinstance(v, PathLike)),
     "Statistic": ("a function", callable),
     "tuple": ("a tuple", lambda v: isinstance(v, (tuple, list))),

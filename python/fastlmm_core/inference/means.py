@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.inference.comparison import variance_shares
 from fastlmm_core.inference.contrast_matrices import DEGREES
 from fastlmm_core.inference.ddf import FTest, Method
-from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
+from fastlmm_core.inference.estimates import Estimates, f_columns
 from fastlmm_core.inference.functions import functions_of
 from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, reference_grid
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.specs import read_specs
 from fastlmm_core.inference.transformations import Transformation, of_link, of_response
@@ -78,7 +79,7 @@ def emmeans(
     """Marginal means; see `LmerResult.emmeans`."""
     if scale not in ("link", "response"):
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
-    if scale == "response" and isinstance(result.core, GlmmFit) and result.core.family.no_intercept:
+    if scale == "response" and isinstance(result, GeneralisedModel) and result.core.family.no_intercept:
         raise ModelError(
             "these means stand on a scale without an origin, and no response belongs to one of them: compare them on "
             "it, or ask predict() for the probabilities of the categories"
@@ -165,7 +166,7 @@ def _by_degree(each: Sequence[Estimates]) -> Estimates:
 
 def _response(result: FittedModel) -> Transformation | None:
     """The scale on which the linear predictor stands, where it is a known one."""
-    if isinstance(result.core, GlmmFit):
+    if isinstance(result, GeneralisedModel):
         if result.core.family.no_intercept:  # the scale has no origin: differences alone mean something
             return None
         return of_link(result.core.family.link)
@@ -182,7 +183,7 @@ def _total_sd(result: FittedModel) -> float:
     """
     if result.design.residual is not None:  # rows differ: no one figure stands for them
         return np.nan
-    if isinstance(result.core, GlmmFit):
+    if isinstance(result, GeneralisedModel):
         each = zip(result.design.random, result.core.L, strict=True)
         return float(
             np.sqrt(sum(np.sum(L**2) if t.z is None else np.mean(np.sum((t.z @ L) ** 2, axis=1)) for t, L in each))
@@ -216,7 +217,7 @@ def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variab
 
 def _scale_notes(result: FittedModel) -> list[str]:
     """What means on a scale without an origin can be used for."""
-    if not isinstance(result.core, GlmmFit) or not result.core.family.no_intercept:
+    if not isinstance(result, GeneralisedModel) or not result.core.family.no_intercept:
         return []
     return [
         f"linear predictors without the thresholds, on the {result.core.family.link.name} scale: it has no origin, and "

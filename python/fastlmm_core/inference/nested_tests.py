@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.generalised import kept_glmm
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import n_theta
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.generalised.simulate import drawer
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
@@ -117,7 +117,7 @@ def _p_text(p: float) -> str:
     return "NA" if np.isnan(p) else "<.00001" if p < 1e-5 else f"{p:.5f}"
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def bootstrap_test(
     small: FittedModel,
     large: FittedModel,

@@ -18,20 +18,21 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtrc, fdtrc
 
 from fastlmm_core.core import Model
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.fit import model_of, refit
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
-from fastlmm_core.inference.estimates import Estimates, checked_level
+from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.power_tests import PowerTest, estimated, read_test, true_values
 from fastlmm_core.inference.reductions import refuse_structures
-from fastlmm_core.inference.robust import is_generalised
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.model import ManyFits
+    from fastlmm_core.core import ManyFits
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.inference.ddf import Method
     from fastlmm_core.inference.simulate import Recipe
@@ -125,7 +126,7 @@ def _limits(hits: int, n: int, level: float) -> tuple[float, float]:
     return lower, upper
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def power(
     model: FittedModel,
     tests: Any,
@@ -191,7 +192,7 @@ def power(
     checked_count(n, "n")
     alpha = checked_level(alpha, "alpha")
     refuse_structures(model.design, "the power")
-    generalised = is_generalised(model.core)
+    generalised = isinstance(model, GeneralisedModel)
     ddf = ("normal" if generalised else "satterthwaite") if ddf is None else ddf
     method = "fixed" if str(ddf).lower() == "fixed" else method_name(ddf)
     if generalised and method != "normal":

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.models import arrays_of, core_terms
 from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.nested_tests import check_nested_designs
-from fastlmm_core.inference.robust import is_generalised
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -79,7 +79,7 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
 
     design = model.design
     table = model.rows_kept()
-    generalised = is_generalised(model.core)
+    generalised = isinstance(model, GeneralisedModel)
     if generalised:  # which has left sides of its own: what stands there is the model's
         rows = as_pandas(table).iloc[design.row_index]
         name = "response"

@@ -18,6 +18,7 @@ from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.diagnostics import cooks_distance, residuals
 from fastlmm_core.inference.expand import as_pandas
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.leverage import leverages
 from fastlmm_core.inference.table import Table, table
 
@@ -43,8 +44,7 @@ def tidy(
     for effect in wanted:
         if effect not in EFFECTS:
             raise ModelError(f"effects has no {effect!r}: choose among {', '.join(map(repr, EFFECTS))}")
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    checked_level(level)
     tables = {"fixed": lambda: _fixed(fit, ddf), "ran_pars": lambda: _ran_pars(fit), "ran_vals": lambda: _ran_vals(fit)}
     parts = [tables[effect]() for effect in wanted]
     if not parts:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fastlmm_core.core.estimates import CoreFit
-from fastlmm_core.core.model import Model
+from fastlmm_core.core import CoreFit, Model
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.structures.projected import ProjectedFit

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.control import Control
+from fastlmm_core.core import Control, FitLog
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.glmm.fitted import GlmmFit
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.coefficients import cov_params
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import FTest, method_name
 from fastlmm_core.inference.information import VarianceInformation
@@ -355,56 +355,11 @@ class SavedStructuredResult(SavedResult):
         return cov / sd[:, None] / sd[None, :]
 
 
-class SavedGlmerResult(SavedFigures):
+class SavedGlmerResult(SavedFigures, GeneralisedModel):
     """A generalised fit as it was saved without its data."""
 
     whole = GlmerResult
     core: SavedGlmCore  # type: ignore[assignment]
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """As of the fit."""
-        return tuple(self.kept["remarks"])
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """As of the fit."""
-        return (*self.design.notes, *self.remarks)
-
-    @property
-    def family(self) -> Family:
-        """The family with its link."""
-        return self.core.family
-
-    @property
-    def df_model(self) -> int:
-        """As `GlmerResult.df_model`."""
-        return int(self.core.rank) + len(self.core.theta) + self.core.family.n_extra
-
-    @property
-    def family_params(self) -> pd.DataFrame:
-        """As `GlmerResult.family_params`."""
-        return cast("Any", GlmerResult).family_params.fget(self)
-
-    @property
-    def scale(self) -> float:
-        """As `GlmerResult.scale`."""
-        return cast("Any", GlmerResult).scale.fget(self)
-
-    @property
-    def sigma(self) -> float:
-        """As `GlmerResult.sigma`."""
-        return cast("Any", GlmerResult).sigma.fget(self)
-
-    @property
-    def zvalues(self) -> pd.Series:
-        """`params` divided by `bse`."""
-        return self.params / self.bse
-
-    @property
-    def tvalues(self) -> pd.Series:
-        """`params` divided by `bse`."""
-        return self.params / self.bse
 
     def coef_table(self, *, exp: bool = False, level: float = 0.95) -> pd.DataFrame:
         """As `GlmerResult.coef_table`."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH, RowForm, on_lines
-from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.problem import Factors, Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
@@ -322,7 +322,7 @@ def block_roots(d: Array, factor: str) -> Array:
     )
 
 
-def relative_factors(levels: Levels, theta: Array) -> list[Array]:
+def relative_factors(levels: Factors, theta: Array) -> list[Array]:
     """L (l, l) of each factor, the leading one first."""
     return [relative_factor(places, theta, l) for places, l in levels.factors]
 

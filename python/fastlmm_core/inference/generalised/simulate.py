@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.generalised import trials_of

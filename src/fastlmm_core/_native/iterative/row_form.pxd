@@ -59,54 +59,56 @@ cdef inline Py_ssize_t let_go(const rows_t *rows, Py_ssize_t since, Py_ssize_t r
     return row
 
 
-cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v) noexcept nogil:
-    """v (KV,) = sum over the row's tail columns of t x."""
+# kv, the number of vectors, is a constant wherever these are called, so that their loops are unrolled
+
+cdef inline void row_value(const rows_t *rows, Py_ssize_t r, const double *x, double *v, Py_ssize_t kv) noexcept nogil:
+    """v (kv,) = sum over the row's tail columns of t x."""
     cdef Py_ssize_t f, _c, k
     cdef const double *xx
     cdef const double *t
-    for k in range(KV):
+    for k in range(kv):
         v[k] = 0.0
     if rows.t is NULL:
         for f in range(rows.nf):
-            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for k in range(KV):
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * kv
+            for k in range(kv):
                 v[k] += xx[k]
     else:
         t = rows.t + r * rows.nt
         for f in range(rows.nf):
-            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
+            xx = x + <Py_ssize_t> rows.codes[r * rows.nf + f] * kv
             for _c in range(rows.widths[f]):
-                for k in range(KV):
+                for k in range(kv):
                     v[k] += t[0] * xx[k]
                 t += 1
-                xx += KV
+                xx += kv
 
 
 cdef inline void level_sum(const rows_t *rows, Py_ssize_t i, const double *x, const double *y,
-                           double *s) noexcept nogil:
-    """s (l, KV) = B_i x; y, if there is one, is written at the same rows next."""
+                           double *s, Py_ssize_t kv) noexcept nogil:
+    """s (l, kv) = B_i x; y, if there is one, is written at the same rows next."""
     cdef Py_ssize_t r, c, f, k
     cdef double v[KV]
     cdef double a
-    for k in range(rows.l * KV):
+    for k in range(rows.l * kv):
         s[k] = 0.0
     for r in range(rows.ptr[i], rows.ptr[i + 1]):
         if r + AHEAD < rows.n:
             for f in range(rows.nf):
-                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
+                ROW_AHEAD(x + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * kv)
                 if y is not NULL:
-                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * KV)
-        row_value(rows, r, x, v)
+                    ROW_AHEAD(y + <Py_ssize_t> rows.codes[(r + AHEAD) * rows.nf + f] * kv)
+        row_value(rows, r, x, v, kv)
         if rows.z is NULL and rows.w is NULL:
-            for k in range(KV):
+            for k in range(kv):
                 s[k] += v[k]
             continue
         for c in range(rows.l):
             a = 1.0 if rows.w is NULL else rows.w[r]
             if rows.z is not NULL:
                 a *= rows.z[r * rows.l + c]
-            for k in range(KV):
-                s[c * KV + k] += a * v[k]
+            for k in range(kv):
+                s[c * kv + k] += a * v[k]
 
 
 cdef class RowForm:
@@ -118,5 +120,6 @@ cdef class RowForm:
     cdef double[:, :, ::1] buffer
     cdef double[:, ::1] given
     cdef add_parts(self, double[:, ::1] y)
+    cdef Py_ssize_t width_of(self, Py_ssize_t kv) except -1
     cdef Py_ssize_t astray(self, const int64_t[::1] widths)
     cdef check(self, shape, tuple expected)

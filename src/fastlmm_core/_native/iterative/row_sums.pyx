@@ -30,7 +30,7 @@ cdef void level_part(const rows_t *rows, Py_ssize_t i, const double *K, const do
     """u (l, KV) = K_i B_i x."""
     cdef Py_ssize_t l = rows.l, c, d, k
     cdef double s[MOST * KV]
-    level_sum(rows, i, x, NULL, s)
+    level_sum(rows, i, x, NULL, s, KV)
     for c in range(l):
         for k in range(KV):
             u[c * KV + k] = 0.0
@@ -43,7 +43,7 @@ cdef inline void row_rest(const rows_t *rows, Py_ssize_t r, const double *x, con
     """e (KV,) = e_r'x, u (l, KV) the level's part."""
     cdef Py_ssize_t c, k
     cdef double a
-    row_value(rows, r, x, e)
+    row_value(rows, r, x, e, KV)
     for c in range(rows.l):
         a = 1.0 if rows.z is NULL else rows.z[r * rows.l + c]
         for k in range(KV):

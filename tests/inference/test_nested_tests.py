@@ -16,6 +16,7 @@ from fastlmm_core import (
     anova,
     bootstrap_test,
     exact_test,
+    glmer,
     lmer,
     load_dataset,
 )
@@ -176,3 +177,23 @@ def test_structured_models_are_refused(sleepstudy: pd.DataFrame) -> None:
     structured = lmer("Reaction ~ Days", sleepstudy, residual="ar1(Days | Subject)")
     with pytest.raises(ModelError, match="residual structure"):
         bootstrap_test(plain, structured)
+
+
+def test_generalised_models() -> None:
+    data = load_dataset("cbpp")
+    large = glmer("incidence ~ period + (1 | herd)", data, "poisson", exposure="size")
+    small = large.update(". ~ . - period")
+    test = bootstrap_test(small, large, n=40, seed=1)
+    assert test.lrt == pytest.approx(small.criterion - large.criterion)
+    assert (test.df, test.n_failed, len(test.draws)) == (3, 0, 40)
+    assert test.p == pytest.approx(1 / 41)
+    assert 1.0 < test.draws.mean() < 6.0  # chi-squared of three, nearly
+    assert anova(small, large, test="bootstrap", n=40, seed=1)["p_bootstrap"].iloc[1] == test.p
+    with pytest.raises(ModelError, match=r"period.*not in the fixed part"):
+        bootstrap_test(large, small)
+    zeros = [glmer("incidence ~ 1 + (1 | herd)", data, "poisson", zero=zero) for zero in ("~ 1", "~ period")]
+    assert bootstrap_test(*zeros, n=3, seed=1).df == 3
+    with pytest.raises(ModelError, match="nested"):
+        bootstrap_test(*zeros[::-1], n=3)
+    with pytest.raises(ModelError, match="fits of one kind"):
+        bootstrap_test(lmer("incidence ~ 1 + (1 | herd)", data), small)

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 
-from fastlmm_core import DataError, LmerResult, ModelError, anova, compare, glmer, lmer, load_dataset
+from fastlmm_core import (
+    Control,
+    DataError,
+    LmerResult,
+    ModelError,
+    anova,
+    bootstrap_test,
+    compare,
+    glmer,
+    lmer,
+    load,
+    load_dataset,
+)
 
 SMALL, LARGE = "Reaction ~ 1 + (1 | Subject)", "Reaction ~ Days + (1 | Subject)"
 
@@ -116,3 +129,46 @@ def test_likelihood_ratios_need_families_that_contain_one_another() -> None:
         anova(poisson, glmer(formula, data, "poisson", link="sqrt"))
     with pytest.raises(ModelError, match="families negativebinomial and negativebinomial1"):
         anova(negative, glmer(formula, data, "negativebinomial1"))
+
+
+HERDS = "cbind(incidence, size - incidence) ~ {} + (1 | herd)"
+
+
+def test_likelihoods_that_are_approximated_in_other_ways() -> None:
+    data = load_dataset("cbpp")
+
+    def fit(fixed: str, **options: object) -> object:
+        return glmer(HERDS.format(fixed), data, **options)  # type: ignore[arg-type]
+
+    large, expected = fit("period"), Control(weights="expected")
+    for ask in (anova, compare, lambda *fits: bootstrap_test(*fits, n=3)):
+        for points in (0, 7):
+            with pytest.raises(ModelError, match=f"n_agq=.*{points}"):
+                ask(fit("1", n_agq=points), large)
+        with pytest.raises(ModelError, match="observed weights and some by expected ones"):
+            ask(fit("1", link="probit", control=expected), fit("period", link="probit"))
+    same = anova(fit("1", control=expected), large)  # by the canonical link they are the same
+    assert same["chisq"].iloc[1] == pytest.approx(25.61, abs=0.01)
+
+
+def test_files_without_rows_know_whose_they_are(tmp_path: Path) -> None:
+    """They compared by what no row could tell: fits of any data."""
+    data = load_dataset("sleepstudy")
+    loaded = []
+    for k, fit in enumerate((fitted(), fitted(SMALL), fitted(SMALL, data.assign(Reaction=data.Reaction + 1)))):
+        fit.save(tmp_path / str(k))
+        loaded.append(load(tmp_path / str(k)))
+    assert anova(loaded[0], loaded[1])["chisq"].iloc[1] == pytest.approx(
+        anova(fitted(), fitted(SMALL))["chisq"].iloc[1]
+    )
+    assert anova(loaded[0], fitted(SMALL))["df"].iloc[1] == 1
+    assert compare(loaded[0], loaded[1])["r2_marginal"].isna().all()
+    for ask in (anova, compare):
+        with pytest.raises(DataError, match="different responses"):
+            ask(loaded[0], loaded[2])
+
+
+def test_a_comparison_has_the_fits_own_r2() -> None:
+    """Of generalised fits it took a residual variance of one."""
+    fit = glmer(HERDS.format("period"), load_dataset("cbpp"))
+    assert compare(fit)["r2_marginal"].iloc[0] == fit.r2()["marginal"]

@@ -352,3 +352,14 @@ def test_overdispersion_that_is_not_there():
 def test_a_gaussian_model_ignores_nothing(options, match):
     with pytest.raises(ModelError, match=match):
         glmer("Reaction ~ Days + (1 | Subject)", load_dataset("sleepstudy"), "gaussian", **options)
+
+
+@pytest.mark.parametrize("family", ["gaussian", "poisson"])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("n_agq", v) for v in (-3, 2.5, "3", None, True, np.nan)] + [("objective_only", "yes"), ("verbose", 2.5)],
+)
+@pytest.mark.filterwarnings("ignore:a gaussian model with the identity link")
+def test_options_are_checked_whoever_fits(family, option, value):
+    with pytest.raises(ModelError, match=f"{option} must be"):
+        glmer("incidence ~ period + (1 | herd)", load_dataset("cbpp"), family, **{option: value})

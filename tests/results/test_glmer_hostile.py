@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from fastlmm_core import BoundaryWarning, DataError, GlmerResult, NumericalError, glmer
+from fastlmm_core import BoundaryWarning, Control, DataError, GlmerResult, NumericalError, glmer
 from fastlmm_core.core.glmm.laplace import solved
+from fastlmm_core.families import Binomial, Gamma, Gaussian, InverseGaussian, Poisson
 from fastlmm_core.fitting.generalised import settled
 
 
@@ -149,3 +150,48 @@ def test_a_limit_excuses_no_slope() -> None:
     assert settled(replace(core, converged=False)).converged
     beside = core.psi + 0.3 * (np.arange(len(core.psi)) == 1)
     assert not settled(replace(core, converged=False, psi=beside)).converged
+
+
+def two_modes(name: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Few rows a level with large effects, whose likelihoods in them have two summits."""
+    rng = np.random.default_rng({"cauchit": 1, "gaussian": 4, "inflated": 2}[name])
+    g = np.repeat(np.arange(10), 6)
+    effects, x = 3 * rng.choice([-1, 1], 10) + rng.normal(size=10), rng.normal(size=60)
+    eta = effects[g] + x
+    mu = np.exp(np.clip(eta, -5, 3))
+    match name:
+        case "cauchit":
+            y, options = rng.random(60) < 0.5 + np.arctan(3 * eta) / np.pi, {"family": "binomial", "link": "cauchit"}
+        case "gaussian":
+            y, options = mu + 2 * rng.normal(size=60), {"family": "gaussian", "link": "log"}
+        case _:
+            y, options = np.where(rng.random(60) < 0.5, 0, rng.poisson(mu)), {"family": "poisson", "zero": "~ 1"}
+    return pd.DataFrame({"y": y.astype(float), "x": x, "g": g}), options
+
+
+@pytest.mark.parametrize("name", ["cauchit", "gaussian", "inflated"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_refit_is_a_new_fit_where_rows_have_several_modes(name: str) -> None:
+    data, options = two_modes(name)
+    fit = glmer("y ~ x + (1 | g)", data, **options, control=Control(max_evaluations=12))  # far enough to differ
+    assert fit.core.again is None
+    again = fit.refit(data["y"])
+    assert again.criterion == fit.criterion
+    assert np.array_equal(again.theta, fit.theta)
+    assert np.array_equal(again.ranef()["condval"], fit.ranef()["condval"])
+
+
+def test_concave_rows_have_weights_that_are_not_negative() -> None:
+    """`concave_links` of every family, at responses and predictors of all sizes."""
+    eta = np.linspace(-6.0, 6.0, 61)
+    for family in (kind(link) for kind in (Binomial, Poisson, Gamma, InverseGaussian, Gaussian) for link in kind.links):
+        positive = family.mean(np.array([-1.0]))[0] <= 0 or family.link.name in ("inverse", "sqrt")
+        at = np.abs(eta) + 0.01 if positive else eta
+        if family.name == "binomial" and family.link.name in ("log", "identity"):
+            at = -np.abs(eta) - 0.01 if family.link.name == "log" else np.linspace(0.01, 0.99, 61)
+        convex = 0.0
+        for y in (0.0, 1.0) if family.name == "binomial" else (0.5, 1.0, 7.0):
+            convex = min(convex, float(family.row(np.full(61, y), at, np.ones(61), 0.3).w.min()))
+        if family.name == "poisson" and family.link.name == "sqrt":
+            continue  # concave on either side of zero, but there are two
+        assert family.one_mode == (convex > -1e-10), family

@@ -308,3 +308,13 @@ def test_an_update_has_what_was_asked_for():
         assert_allclose(again.criterion, plain.criterion)
     assert fit.update(link="log").family.name == "zero_inflated_poisson"
     assert len(fit.update("y ~ x + (1 | g)").fittedvalues) == 200
+
+
+def test_weighted_rows_have_pearson_residuals_beside_them():
+    """Prior weights leave no distribution that quantile residuals could be of: `augment` failed over it."""
+    data = load_dataset("grouseticks").head(80)
+    weights = 1.0 + np.arange(80) % 3
+    fit = glmer(
+        "TICKS ~ HEIGHT + (1 | BROOD)", data.assign(HEIGHT=data["HEIGHT"] / 100), "poisson", zero="~ 1", weights=weights
+    )
+    assert_allclose(fit.augment()[".resid"], fit.residuals("pearson"))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from fastlmm_core import DataError, FastLMMWarning, ModelError, glmer, load, load_dataset
+from fastlmm_core import DataError, ModelError, glmer, load, load_dataset
 
 PLACES = "TICKS ~ YEAR + h + (1 | LOCATION)"
 FITS = {
@@ -145,14 +145,26 @@ def test_other_methods(fits, ticks, tmp_path):
     assert (draws["zi.sd_Intercept|LOCATION"] > 0).all()
     frame = fit.tidy()
     assert list(frame["term"][frame["component"] == "zi"]) == ["Intercept", "h", "sd__Intercept"]
-    with pytest.warns(FastLMMWarning, match="no profiles: zi.sd_Intercept|LOCATION is NaN"):
-        assert fit.conf_int("profile", parm="zi.sd_Intercept|LOCATION").isna().all(axis=None)
     full = fit.update("~ . - h")
     assert_allclose(full.family_params.loc["zi.h", "estimate"], fit.family_params.loc["zi.h", "estimate"], rtol=1e-3)
     without = np.where(ticks["LOCATION"].astype(str) == "32", "32", "others")
     lost = fit.influence(without, method="refit").params.loc["32"]
     rest = ticks[ticks["LOCATION"].astype(str) != "32"]
     assert_allclose(lost, glmer(PLACES, rest, "truncated_nbinom2", zero="~ h + (1 | LOCATION)").params, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Laplace's approximation is rough")
+def test_a_hurdles_zeros_are_a_logistic_model_of_their_own(ticks):
+    """Profiles and tests of the zero part's random effects are those of the answers to: is it zero?"""
+    some = ticks.head(200)
+    fit = glmer("TICKS ~ h + (1 | BROOD)", some, "truncated_poisson", zero="~ h + (1 | LOCATION)")
+    alone = glmer("none ~ h + (1 | LOCATION)", some.assign(none=some["TICKS"] == 0))
+    limits = fit.conf_int("profile", parm="zi.sd_Intercept|LOCATION")
+    assert_allclose(limits, alone.conf_int("profile", parm="sd_Intercept|LOCATION"), rtol=1e-4)
+    tested = fit.ranova()
+    assert list(tested.index) == ["<none>", "(1 | BROOD)", "zero: (1 | LOCATION)"]
+    assert_allclose(tested["lrt"].iloc[2], alone.ranova()["lrt"].iloc[1], atol=1e-5)
+    assert list(tested["npar"]) == [6, 5, 5]
 
 
 def saved(fit, folder):

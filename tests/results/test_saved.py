@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from fastlmm_core import lmer, load, load_dataset
+from fastlmm_core import glmer, lmer, load, load_dataset
 from fastlmm_core.core.saved import FORMAT
-from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError
+from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError, SpellingError
 
 MODELS = {
     "slopes": ("sleepstudy", "Reaction ~ Days + (Days | Subject)"),
@@ -259,3 +259,25 @@ def test_what_a_formula_took_of_whole_columns_is_saved(tmp_path):
         fit.save(tmp_path / "fit", data=data)
         found = load(tmp_path / "fit").predict(new)
         np.testing.assert_allclose(found, fit.predict(sleep).iloc[[4, 13]], rtol=1e-9)
+
+
+def test_arguments_that_need_the_rows_are_refused_by_name(tmp_path):
+    """They were bare type errors; at their defaults they ask for nothing."""
+    lmer("Reaction ~ Days + (1 | Subject)", load_dataset("sleepstudy")).save(tmp_path / "linear")
+    glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", load_dataset("cbpp")).save(tmp_path / "glm")
+    linear, generalised = load(tmp_path / "linear"), load(tmp_path / "glm")
+    assert linear.coef_table(cov_type="model", cluster=None).equals(linear.coef_table())
+    assert linear.conf_int(seed=None, n=1000).equals(linear.conf_int())
+    for ask in (
+        lambda: linear.coef_table(cov_type="CR2"),
+        lambda: linear.t_test("Days", cluster=np.arange(180)),
+        lambda: linear.predict({"Days": [1], "Subject": [308]}, interval="confidence"),
+        lambda: generalised.ranef("zero"),
+        lambda: generalised.conf_int(),
+    ):
+        with pytest.raises((NotSavedError, SpellingError), match=r"without its data|by position"):
+            ask()
+    with pytest.raises(SpellingError, match="no argument foo="):
+        linear.coef_table(foo=1)
+    with pytest.raises(SpellingError, match="it is level="):
+        generalised.coef_table(alpha=0.1)

@@ -323,11 +323,11 @@ def seed_sequence(seed: object) -> np.random.SeedSequence:
         raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
 
 
-def checked_flag(reml: object) -> bool:
-    """`reml` as a bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
-    if not isinstance(reml, (bool, np.bool_)):
-        raise ModelError(f"reml must be True or False, not {reml!r}")
-    return bool(reml)
+def checked_flag(value: object, name: str = "reml") -> bool:
+    """A bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ModelError(f"{name} must be True or False, not {value!r}")
+    return bool(value)
 
 
 def as_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:

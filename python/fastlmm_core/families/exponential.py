@@ -22,6 +22,7 @@ class Binomial(Family):
 
     name = "binomial"
     links = ("logit", "probit", "cloglog", "cauchit", "log", "identity")
+    concave_links = ("logit", "probit", "cloglog", "log", "identity")
     code = 0
     mean_range = (0.0, 1.0)
 
@@ -57,6 +58,7 @@ class Poisson(Family):
 
     name = "poisson"
     links: ClassVar[tuple[str, ...]] = ("log", "identity", "sqrt")
+    concave_links: ClassVar[tuple[str, ...]] = ("log", "identity")
     code = 1
     mean_range = (0.0, np.inf)
 
@@ -107,6 +109,7 @@ class Gamma(Dispersed):
 
     name = "gamma"
     links = ("log", "inverse", "identity")
+    concave_links = ("log", "inverse")
     code = 4
     mean_range = (0.0, np.inf)
 
@@ -130,6 +133,7 @@ class InverseGaussian(Dispersed):
 
     name = "inverse_gaussian"
     links = ("log", "inverse", "identity")
+    concave_links = ("inverse",)
     code = 5
     mean_range = (0.0, np.inf)
 
@@ -152,6 +156,7 @@ class Gaussian(Dispersed):
 
     name = "gaussian"
     links = ("identity", "log", "inverse", "sqrt")
+    concave_links = ("identity",)
     code = 6
 
     def unit_variance(self, mu: Array) -> Array:

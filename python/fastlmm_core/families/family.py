@@ -75,6 +75,8 @@ class Family(ABC):
         Whether the extra parameters have the intercept's place.
     mean_range : (low, high)
         Which means there are, where a link leads beyond.
+    concave_links : tuple of str
+        Links by which a row's log density is concave in the linear predictor, whatever the response and rho.
     """
 
     link: Link
@@ -88,6 +90,7 @@ class Family(ABC):
     vector: ClassVar[bool] = False
     no_intercept: ClassVar[bool] = False
     mean_range: ClassVar[tuple[float, float]] = (-np.inf, np.inf)
+    concave_links: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, link: str | Link | None = None) -> None:
         object.__setattr__(self, "link", as_link(link, self.links, self.name))
@@ -110,6 +113,11 @@ class Family(ABC):
     def rho_of(self, extra: Array) -> float:
         """Rho from the extra parameters that are estimated (n_extra,), or the one given; 0 where there is none."""
         return float(extra[0]) if self.n_extra else self.fixed_rho or 0.0
+
+    @property
+    def one_mode(self) -> bool:
+        """Whether random effects have one conditional mode, wherever the search for it begins."""
+        return self.link.name in self.concave_links
 
     # ------------------------------------------------------------------ one row
 

@@ -44,6 +44,7 @@ class Ordinal(VectorFamily):
 
     name = "ordinal"
     links = ("logit", "probit", "cloglog")
+    concave_links = links
     no_intercept = True
 
     def __init__(self, link: str | Link | None = None, *, levels: Sequence[Any] | int) -> None:

@@ -74,6 +74,7 @@ class NegativeBinomial(NegativeBinomialBase):
     """NB2: variance mu + alpha mu^2; rho is the logarithm of the size 1 / alpha."""
 
     name = "negativebinomial"
+    concave_links: ClassVar[tuple[str, ...]] = ("log",)
     code = 2
     rho_range = (-np.inf, LIMIT)
 

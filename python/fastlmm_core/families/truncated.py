@@ -106,6 +106,7 @@ class TruncatedNegativeBinomial(PositiveNegativeBinomial, NegativeBinomial):
 
     name = "truncated_nbinom2"
     links = ("log",)
+    concave_links = ()
     code = 9
 
     def size(self, mu: Array, rho: float) -> Array:

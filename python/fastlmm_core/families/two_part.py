@@ -136,6 +136,12 @@ class TwoPart(VectorFamily):
         other.__dict__.update(self.__dict__, zero=zero, offset=offset)
         return other
 
+    def with_effects(self, effects: Sequence[tuple[str, tuple[str, ...]]]) -> TwoPart:
+        """The same family with other random effects of the log odds."""
+        other = self.at(self.zero, self.offset)
+        other.__dict__.update(effects=tuple(effects))
+        return other
+
     @property
     def names(self) -> tuple[str, ...]:
         """zi.Intercept, ..., the counts' own parameter, and zi.sd_... of the random effects."""
@@ -352,6 +358,11 @@ class Hurdle(TwoPart):
     bases = (TruncatedPoisson, TruncatedNegativeBinomial, TruncatedNegativeBinomial1)
     kind = "hurdle model"
     apart = True
+
+    @property
+    def one_mode(self) -> bool:
+        """As of the positive counts: the zeros' own part is a logistic regression."""
+        return self.base.one_mode
 
     def start_rho(self, y: Array, mu: Array, m: Array, rank: int) -> Any:
         """A logistic regression of the zeros, and the likeliest of some values of the counts' own parameter."""

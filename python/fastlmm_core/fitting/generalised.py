@@ -292,9 +292,7 @@ def refit_counts(result: G, y: NDArray[np.float64]) -> G:
     """`refit` to a response (n,) as the core has it: successes, categories numbered from zero."""
     design, options, core = result.design, result.options, result.core
     model = kept_glmm(result)
-    start = options.start
-    if start is None and not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
+    start = core.again if options.start is None else options.start
     with one_blas_thread():
         found = model.fit(y, start=start)
     again = wrap(type(result), design.with_response(y), result.formula, options, settled(found), result.kept)  # type: ignore[arg-type]

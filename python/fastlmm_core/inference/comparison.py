@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.errors import FastLMMError, FastLMMWarning, ModelError, warn
 from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.monte_carlo import check_pair
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.same_data import same_columns, same_data
+from fastlmm_core.inference.same_data import same_columns, same_criterion, same_data
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -78,6 +78,14 @@ def shares_of(fixed: float, random: pd.Series, residual: float) -> tuple[pd.Seri
     return explained, pd.Series(shares)
 
 
+def _explained(fit: FittedModel) -> pd.Series:
+    """The fit's own R2; NaN where there is none, or no rows to tell it from."""
+    try:
+        return cast("pd.Series", cast("Any", fit).r2())
+    except FastLMMError:
+        return pd.Series({"marginal": np.nan, "conditional": np.nan})
+
+
 @answered(METHOD_ARGUMENTS)
 def compare(*fits: FittedModel, refit: bool = True) -> Table:
     """Models of one response side by side.
@@ -94,14 +102,15 @@ def compare(*fits: FittedModel, refit: bool = True) -> Table:
     -------
     Table
         One row a model, best AIC first, indexed by its formula: method, df, llf, aic, aicc, bic, delta_aic, weight
-        (Akaike's), r2_marginal, r2_conditional, sigma, is_singular.
+        (Akaike's), r2_marginal, r2_conditional, sigma, is_singular. R2 is the fit's own `r2`, NaN where it has none.
 
     Raises
     ------
     DataError
         Different rows, responses, weights or offsets.
     ModelError
-        No model, REML beside ML fits, or REML fits of different fixed parts with ``refit=False``.
+        No model, REML beside ML fits, or REML fits of different fixed parts with ``refit=False``; likelihoods that are
+        approximated in different ways.
 
     Examples
     --------
@@ -117,6 +126,7 @@ def compare(*fits: FittedModel, refit: bool = True) -> Table:
     if not fits:
         raise ModelError("compare needs at least one model")
     same_data(fits)
+    same_criterion(fits)
     methods = {fit.reml for fit in fits}
     if True in methods and (len(methods) > 1 or not same_columns(fits)):
         if not refit:
@@ -130,7 +140,7 @@ def compare(*fits: FittedModel, refit: bool = True) -> Table:
     for fit in fits:
         if fit is not best:
             check_pair(fit, best)
-        explained = r2(fit.design, fit.core)
+        explained = _explained(fit)
         rows.append(
             {
                 "method": "REML" if fit.reml else "ML",

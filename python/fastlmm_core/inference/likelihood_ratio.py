@@ -13,7 +13,7 @@ from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.monte_carlo import check_pair
 from fastlmm_core.inference.nested_tests import bootstrap_test
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.same_data import check_nested_families, same_columns, same_data
+from fastlmm_core.inference.same_data import check_nested_families, same_columns, same_criterion, same_data
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def anova(
     DataError
         The models were fitted to different rows, responses, weights or offsets.
     ModelError
-        Fewer than two models, REML fits that `refit=False` cannot compare, or an exact fit and one of the iterative
+        Fewer than two models, REML fits that `refit=False` cannot compare; generalised fits whose likelihoods are
+        approximated in different ways (`n_agq`, `Control(weights=...)`), or an exact fit and one of the iterative
         engine whose criteria differ by less than four Monte Carlo errors.
 
     Warns
@@ -82,10 +83,13 @@ def anova(
     if len(models) < 2:
         raise ModelError("anova compares at least two models; for the terms of one, use its method anova()")
     check_nested_families(models)
+    if isinstance(names, str):
+        raise DataError(f"names must be a list of texts or None, not {names!r}")
     labels = [m.formula for m in models] if names is None else [str(name) for name in names]
     if len(labels) != len(models):
         raise DataError(f"{len(labels)} names were given for {len(models)} models")
     same_data(models, labels)
+    same_criterion(models)
     fits = list(models)
     if refit and any(m.reml for m in fits):
         fits = [ml_fit(m) for m in fits]

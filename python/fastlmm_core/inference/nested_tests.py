@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,14 @@ from scipy.special import chdtrc, fdtrc, gammaincc
 from fastlmm_core.core import Model
 from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
+from fastlmm_core.fitting.generalised import kept_glmm
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.inference.generalised.simulate import drawer
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
-from fastlmm_core.inference.same_data import same_data
+from fastlmm_core.inference.same_data import check_nested_families, same_criterion, same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ __all__ = ["NestedTest", "bootstrap_reduction", "bootstrap_test", "tie_bound"]
 Array = NDArray[np.float64]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
 Criteria = Callable[[Array], tuple[Array, NDArray[np.bool_]]]
+Draw = Callable[[Sequence[np.random.Generator]], Array]
 
 CHUNK_NUMBERS = 1 << 22
 """Responses are drawn and fitted as many at a time as have this many values."""
@@ -127,7 +132,7 @@ def bootstrap_test(
 
     Parameters
     ----------
-    small, large : LmerResult
+    small, large : LmerResult or GlmerResult
         Fits of the same rows and response; REML fits are refitted by maximum likelihood.
     n : int
         Draws.
@@ -137,7 +142,7 @@ def bootstrap_test(
         Stop once this many draws are as large as the observed statistic: the p-value is then their share among the
         draws made (Besag and Clifford 1991), as precise for a large p and much sooner.
     threads : int, optional
-        Fits side by side.
+        Fits side by side, of linear models.
 
     Returns
     -------
@@ -148,7 +153,7 @@ def bootstrap_test(
     DataError
         Other rows, responses, weights or offsets.
     ModelError
-        The models are not nested, or do not differ.
+        The models are not nested, or do not differ; likelihoods that are approximated in different ways.
 
     Warns
     -----
@@ -167,6 +172,10 @@ def bootstrap_test(
     """
     if n < 1 or (stop is not None and stop < 1):
         raise ModelError(f"n and stop must be at least 1, not {n} and {stop}")
+    if isinstance(small, GeneralisedModel) and isinstance(large, GeneralisedModel):
+        return _of_generalised(small, large, n, seed, stop)
+    if isinstance(small, GeneralisedModel) or isinstance(large, GeneralisedModel):
+        raise ModelError("one model is lmer()'s and one glmer()'s: a bootstrap compares fits of one kind")
     check_nested(small, large)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RankWarning)  # the fits' own warnings were given before
@@ -174,10 +183,56 @@ def bootstrap_test(
     observed = max(0.0, s.criterion - l.criterion)
     source, _ = recipe(s)
     criteria = [_criteria(model_of(f.design, f.options), moments(f.core), threads) for f in (s, l)]
-    draws, failed, drawn = _draw(source, criteria[0], criteria[1], observed, n, seed, stop)
+    draws, failed, drawn = _draw(partial(draw_responses, source), criteria, observed, n, seed, stop, len(source.mean))
     notes = () if not (small.reml or large.reml) else ("REML fits were refitted by maximum likelihood",)
     title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
     return _summarised(observed, l.df_model - s.df_model, draws, drawn, failed, title, notes, stop)
+
+
+def _of_generalised(
+    small: GeneralisedModel, large: GeneralisedModel, n: int, seed: Seed, stop: int | None
+) -> NestedTest:
+    """`bootstrap_test` of generalised fits."""
+    df = check_nested_generalised(small, large)
+    draw = drawer(small)
+
+    def together(streams: Sequence[np.random.Generator]) -> Array:
+        return np.array([draw(stream) for stream in streams])
+
+    observed = max(0.0, small.criterion - large.criterion)
+    criteria = [_generalised_criteria(fit) for fit in (small, large)]
+    draws, failed, drawn = _draw(together, criteria, observed, n, seed, stop, len(small.design.y))
+    title = f"Parametric bootstrap: {small.formula}  against  {large.formula}"
+    return _summarised(observed, df, draws, drawn, failed, title, (), stop)
+
+
+def _generalised_criteria(fit: GeneralisedModel) -> Criteria:
+    """As `_criteria`."""
+
+    def fitted(Y: Array) -> tuple[Array, NDArray[np.bool_]]:
+        fits = kept_glmm(fit).fit_many(Y, start=fit.core.again)
+        return fits.criterion, fits.converged
+
+    return fitted
+
+
+def check_nested_generalised(small: GeneralisedModel, large: GeneralisedModel) -> int:
+    """How many parameters fewer a fit has than one that contains it; errors as of `check_nested`."""
+    if small.monte_carlo is not None or large.monte_carlo is not None:
+        raise ModelError("likelihood ratios of draws are lost in the Monte Carlo error of the iterative engine")
+    check_nested_families((small, large))
+    same_data((small, large))
+    same_criterion((small, large))
+    check_within(small.design, large.design, small.formula, large.formula)
+    if (part := small.options.zero) is not None:
+        if large.options.zero is None:
+            raise ModelError(
+                f"the models are not nested: {small.formula!r} has a part for zeros, which the larger lacks"
+            )
+        check_within(part, large.options.zero, small.formula, large.formula)
+    df = large.df_model - small.df_model
+    refuse_fewer(df, small.formula, large.formula)
+    return df
 
 
 def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
@@ -192,16 +247,17 @@ def _criteria(model: AnyModel, start: Array, threads: int | None) -> Criteria:
 
 
 def _draw(
-    source: Recipe, small: Criteria, large: Criteria, observed: float, n: int, seed: Seed, stop: int | None
+    draw: Draw, criteria: Sequence[Criteria], observed: float, n: int, seed: Seed, stop: int | None, n_rows: int
 ) -> tuple[Array, int, int]:
-    """Statistics of draws from `source`, how many failed, and how many were made."""
+    """Statistics of responses drawn, how many failed, and how many were made."""
+    small, large = criteria
     streams = generators(seed, n)
-    size = max(1, CHUNK_NUMBERS // len(source.mean))
+    size = max(1, CHUNK_NUMBERS // n_rows)
     if stop is not None:
         size = min(size, max(64, stop))
     blocks, failed, drawn, beyond = [], 0, 0, 0
     while batch := list(islice(streams, size)):
-        Y = draw_responses(source, batch)
+        Y = draw(batch)
         (c_small, ok_small), (c_large, ok_large) = small(Y), large(Y)
         ok = ok_small & ok_large & np.isfinite(c_small) & np.isfinite(c_large)
         t = np.maximum(0.0, c_small - c_large)
@@ -300,7 +356,7 @@ def bootstrap_reduction(
     source = Recipe(design.X @ beta + offset, terms, sigma * sd)
     large = _criteria(larger, moments(result.core), threads)
     lrt = max(0.0, observed - result.criterion)
-    draws, failed, drawn = _draw(source, small, large, lrt, n, seed, None)
+    draws, failed, drawn = _draw(partial(draw_responses, source), (small, large), lrt, n, seed, None, len(source.mean))
     title = f"Parametric bootstrap: {reduction.label} of {result.formula}"
     return _summarised(lrt, reduction.df, draws, drawn, failed, title, ())
 
@@ -316,6 +372,19 @@ def check_nested(small: FittedModel, large: FittedModel) -> None:
 
 def check_nested_designs(small: Design, large: Design, name: str, other: str) -> int:
     """How many parameters fewer a design has than one that contains it; ModelError where it is not within the other."""
+    df = check_within(small, large, name, other) + n_theta(large) - n_theta(small)
+    refuse_fewer(df, name, other)
+    return df
+
+
+def refuse_fewer(df: int, name: str, other: str) -> None:
+    """ModelError where the larger model does not have more parameters."""
+    if df <= 0:
+        raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
+
+
+def check_within(small: Design, large: Design, name: str, other: str) -> int:
+    """How many columns more the larger fixed part has; ModelError where a design is not within the other."""
     q = column_basis(large.X)
     size = np.maximum(np.linalg.norm(small.X, axis=0), 1e-300)
     outside = np.linalg.norm(small.X - q @ (q.T @ small.X), axis=0) / size
@@ -328,10 +397,7 @@ def check_nested_designs(small: Design, large: Design, name: str, other: str) ->
                 f"the models are not nested: ({' + '.join(term.columns)} | {term.group}) of {name!r} is not among the "
                 f"random terms of {other!r}"
             )
-    df = q.shape[1] - column_basis(small.X).shape[1] + n_theta(large) - n_theta(small)
-    if df <= 0:
-        raise ModelError(f"the larger model has to have more parameters: {other!r} has {-df} fewer than {name!r}")
-    return df
+    return int(q.shape[1] - column_basis(small.X).shape[1])
 
 
 def _within(term: RandomDesign, larger: Design) -> bool:

@@ -28,16 +28,16 @@ class Parameter:
     ----------
     name : str
         "sd_Intercept|Subject", "cor_Days.Intercept|Subject", "sigma", or the coefficient's own.
-    kind : {"sd", "cor", "sigma", "own", "zero", "beta"}
-        "own": one of a family's parameters that is no logarithm; "zero": one of its zero part's random effects.
+    kind : {"sd", "cor", "sigma", "own", "beta"}
+        "own": one of a family's parameters that is no logarithm.
     term : int
-        Random term of an sd or cor; -1 elsewhere.
+        Random term of an sd or cor, those of a zero part after the others; -1 elsewhere.
     row, column : int
         Columns of the term (equal for an sd); `row` is the place of a coefficient.
     """
 
     name: str
-    kind: Literal["sd", "cor", "sigma", "own", "zero", "beta"]
+    kind: Literal["sd", "cor", "sigma", "own", "beta"]
     term: int = -1
     row: int = -1
     column: int = -1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,11 +72,11 @@ def refuse_structures(design: Design, what: str) -> None:
             raise ModelError(f"{what} of a model with {kind} between the effects of {term.group} is not available")
 
 
-def reductions(result: FittedModel, reduce_terms: bool) -> Iterator[Reduction]:
+def reductions(design: Design, reduce_terms: bool) -> Iterator[Reduction]:
     """Each way to make the random part smaller by a step, as `ranova` tests them."""
-    refuse_structures(result.design, "a reduction of the random part")
-    terms = core_terms(result.design)
-    for k, random in enumerate(result.design.random):
+    refuse_structures(design, "a reduction of the random part")
+    terms = core_terms(design)
+    for k, random in enumerate(design.random):
         for label, z, l in _smaller_terms(random, reduce_terms):
             left = [t for h, t in enumerate(terms) if h != k]
             if l:
@@ -107,12 +107,10 @@ def criterion_without(result: FittedModel, reduction: Reduction) -> float:
     return model.fit(result.design.y).criterion
 
 
-def reduced_criteria(
-    result: FittedModel, reduce_terms: bool, without: Callable[[Any, Reduction], float] = criterion_without
-) -> Iterator[tuple[Reduction, float]]:
+def reduced_criteria(result: FittedModel, reduce_terms: bool) -> Iterator[tuple[Reduction, float]]:
     """Each of `reductions` with the criterion of its fit, made as it is asked for."""
-    for reduction in reductions(result, reduce_terms):
-        yield reduction, without(result, reduction)
+    for reduction in reductions(result.design, reduce_terms):
+        yield reduction, criterion_without(result, reduction)
 
 
 def _linear_criterion(result: FittedModel) -> float:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fastlmm_core.core.control import checked_control
+from fastlmm_core.core.glmm.model import checked_points
+from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.families import Family, Link
 from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of
@@ -123,6 +125,8 @@ def glmer(
     asked = FamilyRequest(family, link)
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    checked_points(n_agq)
+    checked_flag(objective_only, "objective_only")
     gaussian = asked.chosen.name == "gaussian" and asked.chosen.link.name == "identity"
     if gaussian and freq_weights is None and exposure is None and trials is None and zero is None:
         common: dict[str, Any] = {"control": control, "start": start, "verbose": verbose, "subset": subset}

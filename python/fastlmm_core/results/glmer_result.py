@@ -463,7 +463,10 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         return glance(self)
 
     def augment(self, data: Any = None) -> pd.DataFrame:
-        """One row an observation used: .fitted (mean), .resid (deviance), .link (Xβ + Zb + offset), .fixed, ...
+        """One row an observation used: .fitted (mean), .resid, .link (Xβ + Zb + offset), .fixed, ...
+
+        Residuals are those of the deviance; of ordinal models and those with a part for zeros, whose rows have none,
+        quantile residuals; Pearson's where prior weights leave such rows without a distribution.
 
         Parameters
         ----------

@@ -161,6 +161,7 @@ def lmer(
     given = {name: value for name, value in arguments.items() if value is not None}
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    checked_flag(objective_only, "objective_only")
     options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
     if not isinstance(data, pd.DataFrame) and isinstance(formula, str) and is_stream(data):
         from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams

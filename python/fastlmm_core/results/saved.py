@@ -26,6 +26,7 @@ from fastlmm_core.fitting.residual import describe
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.inference.ddf import information_of
+from fastlmm_core.inference.same_data import row_prints
 from fastlmm_core.results.codec import Reader, Writer
 from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.result import LmerResult
@@ -83,7 +84,7 @@ def _figures(result: LmerResult) -> dict[str, Any]:
     figures |= {"conditional": core.cond_var(), "null_space": space, "information": information_of(core)}
     quantiles = residual_quantiles(result)
     assert quantiles is not None
-    kept: dict[str, Any] = {"quantiles": quantiles.to_numpy(), "residual": ""}
+    kept: dict[str, Any] = {"quantiles": quantiles.to_numpy(), "residual": "", "prints": row_prints(result)}
     if isinstance(result, StructuredResult):
         parameters = result.covariance_parameters()
         within = isinstance(core, PatternFit | CrossedFit)

@@ -5,13 +5,17 @@ Whatever needs the rows of the fit says so in one sentence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.control import Control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.glmm.fitted import GlmmFit
@@ -20,6 +24,7 @@ from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.coefficients import cov_params
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import FTest, method_name
 from fastlmm_core.inference.information import VarianceInformation
 from fastlmm_core.inference.table import Table
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.var_corr import VarCorr
     from fastlmm_core.formula import Design
+    from fastlmm_core.inference.generalised.predict import Kind
 
 __all__ = [
     "WITHOUT_DATA",
@@ -143,6 +149,7 @@ class SavedGlmCore(WithoutRows):
     cov: NDArray[np.float64]
     n_agq: int
     family: Family
+    control: Control = field(default_factory=Control)
 
     sigma = 1.0
     reml = False
@@ -159,11 +166,34 @@ class SavedGlmCore(WithoutRows):
         return cast("Any", GlmmFit).family_params_se.fget(self)
 
 
+def narrowed(function: FunctionType, whole: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that has fewer arguments than the whole fit's: whoever asks by one of the others is told why."""
+    own = inspect.signature(function).parameters
+    absent = {n: p.default for n, p in inspect.signature(whole).parameters.items() if n not in own}
+    answer = answered(METHOD_ARGUMENTS)(function)
+
+    def asked(self: Any, *args: Any, **options: Any) -> Any:
+        for name in absent.keys() & options.keys():
+            value = options.pop(name)
+            default = absent[name]
+            if not (value is default or (type(value) is type(default) and value == default)):
+                raise NotSavedError(f"{function.__name__}({name}=...): {WITHOUT_DATA}")
+        return answer(self, *args, **options)
+
+    return functools.update_wrapper(asked, function)
+
+
 class SavedFigures(FittedModel):
     """What all kinds of fits answer without their rows."""
 
     whole: type[FittedModel]
     """What the fit was before."""
+
+    def __init_subclass__(cls) -> None:
+        for name in dir(cls):
+            function, theirs = inspect.getattr_static(cls, name), getattr(cls.whole, name, None)
+            if not name.startswith("_") and isinstance(function, FunctionType) and callable(theirs):
+                setattr(cls, name, narrowed(function, theirs))
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(self.whole, name):
@@ -272,13 +302,10 @@ class SavedResult(SavedFigures):
         self._method(ddf, "summary")
         return summary_page(cast("Any", self), ddf, self.kept["residual"], self._quantiles())
 
-    def predict(
-        self, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False, **others: Any
-    ) -> pd.Series:
+    def predict(self, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False) -> pd.Series:
         """Predictions for new rows, as `LmerResult.predict`; their intervals need the data."""
-        asked = [name for name, value in others.items() if value not in (None, "marginal")]
-        if newdata is None or asked:
-            raise NotSavedError(f"predict({asked[0] + '=...' if asked else ''}): {WITHOUT_DATA}")
+        if newdata is None:
+            raise NotSavedError(f"predict(): {WITHOUT_DATA}")
         if self.design.sparse:
             raise ModelError("predict of new data is not available for a model with sparse() effects")
         return predict.predict(self.design, self.core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
@@ -403,13 +430,29 @@ class SavedGlmerResult(SavedFigures):
 
         return summary(cast("Any", self), self._quantiles())
 
-    def predict(self, newdata: Any = None, **options: Any) -> pd.Series | pd.DataFrame:
+    def predict(
+        self,
+        newdata: Any = None,
+        *,
+        kind: Kind = "response",
+        re_form: str = "all",
+        allow_new_levels: bool = False,
+        interval: str | None = None,
+        level: float = 0.95,
+    ) -> pd.Series | pd.DataFrame:
         """Predictions for new rows, as `GlmerResult.predict`; intervals that hold random effects need the data."""
         from fastlmm_core.inference.generalised.predict import predict
 
         if newdata is None:
             raise NotSavedError(f"predict(): {WITHOUT_DATA}")
-        fixed = options.get("kind") in ("population", "marginal", "zprob") or options.get("re_form") == "none"
-        if options.get("interval") is not None and not fixed:
+        if interval is not None and kind not in ("population", "marginal", "zprob") and re_form != "none":
             raise NotSavedError(f"predict(interval=...): {WITHOUT_DATA}")
-        return predict(cast("Any", self), newdata, **options)
+        return predict(
+            cast("Any", self),
+            newdata,
+            kind=kind,
+            re_form=re_form,
+            allow_new_levels=allow_new_levels,
+            interval=interval,
+            level=level,
+        )

@@ -11,6 +11,7 @@ from fastlmm_core.families import Hurdle, Ordinal, TwoPart, ZeroInflated, as_fam
 from fastlmm_core.fitting.fit import wrap
 from fastlmm_core.fitting.generalised import GlmerOptions, glmm_of
 from fastlmm_core.fitting.models import core_terms
+from fastlmm_core.inference.same_data import row_prints
 from fastlmm_core.results.glmer_result import GlmerResult
 from fastlmm_core.results.glmer_summary import residual_quantiles
 from fastlmm_core.results.saved_figures import SavedGlmCore, SavedGlmerResult, without_rows
@@ -102,7 +103,7 @@ def restored(design: Design, contents: dict[str, Any]) -> GlmerResult:
 
 FIGURES = (
     *("theta", "beta", "rho", "cov", "cov_beta", "criterion", "n", "rank", "n_agq", "is_singular", "b", "L", "log"),
-    *("converged", "message"),
+    *("converged", "message", "control"),
 )
 """What a file without rows keeps of the core's fit."""
 
@@ -132,11 +133,12 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
         "conditional": core.cond_var(),
         "null_space": None if core.rank == len(core.beta) else core._null_space,
     }
+    kept = {"remarks": remarks, "quantiles": residual_quantiles(result).to_numpy(), "prints": row_prints(result)}
     return {
         "design": without_rows(result.design),
         "figures": figures,
         "generalised": _contents_of_family(family),
-        "kept": {"remarks": remarks, "quantiles": residual_quantiles(result).to_numpy()},
+        "kept": kept,
         "options": {"n_agq": options.n_agq, "proportions": options.proportions, "trials": options.trials},
         "zero": None if options.zero is None else without_rows(options.zero),
         "given": {k: v for k, v in options.given.items() if k not in ("link", "weights", "freq_weights")},

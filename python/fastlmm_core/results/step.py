@@ -70,7 +70,7 @@ def step(
     alpha_random, alpha_fixed = checked_level(alpha_random, "alpha_random"), checked_level(alpha_fixed, "alpha_fixed")
     kept = [keep] if isinstance(keep, str) else list(keep or [])
     known = {_canonical(":".join(t)) for t in result.design.spec.terms.terms}
-    known |= {_canonical(r.label) for r in reductions(result, True)}
+    known |= {_canonical(r.label) for r in reductions(result.design, True)}
     for name in kept:
         if _canonical(name) not in known:
             raise DataError(f"keep names {name!r}, which is no term of the model: {result.formula}")

@@ -203,6 +203,17 @@ class GlmmFit:
             yield self._engine
 
     @property
+    def again(self) -> Array | None:
+        """Where searches for much the same model begin, (theta, beta, rho); None where they begin as any fit does.
+
+        That is where estimates are at a limit or not known, and where rows may have several modes: which ones a search
+        ends at depends on its path, and a refit's are to be those of a new fit.
+        """
+        if self.is_singular or not self.family.one_mode or not np.isfinite(self.beta).all():
+            return None
+        return np.concatenate([self.theta, self.beta, self.family.extra(self.rho)])
+
+    @property
     def design(self) -> GlmmDesign:
         """The design the fit was made from."""
         if self._engine is None:

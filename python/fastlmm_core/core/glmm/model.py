@@ -25,6 +25,8 @@ from fastlmm_core.families import Family, Link, as_family
 if TYPE_CHECKING:
     from fastlmm_core.core.glmm.iterative.laplace import IterativeLaplace
 
+__all__ = ["GlmmObjective", "ManyGlmmFits", "Model", "checked_points", "fit", "fit_many", "objective"]
+
 Array = NDArray[np.float64]
 
 
@@ -179,10 +181,8 @@ class Model:
         zero_terms: Sequence[Term] = (),
     ) -> None:
         self.control = checked_control(control)
-        self.n_agq = int(n_agq) if isinstance(n_agq, (int, float, np.integer)) else -1
+        self.n_agq = checked_points(n_agq)
         self.family = as_family(family, link)
-        if self.n_agq < 0 or self.n_agq != n_agq:
-            raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq!r}")
         with one_blas_thread():
             self.design = GlmmDesign(
                 X,
@@ -380,6 +380,14 @@ class Model:
                 )  # fmt: skip
                 out.converged[i], out.n_evaluations[i] = found.converged, len(found._evaluations)
         return out
+
+
+def checked_points(n_agq: object) -> int:
+    """Points of quadrature; ModelError for anything but a whole number that is not negative."""
+    whole = isinstance(n_agq, (int, float, np.number)) and not isinstance(n_agq, bool) and float(n_agq).is_integer()
+    if not whole or float(cast("float", n_agq)) < 0.0:
+        raise ModelError(f"n_agq must be a whole number, not negative, not {n_agq!r}")
+    return int(cast("float", n_agq))
 
 
 def objective(

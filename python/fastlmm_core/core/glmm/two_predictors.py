@@ -104,7 +104,8 @@ class StackedLaplace(Laplace):
         each = m * freq if len(freq) else m
         with np.errstate(all="ignore"):
             rows = self.family.joint_rows(self.y, eta[:n], eta[n : 2 * n], rho, self.threads) * each
-        l, s, w, we, k, lr, lrr, sr, wr, l_z, l_zz, s_z, w_z, s2_r, v_z, x_z, v_r, x_r = rows
+            total = float(rows[0].sum())
+        _, s, w, we, k, lr, lrr, sr, wr, l_z, l_zz, s_z, w_z, s2_r, v_z, x_z, v_r, x_r = rows
         x, v, out = -l_zz, -s_z, self.out
         _three(out[0], s, l_z, 0.0)
         _three(out[1], w - v, x - v, v)
@@ -115,7 +116,7 @@ class StackedLaplace(Laplace):
             _three(out[5], sr, s2_r, 0.0)
             _three(out[6], wr - v_r, x_r - v_r, v_r)
         self.lr, self.lrr = float(lr.sum()), float(lrr.sum())
-        return float(l.sum())
+        return total
 
     def constant_of(self, rho: float) -> tuple[float, float, float]:
         """That of the positive counts."""

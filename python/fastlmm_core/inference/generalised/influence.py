@@ -112,10 +112,7 @@ def _without(result: GeneralisedModel, rows: NDArray[np.int64], method: str, out
     y = design.y[left]
     full = np.concatenate([core.theta, core.beta[keep], core.family.extra(core.rho)])
     if method == "refit":
-        start = None
-        if not core.is_singular and len(keep) == len(core.beta):
-            start = full
-        again = model.fit(y, start=start, place=None if start is None else core.place)
+        again = model.fit(y, start=core.again)
         sigma = np.sqrt(core.family.scale(again.rho))
         out.set(case, again.beta, again.cov_beta, float(sigma), keep)
         out.theta[case], out.converged[case] = again.theta, again.converged

@@ -37,12 +37,12 @@ from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, o
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile import Profile, quantile_of_level
 from fastlmm_core.inference.profile_walk import BETTER, LOWER
-from fastlmm_core.inference.simulate import recipe
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
 __all__ = ["bootstrap", "conf_int", "model_parameters", "profile", "values_of"]
@@ -74,17 +74,34 @@ CHUNK = 256
 
 
 def model_parameters(result: GeneralisedModel) -> tuple[Parameter, ...]:
-    """Standard deviations and correlations, the family's own parameter, coefficients."""
+    """Standard deviations and correlations, the family's own parameters, coefficients.
+
+    Those of a zero part's random effects are among the family's own, as terms after the counts'.
+    """
     family = result.core.family
-    effects = len(family.effect_names) if isinstance(family, TwoPart) else 0
+    spread = zero_spread(family, len(result.design.random))
+    logs = family.logs[: len(family.logs) - len(spread)]
     own = [
-        Parameter(name, "sigma" if log else "own" if k < family.n_extra - effects else "zero", row=k)
-        for k, (name, log) in enumerate(zip(family.names, family.logs, strict=False))
+        Parameter(name, "sigma" if log else "own", row=k)
+        for k, (name, log) in enumerate(zip(family.names, logs, strict=False))
     ]
+    own += spread
     found = []
     for p in parameters(result.design):
         found += own if p.kind == "sigma" else [p]
     return tuple(found)
+
+
+def zero_spread(family: Family, first: int) -> list[Parameter]:
+    """Standard deviations and correlations of a zero part's random effects, whose terms are numbered from ``first``."""
+    if not isinstance(family, TwoPart):
+        return []
+    names, out = iter(family.effect_names), []
+    for k, (_, columns) in enumerate(family.effects):
+        for j in range(len(columns)):
+            out.append(Parameter(f"zi.{next(names)}", "sd", first + k, j, j))
+            out += [Parameter(f"zi.{next(names)}", "cor", first + k, i, j) for i in range(j + 1, len(columns))]
+    return out
 
 
 def values_of(result: GeneralisedModel, theta: Array, beta: Array, rho: Array) -> Array:
@@ -104,16 +121,13 @@ def bootstrap(
 
     checked_count(n, "n")
     index = pd.RangeIndex(1, n + 1, name="draw")
-    responses = drawn(result, n, seed=seed, source=recipe(result)[0])
+    responses = drawn(result, n, seed=seed)
     core, model = result.core, kept_glmm(result)
     if statistic is not None:
         return pd.DataFrame([named(statistic(refit_counts(result, y))) for y in responses], index=index)
-    start = None
-    if not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
     blocks, failed = [], 0
     while batch := list(islice(responses, CHUNK)):
-        fits = model.fit_many(np.array(batch), start=start)
+        fits = model.fit_many(np.array(batch), start=core.again)
         blocks.append(values_of(result, fits.theta, fits.beta, fits.rho))
         failed += int(np.count_nonzero(~fits.converged))
     if failed:
@@ -124,15 +138,12 @@ def bootstrap(
 def jackknife(result: GeneralisedModel) -> Array:
     """Parameters with one level at a time left out, (blocks, n_parameters); see `bootstrap.jackknife`."""
     design, core, found = result.design, result.core, []
-    start = None
-    if not core.is_singular and np.isfinite(core.beta).all():
-        start = np.concatenate([core.theta, core.beta, core.family.extra(core.rho)])
     for rows in jackknife_rows(design):
         kept = np.zeros(len(design.y), bool)
         kept[rows] = True
         try:
             model = glmm_of(arrays_of(design).rows(kept), options_of_rows(result.options, kept))
-            fit = model.fit(design.y[kept], start=start)
+            fit = model.fit(design.y[kept], start=core.again)
         except FastLMMError:  # too little is left without this level
             continue
         found.append(values_of(result, fit.theta[None], fit.beta[None], np.array([fit.rho]))[0])
@@ -230,10 +241,15 @@ class Profiler:
 
     def places(self, term: int) -> NDArray[np.intp]:
         """Places (l, l) of a term's lower triangle among the parameters; -1 above it."""
+        family = self.result.core.family
+        zero = [len(columns) for _, columns in family.effects] if isinstance(family, TwoPart) else []
+        widths = [len(other.columns) for other in self.result.design.random]
         at = 0
-        for other in self.result.design.random[:term]:
-            at += len(other.columns) * (len(other.columns) + 1) // 2
-        l = len(self.result.design.random[term].columns)
+        if term >= len(widths):  # covariance parameters of a zero part end the vector
+            term, widths = term - len(widths), zero
+            at = len(self.best) - sum(l * (l + 1) // 2 for l in zero)
+        at += sum(l * (l + 1) // 2 for l in widths[:term])
+        l = widths[term]
         out = np.full((l, l), -1)
         columns, rows = np.triu_indices(l)
         out[rows, columns] = at + np.arange(len(rows))
@@ -296,9 +312,7 @@ class Profiler:
         """Walk both ways from the estimate until the deviance has risen by the square of ``reach``."""
         core, family = self.result.core, self.result.core.family
         blind = p.kind in ("sd", "cor") and p.element in self.blind
-        if p.kind == "zero":
-            warn(f"the zero part's random effects have no profiles: {p.name} is NaN, use bootstrap()", FastLMMWarning)
-        if blind or p.kind == "zero" or (p.kind == "beta" and p.row not in self.kept):
+        if blind or (p.kind == "beta" and p.row not in self.kept):
             empty = np.empty(0)
             return ProfileCurve(p.name, p.kind, np.nan, empty, empty, empty, (None, None))
         phi = self.function(p)

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
 
-__all__ = ["RESIDUALS", "ResidualKind", "deviance", "observed", "prior_weights", "residuals", "unit_deviance"]
+__all__ = [
+    "RESIDUALS",
+    "ResidualKind",
+    "deviance",
+    "lawless",
+    "observed",
+    "prior_weights",
+    "residuals",
+    "unit_deviance",
+]
 
 Array = NDArray[np.float64]
 ResidualKind = Literal["deviance", "pearson", "response", "working", "quantile", "simulated"]
@@ -148,6 +157,13 @@ def _best(family: Family, y: Array, m: Array, rho: float) -> Array:
     return np.asarray(rows.l)
 
 
+def lawless(family: Family, m: Array) -> bool:
+    """Whether prior weights leave rows without a distribution: they multiply log densities, and mean nothing else."""
+    if isinstance(family, TwoPart):
+        family = family.base
+    return WHOLE.get(family.name, family.name) in (*COUNTS, "beta") and bool((m != 1.0).any())
+
+
 def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> tuple[Array, Array]:
     """P(Y < y) and P(Y <= y) of each row.
 
@@ -162,7 +178,7 @@ def distribution(family: Family, y: Array, mu: Array, m: Array, rho: float) -> t
         lower, upper = np.where(y > 0.0, lower, 0.0), np.where(upper > 0.0, upper, 0.0)
         return np.where(y > 0.0, p + (1.0 - p) * lower, 0.0), p + (1.0 - p) * upper
     whole = WHOLE.get(family.name, family.name)
-    if whole in (*COUNTS, "beta") and (m != 1.0).any():
+    if lawless(family, m):
         raise ModelError(f"quantile residuals need a distribution, and weighted {family.name} rows have none")
     from scipy import stats  # which takes as long to import as pandas does
 

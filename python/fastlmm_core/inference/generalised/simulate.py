@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
     from fastlmm_core.formula import Design, NewDesign
 
-__all__ = ["draws", "simulate"]
+__all__ = ["drawer", "draws", "simulate"]
 
 Array = NDArray[np.float64]
 Seed = int | Sequence[int] | np.random.SeedSequence | None
@@ -41,14 +41,21 @@ def predictor(source: Recipe, stream: np.random.Generator) -> Array:
     return eta
 
 
-def draws(result: GeneralisedModel, n: int, *, seed: Seed = None, source: Recipe | None = None) -> Iterator[Array]:
-    """N responses for the rows of the fit, (n,) each; successes where they are counted among trials."""
-    source = recipe(result)[0] if source is None else source
-    m, core = prior_weights(result), result.core
+def drawer(result: GeneralisedModel) -> Callable[[np.random.Generator], Array]:
+    """What draws a response (n,) for the rows of the fit; successes where they are counted among trials."""
+    source, m, core = recipe(result)[0], prior_weights(result), result.core
     own = Families(result, "none")
-    for stream in generators(seed, n):
+
+    def draw(stream: np.random.Generator) -> Array:
         mu = possible(core.family, predictor(source, stream))
-        yield own(stream).simulate(stream, mu, m, core.rho)
+        return own(stream).simulate(stream, mu, m, core.rho)
+
+    return draw
+
+
+def draws(result: GeneralisedModel, n: int, *, seed: Seed = None) -> Iterator[Array]:
+    """N responses for the rows of the fit, (n,) each."""
+    return map(drawer(result), generators(seed, n))
 
 
 class Families:

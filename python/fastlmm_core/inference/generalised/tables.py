@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +23,16 @@ from fastlmm_core.inference.coef_table import coefficients
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.contrasts import term_hypotheses
 from fastlmm_core.inference.generalised.classes import categorical
-from fastlmm_core.inference.generalised.rows import deviance, residuals
+from fastlmm_core.inference.generalised.rows import deviance, lawless, prior_weights, residuals
 from fastlmm_core.inference.profile import quantile_of_level
+from fastlmm_core.inference.reductions import Reduction, reductions
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.generalised_model import GeneralisedModel
-    from fastlmm_core.inference.reductions import Reduction
 
-__all__ = ["augment", "chisq_table", "coef_table", "criterion_without", "drop1", "glance", "tidy"]
+__all__ = ["augment", "chisq_table", "coef_table", "drop1", "glance", "reduced_criteria", "tidy"]
 
 
 def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.95) -> Table:
@@ -80,14 +81,30 @@ def drop1(result: GeneralisedModel, *, test: str = "chisq") -> Table:
     return likelihood_ratios(result, columns, without)
 
 
-def criterion_without(result: GeneralisedModel, reduction: Reduction) -> float:
-    """Minus twice the log-likelihood of the fit with some random effects left out."""
+def reduced_criteria(result: GeneralisedModel, reduce_terms: bool) -> Iterator[tuple[Reduction, float]]:
+    """Each way to make the random part smaller by a step, and then that of zeros, with minus twice its log-likelihood.
+
+    A fit is made as it is asked for.
+    """
     from fastlmm_core.fitting.generalised import glmm_of
 
     design, options = result.design, result.options
-    if reduction.terms:
-        return glmm_of(arrays_of(design).with_terms(reduction.terms), options).fit(design.y).criterion
-    return glmm_of(design, options).fixed_criterion(design.y)
+    for reduction in reductions(design, reduce_terms):
+        if reduction.terms:
+            left = glmm_of(arrays_of(design).with_terms(reduction.terms), options)
+            yield reduction, left.fit(design.y).criterion
+        else:
+            yield reduction, glmm_of(design, options).fixed_criterion(design.y)
+    family, part = options.family, options.zero
+    if part is None or not isinstance(family, TwoPart):
+        return
+    for reduction in reductions(part, reduce_terms):
+        effects = list(family.effects)
+        group, columns = effects.pop(reduction.term)
+        if len(reduction.terms) > len(effects):
+            effects.insert(reduction.term, (group, columns[: reduction.terms[reduction.term].n_columns]))
+        fewer = replace(options, family=family.with_effects(effects), zero_terms=reduction.terms)
+        yield replace(reduction, label=f"zero: {reduction.label}"), glmm_of(design, fewer).fit(design.y).criterion
 
 
 def tidy(
@@ -182,10 +199,12 @@ def glance(result: GeneralisedModel) -> Table:
 def augment(result: GeneralisedModel, data: Any = None) -> Table:
     """One row an observation; see `GlmerResult.augment`."""
     design, core = result.design, result.core
-    rows = design.own_rows()
+    rows, kind = design.own_rows(), "deviance"
+    if core.family.vector:  # rows have no deviance
+        kind = "pearson" if lawless(core.family, prior_weights(result)) else "quantile"
     out: dict[str, Any] = {
         "fitted": rows.full(core.fitted),
-        "resid": residuals(result, "quantile" if core.family.vector else "deviance"),
+        "resid": residuals(result, kind),
         "link": rows.full(core.eta),
         "fixed": linear_predictions(design, core, re_form="none"),  # type: ignore[arg-type]
     }

@@ -170,7 +170,7 @@ class GeneralisedMethods(GeneralisedModel):
         return f_test(self, hypotheses, ddf="normal")
 
     def ranova(self, *, reduce_terms: bool = True, test: str = "chisq") -> Table:
-        """Likelihood-ratio tests of the random effects; see `LmerResult.ranova`.
+        """Likelihood-ratio tests of the random effects, and of those of a zero part; see `LmerResult.ranova`.
 
         Parameters
         ----------
@@ -188,13 +188,12 @@ class GeneralisedMethods(GeneralisedModel):
         <none>         5    NaN  NaN
         (1 | herd)     4  14.01  1.0
         """
-        from fastlmm_core.inference.generalised.tables import criterion_without
+        from fastlmm_core.inference.generalised.tables import reduced_criteria
         from fastlmm_core.inference.ranova import ranova
-        from fastlmm_core.inference.reductions import reduced_criteria
 
         if test != "chisq":
             raise ModelError(f"the random effects of a generalised fit are tested by test='chisq' alone, not {test!r}")
-        return ranova(self, reduced_criteria(cast("Any", self), reduce_terms, criterion_without))
+        return ranova(self, reduced_criteria(self, reduce_terms))
 
     # ------------------------------------------------------------------ other fits
 

@@ -21,7 +21,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from fastlmm_core._native.iterative.row_form cimport KV, MOST, RowForm, level_sum, row_value, rows_t
+from fastlmm_core._native.iterative.row_form cimport RowForm
+from fastlmm_core._native.iterative.row_loops cimport KV, MOST, level_sum, row_value, rows_t
 
 __all__ = ["forms", "leverages"]
 

@@ -17,6 +17,10 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore $(RUN) -m pip
 STAMPS := $(VENV)/stamps
 SAY := @printf '==> %s\n'
 
+# a worker a processor, and one that has nothing left takes half of what another still has; PYTEST='-n0 --pdb' for one
+# process with a terminal
+WORKERS := -n logical --maxprocesses 8 --dist worksteal
+
 KERNELS := $(shell find src -name '*.pyx' -o -name '*.pxd' -o -name '*.h')
 
 # build requirements, dependencies and the extras named on the command line, one a line
@@ -37,7 +41,7 @@ demo: build  ## fit a crossed model to 73,421 rows and show the summary, time an
 
 test: build $(STAMPS)/oracle  ## build, then run the tests and the examples in docstrings
 	$(SAY) 'Running the tests'
-	$(RUN) -m pytest -q $(PYTEST)
+	$(RUN) -m pytest -q $(WORKERS) $(PYTEST)
 
 build: $(STAMPS)/build $(STAMPS)/install  ## environment and compiled kernels, whatever of them is out of date
 
@@ -47,7 +51,7 @@ debug: build $(STAMPS)/oracle  ## the tests on kernels with bounds checks, built
 	export PYTHONPATH=$(CURDIR)/build/debug/lib
 	$(RUN) -c 'import fastlmm_core as f; assert "/build/debug/lib/" in f.__file__, f.__file__'
 	printf '==> %s\n' 'Running the tests on that build'
-	$(RUN) -m pytest -q tests $(PYTEST)
+	$(RUN) -m pytest -q $(WORKERS) tests $(PYTEST)
 
 oldest: build $(STAMPS)/oldest  ## the tests on the oldest version of everything that pyproject.toml names, in .venv-oldest
 	$(SAY) 'Making .venv-oldest'
@@ -56,7 +60,7 @@ oldest: build $(STAMPS)/oldest  ## the tests on the oldest version of everything
 	$(RUN) -c '$(REQUIREMENTS)' test adapters >$(STAMPS)/lowest.txt
 	$$uv pip install -q --resolution lowest-direct --python $$oldest -r $(STAMPS)/lowest.txt
 	printf '==> %s\n' 'Running the tests on it'
-	PYTHONPATH=python $$oldest -m pytest -q tests $(PYTEST)
+	PYTHONPATH=python $$oldest -m pytest -q $(WORKERS) tests $(PYTEST)
 
 # what the sanitizers look at is the kernels: leaks are the interpreter's own, and the memory that a fit takes is not
 # to be measured among the sanitizers' shadows; their allocator's own locks stay held in a child (gcc 12) where another

@@ -147,14 +147,15 @@ PROBLEMS = {
 }
 
 
-def measured(name: str, share: float, patience: float = 0.0) -> list[str]:
+def measured(name: str, share: float, patience: float = 0.0, engine: str = "auto") -> list[str]:
     """One row of the table; the peer has `patience` seconds, none where that is zero."""
     from fastlmm_core import lmer
+    from fastlmm_core.core import Control
 
     problem = PROBLEMS[name]
     data, options = problem.make(share)
     start = time.process_time()
-    fit = lmer(problem.formula, data, **problem.options, **options)
+    fit = lmer(problem.formula, data, **problem.options, **options, control=Control(engine=engine))
     took = time.process_time() - start
     row = [name, f"{len(data):,}", problem.formula, str(len(fit.fit_log)), duration(took), f"{fit.criterion:.6f}"]
     if not patience:
@@ -174,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="problems; all by default")
     parser.add_argument("--share", type=float, default=1.0, help="part of the size")
+    parser.add_argument("--engine", default="auto", help="sparse or iterative, of relationships and sparse effects")
     parser.add_argument("--peers", action="store_true", help="also R's packages")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds that a peer may take")
     asked = parser.parse_args()
@@ -185,7 +187,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         for name in asked.names or PROBLEMS:
             measured(name, 0.01, 0.0)
-            rows.append(measured(name, asked.share, patience))
+            rows.append(measured(name, asked.share, patience, asked.engine))
     print("\n".join(aligned(rows)))
 
 

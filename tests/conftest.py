@@ -3,12 +3,17 @@
 import os
 import signal
 
+# before NumPy is loaded: dense oracles beside other workers, whose BLAS's threads would spin for one another's
+# processors; tests of the package's own bound ask for more
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import settings
 
 from fastlmm_core import LmerResult, lmer, load_dataset
+from fastlmm_core.core.threads import blas_libraries
 
 # no deadline: machines differ and a debug build is slow
 # in CI the same examples every time, so that a failure is due to the change
@@ -44,6 +49,17 @@ def weighted(sleepstudy: pd.DataFrame) -> LmerResult:
     data.loc[[3, 40], "Reaction"] = np.nan
     data.index = [f"row{i}" for i in range(180)]
     return lmer("Reaction ~ Days + (Days | Subject)", data, weights="w", offset="off")
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Every library at two threads, whatever it had; (n_libraries,) counts."""
+    before = [library.num_threads for library in blas_libraries()]
+    for library in blas_libraries():
+        library.set_num_threads(2)
+    yield [library.num_threads for library in blas_libraries()]
+    for library, count in zip(blas_libraries(), before, strict=True):
+        library.set_num_threads(count)
 
 
 @pytest.fixture

@@ -119,6 +119,12 @@ class SavedFormatError(FastLMMError, ValueError):
 class NotSavedError(ModelError, AttributeError):
     """A result that was saved without its data is asked for what needs its rows."""
 
+    def __init__(self, what: str = "") -> None:
+        super().__init__(
+            f"{what}{': ' if what else ''}a result saved without its data has no rows: pass newdata=, or save the fit "
+            "with data=True for all that needs them"
+        )
+
 
 class StreamedError(ModelError):
     """A fit whose rows were streamed is asked for what needs them."""

@@ -219,8 +219,8 @@ def test_attributes_of_two_objects_are_made_at_once():
     assert isinstance(Lazy.value, cached_property)
 
 
-def test_blas_is_brought_back_to_its_threads_in_a_child():
-    counts = [library.num_threads for library in blas_libraries()]
+def test_blas_is_brought_back_to_its_threads_in_a_child(two_blas_threads):
+    counts = two_blas_threads
 
     def begin(pause):
         with one_blas_thread():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from typing import Any
 
 import numpy as np
@@ -237,6 +238,33 @@ def test_an_expression_that_knows_of_missing_values_sees_them(expr: str, values:
     assert list(got) == values
 
 
+@pytest.mark.parametrize(
+    ("expr", "values"),
+    [
+        ("I(gap - mean(gap, na.rm=TRUE))", [-3.0, None, -1.0, 4.0]),
+        ("I(x - mean(gap, na.rm=T))", [-3.0, -2.0, 0.0, 5.0]),  # as in R, gap is not wanted for in each row
+        ("I(gap - mean(x, na.rm=FALSE))", [-3.0, None, -1.0, 4.0]),  # of all rows, gap or no gap
+        ("I(x - mean(ifelse(gap > 2, gap, 0), na.rm=TRUE))", [1 - 11 / 3, 2 - 11 / 3, 4 - 11 / 3, 9 - 11 / 3]),
+        ("I(x - mean(is.na(gap)))", [0.75, 1.75, 3.75, 8.75]),
+        ("I(gap > median(gap, na.rm = TRUE))", [False, None, False, True]),
+        ("ifelse(is.na(gap), max(gap, x, na.rm=TRUE), gap)", [1.0, 9.0, 3.0, 8.0]),
+        ("I(x / var(gap, na.rm=TRUE))", [1 / 13, 2 / 13, 4 / 13, 9 / 13]),
+        ("I(x * quantile(gap, 0.25, na.rm=TRUE))", [2.0, 4.0, 8.0, 18.0]),
+    ],
+)
+def test_summaries_leave_missing_values_out(expr: str, values: list[Any]) -> None:
+    state: dict[str, Any] = {}
+    variable = Evaluator(Table(DATA), Context({}), state)(expr)
+    missing = variable.missing()
+    raw = variable.levels[variable.codes] if isinstance(variable, Factor) else variable.values
+    np.testing.assert_array_equal(np.zeros(4, bool) if missing is None else missing, [v is None for v in values])
+    kept = [k for k in range(4) if values[k] is not None]
+    np.testing.assert_allclose(raw[kept].astype(float), [values[k] for k in kept], rtol=1e-14)
+    row = Evaluator(Table(DATA.iloc[3:]), Context({}), state)(expr)
+    raw = row.levels[row.codes] if isinstance(row, Factor) else row.values
+    assert raw[0] == pytest.approx(values[3])  # the model's own value, not the new rows'
+
+
 # R 4.2: table(cut(c(1, 2, 4, 9), ...)), levels and codes from 1
 CUTS = [
     ("cut(x, 3)", ["(0.992,3.67]", "(3.67,6.33]", "(6.33,9.01]"], [1, 1, 2, 3]),
@@ -298,8 +326,52 @@ def test_summaries_of_several_columns_are_of_all_their_values() -> None:
     np.testing.assert_array_equal(evaluate("x - max(x, 100)").values, evaluate("x - 100").values)
     np.testing.assert_array_equal(evaluate("x - min(x, -3, k)").values, evaluate("x + 3").values)
     np.testing.assert_array_equal(evaluate("x / sum(x, 2)").values, evaluate("x / (x.sum() + 2)").values)
-    with pytest.raises(FormulaError, match="cannot evaluate"):
+    with pytest.raises(FormulaError, match="a summary takes one column"):
         evaluate("x - mean(x, 0)")
+
+
+def test_functions_of_r() -> None:
+    half = pd.DataFrame({"x": [0.15, 2.25, 2.675, -0.35], "k": ["u", "w", "v", "u"]})  # R 4.2: round(x, 1)
+    np.testing.assert_array_equal(evaluate("round(x, 1)", data=half).values, [0.1, 2.2, 2.7, -0.3])
+    np.testing.assert_array_equal(evaluate("round(x, 2)", data=half).values, [0.15, 2.25, 2.67, -0.35])
+    np.testing.assert_allclose(evaluate("qlogis(plogis(x)) - qnorm(pnorm(-x))").values, 2 * DATA["x"], rtol=1e-7)
+    np.testing.assert_array_equal(evaluate("c(scale(x))").values, evaluate("as.vector(scale(x))").values)
+    np.testing.assert_array_equal(evaluate("dummy(k, 'v')", data=half).values, [0, 0, 1, 0])
+    several = evaluate("dummy(k)", data=half)
+    assert several.names == ("v", "w")
+    np.testing.assert_array_equal(several.values, [[0, 0], [0, 1], [1, 0], [0, 0]])
+    assert evaluate("interaction(k, k, sep='_')", data=half).levels.tolist() == ["u_u", "v_v", "w_w"]
+    with pytest.raises(DataError, match=r"dummy\(\) asks for \['z'\]; there are u, v, w"):
+        evaluate("dummy(k, 'z')", data=half)
+
+
+def test_dummy_remembers_its_levels() -> None:
+    state: dict[str, Any] = {}
+    Evaluator(Table(pd.DataFrame({"k": ["u", "w", "v"]})), Context({}), state)("dummy(k)")
+    new = Evaluator(Table(pd.DataFrame({"k": ["w", "v"]})), Context({}), state)("dummy(k)")
+    assert isinstance(new, Numeric)
+    np.testing.assert_array_equal(new.values, [[0, 1], [1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("expr", "message"),
+    [
+        ("I(x %% 2)", "R's %% is (x % m) here"),
+        ("I(k %in% c('u'))", "R's %in% is x.isin"),
+        ("I(!x)", "R's ! is ~(...) here"),
+        ("scale(x)[,1]", "R's [, is no index"),
+        ("I(x > 1 & gap > 2)", "write (x > 0) & (z > 3)"),
+        ("I(x > 0 | (x > 2))", "write (x > 0) & (z > 3)"),
+    ],
+)
+def test_operators_of_r_are_answered(expr: str, message: str) -> None:
+    with pytest.raises(FormulaError, match=re.escape(message)):
+        evaluate(expr)
+
+
+def test_logic_in_brackets_is_python_s() -> None:
+    assert evaluate("I((x > 1) & (x < 9))").codes.tolist() == [0, 1, 1, 0]
+    assert evaluate("I(((x > 1) | (x < 0)) == (x > 1))").codes.tolist() == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("label", ["it's", 'a "b"', "back\\slash", "two\nlines"])

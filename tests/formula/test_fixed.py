@@ -147,6 +147,16 @@ def test_contrasts_by_name_class_or_object(contrasts: Any) -> None:
     np.testing.assert_array_equal(X[:, where["f:x"]], matrix * DATA[["x"]].to_numpy())
 
 
+def test_contrasts_by_r_s_short_names() -> None:
+    for short, name in (("sum", "contr.sum"), ("poly", "contr.poly")):
+        np.testing.assert_array_equal(fit(f"C(f, {short})")[1], fit(f"C(f, {name})")[1])
+
+
+def test_contrasts_that_are_no_numbers() -> None:
+    with pytest.raises(DataError, match="not a matrix: could not convert"):
+        fit("f", contrasts={"f": [["a", "b"]] * 3})
+
+
 def test_contrasts_by_matrix() -> None:
     matrix = np.array([[1, 0.5], [0, -1], [-1, 0.5]])
     for given_, names in (
@@ -170,7 +180,7 @@ def test_contrasts_do_not_touch_dummies() -> None:
         ("x", {"x": "sum"}, "given for 'x', not a factor"),
         ("f", {"f": "summ"}, "unknown contrasts 'summ' for f"),
         ("f", {"f": np.eye(2)}, "do not fit its 3 levels"),
-        ("f", {"f": 3}, "do not fit its 3 levels"),
+        ("f", {"f": 3}, "neither a matrix nor a name"),
         ("f", {"f": TreatmentContrasts(base="nope")}, "do not fit its 3 levels"),
     ],
 )

@@ -121,6 +121,14 @@ def test_decimals_and_small_types_are_wide_numbers() -> None:
         assert Table({"x": np.array([200], dtype=dtype) // 2})["x"].values.dtype == wide
 
 
+def test_polars_integers_of_128_bits() -> None:
+    for values in ([1, 2, None], [1, 2, 3]):
+        read = Table(pl.DataFrame({"x": pl.Series(values, dtype=pl.Int128)}))["x"].values
+        np.testing.assert_array_equal(read, np.array(values, dtype=float))
+    wide = Table(pl.DataFrame({"x": pl.Series([10**30, 1], dtype=pl.Int128)}))["x"].values
+    np.testing.assert_array_equal(wide, [1e30, 1.0])
+
+
 def test_pandas_keeps_its_index_and_other_tables_have_none() -> None:
     assert Table(pd.DataFrame({"x": [1, 2]}, index=["p", "q"])).index.tolist() == ["p", "q"]
     assert Table({"x": [1]}).index is None

@@ -47,6 +47,8 @@ def number(value: Any) -> list[float]:
         ("~(k < 4)", [4]),
         ("!(k < 4)", [4]),
         ("k != 2", [0, 1, 3, 4]),
+        ("k in [1.5, 3]", [3]),
+        ("k not in [1.5, 3]", [0, 1, 2, 4]),
         ("f == 'a'", [0, 3]),
         # a missing value is not different from anything, as in R
         ("f != 'a'", [1, 4]),
@@ -147,3 +149,14 @@ def test_numbers() -> None:
 def test_bad_numbers(value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         number(value)
+
+
+def test_numbers_held_as_objects_are_numbers() -> None:
+    for value in (
+        [1, None, 3, 4, 5],
+        np.array([1.0, None, 3.0, 4.0, 5.0], dtype=object),
+        pd.Series([1, None, 3, 4, 5]),
+    ):
+        np.testing.assert_array_equal(number(value), [1, np.nan, 3, 4, 5])
+    with pytest.raises(DataError, match="weights must be numeric"):
+        number([1, None, "3", 4, 5])

@@ -301,6 +301,14 @@ def test_offsets_sit_at_their_mean() -> None:
     by_name = lmer("y ~ a + offset(base) + (1 | g)", data).emmeans("a").estimate
     by_array = lmer("y ~ a + (1 | g)", data, offset=data.base.to_numpy()).emmeans("a").estimate
     np.testing.assert_allclose(by_array, by_name)
+    fit = lmer("y ~ a + offset(np.log(base)) + (1 | g)", data)  # the mean of the logarithms, as emmeans has it
+    by_array = lmer("y ~ a + (1 | g)", data, offset=np.log(data.base)).emmeans("a").estimate
+    np.testing.assert_allclose(fit.emmeans("a").estimate, by_array)
+    plain = fit.fixef.to_numpy() @ [[1, 1, 1], [0, 1, 0], [0, 0, 1]]
+    np.testing.assert_allclose(fit.emmeans("a", at={"base": 2.0}).estimate, plain + np.log(2.0))
+    np.testing.assert_allclose(fit.emmeans("a", offset=0).estimate, plain)
+    with pytest.raises(DataError, match="one finite number"):
+        fit.emmeans("a", offset="base")  # type: ignore[arg-type]
 
 
 def test_numbers_as_a_factor() -> None:
@@ -322,7 +330,7 @@ def test_numbers_as_a_factor() -> None:
         ("a", {"at": {"x": "high"}}, DataError, "numeric"),
         ("a", {"at": {"z": 1}}, DataError, "no 'z'"),
         ("a", {"weights": "equally"}, ModelError, "proportional"),
-        ("a", {"level": 95}, DataError, "between 0 and 1"),
+        ("a", {"level": 95}, ModelError, "between 0 and 1"),
         ("a", {"over": "rows"}, ModelError, "grid"),
         ("a", {"scale": "log"}, ModelError, "response"),
         ("a", {"cov_reduce": np.mean}, DataError, "pass data="),
@@ -349,9 +357,11 @@ def test_errors_of_slopes_and_contrasts(cakes: LmerResult) -> None:
         fit.emmeans("a").contrast("trt_vs_ctrl", ref="q")
     with pytest.raises(ModelError, match="adjust"):
         fit.emmeans("a").pairs(adjust="tuckey")
-    for alpha in (0.0, 2.0, "a"):
-        with pytest.raises(DataError, match="alpha must lie between 0 and 1"):
+    for alpha in (0.0, 2.0):
+        with pytest.raises(ModelError, match="alpha must lie between 0 and 1"):
             fit.emmeans("a").letters(alpha=alpha)
+    with pytest.raises(DataError, match="alpha must be a number, not 'a'"):
+        fit.emmeans("a").letters(alpha="a")
     with pytest.raises(DataError, match="variable must be a text"):
         fit.emtrends(None)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="no one slope"):

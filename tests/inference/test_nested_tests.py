@@ -197,3 +197,14 @@ def test_generalised_models() -> None:
         bootstrap_test(*zeros[::-1], n=3)
     with pytest.raises(ModelError, match="fits of one kind"):
         bootstrap_test(lmer("incidence ~ 1 + (1 | herd)", data), small)
+
+
+def test_a_bootstrap_without_variation_is_still_called_one() -> None:
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(12), 6), "y": rng.poisson(2.0, 72) * (rng.random(72) < 0.7)})
+    counts, zeros = (glmer("y ~ 1 + (1 | g)", data, "poisson", zero=zero) for zero in (None, "~ 1"))
+    test = bootstrap_test(counts, zeros, n=2, seed=1)
+    assert "bootstrap" in repr(test)
+    assert "exact" not in repr(test)
+    with pytest.raises(ModelError, match="linear models"):
+        exact_test(counts, "g")

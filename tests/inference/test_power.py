@@ -17,8 +17,10 @@ from fastlmm_core import (
     LmerResult,
     ModelError,
     expand,
+    glmer,
     hypothetical,
     lmer,
+    load_dataset,
     power,
     power_curve,
 )
@@ -215,6 +217,16 @@ def test_curve_of_a_fit(sleepstudy: pd.DataFrame) -> None:
     assert curve["power"].between(0.1, 0.9).all()
 
 
+def test_curve_of_a_model_with_a_coding_of_its_own() -> None:
+    table = design(8, 3)
+    coded = {"contrasts": {"group": "sum"}}
+    known = hypothetical("y ~ group + (1 | subject)", table, params={"group[S.a]": 0.5}, sd={"subject": 1.0}, **coded)
+    drawn = table.assign(y=known.design.y)
+    for model in (known, lmer("y ~ group + (1 | subject)", drawn, **coded)):
+        curve = power_curve(model, "group[S.a]", along={"subject": [8, 10]}, n=2, seed=1)
+        assert curve["subject"].tolist() == [8, 10]
+
+
 def test_more_levels_keep_the_proportions_of_groups() -> None:
     sorted_groups = design(6, 3).sort_values(["group", "subject", "time"])
     for number in (4, 6, 13):
@@ -235,3 +247,27 @@ def test_nested_levels_are_copied_under_new_names() -> None:
         expand(data, {"batches": 3})
     with pytest.raises(DataError, match="whole number"):
         expand(data, {"batch": 0})
+
+
+def test_generalised_fits_have_power_draw_by_draw() -> None:
+    data = load_dataset("cbpp")
+    fit = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", data, "binomial")
+    pairs, smaller = fit.emmeans("period").pairs(), "y ~ 1 + (1 | herd)"
+    truth = {"period[T.2]": -0.6}
+    found = power(fit, ["period[T.2]", "period", pairs, smaller], n=5, seed=3, params=truth)
+    beta = fit.params.to_numpy().copy()
+    beta[1] = -0.6
+    null = glmer("cbind(incidence, size - incidence) ~ 1 + (1 | herd)", data, "binomial")
+    for k, (_, y) in enumerate(fit.simulate(5, seed=3, params={"beta": beta}).items()):
+        again = fit.refit(y)
+        want = [again.coef_table()["p"].iloc[1], again.f_test(np.eye(4)[1:]).p]
+        np.testing.assert_allclose(found.p.iloc[k, :2], want, rtol=1e-6)
+        of_pairs = again.emmeans("period").pairs().to_frame()["p"]
+        np.testing.assert_allclose(found.p.iloc[k, 2:8], of_pairs, rtol=1e-6, atol=1e-12)
+        ratio = null.refit(y).criterion - again.criterion
+        np.testing.assert_allclose(found.p[smaller].iloc[k], stats.chi2.sf(ratio, 3), rtol=1e-5)
+    assert found.table().loc["period[T.2]", "truth"] == -0.6
+    with pytest.raises(ModelError, match="ddf='normal'"):
+        power(fit, "period", ddf="satterthwaite", params=truth)
+    with pytest.raises(ModelError, match="linear models"):
+        power_curve(fit, "period", along={"herd": [20]})

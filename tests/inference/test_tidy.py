@@ -75,9 +75,10 @@ def test_augment(fit: LmerResult, data: pd.DataFrame) -> None:
     assert ".weights" in table
 
 
-@pytest.mark.parametrize("kind", ["pandas", "polars", "dict"])
+@pytest.mark.parametrize("kind", ["pandas", "polars", "dict", "lazy"])
 def test_augment_of_the_table(fit: LmerResult, data: pd.DataFrame, kind: str) -> None:
-    table = {"pandas": data, "polars": pl.from_pandas(data), "dict": {c: data[c].to_numpy() for c in data}}[kind]
+    tables = {"pandas": data, "polars": pl.from_pandas(data), "dict": {c: data[c].to_numpy() for c in data}}
+    table = {**tables, "lazy": tables["polars"].lazy()}[kind]
     out = fit.augment(table)
     assert list(out.columns[: data.shape[1]]) == list(data.columns)
     np.testing.assert_allclose(out["Reaction"], data["Reaction"].drop(index=[3, 40]))

@@ -98,7 +98,7 @@ def test_terms_to_keep_have_to_be_there() -> None:
     fit = lmer("angle ~ recipe + (1 | recipe:replicate)", load_dataset("cake"))
     with pytest.raises(DataError, match="keep names 'oven'"):
         fit.step(keep="oven")
-    with pytest.raises(DataError, match="alpha_fixed must lie between 0 and 1"):
+    with pytest.raises(ModelError, match="alpha_fixed must lie between 0 and 1"):
         fit.step(alpha_fixed=2.0)
 
 

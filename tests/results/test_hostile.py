@@ -9,7 +9,19 @@ import pyarrow as pa
 import pytest
 
 import fastlmm_core
-from fastlmm_core import Control, anova, glmer, lmer, lmer_many, load, load_dataset, pedigree
+from fastlmm_core import (
+    Control,
+    anova,
+    bootstrap_test,
+    exact_test,
+    glmer,
+    lmer,
+    lmer_many,
+    load,
+    load_dataset,
+    pedigree,
+    power,
+)
 from fastlmm_core.errors import FastLMMError
 
 CALLS = [
@@ -104,6 +116,11 @@ CALLS = [
     ("m.influence('subject')", "'subject' is not a grouping factor"),
     ("m.simulate(-1)", "n must be at least 1"),
     ("m.refit([1, 2])", "the fit used 180 rows"),
+    ("m.ranova(test='bootstrap', n=0)", "n must be at least 1"),
+    ("m.bootstrap(1, statistic=lambda fit: None)", "statistic has to give numbers"),
+    ("bootstrap_test(m, m, nsim=5)", "has no argument nsim=: it is n="),
+    ("exact_test(m)", "exact_test() needs term as well"),
+    ("power(m, 'Days', nsim=5)", "has no argument nsim=: it is n="),
     ("m.plot.efects('Days')", "did you mean effects?"),
     ("m.summry()", "did you mean summary?"),
     ("m.logLik", "it is llf"),
@@ -120,7 +137,7 @@ def names():
     known = {"d": d, "c": c, "f": f, "h": h, "m": lmer(f, d)}
     known["g"] = glmer("cbind(incidence, size - incidence) ~ period + (1 | herd)", c, "binomial")
     modules = {"np": np, "pd": pd, "pl": pl, "pa": pa, "fastlmm_core": fastlmm_core, "Control": Control}
-    calls = (lmer, glmer, load, load_dataset, anova, lmer_many, pedigree)
+    calls = (lmer, glmer, load, load_dataset, anova, lmer_many, pedigree, bootstrap_test, exact_test, power)
     return known | modules | {call.__name__: call for call in calls}
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from fastlmm_core import DataError, lmer, lmer_many, lmer_many_batches
+from fastlmm_core import DataError, glmer_many, hypothetical, lmer, lmer_many, lmer_many_batches
 from fastlmm_core.inference.moderated import squeeze
 
 
@@ -52,6 +52,30 @@ def test_forms_of_responses(samples: pd.DataFrame, genes: np.ndarray) -> None:
     np.testing.assert_allclose(by_frame["t"], by_array["t"])
     with pytest.raises(DataError, match="the data have 48 rows"):
         lmer_many("~ dose + (1 | person)", samples, genes[:, :40])
+
+
+def test_names_of_the_calling_function(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    def half(x: pd.Series) -> pd.Series:
+        return x / 2
+
+    assert half is not None
+    rows, right = samples.assign(count=samples.age), "half(age) + (1 | person)"
+    assert lmer_many(f"~ {right}", rows, genes[:1]).contrasts[1] == "half(age)"
+    assert glmer_many(f"~ {right}", rows, ["count"], family="poisson").params.shape == (1, 2)
+    params = {"Intercept": 1.0, "half(age)": 2.0}
+    assert hypothetical(f"y ~ {right}", rows, params=params, sd={"person": 1.0}, sigma=1.0).nobs == 48
+
+
+def test_columns_by_name(samples: pd.DataFrame, genes: np.ndarray) -> None:
+    wide = samples.assign(g1=genes[0], late=pd.array(genes[0] > 0, dtype="boolean"), text=["1", "2"] * 24, w=2.0)
+    one = lmer_many("~ dose + (1 | person)", wide, "g1", weights="w + age")
+    again = lmer_many("~ dose + (1 | person)", wide, ["g1", "late"], weights=2.0 + samples.age)
+    pd.testing.assert_frame_equal(one.params, again.params.iloc[:1])
+    late = lmer("late ~ dose + (1 | person)", wide.assign(late=1.0 * (genes[0] > 0)), weights="w + age")
+    np.testing.assert_allclose(again.params.iloc[1], late.params, rtol=1e-4, atol=1e-6)
+    for text in ("text", wide[["text"]]):
+        with pytest.raises(DataError, match="text is categorical, not numeric"):
+            lmer_many("~ dose + (1 | person)", wide, text)
 
 
 def test_false_discovery_rate(samples: pd.DataFrame, genes: np.ndarray) -> None:
@@ -120,7 +144,7 @@ def test_what_blocks_cannot_be(samples: pd.DataFrame, genes: np.ndarray) -> None
 
 
 def test_responses_that_are_no_numbers(samples: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="the responses are not numeric"):
+    with pytest.raises(DataError, match="response y is categorical, not numeric"):
         lmer_many("~ dose + (1 | person)", samples.assign(y="a"), ["y"])
     with pytest.raises(DataError, match="do not make a table"):
         lmer_many("~ dose + (1 | person)", {"dose": [1, 2], "person": [1]}, [[1.0, 2.0]])

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal, assert_series_equal
 
-from fastlmm_core import glmer, lmer, load, load_dataset
+from fastlmm_core import bootstrap_test, glmer, lmer, load, load_dataset, power
 from fastlmm_core.core.saved import FORMAT
 from fastlmm_core.errors import DataError, FormulaError, NotSavedError, SavedFormatError, SpellingError
 
@@ -225,6 +225,10 @@ def rewritten(path, change):
 
 
 def test_other_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="Is a directory"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="No such file or directory"):
+        lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff")).save(tmp_path / "nowhere" / "fit")
     path = tmp_path / "fit"
     fit = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
     fit.save(path)
@@ -274,6 +278,8 @@ def test_arguments_that_need_the_rows_are_refused_by_name(tmp_path):
         lambda: linear.predict({"Days": [1], "Subject": [308]}, interval="confidence"),
         lambda: generalised.ranef("zero"),
         lambda: generalised.conf_int(),
+        lambda: power(linear, "Days", n=2, params={"Days": 1.0}),
+        lambda: bootstrap_test(linear, linear, n=2),
     ):
         with pytest.raises((NotSavedError, SpellingError), match=r"without its data|by position"):
             ask()
@@ -281,3 +287,4 @@ def test_arguments_that_need_the_rows_are_refused_by_name(tmp_path):
         linear.coef_table(foo=1)
     with pytest.raises(SpellingError, match="it is level="):
         generalised.coef_table(alpha=0.1)
+    assert "Fixed effects" in linear._repr_html_()

@@ -99,4 +99,6 @@ def test_levels_that_meet_too_widely_say_so_before_the_memory_is_gone():
     worker, firm = np.repeat(np.arange(6_000), 3), rng.integers(0, 1_000, 18_000)
     data = pd.DataFrame({"y": rng.normal(size=18_000), "worker": worker, "firm": firm})
     with pytest.raises(MemoryLimitError, match=r"the factor of 6,999 equations would take .* meet too widely"):
-        lmer("y ~ sparse(firm) + (1 | worker)", data, control=Control(memory_limit=2**22))
+        lmer("y ~ sparse(firm) + (1 | worker)", data, control=Control(engine="sparse", memory_limit=2**22))
+    fit = lmer("y ~ sparse(firm) + (1 | worker)", data, control=Control(memory_limit=2**22))
+    assert "the factor of 6,999 equations would take" in str(fit.engine_report())

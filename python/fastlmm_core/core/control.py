@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from numbers import Integral, Real
+from numbers import Integral
 
+from fastlmm_core.core.arguments import checked_count, is_real
 from fastlmm_core.core.machine import available_memory, default_threads
 from fastlmm_core.errors import ModelError, no_such
 
-__all__ = ["ENGINES", "MAX_PROBES", "Control", "checked_control", "checked_count"]
+__all__ = ["ENGINES", "MAX_PROBES", "Control", "checked_control"]
 
 ENGINES = ("auto", "dense", "sparse", "cholmod", "iterative")
 
@@ -81,12 +82,12 @@ class Control:
             raise ModelError(no_such("engine", self.engine, ENGINES))
         if self.weights not in ("observed", "expected"):
             raise ModelError(f"weights {self.weights!r} do not exist: use 'observed' or 'expected'")
-        checked_count("max_evaluations", self.max_evaluations, MAX_EVALUATIONS)
+        checked_count(self.max_evaluations, "max_evaluations", MAX_EVALUATIONS)
         if not (is_real(self.tol) and 0 < float(self.tol) < inf):
             raise ModelError(f"tol must be positive and finite, not {self.tol!r}")
         if self.threads is not None:
-            checked_count("threads", self.threads, MAX_THREADS)
-        checked_count("probes", self.probes, MAX_PROBES)
+            checked_count(self.threads, "threads", MAX_THREADS)
+        checked_count(self.probes, "probes", MAX_PROBES)
         if isinstance(self.seed, bool) or not isinstance(self.seed, Integral) or self.seed < 0:
             raise ModelError(f"seed must be a whole number from 0, not {self.seed!r}")
         if not (is_real(self.mc_error) and 0 < float(self.mc_error) < inf):
@@ -104,23 +105,6 @@ class Control:
     def n_bytes(self) -> int:
         """Bytes an engine may take."""
         return int(self.memory_limit) if self.memory_limit is not None else available_memory()
-
-
-def is_real(value: object) -> bool:
-    """Whether a value is a number, true and false aside."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def checked_count(name: str, value: object, most: int) -> int:
-    """A whole number from 1 to ``most``; ModelError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ModelError(f"{name} must be a whole number, not {value!r}")
-    count = int(value)
-    if count < 1:
-        raise ModelError(f"{name} must be at least 1, not {count}")
-    if count > most:
-        raise ModelError(f"{name} must be at most {most}, not {count}")
-    return count
 
 
 DEFAULT = Control()

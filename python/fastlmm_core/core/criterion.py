@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.criterion.newton import Newton
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.evaluation import Evaluation
@@ -16,7 +17,7 @@ from fastlmm_core.core.held import HeldContrast
 from fastlmm_core.core.layout import Layout, plan
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.start import moment_start, start_of
-from fastlmm_core.core.terms import Term, checked_flag
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import ForkedLock, one_blas_thread
 from fastlmm_core.errors import DataError
 from fastlmm_core.lazy import cached_property

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core._native.rows.columns import FEW, small_inverse, triangle_inverse
 from fastlmm_core._native.rows.crossprod import nested_cells, pair_cells, sort_rows
 from fastlmm_core._native.rows.responses import ResponseProducts
+from fastlmm_core.core.arguments import as_response, check_finite
 from fastlmm_core.core.conditioning import (
     CHUNK,
     LARGEST,
@@ -24,7 +25,7 @@ from fastlmm_core.core.identifiability import identify, is_spanned
 from fastlmm_core.core.level_sums import LevelSums
 from fastlmm_core.core.products import Cells, CrossProducts, DesignSums, Responses
 from fastlmm_core.core.rows_at_hand import TableRows
-from fastlmm_core.core.terms import Group, Term, as_response, check_design, check_finite, group_terms
+from fastlmm_core.core.terms import Group, Term, check_design, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import ModelError, UnitError
 from fastlmm_core.lazy import cached_property

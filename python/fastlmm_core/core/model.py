@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.arguments import as_floats, checked_flag
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.criterion import Objective
 from fastlmm_core.core.crossprod import DesignProducts, identified_products
@@ -18,7 +19,7 @@ from fastlmm_core.core.many.fits import ManyFits
 from fastlmm_core.core.many.information import Probes, empty_information, fill_information, probe
 from fastlmm_core.core.products import Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
-from fastlmm_core.core.terms import Term, as_floats, checked_flag
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import DataError, FastLMMError, MemoryLimitError, ModelError, NumericalError

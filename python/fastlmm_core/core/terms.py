@@ -1,38 +1,30 @@
-"""Random-effects terms as arrays, and the checks on everything a caller passes."""
+"""Random-effects terms as arrays, and whether they make a design."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core._native.rows.columns import all_finite
+from fastlmm_core.core.arguments import as_floats, refuse_masked
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
 
 __all__ = [
     "Group",
     "Shaped",
     "Term",
-    "as_floats",
-    "as_response",
     "check_design",
-    "checked_count",
-    "checked_flag",
     "factor_index",
     "group_terms",
     "ordered_groups",
-    "seed_sequence",
 ]
 
 COVARIANCES = ("us", "diag")
-
-FEW_NUMBERS = 1 << 12
-"""Numbers up to which a loop of our own takes less time than arrays of masks."""
 
 MAX_LEVELS = 2**31 - 1
 """Codes are 32-bit numbers."""
@@ -241,109 +233,6 @@ def ordered_groups(members: Sequence[tuple[Sequence[int], int]], terms: Sequence
         *offsets, width = accumulate([terms[k].n_columns for k in member], initial=0)
         groups.append(Group(tuple(member), tuple(offsets), levels, width))
     return tuple(sorted(groups, key=lambda g: -g.size))
-
-
-def check_finite(values: NDArray[np.float64], name: str) -> None:
-    """Refuse NaN and infinity, naming how many and the first place."""
-    if values.size < FEW_NUMBERS and values.dtype == np.float64 and all_finite(values.ravel()):
-        return
-    bad = ~np.isfinite(values)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        place = f"row {where[0]}" + (f", column {where[1]}" if len(where) > 1 else "")
-        raise DataError(f"{name} has {int(bad.sum())} value(s) that are not finite, the first at {place}")
-
-
-def as_floats(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """A C-contiguous float64 array of finite numbers.
-
-    Raises
-    ------
-    DataError
-        The values are not numbers, or not finite.
-    """
-    out = as_doubles(values, name)
-    check_finite(out, name)
-    return out
-
-
-def refuse_masked(values: object, name: str) -> None:
-    """DataError where a masked array has masked values, which `numpy.asarray` would bring back."""
-    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
-        count = int(np.ma.getmaskarray(values).sum())
-        raise DataError(f"{name} has {count} masked value(s): leave out their rows, here and everywhere else")
-
-
-def as_doubles(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """A C-contiguous float64 array; DataError where the values are not real numbers."""
-    if type(values) is np.ndarray and values.dtype == np.float64:
-        return np.ascontiguousarray(values)
-    refuse_masked(values, name)
-    try:
-        given = np.asarray(values)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} must be an array of numbers, but its rows differ in length") from None
-    kind = given.dtype.kind
-    wrong = [v for v in given.flat if not isinstance(v, Real)] if kind == "O" else []
-    if kind not in "biufO" or wrong:
-        what = f"{type(wrong[0]).__name__}, such as {wrong[0]!r}" if wrong else str(given.dtype)
-        raise DataError(f"{name} must hold real numbers, not {what}")
-    try:
-        return np.ascontiguousarray(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise DataError(f"{name} must hold real numbers, not {given.dtype}") from None
-
-
-def checked_count(value: object, name: str) -> int:
-    """A whole number of at least one.
-
-    Raises
-    ------
-    ModelError
-    """
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise ModelError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ModelError(f"{name} must be at least 1, not {value}")
-    return int(value)
-
-
-def seed_sequence(seed: object) -> np.random.SeedSequence:
-    """Where draws come from: a SeedSequence as it is, or one of a seed.
-
-    Raises
-    ------
-    DataError
-    """
-    if isinstance(seed, np.random.SeedSequence):
-        return seed
-    try:
-        return np.random.SeedSequence(seed)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"seed must be a non-negative integer, a SeedSequence or None, not {seed!r}") from error
-
-
-def checked_flag(value: object, name: str = "reml") -> bool:
-    """A bool; ModelError where a text such as "ML" or "FALSE" was given, which would be true."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise ModelError(f"{name} must be True or False, not {value!r}")
-    return bool(value)
-
-
-def as_response(y: ArrayLike, n: int | None) -> NDArray[np.float64]:
-    """Response as (n,) float64; `DesignProducts.responses` sees to it that the values are finite.
-
-    Raises
-    ------
-    DataError
-        Not a vector of n numbers.
-    """
-    response = as_doubles(y, "y")
-    if response.ndim != 1 or np.ndim(y) != 1:
-        raise DataError(f"y must be a vector, not an array of shape {np.shape(y)}")
-    if n is not None and len(response) != n:
-        raise DataError(f"y has {len(response)} rows, but the design has {n}")
-    return response
 
 
 def checked_terms(terms: Sequence[Term]) -> None:

@@ -114,6 +114,10 @@ class FittedModel:
         return float(self.core.criterion)
 
     @property
+    def _criterion_name(self) -> str:
+        return "REML criterion" if self.reml else "deviance"
+
+    @property
     def llf(self) -> float:
         """Log-likelihood (restricted for a REML fit): −criterion / 2."""
         return Figure(-0.5 * self.criterion)
@@ -213,7 +217,6 @@ class FittedModel:
         return self.design.by_row(self.design.y - self.core.fitted)
 
     def __repr__(self) -> str:
-        generalised = getattr(self.core, "family", None) is not None  # whose deviance is another number
-        kind = "REML criterion" if self.reml else "-2 log L" if generalised else "deviance"
         groups = ", ".join(f"{name} {q}" for name, q in self.n_groups.items())
-        return f"<{type(self).__name__}: {self.formula}; {kind} {self.criterion:.2f}; {self.nobs} rows; {groups}>"
+        criterion = f"{self._criterion_name} {self.criterion:.2f}"
+        return f"<{type(self).__name__}: {self.formula}; {criterion}; {self.nobs} rows; {groups}>"

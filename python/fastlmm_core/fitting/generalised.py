@@ -11,7 +11,7 @@ import numpy as np
 
 from fastlmm_core.core import ModelArrays
 from fastlmm_core.core.glmm import GlmmFit, Model
-from fastlmm_core.core.glmm.fitted import ExactEngine, resume
+from fastlmm_core.core.glmm.fitted import is_exact, resume
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import (
     BoundaryWarning,
@@ -189,7 +189,7 @@ def settled(core: GlmmFit) -> GlmmFit:
 def at_rest(core: GlmmFit) -> bool:
     """Whether a Newton step promises next to nothing, at a limit in what is left of the parameters."""
     with core.engine() as engine:
-        if not isinstance(engine, ExactEngine):  # its gradient is drawn
+        if not is_exact(engine):  # its gradient is drawn
             return False
         _, gradient, hessian = engine.derivatives(core.psi)
     values, vectors = np.linalg.eigh(hessian)

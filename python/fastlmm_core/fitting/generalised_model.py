@@ -32,6 +32,10 @@ class GeneralisedModel(FittedModel):
         return False
 
     @property
+    def _criterion_name(self) -> str:
+        return "-2 log L"  # the deviance of a generalised model is another number
+
+    @property
     def family(self) -> Any:
         """The family with its link."""
         return self.core.family

@@ -41,6 +41,7 @@ KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "list": ("a list", lambda v: isinstance(v, Iterable) and not isinstance(v, TEXTS)),
     "FittedModel": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
     "LmerResult": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
+    "GlmerResult": ("a fitted model", lambda v: hasattr(v, "core") and hasattr(v, "design")),
     "PathLike": ("a path", lambda v: isinstance(v, PathLike)),
     "Statistic": ("a function", callable),
     "tuple": ("a tuple", lambda v: isinstance(v, (tuple, list))),
@@ -99,7 +100,8 @@ def _fits(kind: Callable[[Any], bool], value: Any) -> bool:
 def _shown(value: Any) -> str:
     """A value in a message: itself where it is short."""
     text = repr(value)
-    return text if isinstance(value, (str, int, float, type(None))) and len(text) <= 40 else f"a {type(value).__name__}"
+    plain = isinstance(value, (str, int, float, dict, type(None)))
+    return text if plain and len(text) <= 40 else f"a {type(value).__name__}"
 
 
 def _wanted(node: ast.expr) -> list[tuple[str, Callable[[Any], bool]]] | None:

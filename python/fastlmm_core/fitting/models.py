@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.model import Model
 from fastlmm_core.core.terms import Term
-from fastlmm_core.errors import UnitError
+from fastlmm_core.errors import NotSavedError, UnitError
 
 if TYPE_CHECKING:
     from fastlmm_core.core import StreamedModel
@@ -45,6 +45,8 @@ def model_of(design: Design, options: FitOptions) -> AnyModel:
         from fastlmm_core.fitting.streaming import streamed_model
 
         return streamed_model(design, options)
+    if not len(design.y):
+        raise NotSavedError
     terms = core_terms(design)
     asked: Asked = {
         "weights": design.weights,

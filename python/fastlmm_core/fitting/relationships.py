@@ -191,6 +191,7 @@ def _relationship(value: Any, name: str, inverse: bool) -> Known:
 def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.DataFrame:
     """See `StructuredResult.breeding_values`."""
     from fastlmm_core.core.structures.equations_fit import EquationsFit
+    from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 
     related = [k for k, t in enumerate(design.random) if t.relationship is not None]
     if not isinstance(core, EquationsFit) or not related:
@@ -214,7 +215,12 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
                 {"effect": column, "value": core.b[k][:, j], "std_error": np.sqrt(error[:, j])},
                 index=pd.Index(term.levels, name=term.group),
             )
-            frames.append(frame.assign(reliability=reliability[:, j]))
+            frame = frame.assign(reliability=reliability[:, j])
+            if isinstance(core, IterativeEquationsFit):
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    random = 2.0 * np.sqrt(error[:, j]) * core.prediction_sd_error()[k][:, j] / variance[:, j]
+                frame = frame.assign(reliability_error=np.where(variance[:, j] > 0, random, np.nan))
+            frames.append(frame)
     out = pd.concat(frames)
     return out if out["effect"].nunique() > 1 else out.drop(columns="effect")
 

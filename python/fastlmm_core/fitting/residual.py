@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.core.residuals import CrossedFit, PatternFit, Residual
 from fastlmm_core.core.residuals.units import LARGE_UNIT, holds, outermost
-from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.predict import sparse_part
 from fastlmm_core.fitting.text import text_table

@@ -52,16 +52,17 @@ def structured_model(
         An engine was asked for that does not fit such models, or structures that do not go together.
     """
     engine = "auto" if asked["control"] is None else asked["control"].engine
-    if engine == "iterative":
-        raise ModelError(
-            "the iterative engine fits linear models of independent residuals without covariance structures: use "
-            "engine='auto'"
-        )
     structures = core_structures(design)
     relationships = [t.relationship for t in design.random]
     sparse = [Term(s.codes, s.z, n_levels=s.n_columns) for s in design.sparse]
     joint = bool(sparse) or any(r is not None for r in relationships)
-    if engine != "auto" and (joint or design.residual is not None):
+    if engine == "iterative" and (not joint or design.residual is not None or any(s.name != "us" for s in structures)):
+        raise ModelError(
+            "the iterative engine fits linear models of independent residuals without covariance structures: use "
+            "engine='auto'"
+        )
+    own = ("auto", "iterative", "sparse") if joint and design.residual is None else ("auto",)
+    if engine not in own and (joint or design.residual is not None):
         raise ModelError(
             f"engine={engine!r} does not fit models with a residual structure, relationships or sparse() effects, "
             "which have equations of their own: use engine='auto'"

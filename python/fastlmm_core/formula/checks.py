@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, FormulaWarning, ModelError, warn
-from fastlmm_core.formula.evaluate import names_in
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.levels import Factor, Levels
+from fastlmm_core.formula.names import names_in
 
 __all__ = [
     "Rows",
@@ -178,7 +179,7 @@ def response_values(variable: Variable, name: str, rows: Rows) -> Array:
     """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite."""
     if isinstance(variable, Factor):
         if not _is_boolean(variable):
-            raise DataError(f"the response {name} is categorical, not numeric")
+            raise DataError(f"the response {name} is categorical, not numeric: it has {_no_number(variable)}")
         values = np.append(variable.levels.astype(np.float64), np.nan)[variable.codes]
     else:
         values = variable.values
@@ -189,6 +190,12 @@ def response_values(variable: Variable, name: str, rows: Rows) -> Array:
     if count := int((~np.isfinite(y)).sum()):
         raise DataError(f"the response {name} is infinite in {count} rows")
     return y
+
+
+def _no_number(factor: Factor) -> str:
+    """A level that is no number; texts of numbers are told apart from what keeps a column from being numbers."""
+    texts = [level for level in factor.levels if pd.isna(pd.to_numeric(level, errors="coerce"))]
+    return repr((texts or factor.levels.tolist())[0])
 
 
 def constant_response(name: str, y: Array) -> ModelError:

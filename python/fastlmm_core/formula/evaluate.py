@@ -14,7 +14,7 @@ import pickle
 import re
 import sys
 from collections import ChainMap
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
@@ -27,21 +27,18 @@ from fastlmm_core.errors import DataError, FastLMMError, FormulaError, FormulaWa
 from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, from_pandas, moments
 from fastlmm_core.formula.held import HELD, Holder, holds_of, knows_missing, looks_across
 from fastlmm_core.formula.levels import Factor
-from fastlmm_core.formula.quoting import plain_code, shown
-from fastlmm_core.formula.transforms import FACTOR_MAKERS, OF_OTHER_TABLES, SUMMARIES, Coded, transforms
+from fastlmm_core.formula.names import Names
+from fastlmm_core.formula.transforms import OF_OTHER_TABLES, SUMMARIES, Coded, transforms
 
 __all__ = [
     "Context",
     "Evaluator",
     "caller_names",
-    "coded_columns",
     "column_series",
-    "names_in",
-    "parse_python",
-    "syntax",
 ]
 
-_BACKQUOTED = re.compile(r"`([^`]*)`|\"[^\"]*\"|'[^']*'")
+FLAGS: Mapping[str, Any] = {"T": True, "F": False}
+"""What R's short names mean as the value of an argument, `raw=T`, where nothing else has that name."""
 
 
 def caller_names(depth: int) -> Mapping[str, Any]:
@@ -163,7 +160,7 @@ class Evaluator:
         return list(self.state[expr].columns)
 
     def _columns_of(self, expr: str) -> Iterator[str]:
-        for name, role in _Names(expr, self.table).roles():
+        for name, role in Names(expr, self.table).roles():
             if role == "call":
                 if not (name in self.context or name in transforms() or hasattr(builtins, name)):
                     raise FormulaError(
@@ -174,6 +171,8 @@ class Evaluator:
                 continue  # np.log(x), whatever the data call np
             elif name in self.table:
                 yield name
+            elif role == "keyword" and name in FLAGS:
+                continue
             elif role == "quoted" or not (name in self.context or name in transforms() or hasattr(builtins, name)):
                 raise DataError(
                     f"{self.table.no_column(name)}. Where {name} is a name of the calling code that the formula cannot "
@@ -193,36 +192,51 @@ class Evaluator:
         names = self.names(expr)
         learnt: Learnt = self.state[expr]
         self.table.require(names)
-        read = _Names(expr, self.table)
-        masks = [mask for name in names if (mask := self.table[name].missing()) is not None]
-        whole = ~np.logical_or.reduce(masks) if masks and not knows_missing(read.calls()) else None
+        read = Names(expr, self.table)
+        code = read.with_aliases(learnt.columns, self._is_summary)
+        whole = None if knows_missing(read.calls()) else self._complete(read.wanted)
         n = self.table.n if whole is None else int(whole.sum())
         if n == 0:
             return Numeric(np.full(self.table.n, np.nan))
-        code = read.with_aliases(learnt.columns)
         index, beside = None, [self.context.get(name) for name, _ in read.roles() if name not in learnt.columns]
         if self.table.index is not None and any(isinstance(value, pd.Series) for value in beside):
             # pandas aligns the caller's Series with the columns, if these have the table's labels
-            index = self.table.index if whole is None else self.table.index[whole]
+            index = self.table.index
         series = {
-            alias: column_series(self.table[name], whole, index, exact=exact)
-            for alias, (name, exact) in read.aliases.items()
+            alias: column_series(
+                self.table[of.column],
+                whole if of.summary is None else self._complete(of.summary),
+                index,
+                exact=of.exact,
+            )
+            for alias, of in read.aliases.items()
         }
         held = None if read.is_plain(self._built_in) else holds_of(code, series, self._built_in)
         try:
             if held is None:
                 value = self._run(code, series, learnt)
             else:
-                value = self._run_held(held, series, learnt, expr, rowwise=all(map(_one_for_all, beside)))
+                rowwise = [alias for alias, of in read.aliases.items() if of.summary is None]
+                apart = n if all(map(_one_for_all, beside)) else 0
+                value = self._run_held(held, series, learnt, expr, rowwise, apart)
             if isinstance(value, pd.Series) and len(value) == n:  # otherwise labels did not meet: refused below
-                value = aligned(value, index, f"the value of {expr}")
+                value = aligned(value, _rows_of(index, whole), f"the value of {expr}")
         except FastLMMError:
             raise
         except Exception as error:  # the expression is the user's code: anything may come out of it
-            message = re.sub(r"_column_\d+_", lambda match: read.aliases[match[0]][0], str(error))
+            message = re.sub(r"_column_\d+_", lambda match: read.aliases[match[0]].column, str(error))
             raise FormulaError(f"cannot evaluate {expr[:200]}: {type(error).__name__}: {message}") from error
         learnt.evaluated = True
         return _scatter(_variable(value, expr, n), whole)
+
+    def _complete(self, names: Iterable[str]) -> NDArray[np.bool_] | None:
+        """The rows (n,) in which none of these columns is missing; None where they are all rows."""
+        masks = [mask for name in names if (mask := self.table[name].missing()) is not None]
+        return ~np.logical_or.reduce(masks) if masks else None
+
+    def _is_summary(self, name: str) -> bool:
+        """Whether a call means one of R's summaries, a single value of whole columns."""
+        return name in SUMMARIES and name not in self.context
 
     def _built_in(self, name: str) -> bool:
         """Whether a call means one of the built-in transforms that are elementwise or remember by themselves."""
@@ -236,11 +250,16 @@ class Evaluator:
         with np.errstate(all="ignore"):  # log(0) is reported as the infinite value that it is, log(-1) as missing
             others = OF_OTHER_TABLES if learnt.evaluated else {}
             code, texts = _texts_apart(code)
-            env = LayeredMapping({**series, **more, **texts}, self.context, others, transforms())
+            env = LayeredMapping({**series, **more, **texts}, self.context, others, transforms(), FLAGS)
             return stateful_eval(code, env, {}, learnt.transforms, None)
 
-    def _run_held(self, code: str, series: dict[str, pd.Series], learnt: Learnt, expr: str, rowwise: bool) -> Any:
-        """The value of an expression, with what it took of whole columns when it was first evaluated."""
+    def _run_held(
+        self, code: str, series: dict[str, pd.Series], learnt: Learnt, expr: str, rowwise: list[str], n: int
+    ) -> Any:
+        """The value of an expression, with what it took of whole columns when it was first evaluated.
+
+        Whether a row's value depends on other rows of the `rowwise` series is looked for among n; not where n is 0.
+        """
         hold = Holder(learnt.transforms.get(HELD))
         value = self._run(code, series, learnt, **{HELD: hold})
         if not hold.first:
@@ -253,13 +272,12 @@ class Evaluator:
             return value
         learnt.transforms[HELD] = hold.kept
         learnt = replace(learnt, evaluated=True)
-        n = len(next(iter(series.values())))
 
         def again(rows: NDArray[np.int64]) -> Any:
-            some = {alias: of.iloc[rows] for alias, of in series.items()}
-            return self._run(code, some, learnt, **{HELD: Holder(hold.kept)})
+            some = {alias: series[alias].iloc[rows] for alias in rowwise}
+            return self._run(code, {**series, **some}, learnt, **{HELD: Holder(hold.kept)})
 
-        if rowwise and looks_across(value, again, n):
+        if looks_across(value, again, n):
             hold.kept["across"] = True
         return value
 
@@ -291,116 +309,15 @@ def _one_for_all(value: Any) -> bool:
     return value is None or callable(value) or isinstance(value, (ModuleType, str)) or np.ndim(value) == 0
 
 
-def names_in(expr: str, columns: Container[str] = ()) -> set[str]:
-    """The names that an expression reads, functions that it only calls left out; `columns` may have dotted names."""
-    return {name for name, role in _Names(expr, columns).roles() if role != "call"}
-
-
-def coded_columns(expr: str, columns: Container[str] = ()) -> set[str]:
-    """The columns whose values are the levels of a call's factors: k in `C(k)`, and in `relevel(factor(k), 2)`."""
-    read = _Names(expr, columns)
-
-    def within(node: ast.expr) -> Iterator[str]:
-        if isinstance(node, ast.Name):
-            yield read.quoted.get(node.id, node.id)
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FACTOR_MAKERS:
-            for argument in node.args if node.func.id == "interaction" else node.args[:1]:
-                yield from within(argument)
-
-    return set(within(read.tree.body))
-
-
-def syntax(expr: str, columns: Container[str] = ()) -> ast.expr:
-    """The syntax tree of an expression of columns, R's names of functions as Python's; of nobody else's use."""
-    return _Names(expr, columns).tree.body
-
-
-def parse_python(code: str) -> ast.Expression:
-    """The syntax tree of an expression; FormulaError, with Python's message, where it is none."""
-    try:
-        return ast.parse(code.strip(), mode="eval")
-    except SyntaxError as error:
-        raise FormulaError(error.msg) from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a null byte; thousands of operators
-        raise FormulaError(str(error) or type(error).__name__) from None
-
-
-class _Names:
-    """The names of a Python expression whose odd columns are back-quoted, and what each is used for."""
-
-    def __init__(self, expr: str, columns: Container[str]) -> None:
-        quoted: dict[str, str] = {}
-
-        def alias(match: re.Match[str]) -> str:
-            if match[1] is None:
-                return match[0]
-            return quoted.setdefault(match[1], f"_quoted_{len(quoted)}_")
-
-        try:
-            self.tree = parse_python(_BACKQUOTED.sub(alias, plain_code(expr, columns)))
-            self.nodes = list(ast.walk(self.tree))
-        except FormulaError as error:
-            raise FormulaError(f"cannot read {shown(expr)}: {error}") from None
-        self.quoted = {made: name for name, made in quoted.items()}
-        calls = [node for node in self.nodes if isinstance(node, ast.Call)]
-        self.called = {id(node.func) for node in calls}
-        self.roots = {id(node.value) for node in self.nodes if isinstance(node, ast.Attribute)}
-        self.levels = {
-            id(argument)
-            for node in calls
-            if isinstance(node.func, ast.Name) and node.func.id in FACTOR_MAKERS
-            for argument in node.args
-        }
-        bound = (node.id for node in self.nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
-        self.bound = {*bound, *(node.arg for node in self.nodes if isinstance(node, ast.arg))}
-        self.aliases: dict[str, tuple[str, bool]] = {}
-
-    def roles(self) -> Iterator[tuple[str, str]]:
-        """Each name with its use: "call", "root" of an attribute, "quoted" or "value"."""
-        for node in self.nodes:
-            if isinstance(node, ast.Name) and node.id not in self.bound:
-                if node.id in self.quoted:
-                    yield self.quoted[node.id], "quoted"
-                else:
-                    yield (
-                        node.id,
-                        "call" if id(node) in self.called else "root" if id(node) in self.roots else "value",
-                    )
-
-    def calls(self) -> Iterator[str]:
-        """The names of the functions and methods that are called."""
-        for node in self.nodes:
-            if isinstance(node, ast.Call) and isinstance(node.func, (ast.Name, ast.Attribute)):
-                yield node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-
-    def is_plain(self, known: Callable[[str], bool]) -> bool:
-        """Whether nothing but known functions is called, and neither attributes nor elements are taken."""
-        return not any(isinstance(node, (ast.Attribute, ast.Subscript)) for node in self.nodes) and all(
-            known(name) for name in self.calls()
-        )
-
-    def with_aliases(self, columns: Container[str]) -> str:
-        """The expression with columns under names of their own: Python's keywords and functions may be columns."""
-        made: dict[tuple[str, bool], str] = {}
-        for node in self.nodes:
-            if not isinstance(node, ast.Name) or id(node) in self.called or node.id in self.bound:
-                continue
-            name = self.quoted.get(node.id, node.id)
-            if name in columns:
-                exact = id(node) in self.levels or id(node) in self.roots
-                node.id = made.setdefault((name, exact), f"_column_{len(made)}_")
-        self.aliases = {alias: key for key, alias in made.items()}
-        return ast.unparse(self.tree)
-
-
 def column_series(
     column: Variable, whole: NDArray[np.bool_] | None, index: pd.Index | None = None, *, exact: bool = False
 ) -> pd.Series:
-    """The column, or its rows where `whole`, as the pandas Series that transforms expect.
+    """The column, or its rows where `whole`, as the pandas Series that transforms expect, with the rows' labels.
 
     Whole numbers are float64, in which arithmetic does not wrap around, unless they are asked for `exact`; dates and
     periods are pandas'.
     """
+    index = _rows_of(index, whole)
     if isinstance(column, Factor):
         codes = column.codes if whole is None else column.codes[whole]
         if column.levels.tolist() == [False, True] and codes.min(initial=0) >= 0:
@@ -412,6 +329,11 @@ def column_series(
     else:
         values = column.values if exact else column.values.astype(np.float64, copy=False)
     return pd.Series(values if whole is None else values[whole], index=index, copy=False)
+
+
+def _rows_of(index: pd.Index | None, whole: NDArray[np.bool_] | None) -> pd.Index | None:
+    """The labels of the rows where `whole`."""
+    return index if index is None or whole is None else index[whole]
 
 
 def _variable(value: Any, expr: str, n: int) -> Variable:

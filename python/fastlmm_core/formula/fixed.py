@@ -17,6 +17,7 @@ from fastlmm_core.formula.evaluate import Evaluator
 from fastlmm_core.formula.frame import Numeric, Variable, as_factor
 from fastlmm_core.formula.levels import Factor, Levels
 from fastlmm_core.formula.terms import Terms, coding
+from fastlmm_core.formula.transforms import transforms
 
 if TYPE_CHECKING:
     from formulaic.transforms.contrasts import Contrasts
@@ -225,6 +226,10 @@ def _coded(scheme: Contrasts, levels: list[Any], expr: str) -> tuple[NDArray[np.
 
     Raises DataError where they do not fit the levels.
     """
+    given = getattr(scheme, "contrasts", None)
+    if given is not None and len(given) != len(levels):
+        n = len(given)
+        raise DataError(f"the contrasts given for {expr} do not fit its {len(levels)} levels: they have {n} rows")
     try:
         matrix = np.asarray(scheme.get_coding_matrix(levels, reduced_rank=True), dtype=np.float64)
         fields = tuple(scheme.get_coding_column_names(levels, reduced_rank=True))
@@ -247,7 +252,9 @@ def _scheme(expr: str, contrasts: Any) -> Contrasts:
     """Formulaic's contrasts object for a name, a class, an object or a matrix."""
     from formulaic.transforms.contrasts import Contrasts, ContrastsRegistry, CustomContrasts
 
-    contrasts = {np.sum: "sum", sum: "sum"}.get(contrasts, contrasts) if callable(contrasts) else contrasts
+    if callable(contrasts):  # R's `C(f, sum)`, by whatever is called so
+        named = {np.sum: "sum", sum: "sum", transforms()["sum"]: "sum", transforms()["poly"]: "poly"}
+        contrasts = named.get(contrasts, contrasts)
     if isinstance(contrasts, str):
         name = contrasts.removeprefix("contr.")
         known = {"treatment", "sum", "helmert", "poly", "diff", "SAS"}
@@ -264,6 +271,9 @@ def _scheme(expr: str, contrasts: Any) -> Contrasts:
     if isinstance(contrasts, pd.DataFrame):
         return CustomContrasts(contrasts.to_numpy(dtype=float), names=[str(name) for name in contrasts])
     try:
-        return CustomContrasts(contrasts)
+        matrix = np.asarray(contrasts, dtype=np.float64)
     except (ValueError, TypeError) as error:
         raise DataError(f"the contrasts given for {expr} are not a matrix: {error}") from None
+    if matrix.ndim != 2:
+        raise DataError(f"the contrasts given for {expr} are neither a matrix nor a name: {contrasts!r}")
+    return CustomContrasts(matrix)

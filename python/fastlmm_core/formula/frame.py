@@ -411,6 +411,10 @@ def _from_polars(series: Any, name: str) -> Variable:
         return Factor(series.cast(pl.Int8).fill_null(-1).to_numpy(), np.array([False, True], dtype=object))
     if dtype in (pl.Date, pl.Datetime, pl.Duration):
         return _from_times(pd.Series(series.to_numpy()))
+    if dtype in (pl.Int128, getattr(pl, "UInt128", pl.Int128)):  # NumPy has none
+        narrow = series.cast(pl.Int64, strict=False)
+        series = narrow if narrow.null_count() == series.null_count() else series.cast(pl.Float64)
+        dtype = series.dtype
     if dtype.is_decimal():
         series = series.cast(pl.Float64)
     elif dtype == pl.Null:

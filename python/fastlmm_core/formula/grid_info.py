@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.formula.evaluate import coded_columns
 from fastlmm_core.formula.frame import Numeric, Variable, moments
 from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.names import coded_columns
 
 __all__ = ["ColumnInfo", "GridInfo", "grid_info", "set_apart"]
 

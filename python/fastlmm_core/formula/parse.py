@@ -19,6 +19,7 @@ from fastlmm_core.formula.quoting import (
     places,
     python_power,
     quote_name,
+    r_operator,
     shown,
     split,
     unquote_name,
@@ -400,7 +401,7 @@ def _group_names(part: str, text: str) -> tuple[tuple[str, ...], frozenset[str]]
             if match is None or unwrap(piece[match.end() :]) is None:
                 raise FormulaError(
                     f"cannot read the grouping factor {part!r} in ({text}): it has to be a column, a call such as "
-                    "factor(id), columns joined by `:`, or nested columns joined by `/`"
+                    f"factor(id), columns joined by `:`, or nested columns joined by `/`{r_operator(part)}"
                 )
             name = python_power(piece, everywhere=True)
             computed.add(name)

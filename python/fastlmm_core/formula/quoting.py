@@ -17,6 +17,7 @@ __all__ = [
     "python_power",
     "quote_dotted",
     "quote_name",
+    "r_operator",
     "shown",
     "split",
     "unquote_name",
@@ -123,6 +124,19 @@ def depths_of(text: str) -> list[int]:
 def shown(text: str, most: int = 200) -> str:
     """The text as a message quotes it: not a page of it."""
     return repr(text if len(text) <= most else f"{text[:most]}...")
+
+
+_OF_R = {
+    **{"%in%": "x.isin(['a', 'b'])", "%%": "(x % m)", "%/%": "(x // m)", "&&": "(a) & (b)", "||": "(a) | (b)"},
+    **{"$": "the column's name alone", "::": "the function's name alone", "[,": "no index: scale(x) is one column"},
+    **{"!": "~(...)", "<-": "="},
+}
+
+
+def r_operator(text: str) -> str:
+    """What stands here for the first operator of R's that Python has not, after a semicolon; empty for none."""
+    plain = re.sub(_STRINGS, lambda match: "q" * len(match[0]), text).replace("!=", "  ")
+    return next((f"; R's {theirs} is {ours} here" for theirs, ours in _OF_R.items() if theirs in plain), "")
 
 
 def blank_quoted(text: str) -> str:

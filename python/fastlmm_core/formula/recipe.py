@@ -26,11 +26,12 @@ from fastlmm_core.formula.checks import (
     sources_of,
 )
 from fastlmm_core.formula.dictionaries import takeable
-from fastlmm_core.formula.evaluate import Context, Evaluator, syntax
+from fastlmm_core.formula.evaluate import Context, Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, fit_matrix
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.held import HELD
 from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.names import syntax
 from fastlmm_core.formula.newdata import grouping_factor, offset_columns, offset_values
 from fastlmm_core.formula.parse import ParsedFormula, expand_dot, parse_formula
 from fastlmm_core.formula.quoting import unquote_name

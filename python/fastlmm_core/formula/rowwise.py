@@ -19,8 +19,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError
-from fastlmm_core.formula.evaluate import Context, parse_python
-from fastlmm_core.formula.frame import Numeric, Table, aligned, moments
+from fastlmm_core.formula.evaluate import Context
+from fastlmm_core.formula.frame import Numeric, Table, aligned, from_pandas, moments
+from fastlmm_core.formula.names import parse_python
 from fastlmm_core.formula.quoting import plain_code, python_power, shown, unquote_name
 from fastlmm_core.formula.transforms import ELEMENTWISE
 
@@ -48,9 +49,17 @@ _COMPARISONS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge,
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
-    ast.In: lambda a, b: np.isin(a, np.asarray(list(b), dtype=np.asarray(a).dtype)),
-    ast.NotIn: lambda a, b: ~np.isin(a, np.asarray(list(b), dtype=np.asarray(a).dtype)),
+    ast.In: lambda a, b: _among(a, b),
+    ast.NotIn: lambda a, b: ~_among(a, b),
 }
+
+
+def _among(left: Any, right: Any) -> NDArray[np.bool_]:
+    """Which of the values are in a list; 1 is not among 1.5 where whole numbers are compared with others."""
+    values, array = list(right), np.asarray(left)
+    if array.dtype.kind in "iu" and not all(isinstance(value, (int, np.integer)) for value in values):
+        array = array.astype(np.float64)
+    return np.isin(array, np.asarray(values, dtype=array.dtype))
 
 
 def numeric_argument(value: Any, what: str, table: Table, context: Context) -> NDArray[np.float64]:
@@ -92,6 +101,9 @@ def _value(value: Any, what: str, table: Table, context: Context) -> NDArray[Any
         raise DataError(f"{what} has shape {array.shape}: it has to be one-dimensional")
     if len(array) != table.n:
         raise DataError(f"{what} has {len(array)} values, the data have {table.n} rows")
+    if array.dtype.kind == "O":  # numbers beside None, or decimals: as a column's
+        variable = from_pandas(pd.Series(array), what)
+        return variable.values if isinstance(variable, Numeric) and moments(variable) is None else array
     return array
 
 

@@ -12,7 +12,7 @@ from operator import mul
 from typing import TYPE_CHECKING, Any
 
 from fastlmm_core.errors import FormulaError
-from fastlmm_core.formula.quoting import quote_dotted, shown
+from fastlmm_core.formula.quoting import quote_dotted, r_operator, shown
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -114,9 +114,10 @@ def _of_formulaic(text: str) -> Terms:
     except FormulaError:
         raise
     except FormulaicError as error:
-        raise FormulaError(f"cannot read {shown(text)}: {_plain_message(error, text)}") from None
+        raise FormulaError(f"cannot read {shown(text)}: {_plain_message(error, text)}{r_operator(text)}") from None
     except SyntaxError as error:
-        raise FormulaError(f"cannot read {shown(text)}: {error.msg} in {shown((error.text or text).strip())}") from None
+        where = shown((error.text or text).strip())
+        raise FormulaError(f"cannot read {shown(text)}: {error.msg} in {where}{r_operator(text)}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise FormulaError(f"cannot read {shown(text)}: {type(error).__name__}: {error}") from None
     if not isinstance(formula, SimpleFormula):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -179,16 +179,65 @@ def _interval_names(ends: NDArray[np.float64], right: bool, include_lowest: bool
     return names
 
 
-def interaction(*factors: Any) -> Coded:
-    """R's `interaction`: the combinations that occur, named "a.b", the first factor varying fastest."""
+def interaction(*factors: Any, sep: str = ".", drop: bool = True) -> Coded:
+    """R's `interaction`: the combinations that occur, named "a.b", the first factor varying fastest.
+
+    Those that do not occur are left out whatever `drop` says: a model has no use for them.
+    """
     if not factors:
         raise FormulaError("interaction() needs the factors to combine")
     parts = [_as_factor(part, "interaction()").take(None) for part in reversed(factors)]
     codes, levels = np.asarray(parts[0].codes, dtype=np.int32), Levels(parts[0].levels)
     for part in parts[1:]:
         codes, levels = combine(codes, levels, np.asarray(part.codes, dtype=np.int32), Levels(part.levels))
-    texts = [".".join(reversed(parts)) for parts in levels.parts()]
+    texts = [sep.join(reversed(parts)) for parts in levels.parts()]
     return Coded(Factor(codes, np.array(texts, dtype=object)))
+
+
+def dummy(f: Any, levels: Any = None, _state: dict[str, Any] | None = None) -> Any:
+    """lme4's `dummy`: whether a row is at a level, 1 or 0; a column for each of `levels`, all but the first by default.
+
+    Raises DataError where a level does not occur.
+    """
+    state: dict[str, Any] = {} if _state is None else _state
+    found = _as_factor(f, "dummy()")
+    if "levels" not in state:
+        kept = found.levels[1:] if levels is None else np.array(levels, dtype=object, ndmin=1)
+        absent = Levels(found.levels).place([Factor(np.arange(len(kept)), kept)]) < 0
+        if absent.any() or not len(kept):
+            there = ", ".join(map(str, found.levels[:10]))
+            raise DataError(f"dummy() asks for {kept[absent].tolist() or 'no level'}; there are {there}")
+        state["levels"] = [found.levels[k] for k in Levels(found.levels).place([Factor(np.arange(len(kept)), kept)])]
+    kept = np.array(state["levels"], dtype=object)
+    at = Levels(kept).place([found])
+    columns = {str(level): (at == k).astype(np.float64) for k, level in enumerate(kept)}
+    return columns if len(kept) > 1 else columns[str(kept[0])]
+
+
+def rounded(x: ArrayLike, digits: int = 0) -> Any:
+    """R's `round`: to the nearer of the two neighbours with so many digits, to the even one between them."""
+    values = np.asarray(x, dtype=np.float64)
+    if digits == 0:
+        return np.round(values)
+    scale = 10.0 ** int(digits)
+    below = np.floor(values * scale)
+    low, high = below / scale, np.ceil(values * scale) / scale
+    further = (high - values) - (values - low)
+    return np.where((further < 0.0) | ((further == 0.0) & (below % 2 == 1)), high, low)
+
+
+def pnorm(x: ArrayLike) -> Any:
+    """R's `pnorm`, of the standard normal distribution."""
+    from scipy.special import ndtr
+
+    return ndtr(np.asarray(x, dtype=np.float64))
+
+
+def qnorm(p: ArrayLike) -> Any:
+    """R's `qnorm`, of the standard normal distribution."""
+    from scipy.special import ndtri
+
+    return ndtri(np.asarray(p, dtype=np.float64))
 
 
 def log(x: ArrayLike, base: float = math.e) -> Any:
@@ -265,20 +314,28 @@ def natural_spline(
     return np.asarray(basis[:, drop:] @ null)
 
 
+def _combined(*values: Any) -> Any:
+    """R's `c`: the values as a list; a column by itself stays one, as in `c(scale(x))`."""
+    return values[0] if len(values) == 1 and np.ndim(values[0]) else list(values)
+
+
 _UFUNCS = ["sqrt", "cbrt", "sin", "cos", "tan", "sinh", "cosh", "tanh", "log1p", "expm1", "floor", "sign"]
 # numpy's elementwise functions under R's names; `subset`, `weights` and `offset` know these too
 ELEMENTWISE: Mapping[str, Any] = {
     **{name: getattr(np, name) for name in [*_UFUNCS, "log2", "log10", "exp", "exp2"]},
-    **{"abs": np.abs, "ceiling": np.ceil, "ceil": np.ceil, "round": np.round, "trunc": np.trunc, "log": log},
+    **{"abs": np.abs, "ceiling": np.ceil, "ceil": np.ceil, "round": rounded, "trunc": np.trunc, "log": log},
     **{"asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "pmin": np.minimum, "pmax": np.maximum},
     **{"minimum": np.minimum, "maximum": np.maximum, "clip": np.clip, "ifelse": np.where, "where": np.where},
     **{"is_na": pd.isna, "as_numeric": as_numeric, "as_integer": lambda x: np.trunc(as_numeric(x)), "as_Date": as_date},
-    **{"c": lambda *values: list(values), "exp10": lambda x: np.power(10.0, x)},
+    **{"plogis": lambda x: 1.0 / (1.0 + np.exp(-x)), "qlogis": lambda p: np.log(p) - np.log1p(-p)},
+    **{"pnorm": pnorm, "qnorm": qnorm, "as_vector": lambda x: x, "as_logical": lambda x: as_numeric(x) != 0},
+    **{"c": _combined, "exp10": lambda x: np.power(10.0, x)},
     **{"TRUE": True, "FALSE": False, "NULL": None, "pi": math.pi, "Inf": math.inf},
 }
 FACTOR_MAKERS: Mapping[str, Any] = {
     **{"C": Coded, "factor": factor, "as_factor": factor, "ordered": ordered, "as_ordered": ordered},
     **{"interaction": interaction, "relevel": relevel, "as_character": factor, "droplevels": factor},
+    "dummy": dummy,
 }
 """Functions whose arguments are levels: they are given whole numbers as they are, others get them as float64."""
 
@@ -288,12 +345,32 @@ OF_OTHER_TABLES: Mapping[str, Any] = {
 }
 """What stands for those that look at which levels there are, once the fit has its own."""
 
+
+def _summary(of: Callable[[Any], Any], over: Callable[[Iterable[Any]], Any] | None = None) -> Callable[..., Any]:
+    """R's summary of a column, or of several that are put `over` one another.
+
+    It never sees the missing values that `na.rm` is about: the evaluator leaves them out.
+    """
+
+    def summary(*x: Any, na_rm: bool = False) -> Any:
+        if not x or (over is None and len(x) > 1):
+            raise FormulaError(f"a summary takes one column, and na.rm=TRUE by name; it got {len(x)} arguments")
+        return of(x[0]) if over is None else over(map(of, x))
+
+    return summary
+
+
+def quantile(x: ArrayLike, probs: float, na_rm: bool = False, names: bool = False) -> float:
+    """R's `quantile`, its type 7, at one probability."""
+    if np.ndim(probs) or not 0.0 <= float(probs) <= 1.0:
+        raise FormulaError(f"quantile() in a formula takes one probability between 0 and 1, not {probs!r}")
+    return float(np.quantile(np.asarray(x, dtype=np.float64), probs))
+
+
 SUMMARIES: Mapping[str, Any] = {
-    **{"mean": lambda x: np.mean(x), "median": lambda x: np.median(x)},
-    "min": lambda *x: min(map(np.min, x)),
-    "max": lambda *x: max(map(np.max, x)),
-    "sum": lambda *x: sum(map(np.sum, x)),
-    **{"sd": lambda x: np.std(x, ddof=1), "var": lambda x: np.var(x, ddof=1)},
+    **{"mean": _summary(np.mean), "median": _summary(np.median), "quantile": quantile},
+    **{"min": _summary(np.min, min), "max": _summary(np.max, max), "sum": _summary(np.sum, sum)},
+    **{"sd": _summary(lambda x: np.std(x, ddof=1)), "var": _summary(lambda x: np.var(x, ddof=1))},
 }
 """Single values of a whole column, which the model remembers."""
 
@@ -304,5 +381,6 @@ def transforms() -> Mapping[str, Any]:
     from formulaic.transforms import TRANSFORMS as FORMULAIC
     from formulaic.utils.stateful_transforms import stateful_transform
 
-    learning = {"ns": stateful_transform(natural_spline), "cut": stateful_transform(cut)}
+    own = {"ns": natural_spline, "cut": cut, "dummy": dummy}
+    learning = {name: stateful_transform(function) for name, function in own.items()}
     return {**FORMULAIC, **ELEMENTWISE, **FACTOR_MAKERS, **SUMMARIES, **learning}

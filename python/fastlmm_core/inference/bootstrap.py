@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.start import moment_start
 from fastlmm_core.core.structures.structured import StructuredFit
-from fastlmm_core.core.terms import checked_count
-from fastlmm_core.errors import ConvergenceWarning, FastLMMError, ModelError, warn
+from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError, ModelError, warn
 from fastlmm_core.fitting.fit import kept_model, refit
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.residual import parameter_labels
@@ -22,6 +22,7 @@ from fastlmm_core.fitting.residual import simulate as of_patterns
 from fastlmm_core.fitting.structured_models import structure_labels
 from fastlmm_core.inference.parameters import parameter_values, parameters
 from fastlmm_core.inference.pattern_parameters import covariance_parameters
+from fastlmm_core.inference.progress import counted
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe, spread
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def bootstrap(
     draw = parametric(result) if kind == "parametric" else residual(result)
     streams = generators(seed, n)
     index = pd.RangeIndex(1, n + 1, name="draw")
-    with _bar(n, progress) as shown:
+    with counted(n, progress, "bootstrap", "draw") as shown:
         if statistic is not None:
             rows, failed = _statistics(result, statistic, draw, streams, shown)
             return _checked(pd.DataFrame(rows, index=index), failed, n)
@@ -81,27 +82,6 @@ def _checked(frame: pd.DataFrame, failed: int, n: int) -> pd.DataFrame:
     return frame
 
 
-class _Silent:
-    """A progress bar that shows nothing."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, k: int) -> None:
-        """Count `k` draws."""
-
-
-def _bar(n: int, progress: bool) -> Any:
-    if not progress:
-        return _Silent()
-    from tqdm import tqdm
-
-    return tqdm(total=n, desc="bootstrap", unit="draw")
-
-
 def _estimates(
     result: FittedModel, draw: Draw, streams: Iterator[np.random.Generator], shown: Any
 ) -> tuple[Array, int]:
@@ -111,7 +91,7 @@ def _estimates(
     # a singular fit is no place to start from: every zero is a stationary point
     start = core.cross.theta_map.to_user @ moment_start(core.cross) if core.is_singular else core.theta
     size = max(1, CHUNK_NUMBERS // core.n)
-    if shown.__class__ is not _Silent:
+    if not shown.disable:
         size = min(size, 500)  # so that the bar moves; the numbers do not depend on it
     blocks, failed = [], 0
     while batch := list(islice(streams, size)):
@@ -139,10 +119,16 @@ def _statistics(
 
 
 def named(value: Any) -> dict[str, Any]:
-    """A statistic's value as columns: a mapping or Series by its keys, an array by position, or one number."""
-    if isinstance(value, Mapping) or hasattr(value, "items"):
+    """A statistic's value as columns: a mapping or Series by its keys, an array by position, or one number.
+
+    Raises DataError for what is no number.
+    """
+    by_name = isinstance(value, Mapping) or hasattr(value, "items")
+    array = np.asarray(list(value.values()) if isinstance(value, Mapping) else value)
+    if array.dtype.kind not in "biufO" or any(item is None or isinstance(item, str) for item in array.ravel().tolist()):
+        raise DataError(f"statistic has to give numbers (one, an array, or a mapping to numbers), not {value!r}")
+    if by_name:
         return {str(key): item for key, item in value.items()}
-    array = np.asarray(value)
     if array.ndim == 0:
         return {"statistic": array[()]}
     return {f"statistic_{i}": item for i, item in enumerate(array.ravel())}

@@ -17,7 +17,7 @@ from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
-    from fastlmm_core.core.glmm.fitted import GlmmFit
+    from fastlmm_core.core.glmm import GlmmFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
 

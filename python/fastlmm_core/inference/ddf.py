@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, ndtr, stdtr
 
+from fastlmm_core.core import CoreFit
 from fastlmm_core.core.conditioning import independent_columns, qr_triangle
-from fastlmm_core.core.estimates import CoreFit
 from fastlmm_core.core.slopes import contrast_df
 from fastlmm_core.errors import FastLMMWarning, ModelError, no_such, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information

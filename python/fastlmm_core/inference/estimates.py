@@ -20,11 +20,12 @@ from fastlmm_core.inference.estimate_contrasts import interaction_contrasts, pla
 from fastlmm_core.inference.estimate_scale import on_scale, regridded, transformed
 from fastlmm_core.inference.families import SIDES, family_results
 from fastlmm_core.inference.functions import Functions
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.multiplicity import adjustment_name
 from fastlmm_core.inference.transformations import Transformation
 from fastlmm_core.lazy import cached_property
 
-__all__ = ["Estimates", "checked_level", "f_columns"]
+__all__ = ["Estimates", "f_columns"]
 
 Array = NDArray[np.float64]
 
@@ -433,10 +434,3 @@ def f_columns(tests: Sequence[FTest]) -> pd.DataFrame:
             "p": [t.p for t in tests],
         }
     )
-
-
-def checked_level(level: float, what: str = "level") -> float:
-    """A confidence level, or that of a test; DataError where it is none."""
-    if not isinstance(level, (int, float, np.number)) or not 0.0 < level < 1.0:
-        raise DataError(f"{what} must lie between 0 and 1, not {level!r}")
-    return float(level)

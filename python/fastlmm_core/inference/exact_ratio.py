@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
-from fastlmm_core.core.terms import checked_count, seed_sequence
+from fastlmm_core.core.arguments import checked_count, seed_sequence
 from fastlmm_core.errors import ModelError
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.nested_tests import NestedTest, tie_bound
 from fastlmm_core.inference.reductions import column_basis, criterion_without, whole_term
 
@@ -44,7 +45,7 @@ GRID = np.exp(np.linspace(-9.0, 9.0, 200))
 """Ratios of the variance to the residual's at which (1) is maximised, over the mean eigenvalue."""
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def exact_test(result: FittedModel, term: str | int, *, n: int = 100_000, seed: Seed = None) -> NestedTest:
     """Test one scalar variance by the exact distribution of its (restricted) likelihood ratio, which needs no fits.
 
@@ -81,6 +82,8 @@ def exact_test(result: FittedModel, term: str | int, *, n: int = 100_000, seed: 
     >>> round(test.lrt, 3), bool(0.003 < test.p < 0.006)
     (6.369, True)
     """
+    if isinstance(result, GeneralisedModel):
+        raise ModelError("the exact distribution is that of linear models: use bootstrap_test, or ranova()")
     k = _term_position(result.design, term)
     random = result.design.random[k]
     if len(random.columns) != 1:
@@ -116,6 +119,7 @@ def exact_test_of(result: FittedModel, k: int, observed: float, n: int, seed: Se
         draws=draws,
         title=f"Exact {kind} of ({random.columns[0].replace('Intercept', '1')} | {random.group}) in {result.formula}",
         notes=notes,
+        kind="exact",
     )
 
 
@@ -134,7 +138,7 @@ def _term_position(design: Design, term: Any) -> int:
         readable = label.replace("Intercept", "1")
         if text in (readable, label, random.grp, f"0+{label}"):
             return k
-    raise ModelError(f"the model has no random term {term!r}: it has {', '.join(names)}")
+    raise ModelError(f"the model has no random term {term!r}: it has {', '.join(names) or 'none'}")
 
 
 def exact_draws(result: FittedModel, k: int, n: int, seed: Seed) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.estimability import TOLERANCE, NullSpace, null_space
-from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.structures.projected import ProjectedFit
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def functions_of(result: FittedModel, L: Array, offset: Array) -> Functions:
 
 def _null_space(result: FittedModel, kept: NDArray[np.bool_]) -> NullSpace | None:
     core = result.core
-    if isinstance(core, GlmmFit):
+    if isinstance(result, GeneralisedModel):
         X = result.design.X
         return null_space(np.asarray(np.linalg.qr(X, mode="r")), np.flatnonzero(kept), len(X))
     model = core.model if isinstance(core, ProjectedFit) else core.cross.conditioning

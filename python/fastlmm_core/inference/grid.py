@@ -17,9 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, FormulaError, ModelError, near_names
-from fastlmm_core.formula.evaluate import Evaluator, column_series, names_in
+from fastlmm_core.formula.evaluate import Evaluator, column_series
 from fastlmm_core.formula.frame import Numeric, Table, from_pandas, of_days
 from fastlmm_core.formula.levels import Factor
+from fastlmm_core.formula.names import names_in
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.lazy import cached_property
 
@@ -114,6 +115,22 @@ class ReferenceGrid:
         new = design.rebuild(columns, random=False)
         assert new.X is not None
         return new.X, np.full(len(new.X), constant) if new.offset is None else new.offset
+
+    def rows(self) -> tuple[Array, Array]:
+        """X (n, p) and the offset (n,) of the grid's rows: the fit's mean offset, unless `at` or a level sets it.
+
+        The mean of `log(t)`, not the logarithm of the mean, as emmeans has it.
+        """
+        X, offset = self.matrix(self.columns())
+        given = self.design.offset_given
+        offsets = [*self.design.formula.offsets, *([given] if isinstance(given, str) else [])]
+        if self.design.offset is None or any(
+            mentions(offsets, name, self.info.columns)
+            for name, values in self.levels.items()
+            if name in self.given or len(values) > 1
+        ):
+            return X, offset
+        return X, np.full(len(X), np.mean(self.design.offset))
 
     def slopes(self, variable: str, columns: Columns) -> tuple[Array, Array]:
         """Derivatives of X and of the offset by `variable`, a covariate or an expression of one, in rows of a table."""

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from fastlmm_core.core import Objective
 from fastlmm_core.core.threads import bounded, one_blas_thread
@@ -32,6 +31,7 @@ from fastlmm_core.errors import DataError, FastLMMError, ModelError
 from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.fitting.var_corr import theta_labels
 from fastlmm_core.inference.leverage import FittedRows, fitted_rows
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.table import Table, table
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def influence(
     counts = np.bincount(codes, minlength=len(cases))
     members = np.split(order, np.cumsum(counts)[:-1])
     if method != "fixed":
-        for case, rows in enumerate(tqdm(members, disable=not progress, unit="case")):
+        for case, rows in enumerate(each(members, progress, "influence", "case")):
             _reduced(design, core, rows, method, out, case)
     elif name == "obs":
         _observations(design, core, out)

@@ -16,8 +16,9 @@ from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.unidentified import undetermined_coefficients, unidentified_elements
 from fastlmm_core.inference.bootstrap import bootstrap, jackknife
 from fastlmm_core.inference.coef_table import coef_table
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
-from fastlmm_core.inference.profile import profile, quantile_of_level
+from fastlmm_core.inference.profile import profile
 from fastlmm_core.inference.structured_profile import structured_profile
 from fastlmm_core.inference.table import Table, table
 

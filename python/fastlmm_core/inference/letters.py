@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.inference.estimates import Estimates, checked_level
+from fastlmm_core.inference.estimates import Estimates
+from fastlmm_core.inference.levels import checked_level
 
 __all__ = ["compact_letters", "letters"]
 

@@ -12,7 +12,7 @@ from fastlmm_core.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
-    from fastlmm_core.core.many.responses import ManyResponses
+    from fastlmm_core.core import ManyResponses
 
 __all__ = ["record_batches"]
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.inference.comparison import variance_shares
 from fastlmm_core.inference.ddf import FTest, Method
-from fastlmm_core.inference.estimates import Estimates, checked_level, f_columns
+from fastlmm_core.inference.estimates import Estimates, f_columns
 from fastlmm_core.inference.functions import functions_of
 from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, read_specs, reference_grid
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.transformations import Transformation, of_link, of_response
 
@@ -43,6 +44,7 @@ class Averaging:
     data: Any
     cov_type: str
     cluster: Any
+    offset: float | None = None
 
     def estimates(self, result: FittedModel, specs: Names, variable: str | None = None) -> tuple[Estimates, Any]:
         """Means of the specs' combinations, or slopes by a variable, and the contrasts that the specs ask for."""
@@ -51,9 +53,13 @@ class Averaging:
         if variable is not None:
             grid.covariate_of(variable)
         method = covariance_method(result, self.ddf, cov_type=self.cov_type, cluster=self.cluster)
-        return _estimates(
-            result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable
-        ), contrasts
+        found = _estimates(result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable)
+        if self.offset is not None:
+            if not isinstance(self.offset, (int, float, np.number)) or not np.isfinite(self.offset):
+                raise DataError(f"offset must be one finite number, not {self.offset!r}")
+            known = np.full(len(found), float(self.offset))
+            found = replace(found, functions=replace(found.functions, offset=known))
+        return found, contrasts
 
 
 def emmeans(
@@ -62,7 +68,7 @@ def emmeans(
     """Marginal means; see `LmerResult.emmeans`."""
     if scale not in ("link", "response"):
         raise ModelError(f'scale must be "link" or "response", not {scale!r}')
-    if scale == "response" and isinstance(result.core, GlmmFit) and result.core.family.no_intercept:
+    if scale == "response" and isinstance(result, GeneralisedModel) and result.core.family.no_intercept:
         raise ModelError(
             "these means stand on a scale without an origin, and no response belongs to one of them: compare them on "
             "it, or ask predict() for the probabilities of the categories"
@@ -98,16 +104,13 @@ def _estimates(
     rows = grid.matrix if variable is None else lambda columns: grid.slopes(variable, columns)
     if over == "grid":
         A = grid.averaging(keep, weights)
-        X, offset = rows(grid.columns())
+        X, offset = grid.rows() if variable is None else rows(grid.columns())
         empty = np.isnan(A[:, 0])
         A = np.where(empty[:, None], 0.0, A)
         L, known = A @ X, A @ offset
         L[empty] = np.nan
     elif over == "data":
-        if data is None:
-            if isinstance(result.core, GlmmFit):
-                raise DataError('over="data" of a generalised model needs data=, the table of the fit')
-            data = result.kept_data()
+        data = result.kept_data() if data is None else data
         means = [[part.mean(axis=0) for part in rows(columns)] for columns in over_data(grid, data, keep)]
         L, known = np.array([m[0] for m in means]), np.array([m[1] for m in means], dtype=np.float64)
     else:
@@ -129,7 +132,7 @@ def _estimates(
 
 def _response(result: FittedModel) -> Transformation | None:
     """The scale on which the linear predictor stands, where it is a known one."""
-    if isinstance(result.core, GlmmFit):
+    if isinstance(result, GeneralisedModel):
         if result.core.family.no_intercept:  # the scale has no origin: differences alone mean something
             return None
         return of_link(result.core.family.link)
@@ -146,7 +149,7 @@ def _total_sd(result: FittedModel) -> float:
     """
     if result.design.residual is not None:  # rows differ: no one figure stands for them
         return np.nan
-    if isinstance(result.core, GlmmFit):
+    if isinstance(result, GeneralisedModel):
         each = zip(result.design.random, result.core.L, strict=True)
         return float(
             np.sqrt(sum(np.sum(L**2) if t.z is None else np.mean(np.sum((t.z @ L) ** 2, axis=1)) for t, L in each))
@@ -180,7 +183,7 @@ def _notes(grid: ReferenceGrid, keep: list[str], weights: str, over: str, variab
 
 def _scale_notes(result: FittedModel) -> list[str]:
     """What means on a scale without an origin can be used for."""
-    if not isinstance(result.core, GlmmFit) or not result.core.family.no_intercept:
+    if not isinstance(result, GeneralisedModel) or not result.core.family.no_intercept:
         return []
     return [
         f"linear predictors without the thresholds, on the {result.core.family.link.name} scale: it has no origin, and "

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
-from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
+from fastlmm_core.core.arguments import checked_count
+from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.generalised import kept_glmm
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import n_theta
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.generalised.simulate import drawer
 from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
 from fastlmm_core.inference.refits import ml_fit
@@ -76,6 +77,8 @@ class NestedTest:
         The simulated statistics.
     title : str
     notes : tuple of str
+    kind : {"bootstrap", "exact"}
+        Of the null distribution.
     """
 
     lrt: float
@@ -91,19 +94,17 @@ class NestedTest:
     draws: Array
     title: str
     notes: tuple[str, ...] = field(default=())
+    kind: str = "bootstrap"
 
     def __repr__(self) -> str:
-        rows = [("chi-squared", self.lrt, f"{self.df}", self.p_chi2)]
+        rows = [("chi-squared", self.lrt, f"{self.df}", self.p_chi2), (self.kind, self.lrt, "", self.p)]
         if np.isfinite(self.p_bartlett):
             mean = float(self.draws.mean())
             rows += [
-                ("bootstrap", self.lrt, "", self.p),
                 ("Bartlett", self.lrt * self.df / mean, f"{self.df}", self.p_bartlett),
                 ("gamma", self.lrt, "", self.p_gamma),
                 ("F", self.lrt / self.df, f"{self.df}", self.p_f),
             ]
-        else:
-            rows.append(("exact", self.lrt, "", self.p))
         lines = [self.title, f"{'':12s}{'statistic':>10s}{'df':>4s}{'p':>10s}"]
         lines += [f"{name:12s}{value:>10.4f}{df:>4s}{_p_text(p):>10s}" for name, value, df, p in rows]
         lines.append(
@@ -116,7 +117,7 @@ def _p_text(p: float) -> str:
     return "NA" if np.isnan(p) else "<.00001" if p < 1e-5 else f"{p:.5f}"
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def bootstrap_test(
     small: FittedModel,
     large: FittedModel,
@@ -172,6 +173,9 @@ def bootstrap_test(
     """
     if n < 1 or (stop is not None and stop < 1):
         raise ModelError(f"n and stop must be at least 1, not {n} and {stop}")
+    for design in (small.design, large.design):
+        if not (design.streamed or len(design.y)):
+            raise NotSavedError("a bootstrap")
     if isinstance(small, GeneralisedModel) and isinstance(large, GeneralisedModel):
         return _of_generalised(small, large, n, seed, stop)
     if isinstance(small, GeneralisedModel) or isinstance(large, GeneralisedModel):
@@ -336,6 +340,7 @@ def bootstrap_reduction(
 
     Responses are drawn from the smaller model's fit.
     """
+    checked_count(n, "n")
     design, options = result.design, result.options
     larger = model_of(design, options)
     sd = np.ones(len(design.y)) if design.weights is None else 1.0 / np.sqrt(design.weights)

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.residuals.natural import parameters_of, printed
 from fastlmm_core.core.structures.equations_fit import EquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
-from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.residual import variance_labels
 from fastlmm_core.fitting.unidentified import unidentified_elements
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.structured import information_of
 
 if TYPE_CHECKING:
@@ -30,14 +29,12 @@ Structured = PatternFit | EquationsFit | StructuredFit
 
 def covariance_parameters(design: Design, core: Structured, level: float) -> pd.DataFrame:
     """See `StructuredResult.covariance_parameters`; by the delta method from the observed information."""
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level!r}")
     found = printed(parameters_of(core))
     unknown = _unknown(core, found.kinds, found.labels)
     names = labels(design, found.kinds, found.labels)
     cov = found.jacobian @ parameter_cov(core) @ found.jacobian.T
     se = np.sqrt(np.maximum(np.diag(cov), 0.0))
-    quantile = float(ndtri(0.5 + 0.5 * level))
+    quantile = quantile_of_level(level)
     lower, upper = np.empty(len(se)), np.empty(len(se))
     for k, (label, value) in enumerate(zip(found.labels, found.values, strict=True)):
         positive = names[k].startswith("var ") or label.endswith("range")

@@ -18,23 +18,22 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, chdtrc, fdtrc
 
 from fastlmm_core.core import Model
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMWarning, ModelError, warn
-from fastlmm_core.fitting.fit import core_terms, model_of, refit
-from fastlmm_core.fitting.models import arrays_of
-from fastlmm_core.fitting.spelling import explained
+from fastlmm_core.fitting.fit import model_of, refit
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
-from fastlmm_core.inference.estimates import Estimates, checked_level
+from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
-from fastlmm_core.inference.hypotheses import read_hypotheses
-from fastlmm_core.inference.nested_tests import check_nested_designs
+from fastlmm_core.inference.levels import checked_level
+from fastlmm_core.inference.power_tests import PowerTest, estimated, read_test, true_values
 from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.model import ManyFits
+    from fastlmm_core.core import ManyFits
     from fastlmm_core.fitting.fitted import FittedModel
-    from fastlmm_core.formula import Design
     from fastlmm_core.inference.ddf import Method
     from fastlmm_core.inference.simulate import Recipe
 
@@ -48,23 +47,6 @@ CHUNK_NUMBERS = 1 << 22
 
 RANK = 1e-8
 """Eigenvalues of a hypothesis' scaled covariance below this are rows that depend on others."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Test:
-    """One test of every draw: rows (l, rank) and their values; or estimates; or a smaller model."""
-
-    labels: list[str]
-    rows: Array = field(default_factory=lambda: np.empty((0, 0)))
-    values: Array = field(default_factory=lambda: np.empty(0))
-    estimates: Estimates | None = None
-    smaller: Model | None = None
-    df: int = 0
-
-    @property
-    def single(self) -> bool:
-        """Whether each p-value belongs to one row with an estimate."""
-        return self.estimates is not None or len(self.rows) == 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,14 +126,14 @@ def _limits(hits: int, n: int, level: float) -> tuple[float, float]:
     return lower, upper
 
 
-@explained
+@answered(METHOD_ARGUMENTS)
 def power(
     model: FittedModel,
     tests: Any,
     *,
     n: int = 1000,
     alpha: float = 0.05,
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     seed: Seed = None,
     params: Mapping[str, float] | None = None,
     threads: int | None = None,
@@ -160,7 +142,7 @@ def power(
 
     Parameters
     ----------
-    model : LmerResult
+    model : LmerResult or GlmerResult
         From `hypothetical`; or a fit, whose variances are then taken for the true ones.
     tests : str, Estimates, or list of them
         A coefficient's name (a t test); a term's (an F test); a hypothesis such as ``"slope = 0.2"``, of one row or
@@ -171,13 +153,14 @@ def power(
     alpha : float
     ddf : {"satterthwaite", "kenward-roger", "normal", "residual", "fixed"}
         As in `coef_table`, draw by draw; "fixed" uses Kenward and Roger's degrees of freedom at the true parameters.
-        "normal" rejects too often in small designs.
+        "normal" rejects too often in small designs. Satterthwaite's where left out; a generalised model has Wald's z
+        and chi-squared tests only, "normal".
     seed : int, sequence, SeedSequence or None
         The same draws whatever n and threads.
     params : mapping, optional
         Coefficients by name instead of the model's.
     threads : int, optional
-        Fits side by side.
+        Fits side by side, of linear models.
 
     Returns
     -------
@@ -209,7 +192,11 @@ def power(
     checked_count(n, "n")
     alpha = checked_level(alpha, "alpha")
     refuse_structures(model.design, "the power")
+    generalised = isinstance(model, GeneralisedModel)
+    ddf = ("normal" if generalised else "satterthwaite") if ddf is None else ddf
     method = "fixed" if str(ddf).lower() == "fixed" else method_name(ddf)
+    if generalised and method != "normal":
+        raise ModelError(f"{method} degrees of freedom belong to linear models: a generalised one takes ddf='normal'")
     if method.startswith("kenward-roger") and not model.reml:
         raise ModelError("Kenward and Roger's method needs REML: leave reml=True")
     hypothetical = bool(getattr(model, "is_hypothetical", False))
@@ -222,15 +209,16 @@ def power(
         )
     if not isinstance(tests, (str, Estimates, Iterable)):
         raise ModelError(f"tests are texts or Estimates, or a list of them, not {type(tests).__name__}")
-    every = [_read(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
+    every = [read_test(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
     if not every:
         raise ModelError("tests is empty: name a coefficient, a term or a hypothesis")
     source, _ = recipe(model, params={"beta": beta})
-    fitted = model_of(model.design, model.options)
-    assert isinstance(fitted, Model)
-    truth = _truths(every, beta[~np.isnan(model.core.beta)])
-    at_truth = ddf_method(model, "kenward-roger") if method == "fixed" else None
-    p, estimates, singular, failed = _simulate(model, fitted, source, every, method, at_truth, n, seed, threads)
+    truth = true_values(every, beta[~np.isnan(model.core.beta)])
+    if generalised:
+        p, estimates, singular, failed = _simulate_generalised(model, source, every, n, seed)
+    else:
+        at_truth = ddf_method(model, "kenward-roger") if method == "fixed" else None
+        p, estimates, singular, failed = _simulate(model, source, every, method, at_truth, n, seed, threads)
     labels = [label for test in every for label in test.labels]
     if len(set(labels)) < len(labels):
         raise DataError(f"two tests have one name: {', '.join(labels)}")
@@ -252,69 +240,10 @@ def _true_beta(model: FittedModel, params: Mapping[str, float] | None) -> Array:
     return beta
 
 
-def _read(model: FittedModel, test: Any) -> _Test:
-    """What is to be done for one test."""
-    design = model.design
-    kept = ~np.isnan(model.core.beta)
-    if isinstance(test, Estimates):
-        if test.L.shape[1] != len(kept):
-            raise DataError(f"the estimates have {test.L.shape[1]} coefficients, and the model {len(kept)}")
-        if not test.estimable.all():
-            raise ModelError("some of the estimates are not estimable: leave them out")
-        texts = [" ".join(map(str, row)) for row in test.labels.itertuples(index=False)]
-        family = [f"any of {len(texts)}", f"all of {len(texts)}"] if len(texts) > 1 else []
-        return _Test([*texts, *family], estimates=test)
-    if not isinstance(test, str):
-        raise ModelError(f"a test is a text or Estimates, not {test!r}")
-    if "~" in test:
-        return _smaller(model, test)
-    columns = dict(design.x_terms)
-    if test in design.x_names:
-        rows, values = np.eye(len(kept))[[list(design.x_names).index(test)]], np.zeros(1)
-    elif test in columns:
-        rows = np.eye(len(kept))[columns[test]]
-        values = np.zeros(len(rows))
-    else:
-        found = read_hypotheses(test, design.x_names)
-        rows, values = found.rows, found.values
-    if not model.core.estimable(rows).all():
-        raise ModelError(f"the test {test!r} is not estimable in this design")
-    return _Test([test], rows=np.ascontiguousarray(rows[:, kept]), values=values)
-
-
-def _smaller(model: FittedModel, formula: str) -> _Test:
-    """A likelihood-ratio test against the model of another formula."""
-    from fastlmm_core.formula import build_design
-
-    design = model.design
-    table = model.rows_kept()
-    smaller: Design = build_design(formula, table, env=design.context)
-    if not np.array_equal(smaller.row_index, design.row_index):
-        raise DataError(f"{formula!r} uses {len(smaller.y)} rows, and the model {len(design.y)}")
-    df = check_nested_designs(smaller, design, formula, model.formula)
-    arrays = arrays_of(design).with_columns(smaller.X).with_terms(core_terms(smaller))
-    reduced = arrays.model(False, model.options.control)
-    return _Test([formula], smaller=reduced, df=df)
-
-
-def _truths(tests: list[_Test], beta: Array) -> dict[str, float]:
-    """True values less hypothesised ones, of tests of one row."""
-    out: dict[str, float] = {}
-    for test in tests:
-        if test.estimates is not None:
-            e = test.estimates
-            value = e.functions.rows @ beta + e.offset - np.broadcast_to(np.asarray(e.null, float), (len(e),))
-            out.update(zip(test.labels, value.tolist(), strict=False))
-        elif test.single:
-            out[test.labels[0]] = float((test.rows @ beta - test.values)[0])
-    return out
-
-
 def _simulate(
     model: FittedModel,
-    fitted: Model,
     source: Recipe,
-    tests: list[_Test],
+    tests: list[PowerTest],
     method: str,
     at_truth: Method | None,
     n: int,
@@ -326,6 +255,8 @@ def _simulate(
     p, estimates = np.full((n, width), np.nan), np.full((n, width), np.nan)
     singular = failed = at = 0
     streams = generators(seed, n)
+    fitted = model_of(model.design, model.options)
+    assert isinstance(fitted, Model)
     larger = _likelihoods(model, fitted) if any(test.smaller is not None for test in tests) else None
     beta_kept = ~np.isnan(model.core.beta)
     while batch := list(islice(streams, max(1, CHUNK_NUMBERS // len(source.mean)))):
@@ -344,7 +275,7 @@ def _simulate(
             first = where.stop
             if test.smaller is not None:
                 assert criterion is not None
-                t = test.smaller.fit_many(Y, threads=threads).criterion - criterion
+                t = test.smaller(Y, threads) - criterion
                 p[here, where.start] = chdtrc(test.df, np.maximum(0.0, t))
             elif answers is not None:
                 p[here, where] = answers[k]
@@ -352,12 +283,36 @@ def _simulate(
                 p[here, where] = _of_estimates(test.estimates, fits, beta, method, at_truth, model)
             else:
                 p[here, where.start] = _of_rows(test, fits, beta, method, at_truth, model)
-            if test.estimates is not None:
-                e = test.estimates
-                estimates[here, where.start : where.start + len(e)] = beta @ e.functions.rows.T + e.offset - e.null
-            elif test.single:
-                estimates[here, where.start] = beta @ test.rows[0] - test.values[0]
+            estimates[here, where] = estimated(test, beta)
     return p, estimates, singular / n, failed
+
+
+def _simulate_generalised(
+    model: FittedModel, source: Recipe, tests: list[PowerTest], n: int, seed: Seed
+) -> tuple[Array, Array, float, int]:
+    """`_simulate` of a generalised model: a fit and its Hessian a draw."""
+    from fastlmm_core.inference.generalised.refits import refitted
+    from fastlmm_core.inference.generalised.simulate import drawer
+
+    draw = drawer(model, source)  # type: ignore[arg-type]
+    p, estimates, singular, failed = [], [], 0, 0
+    for stream in generators(seed, n):
+        y = draw(stream)
+        found = refitted(model, y)  # type: ignore[arg-type]
+        failed += found is None or not found.converged
+        singular += found is not None and found.is_singular
+        if found is None:
+            p.append(np.full(sum(len(test.labels) for test in tests), np.nan))
+            estimates.append(p[-1])
+            continue
+        answers = _answers(found.method, tests)
+        for test, answer in zip(tests, answers, strict=True):
+            if test.smaller is not None:
+                t = test.smaller(y[None], None) - found.criterion
+                answer[:] = chdtrc(test.df, np.maximum(0.0, t))
+        p.append(np.concatenate(answers))
+        estimates.append(np.concatenate([estimated(test, found.method.beta[None])[0] for test in tests]))
+    return np.array(p), np.array(estimates), singular / n, failed
 
 
 def _likelihoods(model: FittedModel, fitted: Model) -> Model:
@@ -395,7 +350,7 @@ def _of_estimates(
 
 
 def _of_rows(
-    test: _Test, fits: ManyFits, beta: Array, method: str, at_truth: Method | None, model: FittedModel
+    test: PowerTest, fits: ManyFits, beta: Array, method: str, at_truth: Method | None, model: FittedModel
 ) -> Array:
     """P-values (k,) of a t test, or of an F test with Fai and Cornelius' degrees of freedom."""
     rows, values = test.rows, test.values
@@ -439,19 +394,27 @@ def _pooled(df: Array) -> Array:
     return np.where(infinite | (np.ptp(np.where(np.isfinite(df), df, 1e300), axis=1) < 1e-8), df.mean(axis=1), out)
 
 
-def _one_by_one(model: FittedModel, Y: Array, tests: list[_Test], method: str) -> list[Array]:
+def _one_by_one(model: FittedModel, Y: Array, tests: list[PowerTest], method: str) -> list[Array]:
     """P-values of each test, draw by draw through a refit and its method."""
-    out = [np.full((len(Y), len(test.labels)), np.nan) for test in tests]
-    for i, y in enumerate(Y):
+    out = []
+    for y in Y:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # fits that do not converge are counted
-            found = ddf_method(refit(model, y), method)
-        for k, test in enumerate(tests):
-            if test.estimates is not None:
-                e, rows = test.estimates, test.estimates.functions.rows
-                se = np.sqrt(np.einsum("kx,xy,ky->k", rows, found.cov, rows))
-                p = simulated_p(e, (rows @ found.beta + e.offset)[None], se[None], found.df(rows)[None])[0]
-                out[k][i] = p if len(e) == 1 else np.r_[p, p.min(), p.max()]
-            elif test.smaller is None:
-                out[k][i] = found.f_test(test.rows, test.values if test.values.any() else None).p
+            out.append(_answers(ddf_method(refit(model, y), method), tests))
+    return [np.array(of_test) for of_test in zip(*out, strict=True)]
+
+
+def _answers(found: Method, tests: list[PowerTest]) -> list[Array]:
+    """P-values (labels,) of each test of one fit; NaN for likelihood ratios."""
+    out = []
+    for test in tests:
+        p = np.full(len(test.labels), np.nan)
+        if test.estimates is not None:
+            e, rows = test.estimates, test.estimates.functions.rows
+            se = np.sqrt(np.einsum("kx,xy,ky->k", rows, found.cov, rows))
+            each = simulated_p(e, (rows @ found.beta + e.offset)[None], se[None], found.df(rows)[None])[0]
+            p[:] = each if len(e) == 1 else np.r_[each, each.min(), each.max()]
+        elif test.smaller is None:
+            p[:] = found.f_test(test.rows, test.values if test.values.any() else None).p
+        out.append(p)
     return out

@@ -37,6 +37,7 @@ from fastlmm_core.fitting.unidentified import unidentified_rows
 from fastlmm_core.inference.information import observed_hessian
 from fastlmm_core.inference.iterative_inverse import IterativeInverse, IterativeSource
 from fastlmm_core.inference.joint_inverse import JointInverse, RowSet, row_set
+from fastlmm_core.inference.levels import checked_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -295,8 +296,7 @@ def check_asked(interval: str, ddf: str, level: float) -> None:
         raise ModelError(no_such("interval", interval, INTERVALS))
     if ddf not in DDF:
         raise ModelError(no_such("ddf", ddf, DDF))
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    checked_level(level)
 
 
 COLUMNS = ("fit", "std_error", "df", "lower", "upper")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtri, ndtri
+from scipy.special import chdtri
 
 from fastlmm_core.core.threads import one_blas_thread
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NumericalError, warn
+from fastlmm_core.errors import ConvergenceWarning, NumericalError, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.inference.curves import ProfileCurve
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
 from fastlmm_core.inference.profile_paths import (
     BetaPath,
@@ -28,6 +29,7 @@ from fastlmm_core.inference.profile_paths import (
     column_order,
 )
 from fastlmm_core.inference.profile_walk import BETTER, BetterOptimumError, Rival, curve_along
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.rotation import Reordered, reorder_term
 from fastlmm_core.inference.table import Table, table
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit, Objective
     from fastlmm_core.fitting.fitted import FittedModel
 
-__all__ = ["Profile", "profile", "quantile_of_level"]
+__all__ = ["Profile", "profile"]
 
 Array = NDArray[np.float64]
 
@@ -121,15 +123,6 @@ class Profile:
         )
 
 
-def quantile_of_level(level: float) -> float:
-    """The normal quantile of a two-sided interval; ModelError unless 0 < level < 1."""
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
-    if level < 1e-6:
-        raise ModelError(f"an interval of level {level} is a point: level must be 0.000001 or more")
-    return float(ndtri(0.5 + 0.5 * level))
-
-
 def profile(
     result: FittedModel, which: str | Iterable[str] | None = None, *, level: float | None = None, progress: bool = False
 ) -> Profile:
@@ -184,7 +177,7 @@ def _profile(
     with core.workspace() as objective:
         paths = PathMaker(core, objective)
         faces = paths.faces([p for p in every if p.kind == "sd"], reach)
-        for parameter in _shown(chosen, progress):
+        for parameter in each(chosen, progress, "profile", "parameter"):
             path = paths.make(parameter)
             rivals = []
             if path is not None:
@@ -193,15 +186,6 @@ def _profile(
                     rivals.append(Rival(core.criterion, path.estimate, path.start))
             curves.append(_curve(parameter, estimates[parameter.name], path, rivals, paths, reach))
     return Profile(tuple(curves), core.criterion)
-
-
-def _shown(chosen: list[Parameter], progress: bool) -> Iterable[Parameter]:
-    if not progress:
-        return chosen
-    from tqdm import tqdm
-
-    bar: Iterable[Parameter] = tqdm(chosen, desc="profile", unit="parameter")
-    return bar
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 
 from fastlmm_core.core import CoreFit
 from fastlmm_core.errors import DataError, MemoryLimitError, ModelError, no_such
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.formula.frame import Table, as_factor
 from fastlmm_core.inference.ddf import FixedDf, Method, ddf_method, method_name
 
 if TYPE_CHECKING:
-    from fastlmm_core.core.glmm.fitted import GlmmFit
+    from fastlmm_core.core.glmm import GlmmFit
     from fastlmm_core.core.residuals import PatternFit
     from fastlmm_core.fitting.fitted import FittedModel
     from fastlmm_core.formula import Design
@@ -143,7 +144,7 @@ def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "
     kind = str(cov_type)
     if kind not in COV_TYPES:
         raise ModelError(no_such("cov_type", cov_type, COV_TYPES))
-    if is_generalised(result.core):
+    if isinstance(result, GeneralisedModel):
         return _generalised(result.core, ddf, kind)
     ddf = "satterthwaite" if ddf is None else ddf
     if kind == "model":
@@ -158,15 +159,6 @@ def covariance_method(result: FittedModel, ddf: str | None, *, cov_type: str = "
         return robust
     value = np.inf if name == "normal" else float(result.core.n - result.core.rank)
     return FixedDf(name, robust.beta, robust.cov, robust.sigma, robust.notes, value)
-
-
-def is_generalised(core: CoreFit | GlmmFit) -> TypeGuard[GlmmFit]:
-    """Whether a fit is a generalised model's."""
-    if isinstance(core, CoreFit):
-        return False
-    from fastlmm_core.core.glmm.fitted import GlmmFit
-
-    return isinstance(core, GlmmFit)
 
 
 def _generalised(core: GlmmFit, ddf: str | None, kind: str) -> Method:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.streaming import StreamedDesign
 from fastlmm_core.formula.fingerprint import fingerprint, fingerprint_of_columns
 
@@ -61,7 +62,7 @@ def check_nested_families(models: Sequence[FittedModel]) -> None:
     ModelError
     """
     check_fits(models)
-    families = [getattr(m.core, "family", None) for m in models]
+    families = [m.family if isinstance(m, GeneralisedModel) else None for m in models]
     names = {"gaussian" if f is None else f.name for f in families}
     links = {"identity" if f is None else f.link.name for f in families}
     if not all(contains(a, b) or contains(b, a) for a, b in combinations(sorted(names), 2)):
@@ -102,8 +103,7 @@ def same_criterion(models: Sequence[FittedModel]) -> None:
 
 def _approximates(m: FittedModel) -> bool:
     """Whether a fit's likelihood is an approximation, as that of normal responses is not."""
-    family = getattr(m.core, "family", None)
-    return family is not None and (family.name, family.link.name) != ("gaussian", "identity")
+    return isinstance(m, GeneralisedModel) and (m.family.name, m.family.link.name) != ("gaussian", "identity")
 
 
 def _observed_alone(family: Family) -> bool:

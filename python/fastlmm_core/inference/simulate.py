@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import checked_count, seed_sequence
+from fastlmm_core.core.arguments import checked_count, seed_sequence
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.predict import included_columns
 

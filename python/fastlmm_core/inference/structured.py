@@ -6,7 +6,8 @@ knows about entries of L; for the mixed-model equations (`core.equations`)
     dr^2/dL = -2 sum_a (Z'We)_a u_a',    dD/dphi = - sum_a (Y_a'dL U_a + U_a'dL'Y_a),
     Y = Z'V^-1X,    U = M^-1 Lambda'Z'WX                                                        (1)
 
-The profiled Hessian is the observed one: central differences of the exact gradient.
+The profiled Hessian is the observed one: central differences of the exact gradient. A fit without a factor has the
+average information in its place.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fastlmm_core.core.residuals.equations import ResidualEquations
 from fastlmm_core.core.slopes import positive_inverse
 from fastlmm_core.core.structures.equations import Equations, Solved
 from fastlmm_core.core.structures.equations_fit import EquationsFit, EquationsModel
+from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit, factor_derivatives
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ModelError
@@ -128,7 +130,10 @@ def _of_equations(core: EquationsFit) -> VarianceInformation:
     """Equation (1), in (phi, log sigma^2)."""
     model, equations = core.model, core.equations()
     r, p = model.n_parameters, core.rank
-    profiled = differences(lambda phi: model.at(equations, phi).gradient, core.working)
+    if isinstance(core, IterativeEquationsFit):
+        profiled = core.search.hessian  # average information: its gradients have errors
+    else:
+        profiled = differences(lambda phi: model.at(equations, phi).gradient, core.working)
     solved = model.solve(equations, core.working)
     Y = equations.ZE[:, :p] - equations.C @ equations.unscaled(solved.factors, solved.U)
     root = np.linalg.inv(np.linalg.cholesky(solved.D)).T if p else np.zeros((0, 0))

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtri
-from tqdm import tqdm
 
 from fastlmm_core.core.descent import minimise
 from fastlmm_core.core.residuals.natural import ParametersAt, parameters_of, printed
@@ -25,11 +24,13 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import FastLMMError, ModelError, NumericalError
 from fastlmm_core.fitting.models import model_of
 from fastlmm_core.inference.curves import ProfileCurve
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose
 from fastlmm_core.inference.pattern_parameters import Structured, labels
-from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.profile import Profile
 from fastlmm_core.inference.profile_paths import Path
 from fastlmm_core.inference.profile_walk import BetterOptimumError, curve_along
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.structured_surface import Surface, open_surface
 
@@ -239,7 +240,7 @@ def structured_profile(
     curves = []
     with ExitStack() as stack, one_blas_thread():
         surface = open_surface(core, stack)
-        for parameter in tqdm(chosen, disable=not progress, desc="profile", unit="parameter"):
+        for parameter in each(chosen, progress, "profile", "parameter"):
             path: Path | None
             if parameter.kind == "beta":
                 path = None if np.isnan(core.beta[parameter.row]) else Coefficient(fit, parameter.row)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from tqdm import tqdm
 
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.residuals import PatternFit, PatternModel, Residual
@@ -17,6 +16,7 @@ from fastlmm_core.core.threads import bounded
 from fastlmm_core.errors import FastLMMError, ModelError
 from fastlmm_core.fitting.models import core_terms, model_of
 from fastlmm_core.inference.influence import Deleted, Influence, Method, cases_of, collect
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.reductions import Reduction
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def structured_influence(
     control = checked_control(options.control)
     options = replace(options, control=replace(control, max_evaluations=1) if method == "fixed" else control)
     kept = np.flatnonzero(~np.isnan(core.beta))
-    for case in tqdm(range(len(cases)), disable=not progress, unit="case"):
+    for case in each(range(len(cases)), progress, "influence", "case"):
         try:
             again = _fit(without_rows(design, codes != case), options, parameters)
         except FastLMMError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from fastlmm_core.core.residuals import PatternFit
+from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
@@ -44,6 +46,9 @@ def structured_report(design: Design, core: Structured, labels: Sequence[str]) -
             hessian = differences(lambda x: structured.at(objective, x).gradient, phi)
             gradient = structured.at(objective, phi).gradient
         terms = list(zip(structured.covariances, structured.slices, strict=True))
+    elif isinstance(core, IterativeEquationsFit):
+        gradient, hessian, phi = core.search.gradient, core.search.hessian, core.working
+        terms = list(zip(core.model.covariances, core.model.slices, strict=True))
     else:
         equations, phi = core.equations(), core.working
         with one_blas_thread():
@@ -56,4 +61,7 @@ def structured_report(design: Design, core: Structured, labels: Sequence[str]) -
         if covariance.is_singular(phi[where], SINGULAR)
     )
     shown = pd.Series(np.asarray(gradient), index=list(labels))
-    return report_of(design, core, gradient, hessian, shown, boundary)
+    report = report_of(design, core, gradient, hessian, shown, boundary)
+    if isinstance(core, IterativeEquationsFit):
+        report = replace(report, message=f"{report.message}; {core.monte_carlo}")
+    return report

@@ -16,9 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.residuals import PatternFit
 from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
+from fastlmm_core.errors import ModelError
 from fastlmm_core.inference.structured import r2_slopes
 
 __all__ = ["Level", "Surface", "open_surface"]
@@ -127,7 +130,15 @@ def _offset(core: PatternFit) -> Array | float:
 
 
 def open_surface(core: PatternFit | EquationsFit | StructuredFit, stack: ExitStack) -> Surface:
-    """The surface of a fit; what it borrows goes back when the stack is closed."""
+    """The surface of a fit; what it borrows goes back when the stack is closed.
+
+    Raises
+    ------
+    ModelError
+        The fit has no factor.
+    """
     if isinstance(core, StructuredFit):
         return ChainSurface(core, stack)
+    if isinstance(core, IterativeEquationsFit):
+        raise ModelError("the criterion as a function is " + NO_FACTOR)
     return EquationsSurface(core) if isinstance(core, EquationsFit) else PatternSurface(core)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import narwhals as nw
 import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
@@ -18,6 +17,8 @@ from fastlmm_core.fitting.var_corr import var_corr
 from fastlmm_core.inference.coef_table import coef_table
 from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.diagnostics import cooks_distance, residuals
+from fastlmm_core.inference.expand import as_pandas
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.leverage import leverages
 from fastlmm_core.inference.table import Table, table
 
@@ -43,8 +44,7 @@ def tidy(
     for effect in wanted:
         if effect not in EFFECTS:
             raise ModelError(f"effects has no {effect!r}: choose among {', '.join(map(repr, EFFECTS))}")
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
+    checked_level(level)
     tables = {"fixed": lambda: _fixed(fit, ddf), "ran_pars": lambda: _ran_pars(fit), "ran_vals": lambda: _ran_vals(fit)}
     parts = [tables[effect]() for effect in wanted]
     if not parts:
@@ -179,13 +179,7 @@ def _model_frame(design: Design, rows: NewDesign) -> pd.DataFrame:
 
 def _table_rows(design: Design, rows: NewDesign, data: Any) -> pd.DataFrame:
     """The table's rows that `rows` stands for."""
-    if isinstance(data, (pd.DataFrame, Mapping)):
-        frame = pd.DataFrame(data)
-    else:
-        try:
-            frame = nw.from_native(data, eager_only=True).to_pandas()
-        except TypeError:
-            raise DataError(f"cannot read a table from {type(data).__name__}") from None
+    frame = as_pandas(data)
     if len(frame) != design.n_total:
         raise DataError(f"data has {len(frame)} rows, but the table of the fit had {design.n_total}")
     if isinstance(data, pd.DataFrame):

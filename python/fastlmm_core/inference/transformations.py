@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from fastlmm_core.families import Link
 
 __all__ = ["TRANSFORMATIONS", "Transformation", "of_link", "of_response"]
+
+_DOTTED = re.compile(r"`[^`]*`|(?<![\w.])[A-Za-z_]\w*(?:\.\w+)+(?![\w.]*\s*\()")
+"""Quoted names, and dotted ones that are no functions: columns whose names Python does not read as one."""
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Array]
@@ -218,7 +222,7 @@ def of_response(response: str) -> Transformation:
     """
     text = response.strip()
     try:
-        node: Any = ast.parse(text.replace("`", "_"), mode="eval").body
+        node: Any = ast.parse(_DOTTED.sub("y", text), mode="eval").body
     except SyntaxError:
         node = None
     if isinstance(node, (ast.Name, ast.Attribute)):

@@ -249,9 +249,10 @@ class Plots:
 
     def _criterion(self) -> Any:
         from fastlmm_core.fitting.fit import objective_of
+        from fastlmm_core.fitting.generalised_model import GeneralisedModel
         from fastlmm_core.fitting.models import is_structured
 
-        if hasattr(self._fit, "family"):
+        if isinstance(self._fit, GeneralisedModel):
             raise ModelError("the deviance of a generalised fit is not profiled over theta alone: see profile()")
         if is_structured(self._fit.design):
             raise ModelError("a fit with a covariance structure has no contours over theta: see profile()")

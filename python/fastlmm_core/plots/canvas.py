@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["BAND", "FIT", "MUTED", "POINT", "canvas", "checked_level", "panels", "reference_quantiles"]
+__all__ = ["BAND", "FIT", "MUTED", "POINT", "canvas", "panels", "reference_quantiles"]
 
 POINT = "#2f6f9f"
 FIT = "#b5432f"
@@ -94,10 +94,3 @@ def plain(ax: Axes) -> Axes:
 def reference_quantiles(n: int) -> NDArray[np.float64]:
     """Probabilities (n,) at which ordered values stand in a quantile plot (Hazen's)."""
     return (np.arange(n) + 0.5) / n
-
-
-def checked_level(level: float) -> float:
-    """The level of an interval; ModelError unless 0 < level < 1."""
-    if not 0.0 < level < 1.0:
-        raise ModelError(f"level must lie between 0 and 1, not {level}")
-    return float(level)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import ModelError
-from fastlmm_core.plots.canvas import MUTED, canvas, checked_level
+from fastlmm_core.inference.levels import checked_level
+from fastlmm_core.plots.canvas import MUTED, canvas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

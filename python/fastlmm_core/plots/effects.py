@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import DataError
-from fastlmm_core.plots.canvas import FIT, MUTED, POINT, canvas, checked_level, panels
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.inference.levels import checked_level
+from fastlmm_core.plots.canvas import FIT, MUTED, POINT, canvas, panels
 from fastlmm_core.plots.random_effects import no_effects
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def effects(
     if numeric and x not in given:
         given[x] = np.linspace(column.low, column.high, GRID).tolist()
     names = [x] if by is None else [x, by]
-    generalised = hasattr(fit, "family")
+    generalised = isinstance(fit, GeneralisedModel)
     options: dict[str, Any] = {"scale": "response"} if generalised else {}
     options["ddf"] = ddf or ("normal" if generalised else "satterthwaite")
     frame = fit.emmeans(names, at=given, level=level, **options).to_frame(tests=False)
@@ -78,7 +80,7 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
         raise DataError(f"there is no column {x!r} in the table given")
     term = terms[name]
     y = design.y
-    if hasattr(fit, "family") and fit.family.name == "binomial" and design.weights is not None:
+    if isinstance(fit, GeneralisedModel) and fit.family.name == "binomial" and design.weights is not None:
         y = y / design.weights  # proportions, as the means are
     along = np.asarray(data[x])[design.row_index]
     own = fit.predict(data).to_numpy()[design.row_index]

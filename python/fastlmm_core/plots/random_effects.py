@@ -9,7 +9,9 @@ import numpy as np
 from scipy.special import ndtri
 
 from fastlmm_core.errors import ModelError
-from fastlmm_core.plots.canvas import FIT, MUTED, POINT, checked_level, panels, reference_quantiles
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.inference.levels import checked_level
+from fastlmm_core.plots.canvas import FIT, MUTED, POINT, panels, reference_quantiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +97,7 @@ def random_qq(fit: Any, group: str | None = None, term: str | None = None, *, ax
 
 def shrinkage(fit: Any, group: str | None = None, *, ax: Any = None) -> Figure:
     """Each level's own estimate beside its shrunken one; see `Plots.shrinkage`."""
-    if hasattr(fit, "family"):
+    if isinstance(fit, GeneralisedModel):
         raise ModelError("a generalised fit has no least-squares effects of a level by itself: see caterpillar()")
     design = fit.design
     groups = list(dict.fromkeys(t.group for t in design.random))

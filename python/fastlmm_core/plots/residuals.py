@@ -8,6 +8,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.plots.canvas import FIT, MUTED, POINT, panels, reference_quantiles
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def residual_panel(fit: Any, *, ax: Any = None) -> Figure:
 
 def is_ordinal(fit: Any) -> bool:
     """Whether the response is classes in order, which have probabilities and no mean."""
-    return hasattr(fit, "family") and fit.family.name == "ordinal"
+    return isinstance(fit, GeneralisedModel) and fit.family.name == "ordinal"
 
 
 def simulated_ranks(fit: Any, n: int, seed: Any) -> NDArray[np.float64]:
@@ -64,7 +65,8 @@ def simulated_ranks(fit: Any, n: int, seed: Any) -> NDArray[np.float64]:
     """
     if n < 20:
         raise ModelError(f"n must be at least 20 simulations, not {n}")
-    if hasattr(fit, "family"):  # counts of trials, weights: its own residuals know
+    generalised = isinstance(fit, GeneralisedModel)
+    if generalised:  # counts of trials, weights: its own residuals know
         own = fit.residuals("simulated", n=n, seed=seed).to_numpy()
         return np.asarray(own[np.isfinite(own)])
     drawn = fit.simulate(n, seed=seed).to_numpy()

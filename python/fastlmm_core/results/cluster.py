@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.control import checked_control
-from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.fitting import streaming
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.fitting.streaming import Partial, merge, stats

@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from fastlmm_core.core import Control
+from fastlmm_core.core import Control, FitLog
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.estimates import FitLog
 from fastlmm_core.core.structures.relationship import KnownCovariance, Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign

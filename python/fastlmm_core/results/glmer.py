@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.glmm.model import checked_points
-from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.errors import FastLMMWarning, ModelError, warn
 from fastlmm_core.families import Family, Link
 from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of

@@ -21,12 +21,12 @@ from fastlmm_core.formula.frame import Table
 from fastlmm_core.formula.rowwise import numeric_argument
 from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.multiplicity import stepwise
-from fastlmm_core.results.lmer_many import contrast_rows, design_of, given_weights, index_of, place_of, responses_of
+from fastlmm_core.inference.progress import counted
+from fastlmm_core.results.many import OfMany, contrast_rows, design_of, given_weights, index_of, responses_of
 
 if TYPE_CHECKING:
     from fastlmm_core.core import Control
     from fastlmm_core.families import Family, Link
-    from fastlmm_core.formula import Design
 
 __all__ = ["GlmerMany", "glmer_many"]
 
@@ -35,44 +35,32 @@ Array = NDArray[np.float64]
 
 @answering
 @dataclass(frozen=True, eq=False, repr=False)
-class GlmerMany:
+class GlmerMany(OfMany):
     """Generalised fits of one formula to many responses.
 
     Attributes
     ----------
     design : Design
-    family : Family
     fits : ManyGeneralised
         Arrays, a row a response.
     names : tuple of str
         Of the responses.
     contrasts : tuple of str
         What was tested, by name.
+    family : Family
     """
 
-    design: Design
-    family: Family
     fits: ManyGeneralised
-    names: tuple[str, ...]
-    contrasts: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __repr__(self) -> str:
-        failed = int(np.count_nonzero(self.fits.message != ""))
-        family = f"{self.family.name}({self.family.link.name})"
-        return f"<GlmerMany: {family}, {self.design.formula}; {len(self)} responses, {failed} with a message>"
+    family: Family
 
     @property
-    def params(self) -> pd.DataFrame:
-        """Coefficients, a row a response."""
-        return pd.DataFrame(self.fits.beta, index=list(self.names), columns=list(self.design.x_names))
+    def _what(self) -> str:
+        return f"{self.family.name}({self.family.link.name}), {self.design.formula}"
 
     @property
     def bse(self) -> pd.DataFrame:
-        """Their standard errors."""
-        return pd.DataFrame(self.fits.se, index=list(self.names), columns=list(self.design.x_names))
+        """Standard errors of `params`."""
+        return self._rows(self.fits.se, self.design.x_names)
 
     @property
     def family_params(self) -> pd.DataFrame:
@@ -80,7 +68,7 @@ class GlmerMany:
         family = self.family
         values = [family.naturals(family.rho_of(r)) if len(r) else np.empty(0) for r in self.fits.rho]
         names = list(family.names) if family.n_extra else []
-        return pd.DataFrame(np.array(values).reshape(len(self), len(names)), index=list(self.names), columns=names)
+        return self._rows(np.array(values).reshape(len(self), len(names)), names)
 
     def table(self, contrast: str | int = 0, *, exp: bool = False) -> pd.DataFrame:
         """Wald's tests of one contrast in every response.
@@ -98,7 +86,7 @@ class GlmerMany:
             A row a response: estimate, std_error, z, p, p_adjusted (Benjamini and Hochberg 1995), n, is_singular,
             converged, message.
         """
-        k, f = place_of(self.contrasts, contrast), self.fits
+        k, f = self._place(contrast), self.fits
         ratio = np.exp(f.estimate[:, k]) if exp else 1.0
         return pd.DataFrame(
             {
@@ -185,7 +173,7 @@ def glmer_many(
     >>> found.table()["p"].idxmin()
     '4'
     """
-    env = caller_names(2) if env is None else env
+    env = caller_names(3) if env is None else env
     chosen = _family(family, link, weights, trials)
     frame, index = as_pandas(data), index_of(data)
     Y, names = responses_of(responses, frame, index)
@@ -206,11 +194,9 @@ def glmer_many(
     labels, tested = contrast_rows(contrasts, list(design.x_names))
     groups = tuple(term.group for term in design.random)
     shared = Shared(arrays_of(design).with_weights(None), chosen, design.x_names, groups, n_agq, control)
-    from fastlmm_core.inference.bootstrap import _bar
-
-    with _bar(len(Y), progress) as shown:
+    with counted(len(Y), progress, "fits", "response") as shown:
         fits = fit_each(Y, shared, rows, tested, shown.update)
-    return GlmerMany(design, chosen, fits, tuple(names), tuple(labels))
+    return GlmerMany(design, fits, tuple(names), tuple(labels), chosen)
 
 
 def _family(family: str | Family, link: str | Link | None, weights: Any, trials: Any) -> Family:

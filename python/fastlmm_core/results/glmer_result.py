@@ -107,6 +107,9 @@ class GlmerResult(GeneralisedMethods, MeansMethods, PictureMethods, TableMethods
         """lme4's summary page: `print` it, or let a notebook show it."""
         return glmer_summary.summary(self)
 
+    def _repr_html_(self) -> str:
+        return self.summary()._repr_html_()
+
     def to_dict(self, *, ranef: bool = False) -> dict[str, Any]:
         """The estimates and figures of a fit as plain Python values that JSON can hold; NaN becomes None."""
         return export.glmer_to_dict(self, ranef=ranef)

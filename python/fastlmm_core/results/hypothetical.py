@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from fastlmm_core.core import Model
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.fit import model_of
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import FitOptions
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.formula import build_design, parse_formula
-from fastlmm_core.formula.evaluate import caller_names, names_in
+from fastlmm_core.formula.evaluate import caller_names
+from fastlmm_core.formula.names import names_in
 from fastlmm_core.inference.expand import as_pandas, expand
 from fastlmm_core.inference.power import PowerResult, power
+from fastlmm_core.inference.progress import each
 from fastlmm_core.inference.reductions import refuse_structures
 from fastlmm_core.results.result import LmerResult
 
@@ -107,13 +110,14 @@ def hypothetical(
     Intercept      10.0      0.400  9.0  25.000  0.000
     time            0.6      0.187  9.0   3.207  0.011
     """
-    env = caller_names(2) if env is None else env
+    env = caller_names(3) if env is None else env
     _check_scale(sigma)
 
     def wanted(design: Design) -> tuple[Array, Covariances]:
         return _coefficients(design, params), _covariances(design, sd, cor or {})
 
-    return _built(formula, data, wanted, sigma, FitOptions(reml=reml, control=control), weights, offset, contrasts, env)
+    options = FitOptions(reml=reml, control=control, given={} if contrasts is None else {"contrasts": contrasts})
+    return _built(formula, data, wanted, sigma, options, weights, offset, env)
 
 
 def _built(
@@ -124,10 +128,10 @@ def _built(
     options: FitOptions,
     weights: Any,
     offset: Any,
-    contrasts: Mapping[str, Any] | None,
     env: Mapping[str, Any],
 ) -> HypotheticalModel:
     """The model of a table at the parameters that ``wanted`` has for its design."""
+    contrasts = options.given.get("contrasts")
     table, text = _with_response(formula, data)
     design = build_design(text, table, weights=weights, offset=offset, contrasts=contrasts, env=env)
     refuse_structures(design, "the hypothetical form")
@@ -147,7 +151,6 @@ def _built(
     core = model.at(y, theta)
     made = HypotheticalModel(design.with_response(y), core, formula, options)
     made.kept["table"] = table  # strongly: it may have been made for this model alone
-    made.kept["contrasts"] = contrasts
     made.keep_data(table)
     return made
 
@@ -244,7 +247,7 @@ def power_curve(
     within: Mapping[str, Sequence[int]] | None = None,
     n: int = 1000,
     alpha: float = 0.05,
-    ddf: str = "satterthwaite",
+    ddf: str | None = None,
     seed: Any = None,
     params: Mapping[str, float] | None = None,
     threads: int | None = None,
@@ -284,6 +287,8 @@ def power_curve(
     """
     if (along is None) == (within is None) or len(along or within or {}) != 1:
         raise ModelError("power_curve takes either along= or within=, for one grouping factor")
+    if isinstance(model, GeneralisedModel):
+        raise ModelError("power_curve is for linear models: power() has that of a generalised fit's own design")
     kind = "along" if along is not None else "within"
     ((name, sizes),) = (along or within or {}).items()
     if not len(sizes):
@@ -292,30 +297,22 @@ def power_curve(
     table = model.kept_data() if table is None else table
     every = list(tests) if isinstance(tests, (list, tuple)) else [tests]
     frames = []
-    with _bar(len(sizes), progress) as shown:
-        for size in sizes:
-            larger = expand(table, {name: size}) if kind == "along" else expand(table, within={name: size})
-            resized = _resized(model, larger, params)
-            found: PowerResult = power(
-                resized,
-                [test(resized) if callable(test) else test for test in every],
-                n=n,
-                alpha=alpha,
-                ddf=ddf,
-                seed=seed,
-                threads=threads,
-            )
-            part = found.table().reset_index()
-            part.insert(0, name, size)
-            frames.append(part)
-            shown.update(1)
+    for size in each(sizes, progress, "power", "size"):
+        larger = expand(table, {name: size}) if kind == "along" else expand(table, within={name: size})
+        resized = _resized(model, larger, params)
+        found: PowerResult = power(
+            resized,
+            [test(resized) if callable(test) else test for test in every],
+            n=n,
+            alpha=alpha,
+            ddf=ddf,
+            seed=seed,
+            threads=threads,
+        )
+        part = found.table().reset_index()
+        part.insert(0, name, size)
+        frames.append(part)
     return pd.concat(frames, ignore_index=True)
-
-
-def _bar(n: int, progress: bool) -> Any:
-    from fastlmm_core.inference.bootstrap import _bar as bar
-
-    return bar(n, progress)
 
 
 def _resized(model: LmerResult, table: pd.DataFrame, params: Mapping[str, float] | None) -> HypotheticalModel:
@@ -329,15 +326,5 @@ def _resized(model: LmerResult, table: pd.DataFrame, params: Mapping[str, float]
     def wanted(larger: Design) -> tuple[Array, Covariances]:
         return _coefficients(larger, values), covariances
 
-    contrasts = None
-    return _built(
-        model.formula,
-        table,
-        wanted,
-        core.sigma,
-        model.options,
-        None,
-        design.offset_given or None,
-        contrasts,
-        design.context,
-    )
+    offset = design.offset_given or None
+    return _built(model.formula, table, wanted, core.sigma, model.options, None, offset, design.context)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, cast
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.control import checked_control
-from fastlmm_core.core.terms import checked_flag
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.models import is_structured

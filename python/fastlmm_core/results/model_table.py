@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 
 from fastlmm_core.errors import ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import explained
 from fastlmm_core.fitting.text import html_table, latex_table, markdown_table, text_table
 
 if TYPE_CHECKING:
+    from fastlmm_core.results.glmer_result import GlmerResult
     from fastlmm_core.results.result import LmerResult
 
 __all__ = ["ModelTable", "model_table"]
@@ -77,7 +79,7 @@ class ModelTable:
 
 @explained
 def model_table(
-    *fits: LmerResult,
+    *fits: LmerResult | GlmerResult,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
     stars: bool = False,
@@ -88,7 +90,7 @@ def model_table(
 
     Parameters
     ----------
-    *fits : LmerResult
+    *fits : LmerResult or GlmerResult
     names : sequence of str, optional
         Headings; "(1)", "(2)", ... by default.
     labels : mapping, optional
@@ -167,11 +169,11 @@ def _merged(columns: Sequence[Cells]) -> list[str]:
 
 
 def _coefficients(
-    fit: LmerResult, labels: Mapping[str, str], digits: int, ddf: str | None
+    fit: LmerResult | GlmerResult, labels: Mapping[str, str], digits: int, ddf: str | None
 ) -> dict[str, tuple[str, str]]:
     p = np.full(len(fit.params), np.nan)
     if ddf is not None:
-        p = (fit.coef_table() if generalised(fit) else fit.coef_table(ddf))["p"].to_numpy()
+        p = (fit.coef_table() if isinstance(fit, GeneralisedModel) else fit.coef_table(ddf))["p"].to_numpy()
     out = {}
     for name, estimate, error, value in zip(fit.params.index, fit.params, fit.bse, p, strict=True):
         if np.isnan(estimate):
@@ -184,7 +186,7 @@ def _coefficients(
     return out
 
 
-def _variances(fit: LmerResult, digits: int) -> Cells:
+def _variances(fit: LmerResult | GlmerResult, digits: int) -> Cells:
     out: Cells = {}
     components = fit.var_corr()
     for term in components.terms:
@@ -194,21 +196,16 @@ def _variances(fit: LmerResult, digits: int) -> Cells:
         for i, column in enumerate(term.columns):
             for j in range(i):
                 out[f"cor {column}, {term.columns[j]} | {term.grp}"] = f"{corr[i, j]:.3f}"
-    if not generalised(fit):
-        out["sd residual"] = _number(components.sigma, digits)
+    if isinstance(fit, GeneralisedModel):
+        out |= {name: _number(value, digits) for name, value in fit.core.family_params.items()}
     else:
-        out |= {name: _number(value, digits) for name, value in fit.core.family_params.items()}  # type: ignore[attr-defined]
+        out["sd residual"] = _number(components.sigma, digits)
     return out
 
 
-def generalised(fit: Any) -> bool:
-    """Whether the fit has a family: no residual deviation, and tests by the normal distribution."""
-    return getattr(fit.core, "family", None) is not None
-
-
-def _figures(fit: LmerResult) -> Cells:
+def _figures(fit: LmerResult | GlmerResult) -> Cells:
     out: Cells = {"Observations": str(int(fit.nobs)), **{name: str(q) for name, q in fit.n_groups.items()}}
-    words = "-2 log-likelihood" if generalised(fit) else "REML criterion" if fit.reml else "Deviance"
+    words = "-2 log-likelihood" if isinstance(fit, GeneralisedModel) else "REML criterion" if fit.reml else "Deviance"
     out[words] = f"{fit.criterion:.1f}"
     return {**out, "AIC": f"{fit.aic:.1f}", "BIC": f"{fit.bic:.1f}"}
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fastlmm_core.core.estimates import CoreFit
-from fastlmm_core.core.model import Model
+from fastlmm_core.core import CoreFit, Model
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.core.structures.projected import ProjectedFit
@@ -138,11 +137,14 @@ def write(path: str | PathLike[str], contents: dict[str, Any]) -> None:
         raise DataError(f"a result is saved to a path or a file that is open for writing, not to {path!r}")
     writer = Writer()
     text = json.dumps(saved_state({"fastlmm_core": __version__, "contents": writer(contents)}), allow_nan=False)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(CONTENTS, text)
-        for name, array in writer.arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(CONTENTS, text)
+            for name, array in writer.arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
 
 
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError)
@@ -200,6 +202,8 @@ def load(path: str | PathLike[str]) -> LmerResult:
         contents = Reader(arrays)(state["contents"])
     except SavedFormatError:
         raise
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
     except DAMAGED as error:
         raise SavedFormatError(f"{path} is no file that fastlmm_core saved a fit in ({error})") from None
     design = contents["design"]

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.control import Control
+from fastlmm_core.core import Control, FitLog
 from fastlmm_core.core.estimability import NullSpace
-from fastlmm_core.core.estimates import FitLog
-from fastlmm_core.core.glmm.fitted import GlmmFit
+from fastlmm_core.core.glmm import GlmmFit
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
 from fastlmm_core.fitting.coefficients import cov_params
 from fastlmm_core.fitting.fitted import FittedModel
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import FTest, method_name
 from fastlmm_core.inference.information import VarianceInformation
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from fastlmm_core.inference.generalised.predict import Kind
 
 __all__ = [
-    "WITHOUT_DATA",
     "SavedCore",
     "SavedGlmCore",
     "SavedGlmerResult",
@@ -54,10 +53,6 @@ __all__ = [
     "SavedStructuredResult",
     "without_rows",
 ]
-
-WITHOUT_DATA = (
-    "a result saved without its data has no rows: pass newdata=, or save the fit with data=True for all that needs them"
-)
 
 QUANTILES = ("Min", "1Q", "Median", "3Q", "Max")
 
@@ -128,7 +123,7 @@ class WithoutRows:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise NotSavedError(WITHOUT_DATA)
+        raise NotSavedError
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -177,7 +172,7 @@ def narrowed(function: FunctionType, whole: Callable[..., Any]) -> Callable[...,
             value = options.pop(name)
             default = absent[name]
             if not (value is default or (type(value) is type(default) and value == default)):
-                raise NotSavedError(f"{function.__name__}({name}=...): {WITHOUT_DATA}")
+                raise NotSavedError(f"{function.__name__}({name}=...)")
         return answer(self, *args, **options)
 
     return functools.update_wrapper(asked, function)
@@ -197,7 +192,7 @@ class SavedFigures(FittedModel):
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(self.whole, name):
-            raise NotSavedError(f"{name}: {WITHOUT_DATA}")
+            raise NotSavedError(f"{name}")
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -241,6 +236,9 @@ class SavedFigures(FittedModel):
     def _quantiles(self) -> pd.Series:
         return pd.Series(self.kept["quantiles"], index=list(QUANTILES))
 
+    def _repr_html_(self) -> str:
+        return str(self.summary()._repr_html_())
+
 
 class SavedResult(SavedFigures):
     """A fit as it was saved without its data: its figures, tables, random effects, and predictions for new rows.
@@ -280,13 +278,13 @@ class SavedResult(SavedFigures):
         from fastlmm_core.inference.intervals import conf_int
 
         if method != "wald":
-            raise NotSavedError(f"conf_int(method={method!r}): {WITHOUT_DATA}")
+            raise NotSavedError(f"conf_int(method={method!r})")
         return conf_int(self, "wald", level, parm, ddf=self._method(ddf, "conf_int"))
 
     def _method(self, ddf: str, what: str) -> str:
         name = method_name(ddf)
         if name.startswith("kenward-roger"):
-            raise NotSavedError(f"{what}(ddf={ddf!r}): {WITHOUT_DATA}")
+            raise NotSavedError(f"{what}(ddf={ddf!r})")
         return name
 
     def to_dict(self, *, ranef: bool = False) -> dict[str, Any]:
@@ -305,7 +303,7 @@ class SavedResult(SavedFigures):
     def predict(self, newdata: Any = None, *, re_form: str = "all", allow_new_levels: bool = False) -> pd.Series:
         """Predictions for new rows, as `LmerResult.predict`; their intervals need the data."""
         if newdata is None:
-            raise NotSavedError(f"predict(): {WITHOUT_DATA}")
+            raise NotSavedError("predict()")
         if self.design.sparse:
             raise ModelError("predict of new data is not available for a model with sparse() effects")
         return predict.predict(self.design, self.core, newdata, re_form=re_form, allow_new_levels=allow_new_levels)
@@ -337,7 +335,7 @@ class SavedStructuredResult(SavedResult):
     def covariance_parameters(self, level: float = 0.95) -> pd.DataFrame:
         """As `StructuredResult.covariance_parameters`, at the level of 0.95."""
         if level != 0.95:
-            raise NotSavedError(f"covariance_parameters(level={level}): {WITHOUT_DATA}")
+            raise NotSavedError(f"covariance_parameters(level={level})")
         found = self.kept["covariance_parameters"]
         return pd.DataFrame(
             dict(zip(found["columns"], found["values"], strict=True)), index=pd.Index(found["index"], name="parameter")
@@ -357,56 +355,11 @@ class SavedStructuredResult(SavedResult):
         return cov / sd[:, None] / sd[None, :]
 
 
-class SavedGlmerResult(SavedFigures):
+class SavedGlmerResult(SavedFigures, GeneralisedModel):
     """A generalised fit as it was saved without its data."""
 
     whole = GlmerResult
     core: SavedGlmCore  # type: ignore[assignment]
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """As of the fit."""
-        return tuple(self.kept["remarks"])
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """As of the fit."""
-        return (*self.design.notes, *self.remarks)
-
-    @property
-    def family(self) -> Family:
-        """The family with its link."""
-        return self.core.family
-
-    @property
-    def df_model(self) -> int:
-        """As `GlmerResult.df_model`."""
-        return int(self.core.rank) + len(self.core.theta) + self.core.family.n_extra
-
-    @property
-    def family_params(self) -> pd.DataFrame:
-        """As `GlmerResult.family_params`."""
-        return cast("Any", GlmerResult).family_params.fget(self)
-
-    @property
-    def scale(self) -> float:
-        """As `GlmerResult.scale`."""
-        return cast("Any", GlmerResult).scale.fget(self)
-
-    @property
-    def sigma(self) -> float:
-        """As `GlmerResult.sigma`."""
-        return cast("Any", GlmerResult).sigma.fget(self)
-
-    @property
-    def zvalues(self) -> pd.Series:
-        """`params` divided by `bse`."""
-        return self.params / self.bse
-
-    @property
-    def tvalues(self) -> pd.Series:
-        """`params` divided by `bse`."""
-        return self.params / self.bse
 
     def coef_table(self, *, exp: bool = False, level: float = 0.95) -> pd.DataFrame:
         """As `GlmerResult.coef_table`."""
@@ -444,9 +397,9 @@ class SavedGlmerResult(SavedFigures):
         from fastlmm_core.inference.generalised.predict import predict
 
         if newdata is None:
-            raise NotSavedError(f"predict(): {WITHOUT_DATA}")
+            raise NotSavedError("predict()")
         if interval is not None and kind not in ("population", "marginal", "zprob") and re_form != "none":
-            raise NotSavedError(f"predict(interval=...): {WITHOUT_DATA}")
+            raise NotSavedError("predict(interval=...)")
         return predict(
             cast("Any", self),
             newdata,

@@ -151,4 +151,5 @@ def shown(design: Design, contents: dict[str, Any], saved: dict[str, Any]) -> Sa
     core = SavedGlmCore(**contents["figures"], family=family)
     options = GlmerOptions(family, **contents["options"], zero=contents["zero"], given=contents["given"])
     kept = {**contents["kept"], "saved": saved}
-    return SavedGlmerResult(design, core, contents["formula"], options, kept)  # type: ignore[arg-type]
+    remarks = tuple(kept["remarks"])
+    return SavedGlmerResult(design, core, contents["formula"], options, kept, remarks)  # type: ignore[arg-type]

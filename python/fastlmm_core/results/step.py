@@ -16,7 +16,7 @@ from fastlmm_core.formula.parse import RandomTerm
 from fastlmm_core.formula.terms import Terms
 from fastlmm_core.formula.update import fixed_text, random_effects_text
 from fastlmm_core.inference.anova import drop1
-from fastlmm_core.inference.estimates import checked_level
+from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.ranova import ranova
 from fastlmm_core.inference.reductions import reduced_criteria, reductions
 from fastlmm_core.results.update import update

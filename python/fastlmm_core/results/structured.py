@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import numpy as np
 import pandas as pd
 
+from fastlmm_core.core.arguments import seed_sequence
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.structures.equations_fit import EquationsFit
+from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.structured import StructuredFit
-from fastlmm_core.core.terms import seed_sequence
 from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting import residual
 from fastlmm_core.fitting.fit import fit_design
@@ -183,7 +184,7 @@ class StructuredResult(LmerResult):
         DataFrame
             Indexed by level: effect (where there are several), value, std_error (of prediction, the estimation of the
             fixed effects included), reliability (1 - std_error^2 / variance, the squared correlation with the true
-            value).
+            value), and for a fit by the iterative engine reliability_error, its Monte Carlo standard error.
         """
         return relationship_values(self.design, self.core, group)
 
@@ -457,6 +458,8 @@ class StructuredResult(LmerResult):
             return super().engine_report()
         from fastlmm_core.core.engines import EngineReport
 
+        if isinstance(self.core, IterativeEquationsFit):
+            return EngineReport("iterative", self.core.reason, len(self.core.solved.u), {})
         if isinstance(self.core, EquationsFit):
             size = sum(len(t.level_set) * len(t.columns) for t in self.design.random)
             reason = "effects that cross subjects, are related or sparse are solved for in one system"

@@ -9,7 +9,7 @@ from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.iterative import system as systems
 from fastlmm_core.core.iterative.log_determinant import log_determinant
 from fastlmm_core.core.iterative.problem import crossed_problem
-from fastlmm_core.core.iterative.second_level import aggregates, neighbours, positive_inverse
+from fastlmm_core.core.iterative.second_level import aggregates, inverse_and_log_det, neighbours
 from fastlmm_core.core.iterative.system import System, block_roots
 from fastlmm_core.errors import NumericalError
 
@@ -57,14 +57,14 @@ def test_the_correction_is_that_of_dense_matrices(slopes, third):
 def test_what_has_no_inverse_is_refused():
     root = np.random.default_rng(0).normal(size=(5, 5))
     E = root @ root.T + np.eye(5)
-    inverse, log_det = positive_inverse(E)
+    inverse, log_det = inverse_and_log_det(E)
     np.testing.assert_allclose(inverse @ E, np.eye(5), atol=1e-12)
     np.testing.assert_allclose(log_det, np.linalg.slogdet(E)[1])
     for at, value in ((3, -1e-9), (2, np.nan)):
         bad = E.copy()
         bad[at, at] = value
         with pytest.raises(NumericalError, match=f"from sum {at + 1} of 5"):
-            positive_inverse(bad)
+            inverse_and_log_det(bad)
 
 
 @pytest.mark.parametrize("l", [1, 2])

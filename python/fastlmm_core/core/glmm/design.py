@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.rows.crossprod import level_blocks, level_sums
+from fastlmm_core.core.arguments import as_floats, as_response, check_finite
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.crossprod import DesignProducts, group_columns, identified
 from fastlmm_core.core.identifiability import Unidentified
-from fastlmm_core.core.terms import Term, as_floats, as_response, check_design, check_finite, group_terms
+from fastlmm_core.core.terms import Term, check_design, group_terms
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.families import Family, TwoPart

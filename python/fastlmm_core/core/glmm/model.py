@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.glmm.design import GlmmDesign
 from fastlmm_core.core.glmm.engine import make_engine
-from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact, resume
+from fastlmm_core.core.glmm.fitted import ExactEngine, GlmmFit, Place, Report, conditioned, exact, is_exact, resume
 from fastlmm_core.core.glmm.search import Searcher
 from fastlmm_core.core.glmm.start import glmm_start
 from fastlmm_core.core.glmm.two_predictors import TwoPredictors
@@ -196,7 +196,7 @@ class Model:
             )
             self.engine = make_engine(self.design, self.n_agq, self.control)
             self.searcher: Searcher | None = None  # none for the iterative engine, which has its own
-            if isinstance(self.engine, ExactEngine):
+            if is_exact(self.engine):
                 tol = self.control.tol * self.engine.patience
                 self.searcher = Searcher(self.engine, self.control.max_evaluations, tol)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core.iterative.derivatives import Derivatives, derivatives
-from fastlmm_core.core.iterative.problem import Levels, Problem
+from fastlmm_core.core.iterative.problem import Factors, Problem
 from fastlmm_core.core.iterative.projection import project
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.iterative.traces import Probes
@@ -24,22 +24,23 @@ class Equations(Protocol):
     Attributes
     ----------
     n_free : int
-    probes : Probes
     iterations, longest : int
         Of all solves so far, and of the longest.
     """
 
     n_free: int
-    probes: Probes
     iterations: int
     longest: int
 
     @property
-    def levels(self) -> Levels:
+    def levels(self) -> Factors:
         """Factors and their levels, with blocks of the size that matters."""
 
-    def reorder(self, levels: Levels) -> bool:
+    def reorder(self, levels: Factors) -> bool:
         """Have parameters in other places of the factors from here on, those of ``levels``; False if that cannot be."""
+
+    def refresh(self) -> None:
+        """Choose anew what makes the probes' errors small."""
 
     def derivatives(self, x: Array, blocks: int) -> Derivatives:
         """At x (n_free,), from the first ``blocks`` blocks of eight probes.
@@ -69,12 +70,16 @@ class LinearEquations:
         self.iterations = self.longest = 0
         self.solution: Array | None = None
 
-    def reorder(self, levels: Levels) -> bool:
+    def reorder(self, levels: Factors) -> bool:
         """Have parameters in other places; the probes' directions are chosen anew."""
         assert isinstance(levels, Problem)
         self.levels = self.probes.problem = levels
         self.probes.deflated = self.solution = None
         return True
+
+    def refresh(self) -> None:
+        """Choose the probes' deflated directions anew."""
+        self.probes.deflated = None
 
     def derivatives(self, x: Array, blocks: int) -> Derivatives:
         """At theta."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH
+from fastlmm_core.core.arguments import as_floats, as_response, checked_flag
 from fastlmm_core.core.control import Control
 from fastlmm_core.core.crossprod import identified_products
 from fastlmm_core.core.iterative.equations import LinearEquations
@@ -20,7 +21,7 @@ from fastlmm_core.core.iterative.projection import Projection, project
 from fastlmm_core.core.iterative.system import System
 from fastlmm_core.core.products import DesignSums, Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
-from fastlmm_core.core.terms import Term, as_floats, as_response, checked_flag
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import ConvergenceWarning, DataError, MonteCarloWarning, NumericalError, warn
 

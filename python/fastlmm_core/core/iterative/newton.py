@@ -19,7 +19,7 @@ from fastlmm_core.core.control import MAX_PROBES
 from fastlmm_core.core.iterative.derivatives import Derivatives
 from fastlmm_core.core.iterative.equations import Equations
 from fastlmm_core.core.iterative.order import better_order, carried
-from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.problem import Factors
 from fastlmm_core.errors import NumericalError
 
 __all__ = ["Found", "Search"]
@@ -126,7 +126,7 @@ class Search:
     def evaluate(self, x: Array, blocks: int) -> Derivatives:
         """Derivatives at x."""
         if self.evaluations == REFRESH:
-            self.equations.probes.deflated = None
+            self.equations.refresh()
         out = self.equations.derivatives(x, blocks)
         self.evaluations += 1
         self.trace.append((self.as_given(x), float(np.linalg.norm(np.nan_to_num(out.gradient)))))
@@ -287,7 +287,7 @@ class Search:
         return float(min(1.0, 0.7 / np.max(np.abs(step) / size)))
 
 
-def columns_below(levels: Levels) -> dict[int, list[int]]:
+def columns_below(levels: Factors) -> dict[int, list[int]]:
     """Parameters below each diagonal element of a correlated tail factor's L, by that element's place in theta."""
     out = {}
     for group in levels.groups:

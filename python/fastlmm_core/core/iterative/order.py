@@ -16,13 +16,13 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core.core.iterative.problem import Levels, Places, tail_terms
+from fastlmm_core.core.iterative.problem import Factors, Places, tail_terms
 from fastlmm_core.core.iterative.system import relative_factor
 
 __all__ = ["better_order", "carried"]
 
 Array = NDArray[np.float64]
-P = TypeVar("P", bound=Levels)
+P = TypeVar("P", bound=Factors)
 
 SLACK = 16.0
 """Times that the variance an order leaves to a later column may be that of the one it takes."""
@@ -33,7 +33,7 @@ def better_order(problem: P, theta: Array, fixed: NDArray[np.bool_]) -> P | None
 
     Parameters
     ----------
-    problem : Levels
+    problem : Factors
     theta : (n_theta,)
     fixed : (n_theta,) bool
         Parameters whose factors are left as they are.
@@ -84,7 +84,7 @@ def taken(sigma: Array, order: Sequence[int] | None) -> list[int] | None:
     return out
 
 
-def carried(source: Levels, target: Levels, theta: Array) -> tuple[Array, Array]:
+def carried(source: Factors, target: Factors, theta: Array) -> tuple[Array, Array]:
     """Parameters of one order from those of another, and their Jacobian.
 
     Returns

@@ -23,6 +23,7 @@ from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.errors import MemoryLimitError, ModelError
 
 __all__ = [
+    "Factors",
     "Levels",
     "Places",
     "Problem",
@@ -95,7 +96,35 @@ class TailTerm:
 
 
 @dataclass(frozen=True, eq=False)
-class Levels:
+class Factors:
+    """Grouping factors and the places of their parameters, as a search sees them.
+
+    Attributes
+    ----------
+    tail_blocks : tuple of (q, l, l)
+        Blocks of Z_t'WZ_t on its diagonal, one array a tail factor.
+    lead : tuple of (parameter, row, column)
+        Places of the leading factor's parameters in L; none where nothing leads.
+    groups : tuple of TailGroup
+    tail : tuple of TailTerm
+    n_theta : int
+    """
+
+    tail_blocks: tuple[Array, ...]
+    lead: Places
+    groups: tuple[TailGroup, ...]
+    tail: tuple[TailTerm, ...]
+    n_theta: int
+
+    @property
+    def factors(self) -> list[tuple[Places, int]]:
+        """Places of the parameters and columns of each factor, the leading one first."""
+        l = 1 + max((i for _, i, _ in self.lead), default=-1)
+        return [(self.lead, l), *((group.parameters, group.l) for group in self.groups)]
+
+
+@dataclass(frozen=True, eq=False)
+class Levels(Factors):
     """What a reduced system is made of, whatever stands on the right of it: rows, and their blocks by level.
 
     Attributes
@@ -103,29 +132,12 @@ class Levels:
     rows : RowForm
     blocks : (q, l, l)
         A_i, the leading factor's blocks of Z'WZ.
-    tail_blocks : tuple of (q, l, l)
-        Blocks of Z_t'WZ_t on its diagonal, one array a tail factor.
-    lead : tuple of (parameter, row, column)
-        Places of the leading factor's parameters in L.
-    groups : tuple of TailGroup
-    tail : tuple of TailTerm
-    n_theta : int
     second : SecondLevel
     """
 
     rows: RowForm
     blocks: Array
-    tail_blocks: tuple[Array, ...]
-    lead: Places
-    groups: tuple[TailGroup, ...]
-    tail: tuple[TailTerm, ...]
-    n_theta: int
     second: SecondLevel
-
-    @property
-    def factors(self) -> list[tuple[Places, int]]:
-        """Places of the parameters and columns of each factor, the leading one first."""
-        return [(self.lead, self.rows.l), *((group.parameters, group.l) for group in self.groups)]
 
 
 @dataclass(frozen=True, eq=False)

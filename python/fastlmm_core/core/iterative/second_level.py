@@ -169,14 +169,14 @@ class Coarse:
         self.P = csr_array((np.ones(len(used)), own), shape=(len(E), len(partition.labels)))
         self.back = csr_array(self.P.T)
         self.E = E
-        self.inverse, self.log_det = positive_inverse(E)
+        self.inverse, self.log_det = inverse_and_log_det(E)
 
     def __call__(self, r: Array) -> Array:
         """P E^-1 P'r (m, k)."""
         return np.asarray(self.back @ (self.inverse @ (self.P @ r)))
 
 
-def positive_inverse(E: Array) -> tuple[Array, float]:
+def inverse_and_log_det(E: Array) -> tuple[Array, float]:
     """Inverse and log-determinant of a positive definite matrix.
 
     Raises

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core._native.iterative.row_form import WIDTH, WIDTHS, RowForm, on_lines
-from fastlmm_core.core.iterative.problem import Levels
+from fastlmm_core.core.iterative.problem import Factors, Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
 
@@ -130,16 +130,16 @@ def dots(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("jk,jk->k", a, b))
 
 
-def in_blocks(function: Callable[..., Array], *columns: Array) -> Array:
+def in_blocks(function: Callable[..., Array], *columns: Array, widths: Sequence[int] = (WIDTH,)) -> Array:
     """Apply a function of blocks (..., 8) to any number of columns (..., k), padding the last block with zeros.
 
-    The last block, or the only one, is no wider than it has to be.
+    The last block, or the only one, has the least of the ``widths`` that the function takes.
     """
     k = columns[0].shape[-1]
     out = []
     for s in range(0, k, WIDTH):
         count = min(WIDTH, k - s)
-        width = next(width for width in WIDTHS if width >= count)
+        width = next(width for width in widths if width >= count)
         blocks = [np.zeros((*of.shape[:-1], width)) for of in columns]
         for block, of in zip(blocks, columns, strict=True):
             block[..., :count] = of[..., s : s + count]
@@ -262,7 +262,7 @@ class System(Generic[P]):
 
     def product(self, x: Array) -> Array:
         """C x, for x (m, k)."""
-        return in_blocks(lambda block: self.rows.product(self.K, block), x)
+        return in_blocks(lambda block: self.rows.product(self.K, block), x, widths=WIDTHS)
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
         """S x, for x (m, k), k one of `WIDTHS`."""
@@ -277,11 +277,11 @@ class System(Generic[P]):
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""
-        return in_blocks(self.rows.lead_sums, x)
+        return in_blocks(self.rows.lead_sums, x, widths=WIDTHS)
 
     def tail_sums(self, u: Array) -> Array:
         """B'u (m, k), for u (q, l, k)."""
-        return in_blocks(self.rows.tail_sums, u)
+        return in_blocks(self.rows.tail_sums, u, widths=WIDTHS)
 
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
         """S^-1 b, for b (m, k), k one of `WIDTHS`.
@@ -304,8 +304,8 @@ class System(Generic[P]):
     def solve_columns(self, b: Array, tol: float, start: Array | None = None) -> Array:
         """S^-1 b, for b (m, k), and ``start`` (m, k) to begin from."""
         if start is None:
-            return in_blocks(lambda block: self.solve(block, None, tol), b)
-        return in_blocks(lambda block, near: self.solve(block, near, tol), b, start)
+            return in_blocks(lambda block: self.solve(block, None, tol), b, widths=WIDTHS)
+        return in_blocks(lambda block, near: self.solve(block, near, tol), b, start, widths=WIDTHS)
 
 
 def block_roots(d: Array, factor: str) -> Array:
@@ -330,7 +330,7 @@ def block_roots(d: Array, factor: str) -> Array:
     )
 
 
-def relative_factors(levels: Levels, theta: Array) -> list[Array]:
+def relative_factors(levels: Factors, theta: Array) -> list[Array]:
     """L (l, l) of each factor, the leading one first."""
     return [relative_factor(places, theta, l) for places, l in levels.factors]
 

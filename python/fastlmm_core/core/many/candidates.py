@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import as_floats, refuse_masked
+from fastlmm_core.core.arguments import as_floats, refuse_masked
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.errors import DataError
 

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr
 
+from fastlmm_core.core.arguments import as_doubles
 from fastlmm_core.core.arrays import ModelArrays
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
 from fastlmm_core.core.many.information import Probes, empty_information, fill_information
 from fastlmm_core.core.model import ManyFits, fit_batch
-from fastlmm_core.core.terms import Term, as_doubles
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import ConvergenceWarning, DataError, FastLMMError

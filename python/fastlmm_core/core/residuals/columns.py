@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.arguments import as_floats
 from fastlmm_core.core.residuals.residual import Residual
 from fastlmm_core.core.residuals.units import combine
-from fastlmm_core.core.terms import as_floats
 from fastlmm_core.errors import ModelError
 
 __all__ = ["ResidualColumns", "residual_columns", "sigma_ratio"]

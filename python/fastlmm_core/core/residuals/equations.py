@@ -16,6 +16,7 @@ None of it touches the rows where levels do not change within subjects. See Gilm
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,6 +28,7 @@ from fastlmm_core.core.residuals.model import ResidualModel
 from fastlmm_core.core.residuals.moments import Batch
 from fastlmm_core.core.structures.equations import Blocks, Equations, Solved, level_columns
 from fastlmm_core.core.structures.relationship import Known
+from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
 
 __all__ = ["ResidualEquations"]
@@ -62,7 +64,8 @@ class ResidualEquations(Equations):
         n_bytes: int | None = None,
     ) -> None:
         self.fold = Folded(parts, terms, root, np.column_stack([Q, e]))
-        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, threads, n_bytes)
+        make_factor = partial(SparseFactor, threads=threads, n_bytes=n_bytes)
+        super().__init__(terms, relationships, n_fixed, root, Q, e, reml, make_factor)
         self.fold.follow(self.blocks, n_bytes)
         self.model = model
         self.prepared = [model.prepare(part.rows) for part in parts]

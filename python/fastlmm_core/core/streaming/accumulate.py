@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.arguments import as_floats
 from fastlmm_core.core.conditioning import CHUNK, GRAM_TOLERANCE, LARGEST, SMALLEST, positive_diagonal, qr_triangle
 from fastlmm_core.core.level_sums import LevelSums
 from fastlmm_core.core.products import Responses
 from fastlmm_core.core.streaming.row_store import RowStore
 from fastlmm_core.core.streaming.streamed import StreamedProducts, block_diagonal, conditioned
-from fastlmm_core.core.terms import MAX_LEVELS, as_floats, checked_codes, factor_index
+from fastlmm_core.core.terms import MAX_LEVELS, checked_codes, factor_index
 from fastlmm_core.errors import DataError, ModelError, UnitError
 
 __all__ = ["Accumulator", "BatchTerm"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.conditioning import RANK_TOLERANCE, independent_columns, positive_diagonal, qr_triangle
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.criterion import Objective
@@ -18,7 +19,7 @@ from fastlmm_core.core.estimates import CoreFit, estimates, minimise
 from fastlmm_core.core.iterative import factored, iterate
 from fastlmm_core.core.products import DesignSums, Responses
 from fastlmm_core.core.square_root import NEAR_PERFECT
-from fastlmm_core.core.terms import checked_flag, ordered_groups
+from fastlmm_core.core.terms import ordered_groups
 from fastlmm_core.core.theta import theta_map
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces

@@ -10,11 +10,13 @@ again, the second holds N'u = 0 (Rue and Held 2005, section 2.3.3, where M is po
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlmm_core.core.structures.probed_factor import ProbedFactor
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.errors import NumericalError
 
@@ -29,15 +31,15 @@ class ConstrainedFactor:
 
     Parameters
     ----------
-    inner : SparseFactor
+    inner : SparseFactor or ProbedFactor
     pins : (c,) int64
         Rows of the ones of E.
     N : (m, c)
         Orthonormal.
     """
 
-    def __init__(self, inner: SparseFactor, pins: Index, N: Array) -> None:
-        self.inner, self.c, self.seconds = inner, len(pins), inner.seconds
+    def __init__(self, inner: SparseFactor | ProbedFactor, pins: Index, N: Array) -> None:
+        self.inner, self.c, self.seconds, self.exact = inner, len(pins), inner.seconds, inner.exact
         E = np.zeros_like(N)
         E[pins, np.arange(self.c)] = 1.0
         self.B = np.column_stack([E, N])
@@ -53,12 +55,22 @@ class ConstrainedFactor:
         sign, own = np.linalg.slogdet(self.S)
         if sign != (-1.0) ** self.c:
             raise NumericalError("the constrained equations are not positive definite")
-        return logdet + float(own)
+        self.own = float(own)
+        return logdet + self.own
 
-    def solve(self, rhs: Array) -> Array:
-        """Solutions (m, k) of right-hand sides (m, k)."""
-        free = self.inner.solve(rhs)
+    def solve(self, rhs: Array, rough: bool = False) -> Array:
+        """As `SparseFactor.solve`."""
+        free = self.inner.solve(rhs, rough)
         return np.asarray(free + self.F @ np.linalg.solve(self.S, self.B.T @ free))
+
+    def traces(self, changes: Sequence[Array], blocks: int) -> Array:
+        """As `ProbedFactor.traces`, of M_N^+; what the constraints add is exact."""
+        assert isinstance(self.inner, ProbedFactor)
+        (rows, columns), out = self.inner.given, self.inner.traces(changes, blocks)
+        off = (rows != columns)[:, None]
+        G = self.F @ np.linalg.inv(self.S)
+        pairs = G[rows] * self.F[columns] + off * (G[columns] * self.F[rows])
+        return np.asarray(out + np.array([float(change @ pairs.sum(axis=1)) for change in changes]))
 
     def inverse(self) -> Array:
         """As `SparseFactor.inverse`, of M_N^+."""

@@ -14,7 +14,7 @@ log|M| is that of the random part alone, factored apart. Henderson (1976) for (1
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from fastlmm_core.core.structures.constrained import ConstrainedFactor
+from fastlmm_core.core.structures.probed_factor import ProbedFactor
 from fastlmm_core.core.structures.relationship import Known, KnownCovariance
 from fastlmm_core.core.structures.sparse_factor import SparseFactor
 from fastlmm_core.core.terms import Term
@@ -34,6 +35,8 @@ __all__ = ["Blocks", "Equations", "Solved", "covariates", "level_columns"]
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
+
+Factor = SparseFactor | ProbedFactor
 
 LONG = 15.0
 """Predicted seconds of an evaluation that are told."""
@@ -117,9 +120,8 @@ class Equations:
     Q, e : (n, p), (n,)
         Conditioned X and y, weights included.
     reml : bool
-    threads : int
-    n_bytes : int, optional
-        What a factor may take; MemoryLimitError beyond.
+    make_factor : callable, optional
+        (m, rows, columns) -> the factor of a pattern; `SparseFactor` on one thread unless given.
     """
 
     def __init__(
@@ -131,8 +133,7 @@ class Equations:
         Q: Array,
         e: Array,
         reml: bool,
-        threads: int = 1,
-        n_bytes: int | None = None,
+        make_factor: Callable[[int, Index, Index], Factor] = SparseFactor,
     ) -> None:
         self.terms, self.reml = tuple(terms), reml
         self.relationships = tuple(r.inverse if isinstance(r, KnownCovariance) else r for r in relationships)
@@ -149,18 +150,18 @@ class Equations:
         self.blocks = [self._pair(k, other, matrices) for k in range(len(terms)) for other in range(k + 1)]
         self.blocks = [b for b in self.blocks if len(b.a)]
         rows, columns = self._places()
-        self.factor = self._constrained(SparseFactor(self.m, rows, columns, threads, n_bytes))
+        self.factor = self._constrained(make_factor(self.m, rows, columns))
         if self.factor.seconds > LONG:
             warn(
                 f"each evaluation of the criterion is predicted to take {in_words(self.factor.seconds)} of one core, "
                 "and a fit has five to ten of them: levels meet too widely to be eliminated cheaply",
                 FastLMMWarning,
             )
-        self.random_factor: SparseFactor | ConstrainedFactor | None = None
+        self.random_factor: Factor | ConstrainedFactor | None = None
         if n_fixed and not reml:
             inside = rows < ends[self.n_random]
             self.random_entries = inside
-            inner = SparseFactor(int(ends[self.n_random]), rows[inside], columns[inside], threads, n_bytes)
+            inner = make_factor(int(ends[self.n_random]), rows[inside], columns[inside])
             self.random_factor = self._constrained(inner)
         self.log_a = sum(r.logdet * l for r, l in zip(self.relationships, self.widths, strict=False) if r is not None)
 
@@ -191,7 +192,8 @@ class Equations:
             mine = a * q + b
             theirs = precision.row.astype(np.int64) * q + precision.col
             diagonal = np.arange(q, dtype=np.int64) * (q + 1)
-            every = np.unique(np.concatenate([mine, theirs, diagonal]))
+            every = np.sort(np.concatenate([mine, theirs, diagonal]))
+            every = every[np.concatenate([[True], every[1:] != every[:-1]])]
             full = np.zeros((len(every), l, l))
             full[np.searchsorted(every, mine)] = C
             P = np.zeros(len(every))
@@ -204,7 +206,7 @@ class Equations:
             keep[a == b] = inside
         return Blocks(k, other, a, b, C, P, np.argwhere(keep.reshape(len(a), l * w)).astype(np.int64))
 
-    def _constrained(self, factor: SparseFactor) -> SparseFactor | ConstrainedFactor:
+    def _constrained(self, factor: Factor) -> Factor | ConstrainedFactor:
         """The factor under the constraints of intrinsic precisions, if there are any."""
         pins, N = [], []
         for k, relationship in enumerate(self.relationships):
@@ -251,6 +253,20 @@ class Equations:
             values.append(M.reshape(len(M), -1)[at, inner])
         return np.concatenate(values)
 
+    def matrix_change(self, factors: Sequence[Array], k: int, dL: Array) -> Array:
+        """The change of `matrix` with a change dL (l, l) of a random term's factor."""
+        every = [*factors, *(np.eye(1) for _ in range(len(self.terms) - len(factors)))]
+        values = []
+        for block in self.blocks:
+            M = np.zeros_like(block.C)
+            if block.k == k:
+                M += dL.T @ block.C @ every[block.other]
+            if block.other == k:
+                M += every[block.k].T @ block.C @ dL
+            at, inner = block.entries.T
+            values.append(M.reshape(len(M), -1)[at, inner])
+        return np.concatenate(values)
+
     def solve(self, factors: Sequence[Array]) -> Solved:
         """Equations (1) at factors L (l, l), one a random term.
 
@@ -259,7 +275,7 @@ class Equations:
         NumericalError
             The equations are not positive definite.
         """
-        p, nu = self.p, self.nu
+        p = self.p
         values = self.matrix(factors)
         logdet = self.factor.refactor(values)
         ZE = self.scaled(factors, self.ZE)
@@ -274,11 +290,14 @@ class Equations:
         u = U[:, p] - U[:, :p] @ beta
         if self.random_factor is not None:
             logdet = self.random_factor.refactor(values[self.random_entries])
-        value = logdet + self.log_a + nu * (1.0 + np.log(2.0 * np.pi * r2 / nu))
-        if self.reml:
-            value += 2.0 * float(np.log(np.diag(L)[:p]).sum())
+        value = logdet + self.beside(D[:p, :p], r2)
         residual = self.ZE[:, p] - self.ZE[:, :p] @ beta - self.C @ self.unscaled(factors, u[:, None])[:, 0]
         return Solved(float(value), tuple(factors), beta, u, U[:, :p], D[:p, :p], r2, residual)
+
+    def beside(self, D: Array, r2: float) -> float:
+        """The criterion less log|M|, from X'V^-1X (p, p) and r^2."""
+        value = self.log_a + self.nu * (1.0 + np.log(2.0 * np.pi * r2 / self.nu))
+        return float(value + (np.linalg.slogdet(D)[1] if self.reml and self.p else 0.0))
 
     def inverse_on_blocks(self, at: Solved) -> list[Array]:
         """T (nb, l, l') of each list of blocks, without those of absorbed effects by ML; the factor is gone then."""
@@ -298,19 +317,19 @@ class Equations:
     def inverse_blocks(self, factors: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """Of each term, blocks (q, l, l) of the inverse equations' diagonal: beta known, and estimated with it."""
         at = self.solve(factors)
-        selected = self.factor.inverse()
-        D = np.linalg.inv(at.D)
-        known: list[Array] = []
-        joint: list[Array] = []
-        place = 0
+        known, D = self.on_diagonal(self.factor.inverse()), np.linalg.inv(at.D)
+        by_level = [self.by_level(at.U, k) for k in range(len(self.terms))]
+        return known, [T + rows @ D @ rows.transpose(0, 2, 1) for T, rows in zip(known, by_level, strict=True)]
+
+    def on_diagonal(self, selected: Array) -> list[Array]:
+        """Blocks (q, l, l) of each term's levels from a matrix's entries on the pattern of M."""
+        out, place = [], 0
         for block in self.blocks:
             values = selected[place : place + len(block.entries)]
             place += len(block.entries)
             if block.k == block.other:
-                known.append(self._block_inverse(block, values)[block.a == block.b])
-                rows = self.by_level(at.U, block.k)
-                joint.append(known[-1] + rows @ D @ rows.transpose(0, 2, 1))
-        return known, joint
+                out.append(self._block_inverse(block, values)[block.a == block.b])
+        return out
 
     def images_of_rows(self, k: int, directions: Array, columns: Array) -> list[Array]:
         """Z_k (A_k x E) Z_k' times columns (n, c) for each direction E (r, l, l)."""
@@ -399,7 +418,7 @@ class Equations:
         """Average information (r, r) from products of f_a with R^-1: f'f, Z'f (m, r), X'f (p, r), y'P f (r,)."""
         scaled = self.scaled(at.factors, Zf)
         F = Xf - at.U.T @ scaled  # the fixed effects' share, less what M explains
-        inner = within - scaled.T @ self.factor.solve(scaled) - F.T @ np.linalg.solve(at.D, F)
+        inner = within - scaled.T @ self.factor.solve(scaled, rough=True) - F.T @ np.linalg.solve(at.D, F)
         return np.asarray(self.nu * (inner / at.r2 - np.outer(along, along) / at.r2**2))
 
 

@@ -14,16 +14,20 @@ from fastlmm_core.core.control import Control
 from fastlmm_core.core.descent import Report, Search
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.identifiability import Unidentified
-from fastlmm_core.core.structures.covariances import Covariance, Structure
-from fastlmm_core.core.structures.equations import Equations, Solved, level_columns
+from fastlmm_core.core.iterative.choice import SMALL
+from fastlmm_core.core.structures.covariances import Covariance, Entries, Structure
+from fastlmm_core.core.structures.equations import Equations, Factor, Solved, level_columns
 from fastlmm_core.core.structures.fixed_space import FixedSpace
+from fastlmm_core.core.structures.probed_factor import ProbedFactor
 from fastlmm_core.core.structures.projected import Projected, ProjectedFit, ProjectedModel
 from fastlmm_core.core.structures.relationship import Known, KnownCovariance
 from fastlmm_core.core.structures.rotated import RotatedEquations, Rotation
+from fastlmm_core.core.structures.sparse_factor import OutOfReach, SparseFactor
 from fastlmm_core.core.structures.structured import TermStructures, factor_derivatives
 from fastlmm_core.core.structures.unseen import unseen_by_equations
 from fastlmm_core.core.terms import Term
 from fastlmm_core.core.threads import one_blas_thread
+from fastlmm_core.errors import MemoryLimitError
 from fastlmm_core.lazy import cached_property
 
 __all__ = ["EquationsFit", "EquationsModel"]
@@ -33,6 +37,10 @@ Parts = tuple[Array, Array, Callable[[Array], Array]]
 
 DEPENDENT = 1e-9
 """Squared norm of what the sparse columns leave of a column of X, relative to its own, that makes it dependent."""
+
+REACH = 4.0
+"""Predicted seconds of an evaluation on one core above which an exact fit is out of reach. Probes of these equations
+cost a tenth of the factor then, and their errors are a hundredth of a standard error."""
 
 LIFT = 1e-3
 """Added to the diagonal of a factor that is inverted for the curvature of Sigma = L L', a model only."""
@@ -148,9 +156,29 @@ class EquationsModel(ProjectedModel, TermStructures):
             self.Q,
             rest,
             self.reml,
-            self.control.n_threads,
-            n_bytes=self.control.n_bytes,
+            self.make_factor,
         )
+
+    @property
+    def iterates(self) -> bool:
+        """Whether a fit goes without a factor where none is within reach."""
+        plain = all(isinstance(c, Entries) and c.n in (c.l, c.l * (c.l + 1) // 2) for c in self.covariances)
+        return self.rotates and plain and self.control.engine in ("auto", "iterative")
+
+    def make_factor(self, m: int, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Factor:
+        """The factor of a pattern, or what stands in for it."""
+        control, reason = self.control, "it was asked for"
+        if control.engine != "iterative":
+            reach = REACH if self.iterates and control.engine == "auto" and m > SMALL else np.inf
+            try:
+                return SparseFactor(m, rows, columns, control.n_threads, control.n_bytes, reach)
+            except OutOfReach as error:
+                reason = str(error)
+            except MemoryLimitError as error:
+                if not self.iterates or control.engine != "auto":
+                    raise
+                reason = str(error).split(":")[0]
+        return ProbedFactor(m, rows, columns, control.seed, reason)
 
     def fit(self, y: ArrayLike, *, start: ArrayLike | None = None, on_evaluation: Report | None = None) -> EquationsFit:
         """Fit a response (n,); `start` and what `on_evaluation` gets are `EquationsFit.theta`'s."""
@@ -159,6 +187,10 @@ class EquationsModel(ProjectedModel, TermStructures):
             equations = self.equations(projected.rest)
             constant = self.constant(equations.nu, projected.norm)
             first = self.start(projected) if start is None else self.to_working(np.asarray(start, np.float64))
+            if not equations.factor.exact:
+                from fastlmm_core.core.structures.iterative import iterate
+
+                return iterate(self, equations, first, projected, constant, on_evaluation)
             found = self.search(lambda phi: self.at(equations, phi, constant), first, limit=start is None)
             found.report(on_evaluation, self.to_user)
             return self._estimates(equations, found, projected, constant)
@@ -213,8 +245,13 @@ class EquationsModel(ProjectedModel, TermStructures):
 
     def _of_factors(self, parts: Sequence[Parts], gradients: Sequence[Array], gradient: Array, hessian: Array) -> None:
         """Write the terms' share of the gradient, and add the curvature of their factors to the Hessian's model."""
-        for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
+        for (_, first, _), g, where in zip(parts, gradients, self.slices, strict=True):
             gradient[where] = np.einsum("aij,ij->a", first, g)
+        self.add_curvature(parts, gradients, hessian)
+
+    def add_curvature(self, parts: Sequence[Parts], gradients: Sequence[Array], hessian: Array) -> None:
+        """Add the curvature of the terms' factors to the Hessian's model; ``gradients`` are matrices (l, l)."""
+        for (L, first, contract), g, where in zip(parts, gradients, self.slices, strict=True):
             hessian[where, where] += contract(np.tril(g))
             lifted = L + np.diag(np.where(L.diagonal() < 0.0, -LIFT, LIFT))  # away from zero: L may have any sign
             G = 0.5 * g @ np.linalg.inv(lifted)
@@ -228,30 +265,35 @@ class EquationsModel(ProjectedModel, TermStructures):
         solved = found.point.solved if same else self.solve(equations, phi)
         if solved.value + constant > found.point.value + 1e-9 + 1e-12 * abs(found.point.value):
             phi, solved = found.x, found.point.solved
+        figures = self.figures(equations, phi, solved, projected, constant)
+        log = [(self.to_user(x), value, size, radius) for x, value, size, radius in found.log]
+        return self.kind(**figures, converged=found.converged, message=found.message, evaluations=log)
+
+    def figures(
+        self, equations: Equations, phi: Array, solved: Solved, projected: Projected, constant: float
+    ) -> dict[str, Any]:
+        """What a fit has of the equations at phi (r,), working coordinates."""
         unidentified, blind = self.unseen(equations)
-        return self.kind(
-            theta=self.to_user(phi),
-            beta=self.coefficients(projected, solved.beta),
-            sigma=float(projected.norm * np.sqrt(solved.r2 / equations.nu)) / self.sigma_ratio(phi),
-            criterion=solved.value + constant,
-            reml=self.reml,
-            n=self.n,
-            rank=self.rank,
-            is_singular=self.is_singular(phi),
-            converged=found.converged,
-            message=found.message,
-            control=self.control,
-            unidentified=unidentified,
-            blind=blind,
-            _solution=None,
-            model=self,
-            working=phi,
-            norm=projected.norm,
-            solved=solved,
-            response=projected.response,
-            constant=constant,
-            evaluations=[(self.to_user(x), value, size, radius) for x, value, size, radius in found.log],
-        )
+        return {
+            "theta": self.to_user(phi),
+            "beta": self.coefficients(projected, solved.beta),
+            "sigma": float(projected.norm * np.sqrt(solved.r2 / equations.nu)) / self.sigma_ratio(phi),
+            "criterion": solved.value + constant,
+            "reml": self.reml,
+            "n": self.n,
+            "rank": self.rank,
+            "is_singular": self.is_singular(phi),
+            "control": self.control,
+            "unidentified": unidentified,
+            "blind": blind,
+            "_solution": None,
+            "model": self,
+            "working": phi,
+            "norm": projected.norm,
+            "solved": solved,
+            "response": projected.response,
+            "constant": constant,
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NoReturn, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.arguments import as_floats, as_response, check_finite
 from fastlmm_core.core.conditioning import condition_columns
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.estimates import CoreFit, FitLog
 from fastlmm_core.core.saved import saved_state
-from fastlmm_core.core.terms import Term, as_floats, as_response, check_finite
+from fastlmm_core.core.terms import Term
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
 

@@ -15,7 +15,7 @@ from fastlmm_core._native.symbolic.ordering import elimination_tree, fill_orderi
 from fastlmm_core._native.tail.supernodal import SupernodalCholesky
 from fastlmm_core.errors import MemoryLimitError
 
-__all__ = ["SparseFactor"]
+__all__ = ["OutOfReach", "SparseFactor"]
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -26,6 +26,13 @@ SMALL = 5_000
 LARGE = 1e10
 """Multiplications of a factorisation that are worth a second ordering."""
 
+PER_MULTIPLICATION = 8e-11
+"""Seconds of a factor and an inverse on one core, about, before its supernodes are known."""
+
+
+class OutOfReach(Exception):
+    """A factor would take too long; the message says how long."""
+
 
 def lower_rows(m: int, rows: Index, columns: Index) -> tuple[Index, Index, Index]:
     """Pointers, columns and the order of entries (rows >= columns) as sorted rows."""
@@ -35,8 +42,10 @@ def lower_rows(m: int, rows: Index, columns: Index) -> tuple[Index, Index, Index
     return ptr, np.ascontiguousarray(columns[order]), order
 
 
-def cheapest_ordering(ptr: Index, idx: Index) -> tuple[Index, Array]:
+def cheapest_ordering(ptr: Index, idx: Index, most: float = np.inf) -> tuple[Index, Array]:
     """Minimum degree; where that means much work, nested dissection if it is less. With the factor's column counts.
+
+    Nested dissection is not tried where it would have to save nine tenths to come below ``most`` multiplications.
 
     Long pedigrees of small generations take a third of the work by nested dissection, those with few sires five times
     as much.
@@ -44,7 +53,7 @@ def cheapest_ordering(ptr: Index, idx: Index) -> tuple[Index, Array]:
     perm = fill_ordering(ptr, idx, "amd")
     assert perm is not None
     counts = elimination_tree(ptr, idx, perm)[1].astype(np.float64)
-    if multiplications(counts) < LARGE or (other := fill_ordering(ptr, idx, "metis")) is None:
+    if not LARGE <= multiplications(counts) <= 10.0 * most or (other := fill_ordering(ptr, idx, "metis")) is None:
         return perm, counts
     of_other = elimination_tree(ptr, idx, other)[1].astype(np.float64)
     return (other, of_other) if multiplications(of_other) < multiplications(counts) else (perm, counts)
@@ -67,6 +76,8 @@ class SparseFactor:
     threads : int
     n_bytes : int, optional
         What the factor may take.
+    reach : float, optional
+        Predicted seconds that it may take.
 
     Attributes
     ----------
@@ -77,7 +88,11 @@ class SparseFactor:
     ------
     MemoryLimitError
         The factor takes more than `n_bytes`.
+    OutOfReach
+        It takes more than `reach`.
     """
+
+    exact = True
 
     def __init__(
         self,
@@ -86,6 +101,7 @@ class SparseFactor:
         columns: Index | None = None,
         threads: int = 1,
         n_bytes: int | None = None,
+        reach: float = np.inf,
     ) -> None:
         if rows is None or columns is None:
             lower = sp.tril(m).tocoo()
@@ -93,7 +109,7 @@ class SparseFactor:
         self.m = int(m)
         self.given = rows, columns
         ptr, idx, _ = lower_rows(self.m, rows, columns)
-        self.perm, counts = cheapest_ordering(ptr, idx)
+        self.perm, counts = cheapest_ordering(ptr, idx, reach / PER_MULTIPLICATION)
         perm = self.perm
         needed = 16.0 * float(counts.sum())  # the inverse beside it
         if n_bytes is not None and self.m > SMALL and needed > n_bytes:
@@ -103,6 +119,8 @@ class SparseFactor:
                 "eliminated one after another. Raise Control(memory_limit=...) if the machine has more, or fit a "
                 "part of the levels"
             )
+        if (seconds := PER_MULTIPLICATION * multiplications(counts)) > reach:
+            raise OutOfReach(f"an evaluation by a sparse factor would take {seconds:.2g} s")
         place = np.empty(self.m, np.int64)
         place[perm] = np.arange(self.m)
         self.place = place
@@ -128,8 +146,8 @@ class SparseFactor:
             values = sp.tril(values).tocoo().data
         return self.kernel.refactor(np.ascontiguousarray(values[self.order]))
 
-    def solve(self, rhs: Array) -> Array:
-        """Solutions (m, k) of right-hand sides (m, k)."""
+    def solve(self, rhs: Array, rough: bool = False) -> Array:
+        """Solutions (m, k) of right-hand sides (m, k); those that may be ``rough`` are exact as well."""
         out = self.kernel.solve(np.ascontiguousarray(rhs[self.perm].T)).T
         return np.ascontiguousarray(out[self.place])
 

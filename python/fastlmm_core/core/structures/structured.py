@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastlmm_core.core.arguments import checked_flag
 from fastlmm_core.core.conditioning import condition_term
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.criterion import Objective
@@ -30,7 +31,7 @@ from fastlmm_core.core.identifiability import Unidentified
 from fastlmm_core.core.structures.covariances import Covariance, Entries, Structure
 from fastlmm_core.core.structures.unseen import unseen_by_products
 from fastlmm_core.core.structures.vanishing import MOST_OF_PRODUCTS, Limits, without_residuals
-from fastlmm_core.core.terms import Term, checked_flag
+from fastlmm_core.core.terms import Term
 from fastlmm_core.core.theta import SINGULAR
 from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc, polygamma
 
-from fastlmm_core.core.control import Control
+from fastlmm_core.core import Control
 from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.fitted import exact, resume
 from fastlmm_core.core.glmm.laplace import Laplace

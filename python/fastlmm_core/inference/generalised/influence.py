@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fastlmm_core.core.engines import NO_FACTOR
 from fastlmm_core.core.glmm.fitted import covariance
@@ -25,6 +24,7 @@ from fastlmm_core.fitting.models import arrays_of
 from fastlmm_core.inference.generalised.rows import residuals
 from fastlmm_core.inference.generalised.uncertainty import leverages, mode_derivatives
 from fastlmm_core.inference.influence import Deleted, Influence, cases_of, collect
+from fastlmm_core.inference.progress import each
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -92,7 +92,7 @@ def influence(
     order = np.argsort(codes, kind="stable")
     counts = np.bincount(codes, minlength=len(cases))
     members = np.split(order, np.cumsum(counts)[:-1])
-    for case, rows in enumerate(tqdm(members, disable=not progress, unit="case")):
+    for case, rows in enumerate(each(members, progress, "influence", "case")):
         try:
             _without(result, rows, method, out, case)
         except FastLMMError:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.core.curvature import second_derivatives
 from fastlmm_core.core.glmm import GlmmObjective
-from fastlmm_core.core.terms import checked_count
 from fastlmm_core.errors import (
     ConvergenceWarning,
     DataError,
@@ -34,8 +34,9 @@ from fastlmm_core.inference.bootstrap import jackknife_rows, named
 from fastlmm_core.inference.curves import ProfileCurve, slope_at_estimate
 from fastlmm_core.inference.generalised.simulate import draws as drawn
 from fastlmm_core.inference.intervals import KINDS, METHODS, bootstrap_limits, option
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.parameters import Parameter, choose, parameter_values, parameters
-from fastlmm_core.inference.profile import Profile, quantile_of_level
+from fastlmm_core.inference.profile import Profile
 from fastlmm_core.inference.profile_walk import BETTER, LOWER
 from fastlmm_core.inference.table import Table, table
 

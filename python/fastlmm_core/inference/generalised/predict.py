@@ -16,8 +16,8 @@ from fastlmm_core.fitting.predict import included_columns, linear_predictor, tar
 from fastlmm_core.fitting.zero_part import family_at
 from fastlmm_core.inference.generalised.classes import check_kind, class_predictions, zero_probabilities
 from fastlmm_core.inference.generalised.uncertainty import parameter_covariance, variances
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.prediction import factors_of
-from fastlmm_core.inference.profile import quantile_of_level
 from fastlmm_core.inference.transformations import of_link
 
 if TYPE_CHECKING:

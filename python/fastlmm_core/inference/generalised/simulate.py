@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastlmm_core.core.terms import checked_count
+from fastlmm_core.core.arguments import checked_count
 from fastlmm_core.errors import ModelError
 from fastlmm_core.families import Ordinal, TwoPart
 from fastlmm_core.fitting.generalised import trials_of
@@ -41,9 +41,13 @@ def predictor(source: Recipe, stream: np.random.Generator) -> Array:
     return eta
 
 
-def drawer(result: GeneralisedModel) -> Callable[[np.random.Generator], Array]:
-    """What draws a response (n,) for the rows of the fit; successes where they are counted among trials."""
-    source, m, core = recipe(result)[0], prior_weights(result), result.core
+def drawer(result: GeneralisedModel, source: Recipe | None = None) -> Callable[[np.random.Generator], Array]:
+    """What draws a response (n,) for the rows of the fit; successes where they are counted among trials.
+
+    Of the fit's own parameters where no others are given.
+    """
+    source = recipe(result)[0] if source is None else source
+    m, core = prior_weights(result), result.core
     own = Families(result, "none")
 
     def draw(stream: np.random.Generator) -> Array:

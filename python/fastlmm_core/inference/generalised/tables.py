@@ -24,7 +24,7 @@ from fastlmm_core.inference.comparison import aicc
 from fastlmm_core.inference.contrasts import term_hypotheses
 from fastlmm_core.inference.generalised.classes import categorical
 from fastlmm_core.inference.generalised.rows import deviance, lawless, prior_weights, residuals
-from fastlmm_core.inference.profile import quantile_of_level
+from fastlmm_core.inference.levels import quantile_of_level
 from fastlmm_core.inference.reductions import Reduction, reductions
 from fastlmm_core.inference.robust import covariance_method
 from fastlmm_core.inference.table import Table, table

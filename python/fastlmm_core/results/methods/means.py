@@ -33,6 +33,7 @@ class MeansMethods:
         scale: str = "link",
         bias_adjust: bool = False,
         cov_reduce: Any = "mean",
+        offset: float | None = None,
         data: Any = None,
         cov_type: str = "model",
         cluster: Any = None,
@@ -65,6 +66,9 @@ class MeansMethods:
             Back-transformed means of the response rather than medians; see `Estimates.transform`.
         cov_reduce : {"mean", "median"}, callable or False
             What stands for a covariate; False for all its values. One with two values is averaged over both.
+        offset : float, optional
+            The model's offset at every mean: 0 for rates of one unit of exposure. Where left out it is the mean of the
+            fit's, or what the columns that `at` names make it.
         data : table, optional
             The table of the fit, for ``over="data"`` and a callable `cov_reduce`. The former finds it without while
             somebody holds it.
@@ -104,7 +108,7 @@ class MeansMethods:
         """
         from fastlmm_core.inference.means import Averaging, emmeans
 
-        averaging = Averaging(by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster)
+        averaging = Averaging(by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster, offset)
         return emmeans(cast("LmerResult", self), specs, averaging, scale=scale, bias_adjust=bias_adjust)
 
     def emtrends(

@@ -34,7 +34,7 @@ from fastlmm_core.core.iterative.conditional import conditional_blocks, conditio
 from fastlmm_core.core.iterative.derivatives import Derivatives, chain, lead_trace
 from fastlmm_core.core.iterative.forms import random_forms
 from fastlmm_core.core.iterative.log_determinant import log_determinant
-from fastlmm_core.core.iterative.problem import Levels, refuse_unidentified
+from fastlmm_core.core.iterative.problem import Factors, Levels, refuse_unidentified
 from fastlmm_core.core.iterative.traces import Probes
 from fastlmm_core.core.workspaces import TakenInTurn
 from fastlmm_core.errors import ModelError, NumericalError
@@ -117,9 +117,13 @@ class IterativeLaplace(TakenInTurn):
         """Factors and levels, with blocks of the last weights."""
         return self.rows.levels
 
-    def reorder(self, levels: Levels) -> bool:
+    def reorder(self, levels: Factors) -> bool:
         """Columns of factors stay in their order."""
         return False
+
+    def refresh(self) -> None:
+        """Choose the probes' deflated directions anew."""
+        self.probes.deflated = None
 
     # ------------------------------------------------------------------ responses and places
 

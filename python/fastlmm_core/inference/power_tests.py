@@ -1,0 +1,132 @@
+"""The tests whose power is asked for: rows of coefficients, estimates, or a smaller model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised_model import GeneralisedModel
+from fastlmm_core.fitting.models import arrays_of, core_terms
+from fastlmm_core.inference.estimates import Estimates
+from fastlmm_core.inference.expand import as_pandas
+from fastlmm_core.inference.hypotheses import read_hypotheses
+from fastlmm_core.inference.nested_tests import check_nested_designs
+
+if TYPE_CHECKING:
+    from fastlmm_core.fitting.fitted import FittedModel
+    from fastlmm_core.formula import Design
+
+__all__ = ["PowerTest", "estimated", "read_test", "true_values"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PowerTest:
+    """One test of every draw: rows (l, rank) and their values; or estimates; or a smaller model."""
+
+    labels: list[str]
+    rows: Array = field(default_factory=lambda: np.empty((0, 0)))
+    values: Array = field(default_factory=lambda: np.empty(0))
+    estimates: Estimates | None = None
+    smaller: Callable[[Array, int | None], Array] | None = None
+    df: int = 0
+
+    @property
+    def single(self) -> bool:
+        """Whether each p-value belongs to one row with an estimate."""
+        return self.estimates is not None or len(self.rows) == 1
+
+
+def read_test(model: FittedModel, test: Any) -> PowerTest:
+    """What is to be done for one test."""
+    design = model.design
+    kept = ~np.isnan(model.core.beta)
+    if isinstance(test, Estimates):
+        if test.L.shape[1] != len(kept):
+            raise DataError(f"the estimates have {test.L.shape[1]} coefficients, and the model {len(kept)}")
+        if not test.estimable.all():
+            raise ModelError("some of the estimates are not estimable: leave them out")
+        texts = [" ".join(map(str, row)) for row in test.labels.itertuples(index=False)]
+        family = [f"any of {len(texts)}", f"all of {len(texts)}"] if len(texts) > 1 else []
+        return PowerTest([*texts, *family], estimates=test)
+    if not isinstance(test, str):
+        raise ModelError(f"a test is a text or Estimates, not {test!r}")
+    if "~" in test:
+        return _smaller(model, test)
+    columns = dict(design.x_terms)
+    if test in design.x_names:
+        rows, values = np.eye(len(kept))[[list(design.x_names).index(test)]], np.zeros(1)
+    elif test in columns:
+        rows = np.eye(len(kept))[columns[test]]
+        values = np.zeros(len(rows))
+    else:
+        found = read_hypotheses(test, design.x_names)
+        rows, values = found.rows, found.values
+    if not model.core.estimable(rows).all():
+        raise ModelError(f"the test {test!r} is not estimable in this design")
+    return PowerTest([test], rows=np.ascontiguousarray(rows[:, kept]), values=values)
+
+
+def _smaller(model: FittedModel, formula: str) -> PowerTest:
+    """A likelihood-ratio test against the model of another formula."""
+    from fastlmm_core.formula import build_design
+
+    design = model.design
+    table = model.rows_kept()
+    generalised = isinstance(model, GeneralisedModel)
+    if generalised:  # which has left sides of its own: what stands there is the model's
+        rows = as_pandas(table).iloc[design.row_index]
+        name = "response"
+        while name in rows:
+            name += "_"
+        rows = rows.assign(**{name: np.random.default_rng(0).standard_normal(len(rows))})
+        text = f"{name} ~ {formula.split('~', 1)[1]}"
+        smaller: Design = build_design(text, rows, env=design.context, na_action="raise", observation_level=True)
+    else:
+        smaller = build_design(formula, table, env=design.context)
+        if not np.array_equal(smaller.row_index, design.row_index):
+            raise DataError(f"{formula!r} uses {len(smaller.y)} rows, and the model {len(design.y)}")
+    df = check_nested_designs(smaller, design, formula, model.formula)
+    arrays = arrays_of(design).with_columns(smaller.X).with_terms(core_terms(smaller))
+    if generalised:
+        from fastlmm_core.fitting.generalised import glmm_of
+
+        reduced: Any = glmm_of(arrays, model.options)  # type: ignore[arg-type]
+    else:
+        reduced = arrays.model(False, model.options.control)
+
+    def criterion(Y: Array, threads: int | None) -> Array:
+        fits = reduced.fit_many(Y) if generalised else reduced.fit_many(Y, threads=threads)
+        return np.asarray(fits.criterion)
+
+    return PowerTest([formula], smaller=criterion, df=df)
+
+
+def true_values(tests: list[PowerTest], beta: Array) -> dict[str, float]:
+    """True values less hypothesised ones, of tests of one row."""
+    out: dict[str, float] = {}
+    for test in tests:
+        if test.estimates is not None:
+            e = test.estimates
+            value = e.functions.rows @ beta + e.offset - np.broadcast_to(np.asarray(e.null, float), (len(e),))
+            out.update(zip(test.labels, value.tolist(), strict=False))
+        elif test.single:
+            out[test.labels[0]] = float((test.rows @ beta - test.values)[0])
+    return out
+
+
+def estimated(test: PowerTest, beta: Array) -> Array:
+    """Estimates (k, labels) less the hypothesised values, of tests of one row, for k sets of coefficients."""
+    out = np.full((len(beta), len(test.labels)), np.nan)
+    if test.estimates is not None:
+        e = test.estimates
+        out[:, : len(e)] = beta @ e.functions.rows.T + e.offset - e.null
+    elif test.single:
+        out[:, 0] = beta @ test.rows[0] - test.values[0]
+    return out

@@ -121,7 +121,7 @@ bench-readme: build $(STAMPS)/bench  ## the README's comparisons: docs/benchmark
 		--output docs/benchmarks/large
 	$(RUN) -m benchmarks -p insteval-slope -a fastlmm_core -a lme4 --rounds 5 --output docs/benchmarks/slope
 	$(RUN) -m benchmarks -p ratings-10m -a fastlmm_core --rounds 2 --output docs/benchmarks/ratings
-	$(RUN) -m benchmarks $(SMALL:%=-p %) -a fastlmm_core -a glmm -t fit -t satterthwaite --threads 1 --rounds 9 \
+	$(RUN) -m benchmarks $(SMALL:%=-p %) -a fastlmm_core -a glmm -t fit -t satterthwaite -t coef_table --threads 1 --rounds 9 \
 		--output docs/benchmarks/small
 
 bench-docs: build $(STAMPS)/bench bench-growth  ## everything that docs/benchmarks shows; hours, mostly the peers'

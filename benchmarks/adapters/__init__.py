@@ -42,6 +42,7 @@ ADAPTERS = (
 TASKS = {
     "fit": "from a DataFrame to a fitted model",
     "satterthwaite": "a fit and Satterthwaite's degrees of freedom of its coefficients",
+    "coef_table": "the same and its table of coefficients as a DataFrame",
     "refit": "the fitted model's refit to a new response",
     "bootstrap": "parametric bootstrap, one draw and its fit",
     "evaluate": "one value of the criterion, everything prepared",

@@ -28,7 +28,7 @@ def unfit(problem: Problem, task: str) -> str:
         return "a task of the plain Cholesky adapter"
     if not problem.linear and task != "fit":
         return "timed for linear problems only"
-    if task in ("refit", "bootstrap") and not hasattr(LmerResult, task):
+    if task in ("refit", "bootstrap", "coef_table") and not hasattr(LmerResult, task):
         return f"this version has no {task}()"
     return ""
 
@@ -49,7 +49,9 @@ def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -
     if task == "fit":
         return Call(lambda: lmer(problem.formula, table, reml=problem.reml, **options), outcome)
     if task == "satterthwaite":
-        return Call(lambda: with_freedom(lmer(problem.formula, table, reml=problem.reml, **options)), outcome)
+        return Call(lambda: tested(lmer(problem.formula, table, reml=problem.reml, **options), "coef_arrays"), outcome)
+    if task == "coef_table":
+        return Call(lambda: tested(lmer(problem.formula, table, reml=problem.reml, **options), "coef_table"), outcome)
     fitted = lmer(problem.formula, table, reml=problem.reml, **options)
     if task == "refit":
         new_y = other_response(fitted.design.y)
@@ -65,9 +67,9 @@ def prepared(problem: Problem, table: pd.DataFrame, task: str, **options: Any) -
     return Call(lambda: objective.derivatives(theta), lambda parts: Outcome(parts[0], 1))
 
 
-def with_freedom(result: Any) -> Any:
-    """The result, its table of coefficients made."""
-    result.coef_table(ddf="satterthwaite")
+def tested(result: Any, method: str) -> Any:
+    """The result, the tests of its coefficients made: `coef_arrays` or `coef_table`."""
+    getattr(result, method, result.coef_table)(ddf="satterthwaite")  # a version to compare with may lack the first
     return result
 
 

@@ -264,3 +264,50 @@ def test_idle_workspaces_are_bounded(monkeypatch):
         assert threading.active_count() >= 1
     with pool.lent(cross), pool.lent(cross), pool.lent(cross) as another:
         assert another is not third
+
+
+def small(seed, levels=(12, 7)):
+    """A model and a response; every seed has the same rows and levels, and other numbers."""
+    n, pattern, random = 90, np.random.default_rng(0), np.random.default_rng(seed)
+    codes = [pattern.integers(0, q, n) for q in levels]
+    X = np.column_stack([np.ones(n), random.normal(size=n)])
+    y = sum(random.normal(size=max(c) + 1)[c] for c in codes) + random.normal(size=n)
+    return lambda reml=True: Model(X, [Term(c) for c in codes], reml=reml).fit(y)
+
+
+def workspace_of(fit):
+    with fit.workspace() as model:
+        return model
+
+
+@pytest.mark.parametrize("levels", [(12,), (12, 7)])
+def test_a_workspace_that_nobody_has_serves_the_next_model_of_its_pattern(levels):
+    alone = [small(seed, levels)() for seed in (1, 2)]  # both live: each has its own
+    assert workspace_of(alone[0]) is not workspace_of(alone[1])
+    expected = [figures(fit) for fit in alone]
+    del alone
+    first = small(1, levels)()
+    model = workspace_of(first)
+    assert figures(first) == expected[0]
+    first.complete()
+    del first
+    second = small(2, levels)()
+    assert workspace_of(second) is model
+    assert figures(second) == expected[1]
+    third = small(1, levels)()
+    assert workspace_of(third) is not model
+    assert figures(third) == expected[0]
+    assert workspace_of(small(1, levels)(reml=False)) is not model
+
+
+def test_a_workspace_is_of_its_pattern_alone():
+    """As many levels and rows, met otherwise."""
+    fit = small(1)()
+    expected = figures(fit)
+    del fit
+    n, random = 90, np.random.default_rng(4)
+    codes = [random.permutation(np.arange(n) % q) for q in (12, 7)]
+    y = random.normal(size=n)
+    other = Model(np.ones((n, 2)) * [1.0, 0.0] + np.outer(y, [0.0, 1.0]) ** 2, [Term(c) for c in codes]).fit(y)
+    assert other.converged
+    assert figures(small(1)()) == expected

@@ -107,3 +107,13 @@ def test_labels_are_not_written_until_asked_for(n: int) -> None:
     _, levels = combine(codes, part, codes, part)
     assert "text" not in levels.__dict__
     assert levels.labels[-1] == f"{n - 1}:{n - 1}"
+
+
+def test_missing_codes_stay_where_unused_levels_go():
+    factor = Factor(np.array([3, -1, 0, 3], np.int8), np.array(list("abcd"), dtype=object))
+    taken = factor.take(None)
+    assert taken.codes.tolist() == [1, -1, 0, 1]
+    assert taken.codes.dtype == np.int32
+    assert taken.levels.tolist() == ["a", "d"]
+    whole = Factor(np.array([1, -1, 0], np.int64), np.array(["a", "b"], dtype=object)).take(None)
+    assert whole.codes.tolist() == [1, -1, 0]

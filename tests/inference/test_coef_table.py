@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fastlmm_core import lmer, load_dataset
+from fastlmm_core import RankWarning, lmer, load_dataset
 from golden_models import FOLDER, golden
 
 REFERENCES = [path.stem for path in sorted(FOLDER.glob("*.json")) if json.loads(path.read_text()).get("satterthwaite")]
@@ -35,6 +35,19 @@ def test_lmertests_and_pbkrtests_figures(name: str) -> None:
         np.testing.assert_allclose(anova["sum_sq"], [r["Sum Sq"] for r in figures["anova_type3"]], rtol=2e-3)
         assert list(anova["num_df"]) == [r["NumDF"] for r in figures["anova_type3"]]
         assert list(anova.index) == [r["term"] for r in figures["anova_type3"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"ddf": "kenward-roger"}, {"ddf": "normal"}, {"cov_type": "CR2"}])
+def test_the_same_numbers_without_a_table(options: dict[str, str]) -> None:
+    data = load_dataset("sleepstudy")
+    data["twice"] = 2.0 * data["Days"]
+    with pytest.warns(RankWarning):
+        fit = lmer("Reaction ~ Days + twice + (1 | Subject)", data)
+    table, arrays = fit.coef_table(**options), fit.coef_arrays(**options)
+    assert list(table) == list(arrays._fields)
+    np.testing.assert_array_equal(table.to_numpy().T, arrays)
+    assert np.isnan(arrays.df[2])
+    assert np.isfinite(arrays.t[:2]).all()
 
 
 def test_insteval() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +165,15 @@ def test_residual_trend_needs_enough_points():
     _, ax = canvas(None)
     trend(ax, np.arange(10.0), np.arange(10.0))
     assert not ax.lines
+
+
+def test_names_of_many_levels_have_room():
+    few = lmer("Yield ~ 1 + (1 | Batch)", load_dataset("Dyestuff"))
+    many = lmer("distance ~ age + (1 | Subject)", load_dataset("Orthodont"))
+    for draw in ("caterpillar", "shrinkage"):
+        low, high = (getattr(fit.plot, draw)() for fit in (few, many))
+        assert high.get_figheight() > low.get_figheight(), draw
+        place = high.axes[0]
+        high.draw_without_rendering()
+        names = [label.get_window_extent() for label in place.get_yticklabels()]
+        assert not any(a.overlaps(b) for a, b in pairwise(names)), draw

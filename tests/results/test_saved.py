@@ -40,6 +40,7 @@ def test_a_loaded_fit_answers(case, tmp_path):
     for name in ("sigma", "llf", "aic", "bic", "nobs", "df_model", "df_resid", "n_groups", "converged", "formula"):
         assert getattr(found, name) == getattr(fit, name)
     assert_frame_equal(found.coef_table(), fit.coef_table())
+    np.testing.assert_array_equal(found.coef_arrays(), fit.coef_arrays())
     assert_frame_equal(found.cov_params(), fit.cov_params())
     assert_frame_equal(found.ranef(), fit.ranef())
     assert_frame_equal(found.fit_log, fit.fit_log)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.rows.columns import gram_factor, triangle_inverse
 from fastlmm_core.core.estimability import NullSpace, null_space
 from fastlmm_core.errors import ModelError, UnitError
+from fastlmm_core.records import quick
 
 __all__ = ["CHUNK", "Conditioning", "condition_columns", "condition_term", "independent_columns", "qr_triangle"]
 
@@ -45,6 +46,7 @@ GRAM_TOLERANCE = 1e-6
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class Conditioning:
     """How [X y] was transformed: [X[:, keep], y - X[:, keep] shift] = E r, rows weighted by w / weight_scale.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +16,7 @@ from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import cross_products
 from fastlmm_core.core.evaluation import Evaluation
 from fastlmm_core.core.held import HeldContrast
-from fastlmm_core.core.layout import Layout, plan
+from fastlmm_core.core.layout import Layout, kept_plan, plan
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.start import moment_start, start_of
 from fastlmm_core.core.terms import Term
@@ -42,6 +44,8 @@ class Objective:
     Attributes
     ----------
     n_theta : int
+    most_spare : int
+        Workspaces of a small pattern and criterion that are kept when nobody has them any more.
 
     Notes
     -----
@@ -49,21 +53,46 @@ class Objective:
     from a report of its own optimiser raises `InUseError`. Threads that shall not wait need an object each.
     """
 
+    most_spare: ClassVar[int] = 2
+
+    _cross: CrossProducts | None
+    _later: tuple[DesignSums, Responses] | None  # what `_cross` is made of
+    _blocks: Array | None
+
     def __init__(
         self, cross: CrossProducts, reml: bool = True, control: Control | None = None, *, layout: Layout | None = None
     ) -> None:
         self._make(cross, reml, control, layout)
         self.plan.load(self.evaluator, cross)
-        self._cross: CrossProducts | None = cross
+        self._cross = cross
 
     @classmethod
     def of_response(cls, design: DesignSums, found: Responses, reml: bool, control: Control) -> Objective:
-        """That of a design with the only one of some responses."""
+        """That of a design with the only one of some responses; of a small one, in a workspace that is spare."""
+        kept = kept_plan(design, control)
+        if kept is not None and kept.spare is not None:
+            with suppress(IndexError):  # there is none
+                spare: Objective = kept.spare[reml].pop()
+                spare._lock.recover()
+                if spare.theta_map.held is not None or design.theta_map.held is not None:
+                    spare.__dict__.pop("newton", None)
+                return spare._with(design, found)
         out = object.__new__(cls)
-        out._make(design, reml, control, None)
-        out.plan.load_response(out.evaluator, design, found)
-        out._cross, out._later = None, (design, found)
-        return out
+        out._make(design, reml, control, None if kept is None else kept.another())
+        return out._with(design, found)
+
+    def _with(self, design: DesignSums, found: Responses) -> Objective:
+        """The same workspace for a design of its pattern, with the only one of some responses."""
+        self.plan.load_response(self.evaluator, design, found)
+        self.theta_map, self._blocks = design.theta_map, design.blocks[0]
+        self._cross, self._later = None, (design, found)
+        return self
+
+    def let_go(self) -> None:
+        """Be spare, for a model of the same pattern to come; whoever had it uses it no more."""
+        if self.plan.spare is not None and len(self.plan.spare[self.reml]) < self.most_spare:
+            self._cross = self._later = self._blocks = None
+            self.plan.spare[self.reml].append(self)
 
     def _make(
         self, products: CrossProducts | DesignSums, reml: bool, control: Control | None, layout: Layout | None
@@ -76,13 +105,13 @@ class Objective:
         self._blocks = products.blocks[0]
         self.theta_map = products.theta_map
         self.n_theta = len(products.theta_map.index)
-        self._later: tuple[DesignSums, Responses] | None = None
-        self._lock = ForkedLock(self._renew)
+        self._later = None
+        self._lock = ForkedLock(self)
 
     def __reduce__(self) -> tuple[type[Objective], tuple[CrossProducts, bool, Control]]:
         return Objective, (self.cross, self.reml, self.control)
 
-    def _renew(self, lost: bool) -> None:
+    def renew(self, lost: bool) -> None:
         """In a child, a workspace of its own in place of one that another thread of the parent was at work on."""
         if lost or self.plan.tail.busy:
             self.plan = plan(self.cross, self.control)

@@ -109,13 +109,13 @@ class DesignProducts(DesignSums):
         self.theta_map = theta_map(terms, self.groups, self.transforms, self.weight_scale)
         self._kept_q: Array | None = None
         if self.n * self.rank <= KEEP_COLUMNS:
-            self._kept_q = (self.X if self.rank == self.n_columns else self.X[:, self.keep]) @ self.inverse
+            self._kept_q = (self.X if self.rank == self.n_columns else self.X[:, self.keep]).dot(self.inverse)
 
         sums = LevelSums([g.n_columns for g in self.groups], self.rank, [g.n_levels for g in self.groups])
         self.xtx = np.zeros((self.rank, self.rank))
         for part in self.parts():
             q, v = self.q(part), None if w is None else w[part]
-            self.xtx += q.T @ (q if v is None else q * v[:, None])
+            self.xtx += q.T.dot(q if v is None else q * v[:, None])
             columns = [None if z is None else z[part] for z in self.columns]
             sums.add([codes[part] for codes in self.codes], columns, v, q)
         self.blocks, self.dense = sums.finish()

@@ -29,6 +29,7 @@ from fastlmm_core.core.threads import one_blas_thread
 from fastlmm_core.core.workspaces import Workspaces
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["CoreFit", "FitLog", "estimates", "minimise"]
 
@@ -109,6 +110,7 @@ def later(make: Callable[[CoreFit], T]) -> cached_property[T]:
     return cached_property(bounded)
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class CoreFit:
     """A fitted model as plain arrays, in the user's units.
@@ -235,8 +237,9 @@ class CoreFit:
         """`known_cov`, where `cov_beta` is made of it."""
         design, rank, p = self.solution.design, self.rank, len(self.beta)
         # X'V^-1 X = weight_scale r'(L L')r, so its inverse is H H' / weight_scale with H = r^-1 L^-T
-        half = design.inverse @ triangle_inverse(self.solution.ld[:rank, :rank].T)
-        known = self.sigma**2 / design.weight_scale * (half @ half.T)
+        half = design.inverse.dot(triangle_inverse(self.solution.ld[:rank, :rank].T))
+        known = half.dot(half.T)
+        known *= self.sigma**2 / design.weight_scale
         if rank == p:
             return np.asarray(known)
         cov = np.full((p, p), np.nan)
@@ -392,7 +395,7 @@ def minimise(
     evaluations = newton.evaluations()
     if parameters.is_singular(theta):  # or a sign to turn
         theta = parameters.canonical(theta)
-        if start is None and (theta[parameters.vector_diagonal] < SINGULAR).any():
+        if start is None and any(theta[a] < SINGULAR for a in parameters.vector_diagonal):
             # covariance matrices of lower rank can be local minima: look once more from a place of full rank
             other, other_value, other_status = newton.minimise(parameters.diagonal.astype(float), report)
             evaluations = np.concatenate([evaluations, newton.evaluations()])
@@ -404,7 +407,10 @@ def minimise(
 
 def snap(model: Objective, theta: Array, value: float) -> Array:
     """Set diagonal elements that are all but zero to zero, where the criterion does not rise."""
-    for a in np.flatnonzero(model.theta_map.diagonal & (np.abs(theta) < SINGULAR) & (theta != 0)):
+    diagonal = model.theta_map.diagonal.tolist()
+    for a, value_there in enumerate(theta.tolist()):
+        if not (diagonal[a] and 0.0 < abs(value_there) < SINGULAR):
+            continue
         trial = theta.copy()
         trial[a] = 0.0
         at_zero = model.evaluator.value(trial)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.symbolic.index import leading_rows, tail_rows
 from fastlmm_core.core.terms import Group
 from fastlmm_core.core.theta import ThetaMap
+from fastlmm_core.records import quick
 
 __all__ = [
     "FEW",
@@ -83,9 +84,10 @@ class Weighted(Products, Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True)
 class Incidence:
-    """`Products` without their numbers: blocks and cells have their columns, but no rows."""
+    """`Products` without their numbers: blocks and cells have their columns, but no rows, and theta no map."""
 
     n: int
     rank: int
@@ -99,7 +101,8 @@ class Incidence:
         """That of some products; the arrays that say which levels meet are shared."""
         blocks = tuple(np.empty((0, *block.shape[1:])) for block in products.blocks)
         pairs = {key: (ptr, idx, np.empty((0, *val.shape[1:]))) for key, (ptr, idx, val) in products.pairs.items()}
-        return cls(products.n, products.rank, products.groups, blocks, pairs, products.theta_map)
+        theta_map = ThetaMap(products.theta_map.index, np.empty((0, 0)))
+        return cls(products.n, products.rank, products.groups, blocks, pairs, theta_map)
 
 
 def tail_groups(cross: Products, leads: bool) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -15,10 +15,10 @@ from fastlmm_core._native.criterion.evaluator import Evaluator
 from fastlmm_core._native.criterion.values import Values
 from fastlmm_core._native.rows.refill import RowPlaces
 from fastlmm_core._native.symbolic.index import leading_values, tail_values
-from fastlmm_core._native.tail.tail import EmptyTail, Tail
+from fastlmm_core._native.tail.tail import DenseTail, EmptyTail, Tail
 from fastlmm_core.core.control import Control, checked_control
 from fastlmm_core.core.crossprod import DesignProducts
-from fastlmm_core.core.engines import ENGINES, NO_TAIL, Cost, EngineReport, TailProblem, choose
+from fastlmm_core.core.engines import DENSE_BELOW, ENGINES, Cost, EngineReport, TailProblem, choose
 from fastlmm_core.core.incidence import (
     FEW,
     Floats,
@@ -37,18 +37,24 @@ from fastlmm_core.core.incidence import (
 from fastlmm_core.core.machine import NOTICED
 from fastlmm_core.core.products import CrossProducts, DesignSums, Responses
 from fastlmm_core.core.terms import Group
+from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.errors import ModelError
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
-__all__ = ["Layout", "engine_report", "plan"]
+__all__ = ["Layout", "engine_report", "kept_plan", "plan"]
 
 SHORT = 1 << 16
 """Tail columns that 16-bit numbers tell apart."""
+
+SMALL, FEW_COLUMNS = 1024, 64
+"""Random effects, or cells, and columns of X below which plans are kept: a pattern is sooner read than planned."""
 
 PARALLEL_ABOVE = 5e6
 """Flops of an evaluation below which waking a second thread costs more than it saves."""
 
 
+@quick
 @dataclass(frozen=True)
 class Layout:
     """Where each number of a model goes, and the engine that will work on them: nothing that depends on y or weights.
@@ -75,6 +81,8 @@ class Layout:
     tail : Tail
     seconds : float
         Predicted time of a factor and an inverse of the tail, as in `Cost`.
+    spare : dict or None
+        Of a plan that is kept: objectives that nobody has any more, by whether they are REML's; its copies share them.
     """
 
     incidence: Incidence
@@ -88,6 +96,7 @@ class Layout:
     threads: int
     tail: Tail
     seconds: float = 0.0
+    spare: dict[bool, list[Any]] | None = field(default=None, repr=False)
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -146,6 +155,13 @@ class Layout:
     def working_evaluator(self) -> Evaluator:
         """The workspace for log|M| at a fixed scale: of a working model, whose weights carry the scale."""
         return Evaluator(self.arrays, self.tail, self.incidence.n, 0, False, self.threads, True)
+
+    def another(self) -> Layout:
+        """The same layout with a tail of its own, dense or none: evaluators of the two can be at work at once."""
+        rows: Any = self.arrays["a_ptr"], self.arrays["a_idx"]
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, tail=DenseTail(rows, self.threads) if self.tail.m else EmptyTail())
+        return other
 
     def load(self, evaluator: Evaluator, cross: CrossProducts) -> None:
         """Load an evaluator of this layout with the numbers of cross-products, and their criterion's constant."""
@@ -257,8 +273,50 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         The predicted factor exceeds the memory at hand; the message has both figures.
     """
     control = checked_control(control)
-    if len(cross.groups) == 1 and control.engine != "cholmod":
-        return lone_plan(cross, control)
+    kept = kept_plan(cross, control)
+    return planned(cross, control) if kept is None else kept.another()
+
+
+def kept_plan(cross: Products, control: Control) -> Layout | None:
+    """The plan that models of this pattern copy; None where they are too large for one to be kept."""
+    if not is_small(cross, control):
+        return None
+    cells = tuple([(key, ptr.tobytes(), idx.tobytes(), val.shape[1:]) for key, (ptr, idx, val) in cross.pairs.items()])
+    return small_plan(cross.n, cross.rank, cross.groups, cross.theta_map.index.tobytes(), cells, control)
+
+
+def is_small(cross: Products, control: Control) -> bool:
+    """Whether a plan is kept: the model is small, and no look at the tail decides its engine."""
+    sizes = [group.size for group in cross.groups]
+    if control.engine == "cholmod" or sum(sizes) >= SMALL or cross.rank >= FEW_COLUMNS:
+        return False
+    few = sum(sizes[1:]) <= DENSE_BELOW and control.engine in ("auto", "dense")
+    return len(sizes) == 1 or (few and sum([len(idx) for _, idx, _ in cross.pairs.values()]) < SMALL)
+
+
+@lru_cache(maxsize=32)
+def small_plan(
+    n: int,
+    rank: int,
+    groups: tuple[Group, ...],
+    places: bytes,
+    cells: tuple[tuple[tuple[int, int], bytes, bytes, tuple[int, int]], ...],
+    control: Control,
+) -> Layout:
+    """`planned` of a pattern: theta's index, and of each pair of groups its cells, are given as bytes."""
+    pairs = {
+        key: (np.frombuffer(ptr, np.int64).copy(), np.frombuffer(idx, np.int32).copy(), np.empty((0, *widths)))
+        for key, ptr, idx, widths in cells
+    }
+    blocks = tuple(np.empty((0, group.n_columns, group.n_columns)) for group in groups)
+    theta_map = ThetaMap(np.frombuffer(places, np.int64).reshape(-1, 3), np.empty((0, 0)))
+    found = replace(planned(Incidence(n, rank, groups, blocks, pairs, theta_map), control), spare={True: [], False: []})
+    _ = found.columns  # made here for all of its copies
+    return found
+
+
+def planned(cross: Products, control: Control) -> Layout:
+    """`plan`, made for these products."""
     problem = tail_problem(cross, control)
     choice = choose(problem, control.engine)
     return Layout(
@@ -274,15 +332,6 @@ def plan(cross: Products, control: Control | None = None) -> Layout:
         choice.tail,
         choice.seconds,
     )
-
-
-def lone_plan(cross: Products, control: Control) -> Layout:
-    """`plan` of a single group, which leads: there is no tail to order or to choose an engine for."""
-    leading, rows = structures(cross, [])
-    lead, d = cross.groups[0], cross.rank + 1
-    threads = control.n_threads if lead.size * d * (d + lead.n_columns) > PARALLEL_ABOVE else 1
-    arrays, work = evaluator_arrays(cross, [], leading, rows), workspace_bytes(cross, leading, rows)
-    return Layout(Incidence.of(cross), control, "none", NO_TAIL, [], arrays, 0, work, threads, EmptyTail())
 
 
 def tail_problem(cross: Products, control: Control) -> TailProblem:

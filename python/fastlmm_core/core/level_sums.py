@@ -36,12 +36,14 @@ class LevelSums:
 
     def __init__(self, widths: Sequence[int], n_dense: int, levels: Sequence[int]) -> None:
         self.widths, self.n_dense, self.levels = tuple(widths), n_dense, list(levels)
+        self._blocks: list[Array] = []
+        self._dense: list[Array] = []
         for q, l in zip(levels, widths, strict=True):
             size = 8 * q * l * (l + n_dense)
             if size > NOTICED:
                 require_memory(size, f"the cross-products of {q} levels with {l} effects each")
-        self._blocks = [np.zeros((q, l, l)) for q, l in zip(levels, widths, strict=True)]
-        self._dense = [np.zeros((q * l, n_dense)) for q, l in zip(levels, widths, strict=True)]
+            self._blocks.append(np.zeros((q, l, l)))
+            self._dense.append(np.zeros((q * l, n_dense)))
 
     def grow(self, g: int, levels: int) -> None:
         """Make room for as many levels of a factor, and some more."""
@@ -85,13 +87,13 @@ class LevelSums:
 
     def finish(self) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
         """Blocks (q, l, l) and dense sums (q * l, n_dense) of each factor."""
-        for blocks in self._blocks:
-            mirror_blocks(blocks)
-        sizes = [q * l for q, l in zip(self.levels, self.widths, strict=True)]
-        return (
-            tuple(b[:q] for b, q in zip(self._blocks, self.levels, strict=True)),
-            tuple(d[:size] for d, size in zip(self._dense, sizes, strict=True)),
-        )
+        found, sums = [], []
+        for blocks, dense, q, l in zip(self._blocks, self._dense, self.levels, self.widths, strict=True):
+            if l > 1:
+                mirror_blocks(blocks)
+            found.append(blocks if len(blocks) == q else blocks[:q])
+            sums.append(dense if len(dense) == q * l else dense[: q * l])
+        return tuple(found), tuple(sums)
 
 
 def extended(array: Array, rows: int) -> Array:

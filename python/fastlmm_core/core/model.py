@@ -76,10 +76,9 @@ class Model:
         reml: bool = True,
         control: Control | None = None,
     ) -> None:
-        self.control = checked_control(control)
+        self.control, self.reml = checked_control(control), checked_flag(reml)
         with one_blas_thread():
-            self.products = identified_products(X, terms, weights, offset, checked_flag(reml))
-        self.reml = checked_flag(reml)
+            self.products = identified_products(X, terms, weights, offset, self.reml)
         self._workspaces = Workspaces(self.reml, self.control)
         self._no_factor = ""  # why the iterative engine fits it, once that is known
 

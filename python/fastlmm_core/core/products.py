@@ -16,6 +16,7 @@ from fastlmm_core.core.rows_at_hand import RowsAtHand
 from fastlmm_core.core.terms import Group, Shaped
 from fastlmm_core.core.theta import ThetaMap
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["Cells", "CrossProducts", "DesignSums", "Responses"]
 
@@ -23,6 +24,7 @@ Array = NDArray[np.float64]
 Cells = tuple[NDArray[np.int64], NDArray[np.int32], Array]
 
 
+@quick
 @dataclass(frozen=True)
 class CrossProducts:
     """Z'WZ, Z'W[X y] and [X y]'W[X y] in conditioned coordinates, and the way back.
@@ -76,6 +78,7 @@ class CrossProducts:
         return self.theta_map.to_conditioned
 
 
+@quick
 @dataclass(frozen=True)
 class Responses:
     """Conditioned cross-products of k responses with one design.

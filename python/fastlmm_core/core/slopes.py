@@ -7,16 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.information import (
-    assembled_hessian,
-    contrast_df,
-    group_slopes,
-    pseudo_inverse,
-)
+from fastlmm_core._native.criterion.information import assembled, contrast_df, group_slopes, pseudo_inverse
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.theta import group_factors
 
-__all__ = ["assembled_hessian", "contrast_df", "positive_inverse", "slopes_of", "upper_inverse"]
+__all__ = ["DROPPED", "assembled", "contrast_df", "positive_inverse", "slopes_of", "upper_inverse"]
 
 Array = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.criterion.start import clipped_roots, group_moment
+from fastlmm_core._native.criterion.start import moment_roots
 from fastlmm_core.core.products import CrossProducts
 
 __all__ = ["START_RANGE", "moment_start", "start_of"]
@@ -34,9 +34,4 @@ def moment_start(cross: CrossProducts) -> Array:
 
 def start_of(blocks: Sequence[Array], dense: Sequence[Array], total: float, n: int, index: NDArray[np.int64]) -> Array:
     """`moment_start` from blocks of Z'WZ, sums of which the last column is the response's, and its sum of squares."""
-    estimates = [group_moment(a, s[:, -1], RIDGE, n, total) for a, s in zip(blocks, dense, strict=True)]
-    explained = 0.0
-    for estimate in estimates:
-        explained += float(estimate.trace())
-    residual = max(total / n - explained, 0.1 * total / n)
-    return clipped_roots(estimates, residual, index, *START_RANGE)
+    return moment_roots(tuple(blocks), tuple(dense), n, total, index, RIDGE, *START_RANGE)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.core.arguments import as_floats, refuse_masked
 from fastlmm_core.errors import DataError, EmptyLevelWarning, ModelError, no_such, warn
+from fastlmm_core.records import quick
 
 __all__ = [
     "Group",
@@ -193,6 +194,7 @@ class Shaped(Protocol):
         ...
 
 
+@quick
 @dataclass(frozen=True)
 class Group:
     """Terms that share a grouping factor: one block of random effects a level, block-diagonal in the terms."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fastlmm_core._native.rows.columns import triangle_inverse
 from fastlmm_core.core.terms import Group, Shaped, factor_index
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["SINGULAR", "ThetaMap", "group_factors", "smallest_singular_value", "theta_map"]
 
@@ -22,6 +23,7 @@ SINGULAR = 1e-4
 """A diagonal element of a (conditioned) relative factor below this makes a fit singular; lme4's tolerance."""
 
 
+@quick
 @dataclass(frozen=True)
 class ThetaMap:
     """The parameters of one design.
@@ -48,15 +50,13 @@ class ThetaMap:
     @cached_property
     def diagonal(self) -> NDArray[np.bool_]:
         """(n_theta,) whether a parameter is a diagonal element."""
-        return self.index[:, 1] == self.index[:, 2]
+        return diagonal_of(self.index.tobytes())
 
     @cached_property
-    def vector_diagonal(self) -> NDArray[np.bool_]:
-        """(n_theta,) diagonal elements of factors that have others, those held left out."""
-        free = self.diagonal & np.isin(self.index[:, 0], self.index[~self.diagonal, 0])
-        if self.held is not None:
-            free[self.held] = False
-        return free
+    def vector_diagonal(self) -> list[int]:
+        """Places of the diagonal elements of factors that have others, those held left out."""
+        held = () if self.held is None else self.held.tolist()
+        return [a for a in vectors_of(self.index.tobytes()) if a not in held]
 
     @cached_property
     def columns(self) -> list[tuple[int, NDArray[np.int64]]]:
@@ -66,7 +66,7 @@ class ThetaMap:
 
     def canonical(self, theta: Array) -> Array:
         """Signs of the columns (of theta (..., n_theta)) such that diagonals are not negative; same covariance."""
-        if not (theta[..., self.diagonal] < 0).any():
+        if theta[..., self.diagonal].min(initial=0.0) >= 0.0:
             return theta
         out = theta.copy()
         for a, column in self.columns:
@@ -104,6 +104,23 @@ class ThetaMap:
 
 
 @lru_cache(maxsize=256)  # models of one shape are many
+def diagonal_of(index_bytes: bytes) -> NDArray[np.bool_]:
+    """`ThetaMap.diagonal`, read-only, of an index (n_theta, 3) as bytes."""
+    index = np.frombuffer(index_bytes, np.int64).reshape(-1, 3)
+    out: NDArray[np.bool_] = index[:, 1] == index[:, 2]
+    out.setflags(write=False)
+    return out
+
+
+@lru_cache(maxsize=256)
+def vectors_of(index_bytes: bytes) -> list[int]:
+    """Places of the diagonal elements of factors that have others, of an index (n_theta, 3) as bytes."""
+    index = np.frombuffer(index_bytes, np.int64).reshape(-1, 3).tolist()
+    vectors = {g for g, i, j in index if i != j}
+    return [a for a, (g, i, j) in enumerate(index) if i == j and g in vectors]
+
+
+@lru_cache(maxsize=256)
 def factors_of(index_bytes: bytes, held: tuple[int, ...]) -> list[list[list[int]]]:
     """`ThetaMap.factors` of an index (n_theta, 3) as bytes."""
     index = np.frombuffer(index_bytes, np.int64).reshape(-1, 3).tolist()

@@ -11,8 +11,8 @@ import os
 from collections.abc import Callable
 from functools import cache, wraps
 from threading import Lock, RLock, get_ident
-from typing import Any, ClassVar, TypeVar, cast
-from weakref import WeakMethod
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+from weakref import ref
 
 from threadpoolctl import ThreadpoolController
 
@@ -69,42 +69,53 @@ def set_threads(library: Any, count: int) -> None:
 
 
 class Blocks:
-    """The blocks that are open, in every Python thread."""
+    """The blocks that are open, in every Python thread, and the bound that they share.
+
+    Blocks nest many times in a fit, so opening and closing one takes no lock while the bound holds: a block is put down
+    before it looks whether it does, and `release` takes the bound back before it looks whether a block is open.
+    """
 
     def __init__(self) -> None:
         self.lock = Lock()
         self.open: dict[object, int] = {}  # by block: Python thread
-        self.before: list[int] = []  # the libraries' own counts, while a block is open
+        self.before: list[int] = []  # the libraries' own counts, until they are brought back
+        self.bound = False
 
-    def enter(self, block: object) -> None:
-        """Open a block."""
+    def bind(self) -> None:
+        """Bound the libraries, if they are not; for a block that is open."""
         with self.lock:
+            if self.bound:
+                return
+            # kept before anything is changed: a fork here finds what to bring back
+            self.before = self.before or [count() for count in counters()]
+            self._set([1] * len(self.before))
+            self.bound = True
+
+    def release(self) -> None:
+        """Bring the libraries back to what they had, if no block is open."""
+        with self.lock:
+            bound, self.bound = self.bound, False
             if self.open:
-                self.open[block] = get_ident()
+                self.bound = bound
                 return
-            self.before = [count() for count in counters()]
-            self.open[block] = get_ident()  # before anything is changed: a fork here finds what to bring back
-            if self.before.count(1) == len(self.before):
-                return
-            for library, count in zip(blas_libraries(), self.before, strict=True):
-                if count != 1:
-                    set_threads(library, 1)
+            self._set(self.before)
+            self.before = []
 
-    def leave(self, block: object) -> None:
-        """Close a block, if it was opened; the last one brings the libraries back to what they had."""
-        with self.lock:
-            if len(self.open) == 1 and block in self.open and self.before.count(1) < len(self.before):
-                for library, count in zip(blas_libraries(), self.before, strict=True):
-                    if count != 1:
-                        set_threads(library, count)
-            self.open.pop(block, None)
+    def _set(self, counts: list[int]) -> None:
+        """Set those libraries that had more threads than one."""
+        if self.before.count(1) == len(self.before):
+            return
+        for library, count, before in zip(blas_libraries(), counts, self.before, strict=True):
+            if before != 1:
+                set_threads(library, count)
 
     def after_fork(self) -> None:
         """In a child there are no threads but the one that forked, and nobody holds the lock."""
         self.lock = Lock()
         here = get_ident()
-        for block in [block for block, thread in self.open.items() if thread != here]:
-            self.leave(block)
+        self.open = {block: thread for block, thread in self.open.items() if thread == here}
+        if not self.open and self.before:
+            self.release()
 
 
 BLOCKS = Blocks()
@@ -120,15 +131,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: setattr(ForkedLock, "recovery", RLock()))
 
 
+class Renewed(Protocol):
+    """What a `ForkedLock` guards."""
+
+    def renew(self, lost: bool) -> None:
+        """Make right what a fork broke; ``lost`` tells whether somebody was in the middle of something."""
+        ...
+
+
 class ForkedLock:
     """A lock that a forked child finds free where a thread held it that did not come along.
 
-    What the lock guards was left half done then, so its owner is told.
+    What the lock guards was left half done then, so whose it is is told.
 
     Parameters
     ----------
-    renew : method
-        Called before the first use in a child, with whether the lock was held by a thread that is not there.
+    guarded : Renewed
+        Its `renew` is called before the first use in a child, with whether the lock was held by a thread that is not
+        there.
 
     Attributes
     ----------
@@ -138,8 +158,8 @@ class ForkedLock:
 
     recovery: ClassVar[Any] = RLock()
 
-    def __init__(self, renew: Callable[[bool], None]) -> None:
-        self._forks, self._renew = len(FORKED), WeakMethod(renew)
+    def __init__(self, guarded: Renewed) -> None:
+        self._forks, self._guarded = len(FORKED), ref(guarded)
         self.free()
 
     def free(self) -> None:
@@ -158,9 +178,9 @@ class ForkedLock:
             lost = self._lock.locked() and any(thread != self.owner for thread in forks)
             if lost:
                 self.free()
-            renew = self._renew()
-            if renew is not None:
-                renew(lost)
+            guarded = self._guarded()
+            if guarded is not None:
+                guarded.renew(lost)
             self._forks += len(forks)
 
     def __enter__(self) -> None:
@@ -181,13 +201,17 @@ class one_blas_thread:
 
     def __enter__(self) -> None:
         try:
-            BLOCKS.enter(self)
+            BLOCKS.open[self] = get_ident()
+            if not BLOCKS.bound:
+                BLOCKS.bind()
         except BaseException:
-            BLOCKS.leave(self)
+            self.__exit__()
             raise
 
     def __exit__(self, *error: object) -> None:
-        BLOCKS.leave(self)
+        BLOCKS.open.pop(self, None)
+        if not BLOCKS.open:
+            BLOCKS.release()
 
 
 def bounded(function: F) -> F:

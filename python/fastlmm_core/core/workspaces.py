@@ -29,6 +29,8 @@ class Workspaces:
     meet in one workspace nor wait for it. All have one engine, whatever memory is free by then: a response's estimates
     are the same to the bit in each.
 
+    When nobody has these workspaces any more, other designs of the same small pattern may.
+
     Parameters
     ----------
     reml : bool
@@ -68,33 +70,30 @@ class Workspaces:
             objective.set_response(design, found)
         return objective
 
+    def __del__(self) -> None:
+        for objective in self._idle:
+            objective.let_go()
+
     def give_back(self, objective: Objective) -> None:
         """Let it be taken again."""
         if (len(self._idle) + 1) * self._n_bytes <= KEPT_BYTES:
             self._idle.append(objective)
 
-    @contextmanager
-    def lent_with(self, design: DesignSums, found: Responses) -> Iterator[Objective]:
+    def lent_with(self, design: DesignSums, found: Responses) -> Lent:
         """An objective as `take` gives it, inside a `with` block."""
-        objective = self.take(design, found)
-        try:
-            yield objective
-        finally:
-            self.give_back(objective)
+        return Lent(self, lambda: self.take(design, found))
 
-    @contextmanager
-    def lent(self, cross: CrossProducts) -> Iterator[Objective]:
+    def lent(self, cross: CrossProducts) -> Lent:
         """An objective of these cross-products, inside a `with` block."""
+        return Lent(self, lambda: self._of(cross))
+
+    def _of(self, cross: CrossProducts) -> Objective:
         try:
             objective = self._idle.pop()
         except IndexError:
-            objective = self._kept(Objective(cross, self.reml, self.control))
-        else:
-            objective.load(cross)
-        try:
-            yield objective
-        finally:
-            self.give_back(objective)
+            return self._kept(Objective(cross, self.reml, self.control))
+        objective.load(cross)
+        return objective
 
     def _kept(self, objective: Objective) -> Objective:
         """A new one; those after it have its engine."""
@@ -103,6 +102,21 @@ class Workspaces:
             self.control = with_engine(self.control, made.engine)
         self._n_bytes, self.calls_blas = made.total_bytes, objective.evaluator.calls_blas
         return objective
+
+
+class Lent:
+    """A `with` block that has an objective of some workspaces, and gives it back."""
+
+    def __init__(self, workspaces: Workspaces, take: Callable[[], Objective]) -> None:
+        self._workspaces, self._take = workspaces, take
+        self._taken: list[Objective] = []
+
+    def __enter__(self) -> Objective:
+        self._taken.append(self._take())
+        return self._taken[-1]
+
+    def __exit__(self, *error: object) -> None:
+        self._workspaces.give_back(self._taken.pop())
 
 
 @lru_cache(maxsize=64)
@@ -163,12 +177,13 @@ class TakenInTurn(ABC):
 
     def nobody_has_it(self) -> None:
         """Begin with a turn that is free, and with no response."""
-        self.turn, self.holder = Turn(self._renew), None
+        self.turn, self.holder = Turn(self), None
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return type(self), self.arguments
 
-    def _renew(self, lost: bool) -> None:
+    def renew(self, lost: bool) -> None:
+        """As `Renewed.renew`."""
         if lost:  # by a fork in the middle of something
             turn = self.turn
             self.__init__(*self.arguments)  # type: ignore[misc]

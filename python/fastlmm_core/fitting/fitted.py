@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from fastlmm_core.core.saved import read_state, saved_state
 from fastlmm_core.errors import DataError, SpellingError
 from fastlmm_core.fitting import coefficients, ranef, var_corr
 from fastlmm_core.fitting.spelling import Count, Figure, no_attribute
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
@@ -35,6 +35,7 @@ class FixedEffects(pd.Series):  # type: ignore[misc]
         raise SpellingError("fixef is no method here: leave out the parentheses (params is the same)")
 
 
+@quick
 @dataclass(frozen=True, eq=False, repr=False)
 class FittedModel:
     """Base of the results: holds the design and the core's fit, and shows them as labelled figures.
@@ -61,8 +62,10 @@ class FittedModel:
 
     def keep_data(self, data: Any) -> None:
         """Remember the table of the fit for as long as somebody else holds it."""
-        with suppress(TypeError):  # a dict of arrays cannot be referred to weakly
+        try:
             self.kept["data"] = weakref.ref(data)
+        except TypeError:  # a dict of arrays cannot be referred to weakly
+            return
 
     def kept_data(self) -> Any:
         """The table of the fit.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlmm_core.errors import DataError
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["FitOptions", "checked_start"]
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class FitOptions:
     """What a fit was asked for beside its data; `refit` asks for the same again.

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import all_finite, extent
 from fastlmm_core.errors import DataError, FormulaError, FormulaWarning, ModelError, warn
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.levels import Factor, Levels
@@ -32,6 +33,9 @@ __all__ = [
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64] | None  # positions of the rows used; None for all of them
+
+FEW_NUMBERS = 1 << 12
+"""Numbers up to which a loop takes less time than arrays of masks."""
 
 OFFSET = "the offset"
 """What messages call the sum of all offsets."""
@@ -167,7 +171,8 @@ def sound_response(variable: Variable, name: str, rows: Rows) -> Array:
     """The response (n,) of the rows used: numeric (or true and false, as 1 and 0), finite, not constant."""
     if isinstance(variable, Numeric) and variable.values.ndim == 1:
         y = np.array(variable.values if rows is None else variable.values[rows], dtype=np.float64)
-        if 0.0 < float(y.max()) - float(y.min()) < np.inf:
+        low, high = extent(y)
+        if 0.0 < high - low < np.inf:
             return y
     y = response_values(variable, name, rows)
     if np.all(y == y[0]):
@@ -205,6 +210,8 @@ def constant_response(name: str, y: Array) -> ModelError:
 
 def check_finite(X: Array, names: Sequence[str], part: str) -> None:
     """Refuse infinite or undefined values in a model matrix, by column and count."""
+    if X.size < FEW_NUMBERS and X.flags.c_contiguous and all_finite(X.reshape(-1)):
+        return
     sound = np.isfinite(X)
     if not sound.all():
         counts = (~sound).sum(axis=0)

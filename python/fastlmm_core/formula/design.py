@@ -36,6 +36,7 @@ from fastlmm_core.formula.residual import ResidualDesign
 from fastlmm_core.formula.residual_rows import own_residual
 from fastlmm_core.formula.sparse import SparseDesign, sparse_designs
 from fastlmm_core.formula.structures import check_identifiable
+from fastlmm_core.records import quick
 
 __all__ = ["Design", "NaAction", "RandomDesign", "build_design"]
 
@@ -44,6 +45,7 @@ NA_ACTIONS = ("drop", "exclude", "raise")
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class Design:
     """A model as arrays, without reference to the table they came from; picklable.
@@ -306,15 +308,15 @@ def build_design(
     used = _Used(rows, n)
     spec, X = fit_matrix(reading.fixed, used(found.fixed), n, contrasts)
     check_finite(X, spec.names, "the fixed part")
-    designs = with_relationships(
-        used.random_terms(reading, found, None if contrasts else (spec, X)), relationships or {}
-    )
+    designs = used.random_terms(reading, found, None if contrasts else (spec, X))
+    if relationships:
+        designs = with_relationships(designs, relationships)
     row_weights = None if found.weights is None else sound_weights(found.weights, rows)
     check_identifiable(designs, n)
     ordinary = [term for term in designs if term.structure is None and term.relationship is None]
     structured = reading.residual is not None
     check_sizes(ordinary, n, row_weights, check=check_levels, residual=not observation_level, structured=structured)
-    sparse = sparse_designs(used(found.sparse), reading.fixed.intercept)
+    sparse = sparse_designs(used(found.sparse), reading.fixed.intercept) if found.sparse else ()
     within = None if reading.residual is None else reading.residual.design(used(found.residual), n)
     grid_source = reading.grid_source(spec, offset, rows, n)
     context.forget()
@@ -375,7 +377,7 @@ class _Used:
         terms, parts = reading.parsed.random, []
         for term in terms:
             columns = reading.random[term.expr]
-            same = fixed if columns == reading.fixed else None
+            same = fixed if columns is reading.fixed or columns == reading.fixed else None
             parts += random_parts(term, columns, self(found.random[term.expr]), self.n, same)
         factors = {name: factor.take(self.rows) for name, factor in found.factors.items()}
         return in_order(parts, group_codes(terms, factors))

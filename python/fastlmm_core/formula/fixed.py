@@ -22,7 +22,7 @@ from fastlmm_core.formula.transforms import transforms
 if TYPE_CHECKING:
     from formulaic.transforms.contrasts import Contrasts
 
-__all__ = ["MatrixSpec", "columns_of", "fit_matrix", "variables_of"]
+__all__ = ["MatrixSpec", "columns_of", "fit_matrix", "values_of", "variables_of"]
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,15 @@ def columns_of(all_terms: Sequence[Terms], evaluate: Evaluator) -> list[str]:
 
 
 def variables_of(terms: Terms, evaluate: Evaluator) -> dict[str, Variable]:
-    """Every variable of a formula over all rows of the table."""
+    """Every variable of a formula over all rows of the table, which may lack its columns."""
     evaluate.table.require(expr for expr in terms.factors if expr not in terms.computed)
-    return {expr: evaluate(expr) if expr in terms.computed else evaluate.table[expr] for expr in terms.factors}
+    return values_of(terms, evaluate)
+
+
+def values_of(terms: Terms, evaluate: Evaluator) -> dict[str, Variable]:
+    """`variables_of` a table that has their columns."""
+    table, computed = evaluate.table, terms.computed
+    return {expr: evaluate(expr) if expr in computed else table[expr] for expr in terms.factors}
 
 
 def fit_matrix(

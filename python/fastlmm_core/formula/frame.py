@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import extent
 from fastlmm_core.errors import DataError, near_names
 from fastlmm_core.formula.levels import Factor, code_native, code_values
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     import narwhals as nw
@@ -29,6 +31,7 @@ __all__ = ["Numeric", "Table", "Variable", "aligned", "as_factor", "from_pandas"
 EXACT = 2**53  # integers beyond it are not all float64 numbers
 
 
+@quick
 @dataclass(frozen=True)
 class Numeric:
     """A numeric variable.
@@ -50,7 +53,11 @@ class Numeric:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        if self.values.dtype.kind != "f" or not self.values.size or not isnan(self.values.min()):
+        values = self.values
+        if values.dtype.kind != "f" or not values.size:
+            return None
+        plain = values.ndim == 1 and values.dtype == np.float64
+        if not isnan(extent(values)[0] if plain else values.min()):
             return None
         mask = np.isnan(self.values)
         return mask if mask.ndim == 1 else mask.any(axis=1)
@@ -213,8 +220,8 @@ class Table:
 
         Raises DataError with the nearest names for one that does not.
         """
-        wanted = list(dict.fromkeys(names))
-        absent = [name for name in wanted if name not in self]
+        wanted, there = list(dict.fromkeys(names)), self.names
+        absent = [name for name in wanted if name not in there]
         if absent:
             raise DataError("; ".join(self.no_column(name) for name in absent))
         if self._lazy is not None:
@@ -253,7 +260,7 @@ def _from_frame(data: pd.DataFrame, k: int, name: str) -> Variable:
 
 
 def _from_categorical(values: pd.Categorical) -> Factor:
-    return Factor(values.codes, _objects(values.categories), bool(values.ordered))
+    return Factor(values.codes.astype(np.int32), _objects(values.categories), bool(values.ordered))
 
 
 class _Once:
@@ -267,7 +274,7 @@ class _Once:
         self.made: dict[int, tuple[weakref.ref[pd.Index], Any]] = {}
 
     def __call__(self, index: pd.Index) -> Any:
-        if index.dtype == object:
+        if isinstance(index.dtype, np.dtype) and index.dtype.hasobject:
             return self.make(index)
         key = id(index)
         kept = self.made.get(key)

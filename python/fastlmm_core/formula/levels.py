@@ -7,19 +7,22 @@ hashing elsewhere; an interaction combines the codes of its parts into one integ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core._native.rows.columns import least, present
 from fastlmm_core.lazy import cached_property
+from fastlmm_core.records import quick
 
 __all__ = ["Factor", "Interaction", "Levels", "code_integers", "code_native", "code_values", "level_text"]
 
 _SPREAD = 4  # counting beats hashing while the values span less than this many times the rows
 
 
+@quick
 @dataclass(frozen=True)
 class Factor:
     """A categorical variable.
@@ -46,7 +49,7 @@ class Factor:
 
     def missing(self) -> NDArray[np.bool_] | None:
         """(n,) mask of missing rows, None where there are none."""
-        return self.codes < 0 if self.codes.size and self.codes.min() < 0 else None
+        return self.codes < 0 if _least(self.codes) < 0 else None
 
     def take(self, rows: NDArray[np.int64] | None) -> Factor:
         """The rows asked for (None: all), unused levels dropped; no code may be missing among them."""
@@ -57,13 +60,25 @@ class Factor:
 
 
 def drop_unused(codes: NDArray[np.integer[Any]], q: int) -> tuple[NDArray[np.int32], NDArray[np.int64] | None]:
-    """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are)."""
-    present = np.zeros(q, dtype=bool)
-    present[codes] = True
-    if present.all():
-        return codes.astype(np.int32, copy=False), None
-    place = np.cumsum(present, dtype=np.int32) - np.int32(1)
-    return place[codes], np.flatnonzero(present)
+    """Renumber codes in 0..q-1 so that every number occurs; also the old numbers kept (None where all are).
+
+    Missing codes, -1, stay.
+    """
+    own = codes.astype(np.int32, copy=False)
+    there, count = present(own, q)
+    if count == q:
+        return own, None
+    place = np.full(q + 1, -1, dtype=np.int32)
+    np.cumsum(there, out=place[:q])
+    place[:q] -= 1
+    return place[own], np.flatnonzero(there)
+
+
+def _least(codes: NDArray[np.integer[Any]]) -> int:
+    """The least code; 0 of none."""
+    if codes.dtype == np.int32:
+        return least(cast("NDArray[np.int32]", codes))
+    return int(codes.min(initial=0))
 
 
 def code_integers(values: NDArray[np.integer[Any]], low: int, high: int) -> tuple[NDArray[Any], NDArray[Any]]:

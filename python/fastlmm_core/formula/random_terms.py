@@ -18,12 +18,14 @@ from fastlmm_core.formula.levels import Factor, Levels, combine
 from fastlmm_core.formula.parse import RandomTerm
 from fastlmm_core.formula.structures import TermStructure, positions
 from fastlmm_core.formula.terms import Terms
+from fastlmm_core.records import quick
 
 __all__ = ["RandomDesign", "RandomPart", "group_codes", "in_order", "lme4_order", "random_parts"]
 
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class RandomDesign:
     """One random-effect term as arrays.
@@ -66,6 +68,7 @@ class RandomDesign:
         return self.level_set.labels
 
 
+@quick
 @dataclass(frozen=True)
 class RandomPart:
     """The left side of one random-effect term over the rows used, or one column of it."""

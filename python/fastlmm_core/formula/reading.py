@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastlmm_core.formula.checks import OFFSET, Rows
 from fastlmm_core.formula.evaluate import Context, Evaluator
-from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
+from fastlmm_core.formula.fixed import MatrixSpec, columns_of, values_of
 from fastlmm_core.formula.frame import Numeric, Table, Variable
 from fastlmm_core.formula.grid_info import GridSource
 from fastlmm_core.formula.levels import Factor
@@ -21,12 +22,14 @@ from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.residual import ResidualRequest
 from fastlmm_core.formula.rowwise import numeric_argument, subset_rows
 from fastlmm_core.formula.terms import Terms, parse_terms
+from fastlmm_core.records import quick
 
 __all__ = ["Arguments", "Reading", "Variables", "read_formula"]
 
 Array = NDArray[np.float64]
 
 
+@quick
 @dataclass(frozen=True)
 class Arguments:
     """Which rows, with which weights and what added to their predictor: a text or one value a row, or None."""
@@ -36,6 +39,7 @@ class Arguments:
     offset: str | ArrayLike | None = None
 
 
+@quick
 @dataclass(frozen=True)
 class Variables:
     """What a model reads of all rows of a table.
@@ -77,6 +81,7 @@ class Variables:
         return found
 
 
+@quick
 @dataclass(frozen=True)
 class Reading:
     """A formula's terms over a table that has the columns they need.
@@ -110,8 +115,8 @@ class Reading:
         weights, subset = given.weights, given.subset
         return Variables(
             response=evaluate(parsed.response) if self.answer is None else table[self.answer],
-            fixed=variables_of(self.fixed, evaluate),
-            random={expr: variables_of(terms, evaluate) for expr, terms in self.random.items()},
+            fixed=values_of(self.fixed, evaluate),
+            random={expr: values_of(terms, evaluate) for expr, terms in self.random.items()},
             factors={name: grouping_factor(name, evaluate) for name in self.groups},
             sparse={name: table[name] for name in parsed.sparse},
             residual={} if self.residual is None else self.residual.variables(),
@@ -145,6 +150,10 @@ def read_formula(
     table = Table(data)
     request = ResidualRequest(residual, dispersion, table, env) if structured else None
     evaluate = Evaluator(table, Context(env), {})
+    plain = of_columns(formula) if isinstance(formula, str) and not structured else None
+    if plain is not None:
+        table.require([*plain[-1], *table.mentioned_in([given.subset, given.weights, given.offset])])
+        return Reading(parsed, evaluate, None, *plain[:-1])
     answer = unquote_name(parsed.response)
     needed = [answer] if answer is not None else evaluate.names(parsed.response)
     groups = {name: name in term.computed for term in parsed.random for name in term.group}
@@ -160,3 +169,21 @@ def read_formula(
     needed += request.needed if request is not None else []
     table.require(needed + table.mentioned_in([given.subset, given.weights, given.offset, *parsed.offsets]))
     return Reading(parsed, evaluate, request, answer, fixed, random, list(groups))
+
+
+@lru_cache(maxsize=256)  # it takes longer than the table's columns do
+def of_columns(formula: str) -> tuple[str, Terms, Mapping[str, Terms], list[str], list[str]] | None:
+    """Response, terms of the fixed part and of each random one, grouping factors and columns of a formula.
+
+    None of one that says more than names of columns: what it needs is the table's to tell.
+    """
+    parsed = parse_formula(formula)
+    answer = unquote_name(parsed.response)
+    if answer is None or "." in formula or parsed.offsets or parsed.sparse:
+        return None
+    fixed, random = parse_terms(parsed.fixed), {term.expr: parse_terms(term.expr) for term in parsed.random}
+    if any(terms.computed for terms in (fixed, *random.values())) or any(term.computed for term in parsed.random):
+        return None
+    groups = list(dict.fromkeys(name for term in parsed.random for name in term.group))
+    columns = [name for terms in (fixed, *random.values()) for name in terms.factors]
+    return answer, fixed, random, groups, list(dict.fromkeys([answer, *groups, *columns]))

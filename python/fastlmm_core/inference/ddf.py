@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastlmm_core.errors import FastLMMWarning, ModelError, no_such, warn
 from fastlmm_core.inference.information import VarianceInformation, variance_information
 from fastlmm_core.inference.kenward_roger import Adjustment, adjustment, scaled_f
 from fastlmm_core.inference.refits import reml_fit
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
@@ -180,6 +182,7 @@ class FixedDf(Method):
         return self.value, 1.0
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class Satterthwaite(Method):
     """Giesbrecht and Burns (1985) for single rows, Fai and Cornelius (1996) for several, as lmerTest."""
@@ -189,7 +192,7 @@ class Satterthwaite(Method):
     def df(self, rows: Array) -> Array:
         info = self.information
         assert info is not None
-        return contrast_df(np.asarray(rows, dtype=np.float64), info.half, info.slopes, info.cov)
+        return contrast_df(np.asarray(rows, np.float64), info.half, info.slopes, info.cov)
 
     def joint(self, rows: Array, values: Array) -> tuple[float, float]:
         return pooled_df(self.df(rows)), 1.0
@@ -228,6 +231,8 @@ SPELLINGS = {"kr": "kenward-roger", "kenwardroger": "kenward-roger", "satt": "sa
 
 def method_name(ddf: str) -> str:
     """The name of a method, whatever its case, of "kenward-roger", "Kenward_Roger", "KR"; ModelError for another."""
+    if isinstance(ddf, str) and ddf in METHODS:
+        return ddf
     name = str(ddf).strip().lower().replace("_", "-").replace(" ", "-")
     name = SPELLINGS.get(name, name)
     if name not in METHODS:
@@ -309,9 +314,9 @@ SINGULAR_NOTES = {
 
 def t_pvalues(t: Array, df: Array) -> Array:
     """Two-sided p-values of t statistics; the normal distribution's where df is infinite."""
-    finite = np.isfinite(df)
-    if finite.all():
+    if all(map(isfinite, df.tolist())):
         return np.asarray(2.0 * stdtr(df, -np.abs(t)))
+    finite = np.isfinite(df)
     return np.asarray(2.0 * np.where(finite, stdtr(np.where(finite, df, 1.0), -np.abs(t)), ndtr(-np.abs(t))))
 
 

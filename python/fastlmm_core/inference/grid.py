@@ -6,29 +6,29 @@ marginal slope the average of its derivative: both are rows L with L beta the es
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import comb, factorial, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastlmm_core.errors import DataError, FormulaError, ModelError, near_names
+from fastlmm_core.errors import DataError, FormulaError, ModelError
 from fastlmm_core.formula.evaluate import Evaluator, column_series
 from fastlmm_core.formula.frame import Numeric, Table, from_pandas, of_days
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.names import names_in
 from fastlmm_core.formula.quoting import unquote_name
+from fastlmm_core.inference.specs import check_known
 from fastlmm_core.lazy import cached_property
 
 if TYPE_CHECKING:
     from fastlmm_core.formula import Design
     from fastlmm_core.formula.grid_info import ColumnInfo, GridInfo
 
-__all__ = ["WEIGHTS", "ReferenceGrid", "mentions", "read_specs", "reference_grid"]
+__all__ = ["WEIGHTS", "ReferenceGrid", "mentions", "reference_grid"]
 
 Array = NDArray[np.float64]
 Columns = dict[str, Any]
@@ -38,6 +38,8 @@ WEIGHTS = ("equal", "proportional", "outer", "cells", "flat")
 
 MOST_ROWS = 100_000
 """A grid of more rows is refused: it is averaged over nearly all of them, and `at` would make it small."""
+
+EPSILON = float(np.finfo(np.float64).eps)
 
 STEP = 1e-5
 """Half the width of the central difference of a slope, relative to the covariate's range; relative error below 1e-9."""
@@ -144,7 +146,7 @@ class ReferenceGrid:
         dx, doffset = (above - below) / (2.0 * h), (offset_above - offset_below) / (2.0 * h)
         if info.moment and (not dx.any() or isinstance(getattr(self.in_form(name, x), "dtype", None), pd.PeriodDtype)):
             raise DataError(f"what the model makes of {name} goes in steps, such as whole days: no slope by it exists")
-        if self._column(variable) is not None:
+        if self.column_named(variable) is not None:
             return dx, doffset
         chain = (self._expression(variable, name, x + h) - self._expression(variable, name, x - h)) / (2.0 * h)
         if not np.isfinite(chain).all() or (chain == 0.0).any():
@@ -153,13 +155,29 @@ class ReferenceGrid:
             )
         return dx / chain[:, None], doffset / chain
 
-    def _column(self, variable: str) -> str | None:
+    def curvatures(self, name: str, columns: Columns, degree: int) -> tuple[Array, Array]:
+        """Coefficients of x**degree in Taylor's series of X and of the offset in a covariate, in rows of a table.
+
+        Central differences, whose step balances truncation and rounding; what is rounding alone is zero.
+        """
+        info = self.info.columns[name]
+        x = numbers_of(columns[name])
+        h = EPSILON ** (1.0 / (degree + 2)) * (info.high - info.low)
+        scale = factorial(degree) * h**degree
+        weights = [(-1) ** (degree - i) * comb(degree, i) / scale for i in range(degree + 1)]
+        shifts = [x + (i - 0.5 * degree) * h for i in range(degree + 1)]
+        each, known = zip(*(self.matrix({**columns, name: self.in_form(name, at)}) for at in shifts), strict=True)
+        X, offset = np.tensordot(weights, np.array(each), 1), np.tensordot(weights, np.array(known), 1)
+        noise = 16.0 * 2.0**degree * EPSILON / scale * np.max(np.abs(each), axis=(0, 1))
+        return np.where(np.abs(X) > noise, X, 0.0), offset
+
+    def column_named(self, variable: str) -> str | None:
         """The column that a text names, as it is or quoted; None where it is an expression."""
         return variable if variable in self.info.columns else unquote_name(variable)
 
     def covariate_of(self, variable: str) -> str:
         """The numeric column that a slope's variable is, or is a function of."""
-        single = self._column(variable)
+        single = self.column_named(variable)
         if single is None:
             names = [name for name in names_in(variable, self.info.columns) if name in self.info.columns]
             if len(names) != 1:
@@ -414,55 +432,6 @@ def _values(column: ColumnInfo, levels: Sequence[Any], place: NDArray[np.int64])
         return np.array(levels, dtype=bool)[place]
     where = np.array([column.levels.index(value) for value in levels])[place]
     return pd.Categorical.from_codes(where, categories=list(column.levels), ordered=column.ordered)
-
-
-def check_known(name: str, design: Design) -> None:
-    """DataError where a name is no column of the fixed part, saying what it is instead."""
-    info = design.grid_info
-    if name in info.columns:
-        return
-    groups = {part for term in design.formula.random for part in term.group}
-    if name in groups:
-        raise DataError(
-            f"{name} is a grouping factor, and its levels are not fixed effects: coef() or predict() has their values"
-        )
-    if name == unquote_name(design.formula.response) or name in names_in(design.formula.response):
-        raise DataError(f"{name} is the response")
-    near = near_names(name, info.columns)
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"they are {', '.join(info.columns) or 'none'}"
-    raise DataError(f"there is no {name!r} among the columns of the fixed part: {hint}")
-
-
-_PARTS = re.compile(r"`[^`]*`|[^+*:`]+")
-
-
-def read_specs(
-    specs: str | Sequence[str], by: str | Sequence[str] | None, design: Design
-) -> tuple[list[str], list[str], str | None]:
-    """Names of the means' factors, of the groups', and the contrasts before "~" in R's formula text, if any."""
-    method = None
-    inner: list[str] = [by] if isinstance(by, str) else list(by or [])
-    if isinstance(specs, str) and "~" in specs:
-        left, right = specs.split("~", 1)
-        method = left.strip() or None
-        wanted, _, given = right.partition("|")
-        names, inner = _names(wanted), [*_names(given), *inner]
-    else:
-        if not isinstance(specs, Iterable):
-            raise ModelError(f"means are asked for by names of columns, not by {specs!r}")
-        names = [specs] if isinstance(specs, str) else [str(name) for name in specs]
-    names = [name for name in names if name not in ("1", "") and name not in inner]
-    for name in dict.fromkeys([*names, *inner]):
-        check_known(name, design)
-    for name in names:
-        if design.grid_info.columns[name].n_distinct == 1:
-            raise DataError(f"{name} has only one value in the rows of the fit: there is nothing to compare")
-    return list(dict.fromkeys(names)), list(dict.fromkeys(inner)), method
-
-
-def _names(text: str) -> list[str]:
-    parts = [part.strip() for part in _PARTS.findall(text)]
-    return [unquote_name(part) or part for part in parts if part]
 
 
 def over_data(grid: ReferenceGrid, data: Any, keep: Sequence[str]) -> Iterator[Columns]:

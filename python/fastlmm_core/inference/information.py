@@ -23,8 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Evaluation, Objective
-from fastlmm_core.core.slopes import assembled_hessian, positive_inverse, slopes_of, upper_inverse
+from fastlmm_core.core.slopes import DROPPED, slopes_of, upper_inverse
+from fastlmm_core.core.slopes import assembled as slopes_and_hessian
 from fastlmm_core.core.threads import bounded
+from fastlmm_core.records import quick
 
 if TYPE_CHECKING:
     from fastlmm_core.core import CoreFit
@@ -49,6 +51,7 @@ WIDE_DIFFERENCES = 1e-3, np.array([1.0, -1.0]), np.array([0.5, -0.5])
 """Step relative to a parameter's own scale, multiples of it, and their weights."""
 
 
+@quick
 @dataclass(frozen=True, eq=False)
 class VarianceInformation:
     """What Satterthwaite's method needs of a fit.
@@ -134,13 +137,9 @@ def assembled(
     core: CoreFit, slopes: Array, of_r2: Array, fixed_factor: Array, profiled: Array, nu: float, r2: float
 ) -> VarianceInformation:
     """Equations (1) and (2) from the slopes and derivatives of `slopes_of`, and the profiled Hessian (k, k)."""
-    k, rank = len(of_r2), len(fixed_factor)
-    half = covariance_root(core, fixed_factor)
-    every = np.empty((k + 1, rank, rank))
-    every[:k], every[k] = slopes, 2.0 * np.eye(rank)  # the derivative along log sigma is 2 Cov(beta)
-    hessian = assembled_hessian(profiled, of_r2, nu, r2)
-    inverse, dropped = positive_inverse(hessian)
-    return VarianceInformation(hessian, 2.0 * inverse, dropped, half, every)
+    r, weight_scale = core.fixed_root
+    unit = core.sigma / sqrt(weight_scale)
+    return VarianceInformation(*slopes_and_hessian(profiled, slopes, of_r2, fixed_factor, r, nu, r2, unit, DROPPED))
 
 
 def covariance_root(core: CoreFit, fixed_factor: Array) -> Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.inference.comparison import variance_shares
+from fastlmm_core.inference.contrast_matrices import DEGREES
 from fastlmm_core.inference.ddf import FTest, Method
 from fastlmm_core.inference.estimates import Estimates, f_columns
 from fastlmm_core.inference.functions import functions_of
-from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, read_specs, reference_grid
+from fastlmm_core.inference.grid import ReferenceGrid, mentions, over_data, reference_grid
 from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.robust import covariance_method
+from fastlmm_core.inference.specs import read_specs
 from fastlmm_core.inference.transformations import Transformation, of_link, of_response
 
 if TYPE_CHECKING:
@@ -46,14 +49,22 @@ class Averaging:
     cluster: Any
     offset: float | None = None
 
-    def estimates(self, result: FittedModel, specs: Names, variable: str | None = None) -> tuple[Estimates, Any]:
+    def estimates(
+        self, result: FittedModel, specs: Names, variable: str | None = None, max_degree: int = 1
+    ) -> tuple[Estimates, Any]:
         """Means of the specs' combinations, or slopes by a variable, and the contrasts that the specs ask for."""
         keep, inner, contrasts = read_specs(specs, self.by, result.design)
         grid = reference_grid(result.design, self.at, self.cov_reduce, self.data)
         if variable is not None:
             grid.covariate_of(variable)
+            if max_degree > 1 and (grid.column_named(variable) is None or "degree" in [*keep, *inner]):
+                raise ModelError("trends of higher degrees are by a column, beside which none is called degree")
         method = covariance_method(result, self.ddf, cov_type=self.cov_type, cluster=self.cluster)
-        found = _estimates(result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable)
+        each = [
+            _estimates(result, method, grid, keep, inner, self.weights, self.over, self.level, self.data, variable, k)
+            for k in range(1, max_degree + 1)
+        ]
+        found = each[0] if max_degree == 1 else _by_degree(each)
         if self.offset is not None:
             if not isinstance(self.offset, (int, float, np.number)) or not np.isfinite(self.offset):
                 raise DataError(f"offset must be one finite number, not {self.offset!r}")
@@ -79,11 +90,15 @@ def emmeans(
     return estimates if contrasts is None else estimates.contrast(contrasts)
 
 
-def emtrends(result: FittedModel, variable: str, specs: Names, averaging: Averaging) -> Estimates:
+def emtrends(
+    result: FittedModel, variable: str, specs: Names, averaging: Averaging, *, max_degree: int = 1
+) -> Estimates:
     """Marginal slopes; see `LmerResult.emtrends`."""
+    if max_degree not in range(1, 6):
+        raise ModelError(f"max_degree must be a whole number from 1 to 5, not {max_degree!r}")
     if not isinstance(variable, str):
         raise DataError(f"variable must be a text, not a {type(variable).__name__}: a column, or an expression of one")
-    estimates, contrasts = averaging.estimates(result, specs, variable)
+    estimates, contrasts = averaging.estimates(result, specs, variable, max_degree)
     return estimates if contrasts is None else estimates.contrast(contrasts)
 
 
@@ -98,10 +113,16 @@ def _estimates(
     level: float,
     data: Any,
     variable: str | None,
+    degree: int = 1,
 ) -> Estimates:
     """Averages of the grid's rows, or of their derivatives by `variable`, with their labels and notes."""
     keep = [*specs, *by]
-    rows = grid.matrix if variable is None else lambda columns: grid.slopes(variable, columns)
+    if variable is None:
+        rows: Callable[[Any], tuple[Array, Array]] = grid.matrix
+    elif degree == 1:
+        rows = partial(grid.slopes, variable)
+    else:
+        rows = partial(grid.curvatures, grid.covariate_of(variable), degree=degree)
     if over == "grid":
         A = grid.averaging(keep, weights)
         X, offset = grid.rows() if variable is None else rows(grid.columns())
@@ -128,6 +149,19 @@ def _estimates(
         total_sd=_total_sd(result),
         notes=(*_notes(grid, keep, weights, over, variable), *([] if variable else _scale_notes(result))),
     )
+
+
+def _by_degree(each: Sequence[Estimates]) -> Estimates:
+    """Trends of the degrees one after another, as groups."""
+    first, names = each[0], DEGREES[: len(each)]
+    functions = replace(
+        first.functions,
+        L=np.vstack([e.functions.L for e in each]),
+        offset=np.concatenate([e.functions.offset for e in each]),
+    )
+    degree = pd.Categorical(np.repeat(names, len(first)), categories=list(names))
+    labels = pd.concat([e.labels for e in each], ignore_index=True).assign(degree=degree)
+    return replace(first, functions=functions, labels=labels, by=(*first.by, "degree"))
 
 
 def _response(result: FittedModel) -> Transformation | None:

@@ -25,6 +25,9 @@ MUTED = "0.55"
 PANEL = (3.4, 2.9)
 """Inches of one panel of several."""
 
+NAME = 0.115
+"""Inches that a level's name takes along an axis."""
+
 SINGLE = (5.6, 4.0)
 """Inches of a figure with one panel."""
 
@@ -69,8 +72,10 @@ def root(ax: Axes) -> Figure:
     return figure
 
 
-def panels(n: int, *, columns: int | None = None, ax: Any = None, **options: Any) -> tuple[Figure, list[Axes]]:
-    """``n`` panels of a new figure, or the ``n`` axes given."""
+def panels(
+    n: int, *, columns: int | None = None, names: int = 0, ax: Any = None, **options: Any
+) -> tuple[Figure, list[Axes]]:
+    """``n`` panels of a new figure, high enough for so many names beside each other, or the ``n`` axes given."""
     if ax is not None:
         given = [a for a in np.ravel(np.asarray(ax, dtype=object)) if a is not None]
         if len(given) != n:
@@ -78,7 +83,8 @@ def panels(n: int, *, columns: int | None = None, ax: Any = None, **options: Any
         return root(given[0]), given
     wide = columns or min(n, math.ceil(math.sqrt(n)))
     high = math.ceil(n / wide)
-    figure = new_figure((PANEL[0] * wide, PANEL[1] * high))
+    figure = new_figure((PANEL[0] * wide, max(PANEL[1], 0.8 + NAME * names) * high))
+    figure.set_layout_engine("constrained", w_pad=0.06, h_pad=0.08)  # inches: titles are not to touch the labels above
     grid = figure.subplots(high, wide, squeeze=False, **options)
     for spare in grid.ravel()[n:]:
         spare.remove()

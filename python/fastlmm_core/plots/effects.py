@@ -63,7 +63,7 @@ def effects(
             place.errorbar(along, middle, yerr=[middle - lower, upper - middle], fmt="o", color=colour, label=label)
             place.set_xticks(np.arange(len(part)), part[x].astype(str))
     place.set_xlabel(x)
-    place.set_ylabel(f"{fit.design.formula.response}, {level:.0%} band")
+    place.set_ylabel(f"{fit.design.formula.response}, {level:.0%} {'band' if numeric else 'interval'}")
     if by is not None:
         place.legend(frameon=False)
     return figure
@@ -88,7 +88,8 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
     counts = np.bincount(term.codes, minlength=len(term.level_set))
     shown = np.flatnonzero(counts)[: max(1, n)]
     labels = np.asarray(term.levels)
-    figure, axes = panels(len(shown), columns=min(len(shown), 4), ax=ax, sharex=True, sharey=True)
+    columns = min(len(shown), 4)
+    figure, axes = panels(len(shown), columns=columns, ax=ax, sharex=True, sharey=True)
     for level, place in zip(shown, axes, strict=True):
         rows = np.flatnonzero(term.codes == level)
         rows = rows[np.argsort(along[rows], kind="stable")]
@@ -96,7 +97,8 @@ def fitted_lines(fit: Any, data: Any, x: str, group: str | None = None, *, n: in
         place.plot(along[rows], population[rows], color=MUTED, linewidth=1.0, linestyle="--")
         place.plot(along[rows], own[rows], color=FIT, linewidth=1.3)
         place.set_title(f"{name} {labels[level]}", fontsize=8)
-    for place in axes:
+    for place in axes if ax is not None else axes[-columns:]:  # those without another beneath
         place.set_xlabel(x, fontsize=8)
+        place.tick_params(labelbottom=True)
     axes[0].set_ylabel(design.formula.response)
     return figure

@@ -28,7 +28,8 @@ def influence(found: Influence, *, label: int = 5, ax: Any = None) -> Figure:
     left.vlines(np.arange(cases), 0.0, distance, color=POINT, linewidth=0.9)
     names = found.cooks_distance.index
     for case in np.argsort(-np.nan_to_num(distance))[: max(0, label)]:
-        left.annotate(str(names[case]), (case, distance[case]), fontsize=7, ha="center", va="bottom")
+        left.annotate(str(names[case]), (case, distance[case]), fontsize=7, rotation=90, ha="center", va="bottom")
+    left.margins(y=0.15)  # room for the names above the bars
     left.set(xlabel=f"case ({found.by})", ylabel="Cook's distance")
     for j, name in enumerate(changes.columns):
         values = changes[name].to_numpy()

@@ -48,7 +48,7 @@ def zeta(profile: Profile, *, levels: Sequence[float] = (0.5, 0.8, 0.95), ax: An
             ends = [v for s in (-z, z) for v in _reached(curve, s)]
             place.plot(ends, curve.zeta_at(ends), "|", color=FIT, markersize=10)
         place.set_title(curve.name, fontsize=9)
-        place.set_ylabel("ζ", fontsize=8)
+        place.set_ylabel("ζ", fontsize=9, rotation=0)
     return figure
 
 

@@ -61,7 +61,8 @@ def caterpillar(
     """Conditional modes with intervals; see `Plots.caterpillar`."""
     parts = chosen_effects(fit, group, term)
     z = float(ndtri(0.5 + 0.5 * checked_level(level)))
-    figure, axes = panels(len(parts), columns=min(len(parts), 3), ax=ax)
+    named = max((len(part) for *_, part in parts if len(part) <= NAMED), default=0)
+    figure, axes = panels(len(parts), columns=min(len(parts), 3), names=named, ax=ax)
     for (grp, effect, part), place in zip(parts, axes, strict=True):
         modes, sd = part["condval"].to_numpy(), part["condsd"].to_numpy()
         order = np.argsort(modes, kind="stable") if sort else np.arange(len(modes))[::-1]
@@ -118,7 +119,8 @@ def shrinkage(fit: Any, group: str | None = None, *, ax: Any = None) -> Figure:
     modes = np.column_stack([part.loc[part["term"] == c, "condval"].to_numpy() for c in dict.fromkeys(columns)])
     partial = partial + np.einsum("ij,ij->i", z, modes[codes])
     alone = _within_level(z, partial, codes, len(modes))
-    figure, axes = panels(max(1, z.shape[1] - 1), ax=ax)
+    named = len(modes) if z.shape[1] == 1 and len(modes) <= NAMED else 0
+    figure, axes = panels(max(1, z.shape[1] - 1), names=named, ax=ax)
     if z.shape[1] == 1:
         place, rows = axes[0], np.arange(len(modes))
         order = np.argsort(alone[:, 0])

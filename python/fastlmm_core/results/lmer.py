@@ -31,6 +31,9 @@ __all__ = ["lmer"]
 
 P = ParamSpec("P")
 
+ARGUMENTS = ("subset", "weights", "offset", "contrasts", "residual", "dispersion", "precision", "relmat")
+"""What `FitOptions.given` has of a call, na_action aside."""
+
 
 def relationships(precision: Mapping[str, Any] | None, relmat: Mapping[str, Any] | None) -> Any:
     """Known covariances between levels, of modules that other fits do without."""
@@ -153,12 +156,10 @@ def lmer(
     1787.399
     """
     env = caller_names(3) if env is None else env
-    arguments = {
-        **{"subset": subset, "weights": weights, "offset": offset, "contrasts": contrasts},
-        **{"residual": residual, "dispersion": dispersion, "precision": precision, "relmat": relmat},
-        **{"na_action": None if na_action == "drop" else na_action},
-    }
-    given = {name: value for name, value in arguments.items() if value is not None}
+    arguments = (subset, weights, offset, contrasts, residual, dispersion, precision, relmat)
+    given = {name: value for name, value in zip(ARGUMENTS, arguments, strict=True) if value is not None}
+    if na_action != "drop":
+        given["na_action"] = na_action
     if not isinstance(verbose, (int, np.integer)):
         raise ModelError(f"verbose must be a whole number, not {verbose!r}")
     checked_flag(objective_only, "objective_only")

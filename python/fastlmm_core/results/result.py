@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fastlmm_core.errors import SpellingError
 from fastlmm_core.fitting import fit, marginal, ranef, var_corr
 from fastlmm_core.fitting.spelling import answering
+from fastlmm_core.records import quick
 from fastlmm_core.results import export, summary
 from fastlmm_core.results.methods.changes import ChangeMethods
 from fastlmm_core.results.methods.diagnostics import DiagnosticMethods
@@ -31,6 +32,7 @@ __all__ = ["LmerResult"]
 
 
 @answering
+@quick
 @dataclass(frozen=True, eq=False, repr=False)
 class LmerResult(
     DdfMethods,

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from fastlmm_core.families import Family
     from fastlmm_core.fitting.var_corr import VarCorr
     from fastlmm_core.formula import Design
+    from fastlmm_core.inference.coef_table import CoefArrays
     from fastlmm_core.inference.generalised.predict import Kind
 
 __all__ = [
@@ -253,6 +254,12 @@ class SavedResult(SavedFigures):
         from fastlmm_core.inference.coef_table import coef_table
 
         return coef_table(self, ddf=self._method(ddf, "coef_table"))
+
+    def coef_arrays(self, ddf: str = "satterthwaite") -> CoefArrays:
+        """As `LmerResult.coef_arrays`."""
+        from fastlmm_core.inference.coef_table import coef_arrays
+
+        return coef_arrays(self, ddf=self._method(ddf, "coef_arrays"))
 
     def t_test(self, hypotheses: Any, *, ddf: str = "satterthwaite") -> Table:
         """As `LmerResult.t_test`."""

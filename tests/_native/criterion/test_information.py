@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fastlmm_core._native.criterion.information import (
-    assembled_hessian,
+    assembled,
     contrast_df,
     group_slopes,
     level_information,
@@ -140,10 +140,18 @@ def test_degrees_of_freedom_of_rows():
 
 def test_sigma_beside_the_profiled_hessian():
     profiled, of_r2, nu, r2 = np.array([[3.0, 0.5], [0.5, 2.0]]), np.array([-0.2, 0.1]), 12.0, 0.7
-    found = assembled_hessian(profiled, of_r2, nu, r2)
+    rng = np.random.default_rng(4)
+    slopes, factor, r = rng.normal(size=(2, 3, 3)), np.tril(rng.normal(size=(3, 3))), np.triu(rng.normal(size=(3, 3)))
+    found, cov, dropped, half, every = assembled(profiled, slopes, of_r2, factor, r, nu, r2, 1.7, 1e-8)
     np.testing.assert_allclose(found[:2, :2], profiled + nu / r2**2 * np.outer(of_r2, of_r2))
     np.testing.assert_allclose(found[2], [*(-2.0 * nu / r2 * of_r2), 4.0 * nu])
     # with sigma profiled out again it is what it was
     np.testing.assert_allclose(found[:2, :2] - np.outer(found[2, :2], found[2, :2]) / found[2, 2], profiled)
+    np.testing.assert_allclose(cov, 2.0 * np.linalg.inv(found))
+    np.testing.assert_allclose(half, 1.7 * np.linalg.inv(factor.T @ r))
+    np.testing.assert_array_equal(every, [*slopes, 2.0 * np.eye(3)])
+    assert dropped == 0
     with pytest.raises(ValueError, match="for 2 parameters"):
-        assembled_hessian(np.eye(3), of_r2, nu, r2)
+        assembled(np.eye(3), slopes, of_r2, factor, r, nu, r2, 1.0, 1e-8)
+    with pytest.raises(ValueError, match="do not match"):
+        assembled(profiled, slopes, of_r2, factor, np.eye(2), nu, r2, 1.0, 1e-8)

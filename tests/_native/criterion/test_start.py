@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._native.criterion.start import clipped_roots, group_moment, ridge_sums
+from fastlmm_core._native.criterion.start import clipped_roots, group_moment, moment_roots, ridge_sums
 
 
 @pytest.mark.parametrize("l", [1, 2, 5])
@@ -55,3 +55,17 @@ def test_parameters_that_are_no_elements_are_refused():
     for place in ((1, 0, 0), (0, 0, 1), (0, 2, 0)):
         with pytest.raises(ValueError, match="no element"):
             clipped_roots([np.eye(2)], 1.0, np.array([place]), 0.1, 10.0)
+
+
+def test_a_start_is_the_roots_of_every_factors_moments():
+    rng = np.random.default_rng(3)
+    roots = [rng.normal(size=(q, l, l + 2)) for q, l in ((9, 2), (5, 1))]
+    blocks = tuple(root @ root.transpose(0, 2, 1) for root in roots)
+    sums = tuple(rng.normal(size=(b.shape[0] * b.shape[1], 3)) for b in blocks)
+    index = np.array([(0, 0, 0), (0, 1, 0), (0, 1, 1), (1, 0, 0)])
+    estimates = [group_moment(b, s[:, -1], 1.0, 60, 40.0) for b, s in zip(blocks, sums, strict=True)]
+    left = max(40.0 / 60 - sum(np.trace(e) for e in estimates), 4.0 / 60)
+    expected = clipped_roots(estimates, left, index, 0.1, 10.0)
+    np.testing.assert_array_equal(moment_roots(blocks, sums, 60, 40.0, index, 1.0, 0.1, 10.0), expected)
+    with pytest.raises(ValueError, match="2 blocks and 1 sums"):
+        moment_roots(blocks, sums[:1], 60, 40.0, index, 1.0, 0.1, 10.0)

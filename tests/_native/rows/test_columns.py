@@ -3,7 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastlmm_core._native.rows.columns import all_finite, gram_factor, small_inverse, triangle_inverse
+from fastlmm_core._native.rows.columns import (
+    all_finite,
+    extent,
+    gram_factor,
+    least,
+    present,
+    small_inverse,
+    triangle_inverse,
+)
 
 LIMITS = 1e-6, 1e-290, 1e290
 
@@ -68,3 +76,31 @@ def test_finite_values_are_told_from_others():
             changed = values.copy()
             changed[at] = bad
             assert not all_finite(changed)
+
+
+def test_least_and_largest_of_a_column() -> None:
+    x = np.array([3.0, -1.0, 7.0, 2.0, -5.0, 9.0])
+    assert extent(x) == (-5.0, 9.0)
+    assert extent(x[::2]) == (-5.0, 7.0)
+    assert extent(np.array([np.inf, 1.0, -np.inf])) == (-np.inf, np.inf)
+    for at in range(3):  # wherever it is
+        x = np.array([1.0, 2.0, 3.0])
+        x[at] = np.nan
+        assert np.isnan(extent(x)).all()
+    with pytest.raises(ValueError, match="no extent"):
+        extent(np.empty(0))
+
+
+def test_codes_that_are_there() -> None:
+    codes = np.array([4, 0, 2, 0, 4], np.int32)
+    there, count = present(codes, 6)
+    assert there.tolist() == [True, False, True, False, True, False]
+    assert there.dtype == np.bool_
+    assert count == 3
+    assert present(codes[::2], 5)[1] == 2
+    assert least(codes) == 0
+    assert least(np.array([3, -1, 5], np.int32)) == -1
+    assert least(np.empty(0, np.int32)) == 0
+    assert present(np.array([-1, 1, -1], np.int32), 2)[0].tolist() == [False, True]
+    with pytest.raises(IndexError, match="code 6 of row 1"):
+        present(np.array([0, 6], np.int32), 6)

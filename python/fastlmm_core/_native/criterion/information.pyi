@@ -10,5 +10,15 @@ def group_slopes(
     products: _Array, t: _Array, factor: _Array, lam: _Array, row: NDArray[np.int64], col: NDArray[np.int64]
 ) -> tuple[_Array, _Array]: ...
 def pseudo_inverse(matrix: _Array, dropped: float) -> tuple[_Array, int]: ...
-def assembled_hessian(profiled: _Array, of_r2: _Array, nu: float, r2: float) -> _Array: ...
+def assembled(
+    profiled: _Array,
+    slopes: _Array,
+    of_r2: _Array,
+    factor: _Array,
+    r: _Array,
+    nu: float,
+    r2: float,
+    unit: float,
+    dropped: float,
+) -> tuple[_Array, _Array, int, _Array, _Array]: ...
 def contrast_df(rows: _Array, half: _Array, slopes: _Array, cov: _Array) -> _Array: ...

@@ -315,8 +315,10 @@ def _by_families(
 def negative_eigenvalue(A: Array) -> float | None:
     """The smallest eigenvalue of a symmetric matrix, where it is too negative to be a rounded zero."""
     with one_blas_thread():
+        lifted = A.copy()  # a factor takes a fifth of the time of eigenvalues; by no more than the largest's share
+        lifted[np.diag_indices(len(A))] += ROUNDING * float(A.diagonal().max(initial=0.0))
         try:
-            np.linalg.cholesky(A)
+            np.linalg.cholesky(lifted)
         except np.linalg.LinAlgError:
             values = np.linalg.eigvalsh(A)
             return float(values[0]) if values[0] < -ROUNDING * values[-1] else None

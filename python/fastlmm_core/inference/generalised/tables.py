@@ -39,7 +39,7 @@ def coef_table(result: GeneralisedModel, *, exp: bool = False, level: float = 0.
     """Estimates, standard errors, z and p; see `GlmerResult.coef_table`."""
     with one_blas_thread():
         method = covariance_method(result, "normal")
-        estimate, std_error, _, z, p = coefficients(result, method).T
+        estimate, std_error, _, z, p = coefficients(result, method)
     columns = {"estimate": estimate, "std_error": std_error, "z": z, "p": p}
     if exp:
         half = quantile_of_level(level) * std_error

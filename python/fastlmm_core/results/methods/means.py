@@ -122,6 +122,7 @@ class MeansMethods:
         over: str = "grid",
         ddf: str | None = None,
         level: float = 0.95,
+        max_degree: int = 1,
         cov_reduce: Any = "mean",
         data: Any = None,
         cov_type: str = "model",
@@ -135,6 +136,9 @@ class MeansMethods:
             A numeric column, or an expression of one such as "log(conc)": the slope is then by that.
         specs, by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster
             As in `emmeans`.
+        max_degree : int
+            Above 1 (5 at most), the coefficients of x, x², ... in the predictor's Taylor series, group by group: at a
+            covariate's mean those of a polynomial, whatever it was written in.
 
         Returns
         -------
@@ -156,7 +160,7 @@ class MeansMethods:
         from fastlmm_core.inference.means import Averaging, emtrends
 
         averaging = Averaging(by, at, weights, over, ddf, level, cov_reduce, data, cov_type, cluster)
-        return emtrends(cast("LmerResult", self), variable, specs, averaging)
+        return emtrends(cast("LmerResult", self), variable, specs, averaging, max_degree=max_degree)
 
     def joint_tests(
         self,

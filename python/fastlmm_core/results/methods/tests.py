@@ -12,6 +12,7 @@ from fastlmm_core.fitting.spelling import answering
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastlmm_core.inference.coef_table import CoefArrays
     from fastlmm_core.inference.ddf import FTest
     from fastlmm_core.inference.table import Table
     from fastlmm_core.results.result import LmerResult
@@ -64,6 +65,35 @@ class DdfMethods:
         from fastlmm_core.inference.coef_table import coef_table
 
         return coef_table(cast("LmerResult", self), ddf=ddf, cov_type=cov_type, cluster=cluster)
+
+    def coef_arrays(self, ddf: str = "satterthwaite", *, cov_type: str = "model", cluster: Any = None) -> CoefArrays:
+        """The columns of `coef_table` as plain arrays, for a program that reads the numbers of many fits.
+
+        Parameters
+        ----------
+        ddf, cov_type, cluster
+            As in `coef_table`.
+
+        Returns
+        -------
+        CoefArrays
+            A named tuple of estimate, std_error, df, t and p, each (p,): NaN for a dropped coefficient.
+
+        Raises
+        ------
+        ModelError
+            As `coef_table`.
+
+        Examples
+        --------
+        >>> from fastlmm_core import lmer, load_dataset
+        >>> fit = lmer("Reaction ~ Days + (Days | Subject)", load_dataset("sleepstudy"))
+        >>> fit.coef_arrays().df.round(3)
+        array([17., 17.])
+        """
+        from fastlmm_core.inference.coef_table import coef_arrays
+
+        return coef_arrays(cast("LmerResult", self), ddf=ddf, cov_type=cov_type, cluster=cluster)
 
     @property
     def pvalues(self) -> pd.Series:

@@ -28,7 +28,7 @@ from fastlmm_core._native.criterion.evaluator cimport Evaluator
 from fastlmm_core._native.leading.level cimport times_ka
 from fastlmm_core._native.small cimport FEW
 
-__all__ = ["assembled_hessian", "contrast_df", "group_slopes", "level_information", "pseudo_inverse"]
+__all__ = ["assembled", "contrast_df", "group_slopes", "level_information", "pseudo_inverse"]
 
 
 def level_information(Evaluator evaluator not None, const double[::1] theta not None):
@@ -168,22 +168,76 @@ def group_slopes(const double[:, :] products not None, const double[:, ::1] t no
     return slopes_, of_r2_
 
 
-def assembled_hessian(const double[:, :] profiled not None, const double[::1] of_r2 not None, double nu, double r2):
-    """Hessian (k + 1, k + 1) in (theta, log sigma) from the one (k, k) with sigma profiled out, and dr^2/dtheta (k,).
+def assembled(const double[:, :] profiled not None, const double[:, :, :] slopes not None,
+              const double[::1] of_r2 not None, const double[:, :] factor not None, const double[:, :] r not None,
+              double nu, double r2, double unit, double dropped):
+    """Hessian in (theta, log sigma), its inverse, and what the covariance of beta does along these parameters.
 
-    Profiling took nu / r^4 times the outer product of dr^2/dtheta off.
+    Profiling sigma out took nu / r^4 times the outer product of dr^2/dtheta off the Hessian; along log sigma the
+    covariance's derivative is the covariance twice.
+
+    Parameters
+    ----------
+    profiled : (k, k)
+        Hessian with sigma profiled out.
+    slopes : (k, rank, rank)
+    of_r2 : (k,)
+        dr^2/dtheta.
+    factor, r : (rank, rank)
+        L_X, and upper triangular r with X = Q r.
+    nu, r2 : float
+    unit : float
+        sigma, over the root of the mean weight.
+    dropped : float
+        As in `pseudo_inverse`.
+
+    Returns
+    -------
+    hessian : (k + 1, k + 1)
+    cov : (k + 1, k + 1)
+        Twice its `pseudo_inverse`.
+    n_dropped : int
+    half : (rank, rank)
+        H = (L_X'r)^-1 unit, Cov(beta) = H H'.
+    slopes : (k + 1, rank, rank)
+        With two times the identity, log sigma's, at the end.
     """
-    cdef Py_ssize_t k = of_r2.shape[0], a, b
-    if profiled.shape[0] != k or profiled.shape[1] != k:
+    cdef Py_ssize_t k = of_r2.shape[0], p = factor.shape[0], a, b, x, y, z
+    cdef double s
+    if not (k == profiled.shape[0] == profiled.shape[1] == slopes.shape[0]):
         raise ValueError(f"a Hessian of {profiled.shape[0]} x {profiled.shape[1]} for {k} parameters")
-    out_ = np.empty((k + 1, k + 1))
-    cdef double[:, ::1] out = out_
+    if not p == factor.shape[1] == r.shape[0] == r.shape[1] == slopes.shape[1] == slopes.shape[2]:
+        raise ValueError("the slopes and the factors do not match")
+    hessian_, half_, every_ = np.empty((k + 1, k + 1)), np.zeros((p, p)), np.zeros((k + 1, p, p))
+    cdef double[:, ::1] hessian = hessian_, half = half_
+    cdef double[:, :, ::1] every = every_
     for a in range(k):
         for b in range(k):
-            out[a, b] = profiled[a, b] + nu / (r2 * r2) * (of_r2[a] * of_r2[b])
-        out[k, a] = out[a, k] = -2.0 * nu / r2 * of_r2[a]
-    out[k, k] = 4.0 * nu
-    return out_
+            hessian[a, b] = profiled[a, b] + nu / (r2 * r2) * (of_r2[a] * of_r2[b])
+        hessian[k, a] = hessian[a, k] = -2.0 * nu / r2 * of_r2[a]
+        for x in range(p):
+            for y in range(p):
+                every[a, x, y] = slopes[a, x, y]
+    hessian[k, k] = 4.0 * nu
+    for x in range(p):
+        every[k, x, x] = 2.0
+    # columns of r^-1 L_X^-T, one after another: L_X'v = e_y, then r h = v
+    for y in range(p):
+        for x in range(y, -1, -1):
+            s = 1.0 if x == y else 0.0
+            for z in range(x + 1, y + 1):
+                s -= factor[z, x] * half[z, y]
+            half[x, y] = s / factor[x, x]
+        for x in range(y, -1, -1):
+            s = half[x, y]
+            for z in range(x + 1, y + 1):
+                s -= r[x, z] * half[z, y]
+            half[x, y] = s / r[x, x]
+        for x in range(y + 1):
+            half[x, y] *= unit
+    cov_, left = pseudo_inverse(hessian_, dropped)
+    cov_ *= 2.0
+    return hessian_, cov_, left, half_, every_
 
 
 def contrast_df(const double[:, :] rows not None, const double[:, :] half not None,

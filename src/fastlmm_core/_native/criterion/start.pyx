@@ -10,14 +10,14 @@ Cost: O(l^3) a level; no array of levels is made.
 
 import numpy as np
 
-from libc.math cimport isfinite, isnan, sqrt
+from libc.math cimport NAN, isfinite, isnan, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 from scipy.linalg.cython_lapack cimport dsyev
 
 from fastlmm_core._native.small cimport chol, solve_lower, solve_lower_t
 
-__all__ = ["clipped_roots", "group_moment", "ridge_sums"]
+__all__ = ["clipped_roots", "group_moment", "moment_roots", "ridge_sums"]
 
 cdef double FAINT = 1e-8  # least mean square of H's diagonal, of levels that say nothing of a column
 
@@ -70,23 +70,45 @@ def group_moment(const double[:, :, ::1] blocks not None, const double[:] s not 
     noise : float, optional
         sigma^2, where it is known; what the ridge estimates leave of ``total``, over what they leave of n, elsewhere.
     """
-    check(blocks, s, ridge)
-    cdef Py_ssize_t q = blocks.shape[0], l = blocks.shape[1], r, c
-    cdef double fitted = 0.0, freedom = 0.0
-    out_ = np.zeros((l, l))
-    cdef double[:, ::1] out = out_
-    cdef double[::1] work = np.zeros(l * l + l)
-    cdef double *spread = &work[0]
-    cdef double *root = spread + l * l
-    c_ridge_sums(blocks, s, ridge, &out[0, 0], spread, root, &fitted, &freedom)
-    if isnan(noise):
-        noise = max(total - fitted, 0.0) / max(n - freedom, 1.0)
-    for r in range(l):
-        root[r] = sqrt(max(root[r] / q, FAINT))
-    for r in range(l):
-        for c in range(l):
-            out[r, c] = (out[r, c] - noise * spread[r * l + c]) / (q * (root[r] * root[c]))
+    out_ = np.zeros((blocks.shape[1], blocks.shape[1]))
+    c_group_moment(blocks, s, ridge, n, total, noise, out_)
     return out_
+
+
+def moment_roots(tuple blocks not None, tuple sums not None, Py_ssize_t n, double total,
+                 const int64_t[:, ::1] index not None, double ridge, double low, double high):
+    """Elements (n_theta,) of factors to start from: `group_moment` of every grouping factor, `clipped_roots` of these.
+
+    They are relative to what the factors leave of the response's mean square, a tenth of it at least.
+
+    Parameters
+    ----------
+    blocks : tuple of (q, l, l)
+    sums : tuple of (q * l, k)
+        Cross-products, the response's in the last column.
+    n, total, index, ridge, low, high
+        As there.
+    """
+    cdef Py_ssize_t g, r
+    cdef double explained = 0.0, own
+    cdef const double[:, :] s
+    cdef double[:, ::1] out
+    cdef list estimates = []
+    if len(blocks) != len(sums):
+        raise ValueError(f"{len(blocks)} blocks and {len(sums)} sums")
+    for g in range(len(blocks)):
+        s = sums[g]
+        if s.shape[1] == 0:
+            raise ValueError("sums without a response")
+        estimate = np.zeros((blocks[g].shape[1], blocks[g].shape[1]))
+        out = estimate
+        c_group_moment(blocks[g], s[:, s.shape[1] - 1], ridge, n, total, NAN, out)
+        own = 0.0
+        for r in range(out.shape[0]):
+            own += out[r, r]
+        explained += own
+        estimates.append(estimate)
+    return clipped_roots(estimates, max(total / n - explained, 0.1 * total / n), index, low, high)
 
 
 def clipped_roots(list estimates not None, double scale, const int64_t[:, ::1] index not None, double low, double high):
@@ -163,6 +185,26 @@ cdef int check(const double[:, :, ::1] blocks, const double[:] s, double ridge) 
         raise ValueError(f"blocks of {l} x {blocks.shape[2]} and {s.shape[0]} cross-products do not match")
     if not ridge > 0.0:
         raise ValueError(f"ridge must be positive, not {ridge}")
+    return 0
+
+
+cdef int c_group_moment(const double[:, :, ::1] blocks, const double[:] s, double ridge, Py_ssize_t n, double total,
+                        double noise, double[:, ::1] out) except -1:
+    """`group_moment` into ``out``, zero before."""
+    check(blocks, s, ridge)
+    cdef Py_ssize_t q = blocks.shape[0], l = blocks.shape[1], r, c
+    cdef double fitted = 0.0, freedom = 0.0
+    cdef double[::1] work = np.zeros(l * l + l)
+    cdef double *spread = &work[0]
+    cdef double *root = spread + l * l
+    c_ridge_sums(blocks, s, ridge, &out[0, 0], spread, root, &fitted, &freedom)
+    if isnan(noise):
+        noise = max(total - fitted, 0.0) / max(n - freedom, 1.0)
+    for r in range(l):
+        root[r] = sqrt(max(root[r] / q, FAINT))
+    for r in range(l):
+        for c in range(l):
+            out[r, c] = (out[r, c] - noise * spread[r * l + c]) / (q * (root[r] * root[c]))
     return 0
 
 

@@ -7,10 +7,11 @@ the columns' own units. In models of some hundred rows an array operation takes 
 import numpy as np
 
 from libc.math cimport sqrt
+from libc.stdint cimport int32_t
 
 from fastlmm_core._native.small cimport FEW as FEW_COLUMNS, chol, solve_lower, solve_lower_t
 
-__all__ = ["FEW", "all_finite", "gram_factor", "small_inverse", "triangle_inverse"]
+__all__ = ["FEW", "all_finite", "extent", "gram_factor", "least", "present", "small_inverse", "triangle_inverse"]
 
 FEW = FEW_COLUMNS  # columns that `small_inverse` takes
 
@@ -125,3 +126,51 @@ def all_finite(const double[::1] values not None):
     for i in range(values.shape[0]):
         s += 0.0 * values[i]  # NaN of infinity too
     return s == 0.0
+
+
+def extent(const double[:] values not None):
+    """The least and the largest of one value or more, as floats; NaN for both where one is NaN."""
+    cdef Py_ssize_t i
+    cdef double low, high, s = 0.0, x
+    if values.shape[0] == 0:
+        raise ValueError("no values have no extent")
+    low = high = values[0]
+    for i in range(values.shape[0]):
+        x = values[i]
+        low = x if x < low else low
+        high = x if x > high else high
+        s += x if x != x else 0.0
+    if s != s:
+        low = high = s
+    return low, high
+
+
+def least(const int32_t[:] codes not None):
+    """The least of some codes; 0 of none."""
+    cdef Py_ssize_t i
+    cdef int32_t low = codes[0] if codes.shape[0] else 0
+    for i in range(codes.shape[0]):
+        low = codes[i] if codes[i] < low else low
+    return low
+
+
+def present(const int32_t[:] codes not None, Py_ssize_t q):
+    """Whether each of the numbers 0 .. q - 1 is among some codes (n,), and how many are; codes below 0 are missing.
+
+    Raises
+    ------
+    IndexError
+        A code is too large.
+    """
+    cdef Py_ssize_t i, count = 0
+    cdef int32_t code
+    out_ = np.zeros(q, np.bool_)
+    cdef unsigned char[::1] out = out_.view(np.uint8)
+    for i in range(codes.shape[0]):
+        code = codes[i]
+        if code >= q:
+            raise IndexError(f"code {code} of row {i} is not among {q} levels")
+        if code >= 0:
+            count += not out[code]
+            out[code] = True
+    return out_, count

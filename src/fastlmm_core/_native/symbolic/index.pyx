@@ -108,7 +108,9 @@ def leading_values(Py_ssize_t l, const int64_t[::1] ptr, const int64_t[::1] t_pt
     cdef const double[:, :, ::1] cell_val
     val_ = np.empty(l * ptr[q])
     cdef double[::1] val = val_
-    cdef int64_t[::1] fill = np.array(t_ptr[:m])  # the pattern's second loop over, now knowing where each entry went
+    cdef int64_t[::1] fill = np.empty(m, np.int64)
+    for i in range(m):  # the pattern's second loop over, now knowing where each entry went
+        fill[i] = t_ptr[i]
     for cp, ci, cv, off in pairs:
         cell_ptr, cell_idx, cell_val, offset, lh = cp, ci, cv, off, cv.shape[2]
         for i in range(q):
@@ -199,7 +201,9 @@ def tail_values(const int64_t[::1] ptr, list blocks, list pairs):
     cdef const double[:, :, ::1] v
     val_ = np.empty(ptr[m])
     cdef double[::1] val = val_
-    cdef int64_t[::1] fill = np.array(ptr[:m])
+    cdef int64_t[::1] fill = np.empty(m, np.int64)
+    for i in range(m):
+        fill[i] = ptr[i]
     for bv, off in blocks:
         v, off_g, lg = bv, off, bv.shape[1]
         for i in range(v.shape[0]):

@@ -292,7 +292,7 @@ def run(name: str, n: int, folder: str, memory: str) -> None:
         )
     print(
         f"\n{name}: {fit.nobs:,} rows, {cpu - made:.1f} CPU s (and {made:.1f} to make the rows), {wall:.1f} s of wall "
-        f"clock, {peak:.2f} GiB, {before:.2f} of them before the fit; goal: {problem.goal}"
+        f"clock, {peak:.2f} GiB, {1024 * (peak - before):.0f} MiB of them since the fit began; goal: {problem.goal}"
     )
 
 

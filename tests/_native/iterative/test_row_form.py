@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, RowForm
+from fastlmm_core._native.iterative.row_form import MAX_LEADING, WIDTH, WIDTHS, RowForm
 
 Q, LEVELS, N = 7, (5, 4), 90
 
@@ -49,13 +49,19 @@ def test_products_are_those_of_dense_matrices(l, factors, weighted, widths):
     K = rng.normal(size=(Q, rows.l, rows.l))
     K = np.ascontiguousarray(K + K.transpose(0, 2, 1))
     R = rng.normal(size=(Q, rows.l, rows.l))
-    x, u = rng.normal(size=(rows.m, WIDTH)), rng.normal(size=(Q, rows.l, WIDTH))
     B = z1.T @ (w[:, None] * zt)
     C = zt.T @ (w[:, None] * zt) - B.T @ block_diagonal(K) @ B
     close = {"rtol": 1e-12, "atol": 1e-12 * np.abs(C).max()}
-    np.testing.assert_allclose(rows.product(K, x), C @ x, **close)
-    np.testing.assert_allclose(rows.lead_sums(x).reshape(-1, WIDTH), B @ x, **close)
-    np.testing.assert_allclose(rows.tail_sums(u), B.T @ u.reshape(-1, WIDTH), **close)
+    x, u = rng.normal(size=(rows.m, WIDTH)), rng.normal(size=(Q, rows.l, WIDTH))
+    whole = rows.product(K, x), rows.lead_sums(x), rows.tail_sums(u)
+    np.testing.assert_allclose(whole[0], C @ x, **close)
+    np.testing.assert_allclose(whole[1].reshape(-1, WIDTH), B @ x, **close)
+    np.testing.assert_allclose(whole[2], B.T @ u.reshape(-1, WIDTH), **close)
+    for k in WIDTHS:  # a vector has the same bits whatever stands beside it
+        few = np.ascontiguousarray(x[:, :k])
+        part = rows.product(K, few), rows.lead_sums(few), rows.tail_sums(np.ascontiguousarray(u[:, :, :k]))
+        for mine, all_of_them in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(mine, all_of_them[..., :k])
     BKB = B.T @ block_diagonal(K) @ B
     RB = np.einsum("qab,qbm->qam", R, B.reshape(Q, rows.l, rows.m))
     outer = np.einsum("qam,qbn->mnab", RB, RB)
@@ -91,7 +97,7 @@ def test_what_does_not_match_is_refused():
     rows = RowForm(ptr, codes, two, one, None, None, None, 1)
     with pytest.raises(ValueError, match="shape"):
         rows.product(np.ones((1, 1, 1)), np.ones((3, WIDTH)))
-    with pytest.raises(ValueError, match="shape"):
+    with pytest.raises(ValueError, match="7 vectors where one of"):
         rows.lead_sums(np.ones((2, WIDTH - 1)))
     with pytest.raises(ValueError, match="labels beyond 1"):
         rows.aggregated(np.ones((1, 1, 1)), np.array([0, 2], np.int32), 2)

@@ -4,9 +4,10 @@ from numpy.typing import NDArray
 _Array = NDArray[np.float64]
 
 WIDTH: int
+WIDTHS: tuple[int, ...]
 MAX_LEADING: int
 
-def on_lines(rows: int) -> _Array: ...
+def on_lines(rows: int, width: int = 8) -> _Array: ...
 
 class RowForm:
     n: int

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastlmm_core._native.iterative.row_form import WIDTH, RowForm, on_lines
+from fastlmm_core._native.iterative.row_form import WIDTH, WIDTHS, RowForm, on_lines
 from fastlmm_core.core.iterative.problem import Factors, Levels
 from fastlmm_core.errors import NumericalError
 from fastlmm_core.lazy import cached_property
@@ -130,15 +130,20 @@ def dots(a: Array, b: Array) -> Array:
     return np.asarray(np.einsum("jk,jk->k", a, b))
 
 
-def in_blocks(function: Callable[..., Array], *columns: Array) -> Array:
-    """Apply a function of blocks (..., 8) to any number of columns (..., k), padding the last block with zeros."""
+def in_blocks(function: Callable[..., Array], *columns: Array, widths: Sequence[int] = (WIDTH,)) -> Array:
+    """Apply a function of blocks (..., 8) to any number of columns (..., k), padding the last block with zeros.
+
+    The last block, or the only one, has the least of the ``widths`` that the function takes.
+    """
     k = columns[0].shape[-1]
     out = []
     for s in range(0, k, WIDTH):
-        blocks = [np.zeros((*of.shape[:-1], WIDTH)) for of in columns]
+        count = min(WIDTH, k - s)
+        width = next(width for width in widths if width >= count)
+        blocks = [np.zeros((*of.shape[:-1], width)) for of in columns]
         for block, of in zip(blocks, columns, strict=True):
-            block[..., : min(WIDTH, k - s)] = of[..., s : s + WIDTH]
-        out.append(function(*blocks)[..., : min(WIDTH, k - s)])
+            block[..., :count] = of[..., s : s + count]
+        out.append(function(*blocks)[..., :count])
     return np.concatenate(out, axis=-1)
 
 
@@ -199,7 +204,7 @@ class System(Generic[P]):
             self.inverse.append(self.half[-1].transpose(0, 2, 1) @ self.half[-1])
             self.log_det_tail += 2.0 * float(np.log(np.diagonal(root, axis1=1, axis2=2)).sum())
         self.coarse = problem.second.corrections(self.K, self.tail_L) if problem.second.wanted else []
-        self.scratch = on_lines(problem.rows.m)
+        self.scratch = dict[int, Array]()
         self.iterations = self.longest = 0
 
     @property
@@ -257,11 +262,14 @@ class System(Generic[P]):
 
     def product(self, x: Array) -> Array:
         """C x, for x (m, k)."""
-        return in_blocks(lambda block: self.rows.product(self.K, block), x)
+        return in_blocks(lambda block: self.rows.product(self.K, block), x, widths=WIDTHS)
 
     def apply(self, x: Array, out: Array | None = None) -> Array:
-        """S x, for x (m, 8)."""
-        inner = self.lam(x, self.scratch)
+        """S x, for x (m, k), k one of `WIDTHS`."""
+        width = x.shape[1]
+        if width not in self.scratch:
+            self.scratch[width] = on_lines(len(x), width)
+        inner = self.lam(x, self.scratch[width])
         self.rows.product(self.K, inner, inner)
         out = self.lam_t(inner, out)
         out += x
@@ -269,14 +277,14 @@ class System(Generic[P]):
 
     def lead_sums(self, x: Array) -> Array:
         """B x (q, l, k), for x (m, k)."""
-        return in_blocks(self.rows.lead_sums, x)
+        return in_blocks(self.rows.lead_sums, x, widths=WIDTHS)
 
     def tail_sums(self, u: Array) -> Array:
         """B'u (m, k), for u (q, l, k)."""
-        return in_blocks(self.rows.tail_sums, u)
+        return in_blocks(self.rows.tail_sums, u, widths=WIDTHS)
 
     def solve(self, b: Array, start: Array | None, tol: float) -> Array:
-        """S^-1 b, for b (m, 8).
+        """S^-1 b, for b (m, k), k one of `WIDTHS`.
 
         A solve that takes more than `PATIENCE` iterations, or falls so slowly that it would, shows the graph to be a
         hard one: from there on, and at each theta to come, the solver has a second level.
@@ -296,8 +304,8 @@ class System(Generic[P]):
     def solve_columns(self, b: Array, tol: float, start: Array | None = None) -> Array:
         """S^-1 b, for b (m, k), and ``start`` (m, k) to begin from."""
         if start is None:
-            return in_blocks(lambda block: self.solve(block, None, tol), b)
-        return in_blocks(lambda block, near: self.solve(block, near, tol), b, start)
+            return in_blocks(lambda block: self.solve(block, None, tol), b, widths=WIDTHS)
+        return in_blocks(lambda block, near: self.solve(block, near, tol), b, start, widths=WIDTHS)
 
 
 def block_roots(d: Array, factor: str) -> Array:

@@ -10,10 +10,10 @@ are ever formed:
     v_r = sum_f t_rf'x[c_rf],   s = sum_r w_r z_r v_r,   u = K_i s,   y[c_rf] += w_r t_rf (v_r - z_r'u)
 
 c (n, f) are the first of a level's columns in the tail, which follow one another, t (n, sum of their numbers) their
-covariates, z (n, l) the leading factor's. Vectors come in blocks of WIDTH = 8, stored (m, 8), so that a row's gather is
-one cache line a column. Cost n (l + columns) WIDTH a product; memory 4 f bytes a row, and 8 a covariate. Threads share
-fixed parts of the levels, whose sums are added in the order of the parts: results do not depend on the number of
-threads.
+covariates, z (n, l) the leading factor's. Vectors come in blocks of 8, stored (m, 8), so that a row's gather is one
+cache line a column, or of 2 or 4 where there are no more. Cost n (l + columns) a vector; memory 4 f bytes a row, and 8
+a covariate. Threads share fixed parts of the levels, whose sums are added in the order of the parts: results do not
+depend on the number of threads.
 
 Beside products there are the blocks of C on its diagonal, a level's columns each, and P'CP for a P that adds levels up
 (`aggregated`), the matrix of a second level of the solver.
@@ -28,9 +28,12 @@ from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-__all__ = ["MAX_LEADING", "WIDTH", "RowForm"]
+from fastlmm_core._native.iterative.row_loops cimport KV, MOST, let_go, products, spreads, sums
+
+__all__ = ["MAX_LEADING", "WIDTH", "WIDTHS", "RowForm"]
 
 WIDTH = KV
+WIDTHS = (2, 4, KV)
 MAX_LEADING = MOST
 WINDOW = 1 << 24  # bytes of files that a thread holds
 
@@ -38,99 +41,37 @@ cdef enum:
     SHARES = 64  # of the levels, where threads write to levels of their own
 
 
-cdef inline void row_scatter(const rows_t *rows, Py_ssize_t r, const double *v, double *y) noexcept nogil:
-    """y[columns of the row] += w t v."""
-    cdef Py_ssize_t f, _c, k
-    cdef double *yy
-    cdef const double *t
-    cdef double a, w = 1.0 if rows.w is NULL else rows.w[r]
-    if rows.t is NULL and rows.w is NULL:
-        for f in range(rows.nf):
-            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for k in range(KV):
-                yy[k] += v[k]
-    elif rows.t is NULL:
-        for f in range(rows.nf):
-            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for k in range(KV):
-                yy[k] += w * v[k]
-    else:
-        t = rows.t + r * rows.nt
-        for f in range(rows.nf):
-            yy = y + <Py_ssize_t> rows.codes[r * rows.nf + f] * KV
-            for _c in range(rows.widths[f]):
-                a = w * t[0]
-                for k in range(KV):
-                    yy[k] += a * v[k]
-                t += 1
-                yy += KV
-
-
-cdef void level_product(const rows_t *rows, Py_ssize_t i, const double *K, const double *x, double *y) noexcept nogil:
-    """y += the part of C x that level i's rows make."""
-    cdef Py_ssize_t l = rows.l, r, c, d, k
-    cdef double s[MOST * KV]
-    cdef double u[MOST * KV]
-    cdef double v[KV]
-    cdef double a
-    level_sum(rows, i, x, y, s)
-    for c in range(l):
-        for k in range(KV):
-            a = 0.0
-            for d in range(l):
-                a += K[c * l + d] * s[d * KV + k]
-            u[c * KV + k] = a
-    for r in range(rows.ptr[i], rows.ptr[i + 1]):
-        row_value(rows, r, x, v)
-        if rows.z is NULL:
-            for k in range(KV):
-                v[k] -= u[k]
-        else:
-            for c in range(l):
-                a = rows.z[r * l + c]
-                for k in range(KV):
-                    v[k] -= a * u[c * KV + k]
-        row_scatter(rows, r, v, y)
-
-
-cdef void level_spread(const rows_t *rows, Py_ssize_t i, const double *u, double *y) noexcept nogil:
-    """y += B_i'u, u (l, KV)."""
-    cdef Py_ssize_t l = rows.l, r, c, k
-    cdef double v[KV]
-    cdef double a
-    for r in range(rows.ptr[i], rows.ptr[i + 1]):
-        for k in range(KV):
-            v[k] = 0.0
-        for c in range(l):
-            a = 1.0 if rows.z is NULL else rows.z[r * l + c]
-            for k in range(KV):
-                v[k] += a * u[c * KV + k]
-        row_scatter(rows, r, v, y)
-
-
 cdef void part_product(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *K, const double *x,
-                       double *y) noexcept nogil:
-    """y += the part of C x that some levels' rows make."""
-    cdef Py_ssize_t i, since = rows.ptr[first], size = rows.l * rows.l
-    for i in range(first, stop):
-        level_product(rows, i, K + i * size, x, y)
-        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+                       double *y, Py_ssize_t kv) noexcept nogil:
+    """`products` of 2, 4 or 8 vectors."""
+    if kv == 2:
+        products(rows, first, stop, K, x, y, 2)
+    elif kv == 4:
+        products(rows, first, stop, K, x, y, 4)
+    else:
+        products(rows, first, stop, K, x, y, KV)
 
 
-cdef void part_spread(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *u, double *y) noexcept nogil:
-    """y += the part of B'u that some levels' rows make."""
-    cdef Py_ssize_t i, since = rows.ptr[first]
-    for i in range(first, stop):
-        level_spread(rows, i, u + i * rows.l * KV, y)
-        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+cdef void part_spread(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *u, double *y,
+                      Py_ssize_t kv) noexcept nogil:
+    """`spreads` of 2, 4 or 8 vectors."""
+    if kv == 2:
+        spreads(rows, first, stop, u, y, 2)
+    elif kv == 4:
+        spreads(rows, first, stop, u, y, 4)
+    else:
+        spreads(rows, first, stop, u, y, KV)
 
 
-cdef void part_sums(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *x, double *s) noexcept nogil:
-    """s = B x of some levels."""
-    cdef Py_ssize_t i, since = rows.ptr[first]
-    for i in range(first, stop):
-        level_sum(rows, i, x, NULL, s + i * rows.l * KV)
-        since = let_go(rows, since, rows.ptr[i + 1], i + 1 == stop)
+cdef void part_sums(const rows_t *rows, Py_ssize_t first, Py_ssize_t stop, const double *x, double *s,
+                    Py_ssize_t kv) noexcept nogil:
+    """`sums` of 2, 4 or 8 vectors."""
+    if kv == 2:
+        sums(rows, first, stop, x, s, 2)
+    elif kv == 4:
+        sums(rows, first, stop, x, s, 4)
+    else:
+        sums(rows, first, stop, x, s, KV)
 
 
 def window_of(arrays, Py_ssize_t n):
@@ -140,11 +81,11 @@ def window_of(arrays, Py_ssize_t n):
     return max(1, WINDOW // (sum(a.nbytes for a in arrays) // n))
 
 
-def on_lines(Py_ssize_t rows):
-    """An array (rows, 8) each of whose rows is one cache line: elsewhere it would be two halves."""
-    raw = np.empty(rows * KV + KV)
+def on_lines(Py_ssize_t rows, Py_ssize_t width=KV):
+    """An array (rows, width) no row of which lies on two cache lines."""
+    raw = np.empty(rows * width + KV)
     start = -raw.ctypes.data % 64 // 8
-    return raw[start : start + rows * KV].reshape(rows, KV)
+    return raw[start : start + rows * width].reshape(rows, width)
 
 
 cdef class RowForm:
@@ -251,56 +192,62 @@ cdef class RowForm:
 
     cdef add_parts(self, double[:, ::1] y):
         """y = the parts' sums, in their order."""
-        cdef Py_ssize_t j, k, p
-        for j in prange(self.m, schedule="static", num_threads=self.threads, nogil=True):
-            for k in range(KV):
-                y[j, k] = self.buffer[0, j, k]
+        cdef Py_ssize_t j, p, size = self.m * y.shape[1], stride = self.m * KV
+        cdef const double *parts = &self.buffer[0, 0, 0]
+        cdef double *out = &y[0, 0]
+        for j in prange(size, schedule="static", num_threads=self.threads, nogil=True):
+            out[j] = parts[j]
             for p in range(1, self.parts):
-                for k in range(KV):
-                    y[j, k] += self.buffer[p, j, k]
+                out[j] += parts[p * stride + j]
+
+    cdef Py_ssize_t width_of(self, Py_ssize_t kv) except -1:
+        """A number of vectors that there are loops for."""
+        if kv not in WIDTHS:
+            raise ValueError(f"{kv} vectors where one of {WIDTHS} was expected")
+        return kv
 
     cdef check(self, shape, tuple expected):
         if shape != expected:
             raise ValueError(f"shape {shape} where {expected} was expected")
 
     def product(self, const double[:, :, ::1] K, const double[:, ::1] x, out=None):
-        """C x (m, 8), for K (q, l, l) and x (m, 8); into ``out`` where there is one."""
-        cdef Py_ssize_t p
+        """C x (m, k), for K (q, l, l) and x (m, k), k one of `WIDTHS`; into ``out`` where there is one."""
+        cdef Py_ssize_t p, kv = self.width_of(x.shape[1])
         self.check((K.shape[0], K.shape[1], K.shape[2]), (self.q, self.l, self.l))
-        self.check((x.shape[0], x.shape[1]), (self.m, KV))
-        y_ = np.empty((self.m, KV)) if out is None else out
-        self.check(y_.shape, (self.m, KV))
+        self.check((x.shape[0],), (self.m,))
+        y_ = np.empty((self.m, kv)) if out is None else out
+        self.check(y_.shape, (self.m, kv))
         cdef double[:, ::1] y = y_
         cdef const double *k0 = &K[0, 0, 0]
         cdef const double *x0 = &self.given[0, 0]
-        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * kv * sizeof(double))
         self.products += 1
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
-            memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
-            part_product(&self.rows, self.part[p], self.part[p + 1], k0, x0, &self.buffer[p, 0, 0])
+            memset(&self.buffer[p, 0, 0], 0, self.m * kv * sizeof(double))
+            part_product(&self.rows, self.part[p], self.part[p + 1], k0, x0, &self.buffer[p, 0, 0], kv)
         self.add_parts(y)
         return y_
 
     def lead_sums(self, const double[:, ::1] x):
-        """B x (q, l, 8), for x (m, 8)."""
-        cdef Py_ssize_t p, q = self.q
-        self.check((x.shape[0], x.shape[1]), (self.m, KV))
-        s_ = np.empty((self.q, self.l, KV))
+        """B x (q, l, k), for x (m, k)."""
+        cdef Py_ssize_t p, q = self.q, kv = self.width_of(x.shape[1])
+        self.check((x.shape[0],), (self.m,))
+        s_ = np.empty((self.q, self.l, kv))
         cdef double[:, :, ::1] s = s_
-        memcpy(&self.given[0, 0], &x[0, 0], self.m * KV * sizeof(double))
+        memcpy(&self.given[0, 0], &x[0, 0], self.m * kv * sizeof(double))
         for p in prange(SHARES, schedule="static", num_threads=self.threads, nogil=True):
-            part_sums(&self.rows, p * q // SHARES, (p + 1) * q // SHARES, &self.given[0, 0], &s[0, 0, 0])
+            part_sums(&self.rows, p * q // SHARES, (p + 1) * q // SHARES, &self.given[0, 0], &s[0, 0, 0], kv)
         return s_
 
     def tail_sums(self, const double[:, :, ::1] u):
-        """B'u (m, 8), for u (q, l, 8)."""
-        cdef Py_ssize_t p
-        self.check((u.shape[0], u.shape[1], u.shape[2]), (self.q, self.l, KV))
-        y_ = np.empty((self.m, KV))
+        """B'u (m, k), for u (q, l, k)."""
+        cdef Py_ssize_t p, kv = self.width_of(u.shape[2])
+        self.check((u.shape[0], u.shape[1]), (self.q, self.l))
+        y_ = np.empty((self.m, kv))
         cdef double[:, ::1] y = y_
         for p in prange(self.parts, schedule="dynamic", num_threads=self.threads, nogil=True):
-            memset(&self.buffer[p, 0, 0], 0, self.m * KV * sizeof(double))
-            part_spread(&self.rows, self.part[p], self.part[p + 1], &u[0, 0, 0], &self.buffer[p, 0, 0])
+            memset(&self.buffer[p, 0, 0], 0, self.m * kv * sizeof(double))
+            part_spread(&self.rows, self.part[p], self.part[p + 1], &u[0, 0, 0], &self.buffer[p, 0, 0], kv)
         self.add_parts(y)
         return y_
 

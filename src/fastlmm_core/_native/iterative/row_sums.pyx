@@ -21,7 +21,8 @@ from cython.parallel cimport prange
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from fastlmm_core._native.iterative.row_form cimport KV, MOST, RowForm, level_sum, row_value, rows_t
+from fastlmm_core._native.iterative.row_form cimport RowForm
+from fastlmm_core._native.iterative.row_loops cimport KV, MOST, level_sum, row_value, rows_t
 
 __all__ = ["forms", "leverages"]
 
@@ -30,7 +31,7 @@ cdef void level_part(const rows_t *rows, Py_ssize_t i, const double *K, const do
     """u (l, KV) = K_i B_i x."""
     cdef Py_ssize_t l = rows.l, c, d, k
     cdef double s[MOST * KV]
-    level_sum(rows, i, x, NULL, s)
+    level_sum(rows, i, x, NULL, s, KV)
     for c in range(l):
         for k in range(KV):
             u[c * KV + k] = 0.0
@@ -43,7 +44,7 @@ cdef inline void row_rest(const rows_t *rows, Py_ssize_t r, const double *x, con
     """e (KV,) = e_r'x, u (l, KV) the level's part."""
     cdef Py_ssize_t c, k
     cdef double a
-    row_value(rows, r, x, e)
+    row_value(rows, r, x, e, KV)
     for c in range(rows.l):
         a = 1.0 if rows.z is NULL else rows.z[r * rows.l + c]
         for k in range(KV):

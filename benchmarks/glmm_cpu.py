@@ -1,7 +1,8 @@
 """Generalised models beside lme4's glmer, in CPU seconds: `python -m benchmarks.glmm_cpu`.
 
-One thread, from a table in memory to a fit, ours the smallest of several, R's one fit: CPU time is the same on a busy
-machine. `make bench-glmm` has more problems and packages, by the clock.
+One thread, from a table in memory to estimates and their standard errors, which glmer's fit has; the smallest time of
+twenty fits here, of three in R. CPU time is nearly the same on a busy machine. `make bench-glmm` has more problems and
+packages, by the clock.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ given <- commandArgs(trailingOnly = TRUE)
 d <- read.csv(given[1], stringsAsFactors = TRUE)
 for (name in strsplit(given[4], ",")[[1]]) d[[name]] <- factor(d[[name]])
 suppressMessages(library(lme4))
-took <- system.time(fit <- suppressWarnings(glmer(as.formula(given[2]), d, family = given[3])))
-cat(sum(took[1:2]), format(-2 * as.numeric(logLik(fit)), digits = 12), "\\n")
+took <- replicate(3, sum(system.time(
+  fit <<- suppressWarnings(glmer(as.formula(given[2]), d, family = given[3])))[1:2]))
+cat(min(took), format(-2 * as.numeric(logLik(fit)), digits = 12), "\\n")
 """
 
 CASES = (
@@ -41,7 +43,8 @@ def main() -> None:
     pin(1)
     from fastlmm_core import glmer, load_dataset
 
-    rows = [["table", "rows", "here", "glmer", "its time over ours", "its criterion less ours"]]
+    head = ["table", "rows", "estimates", "and standard errors", "glmer, both", "its time over ours"]
+    rows = [[*head, "its criterion less ours"]]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, formula, family, factors in CASES:
@@ -49,7 +52,8 @@ def main() -> None:
             table = Path(folder) / "table.csv"
             data.to_csv(table, index=False)
             fit = glmer(formula, data, family=family)
-            ours = cpu(lambda f=formula, d=data, k=family: glmer(f, d, family=k), 20)
+            estimates = cpu(lambda f=formula, d=data, k=family: glmer(f, d, family=k), 20)
+            ours = cpu(lambda f=formula, d=data, k=family: glmer(f, d, family=k).bse, 20)
             theirs = ["-", "-", "-"]
             if (program := shutil.which("Rscript")) is not None:
                 command = [program, "-e", R, str(table), formula, family, factors]
@@ -57,7 +61,7 @@ def main() -> None:
                 if done.returncode == 0:
                     took, criterion = map(float, done.stdout.split())
                     theirs = [duration(took), f"{took / ours:.0f}", f"{criterion - fit.criterion:.1e}"]
-            rows.append([name, f"{len(data):,}", duration(ours), *theirs])
+            rows.append([name, f"{len(data):,}", duration(estimates), duration(ours), *theirs])
     print("\n".join(aligned(rows)))
 
 

@@ -271,3 +271,15 @@ def test_generalised_fits_have_power_draw_by_draw() -> None:
         power(fit, "period", ddf="satterthwaite", params=truth)
     with pytest.raises(ModelError, match="linear models"):
         power_curve(fit, "period", along={"herd": [20]})
+
+
+def test_an_ordinal_fit_has_power_against_a_smaller_formula() -> None:
+    """The smaller model's intercept, which thresholds take the place of, was missed among the columns."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"g": np.repeat(np.arange(10), 8), "x": rng.normal(size=80), "y": rng.integers(0, 3, 80)})
+    fit = glmer("y ~ x + (1 | g)", data, "ordinal")
+    found = power(fit, ["x", "~ 1 + (1 | g)"], n=2, seed=1, params={"x": 0.5})
+    null = glmer("y ~ 1 + (1 | g)", data, "ordinal")
+    for p, (_, y) in zip(found.p["~ 1 + (1 | g)"], fit.simulate(2, seed=1, params={"beta": [0.5]}).items(), strict=True):
+        ratio = null.refit(y).criterion - fit.refit(y).criterion
+        np.testing.assert_allclose(p, stats.chi2.sf(max(0.0, ratio), 1), rtol=1e-4)

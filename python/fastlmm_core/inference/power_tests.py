@@ -76,6 +76,7 @@ def read_test(model: FittedModel, test: Any) -> PowerTest:
 def _smaller(model: FittedModel, formula: str) -> PowerTest:
     """A likelihood-ratio test against the model of another formula."""
     from fastlmm_core.formula import build_design
+    from fastlmm_core.formula.side import without_intercept
 
     design = model.design
     table = model.rows_kept()
@@ -88,6 +89,8 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
         rows = rows.assign(**{name: np.random.default_rng(0).standard_normal(len(rows))})
         text = f"{name} ~ {formula.split('~', 1)[1]}"
         smaller: Design = build_design(text, rows, env=design.context, na_action="raise", observation_level=True)
+        if model.core.family.no_intercept:
+            smaller = without_intercept(smaller)
     else:
         smaller = build_design(formula, table, env=design.context)
         if not np.array_equal(smaller.row_index, design.row_index):

@@ -280,6 +280,7 @@ def test_an_ordinal_fit_has_power_against_a_smaller_formula() -> None:
     fit = glmer("y ~ x + (1 | g)", data, "ordinal")
     found = power(fit, ["x", "~ 1 + (1 | g)"], n=2, seed=1, params={"x": 0.5})
     null = glmer("y ~ 1 + (1 | g)", data, "ordinal")
-    for p, (_, y) in zip(found.p["~ 1 + (1 | g)"], fit.simulate(2, seed=1, params={"beta": [0.5]}).items(), strict=True):
+    drawn = fit.simulate(2, seed=1, params={"beta": [0.5]})
+    for p, (_, y) in zip(found.p["~ 1 + (1 | g)"], drawn.items(), strict=True):
         ratio = null.refit(y).criterion - fit.refit(y).criterion
         np.testing.assert_allclose(p, stats.chi2.sf(max(0.0, ratio), 1), rtol=1e-4)

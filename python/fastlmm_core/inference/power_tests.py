@@ -89,7 +89,7 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
         rows = rows.assign(**{name: np.random.default_rng(0).standard_normal(len(rows))})
         text = f"{name} ~ {formula.split('~', 1)[1]}"
         smaller: Design = build_design(text, rows, env=design.context, na_action="raise", observation_level=True)
-        if model.core.family.no_intercept:
+        if isinstance(model, GeneralisedModel) and model.family.no_intercept:
             smaller = without_intercept(smaller)
     else:
         smaller = build_design(formula, table, env=design.context)

@@ -117,6 +117,13 @@ def checked_flag(value: object, name: str = "reml") -> bool:
     return bool(value)
 
 
+def checked_verbose(value: object) -> int:
+    """How much to write, from 0; ModelError for anything else."""
+    if not isinstance(value, (int, np.integer)) or value < 0:
+        raise ModelError(f"verbose must be a whole number from 0, not {value!r}")
+    return int(value)
+
+
 def seed_sequence(seed: object) -> np.random.SeedSequence:
     """Where draws come from: a SeedSequence as it is, or one of a seed.
 

@@ -280,6 +280,7 @@ def test_arguments_that_need_the_rows_are_refused_by_name(tmp_path):
         lambda: generalised.ranef("zero"),
         lambda: generalised.conf_int(),
         lambda: power(linear, "Days", n=2, params={"Days": 1.0}),
+        lambda: power(generalised, "period", n=2, params={"period[T.2]": 1.0}),
         lambda: bootstrap_test(linear, linear, n=2),
     ):
         with pytest.raises((NotSavedError, SpellingError), match=r"without its data|by position"):

@@ -204,7 +204,8 @@ def relationship_values(design: Design, core: CoreFit, group: str | None) -> pd.
     for k in chosen:
         term = design.random[k]
         cov = core.sigma**2 * np.diag(core.L[k] @ core.L[k].T)
-        error = np.diagonal(core.prediction_var()[k], axis1=1, axis2=2)
+        # what an area without neighbours has is zero, up to rounding of either sign
+        error = np.maximum(np.diagonal(core.prediction_var()[k], axis1=1, axis2=2), 0.0)
         if core.unidentified is not None and k in core.unidentified.terms:
             error = np.full_like(error, np.nan)
         variance = term.relationship.variances[:, None] * cov

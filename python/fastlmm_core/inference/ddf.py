@@ -319,7 +319,7 @@ SINGULAR_NOTES = {
 
 def t_pvalues(t: Array, df: Array) -> Array:
     """Two-sided p-values of t statistics; the normal distribution's where df is infinite."""
-    if all(map(isfinite, df.tolist())):
+    if all(map(isfinite, df.ravel().tolist())):
         return np.asarray(2.0 * stdtr(df, -np.abs(t)))
     finite = np.isfinite(df)
     return np.asarray(2.0 * np.where(finite, stdtr(np.where(finite, df, 1.0), -np.abs(t)), ndtr(-np.abs(t))))

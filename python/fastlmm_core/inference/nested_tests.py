@@ -18,14 +18,21 @@ from scipy.special import chdtrc, fdtrc, gammaincc
 
 from fastlmm_core.core import Model
 from fastlmm_core.core.arguments import checked_count
-from fastlmm_core.errors import ConvergenceWarning, ModelError, NotSavedError, RankWarning, warn
+from fastlmm_core.errors import ConvergenceWarning, ModelError, RankWarning, warn
 from fastlmm_core.fitting.fit import model_of
 from fastlmm_core.fitting.generalised import kept_glmm
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.options import n_theta
 from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.generalised.simulate import drawer
-from fastlmm_core.inference.reductions import Reduction, column_basis, linear_criteria, model_without, refuse_structures
+from fastlmm_core.inference.reductions import (
+    Reduction,
+    column_basis,
+    linear_criteria,
+    model_without,
+    refuse_structures,
+    refuse_without_rows,
+)
 from fastlmm_core.inference.refits import ml_fit
 from fastlmm_core.inference.same_data import check_nested_families, same_criterion, same_data
 from fastlmm_core.inference.simulate import Recipe, TermRecipe, draw_responses, generators, recipe
@@ -174,8 +181,7 @@ def bootstrap_test(
     if n < 1 or (stop is not None and stop < 1):
         raise ModelError(f"n and stop must be at least 1, not {n} and {stop}")
     for design in (small.design, large.design):
-        if not (design.streamed or len(design.y)):
-            raise NotSavedError("a bootstrap")
+        refuse_without_rows(design, "a bootstrap")
     if isinstance(small, GeneralisedModel) and isinstance(large, GeneralisedModel):
         return _of_generalised(small, large, n, seed, stop)
     if isinstance(small, GeneralisedModel) or isinstance(large, GeneralisedModel):

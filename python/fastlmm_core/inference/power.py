@@ -28,7 +28,7 @@ from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
 from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.power_tests import PowerTest, estimated, read_test, true_values
-from fastlmm_core.inference.reductions import refuse_structures
+from fastlmm_core.inference.reductions import refuse_structures, refuse_without_rows
 from fastlmm_core.inference.simulate import draw_responses, generators, recipe
 
 if TYPE_CHECKING:
@@ -192,6 +192,7 @@ def power(
     checked_count(n, "n")
     alpha = checked_level(alpha, "alpha")
     refuse_structures(model.design, "the power")
+    refuse_without_rows(model.design, "the power")
     generalised = isinstance(model, GeneralisedModel)
     ddf = ("normal" if generalised else "satterthwaite") if ddf is None else ddf
     method = "fixed" if str(ddf).lower() == "fixed" else method_name(ddf)

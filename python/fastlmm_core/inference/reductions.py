@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.core import Model, Term
-from fastlmm_core.errors import ModelError
+from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting.fit import core_terms
 from fastlmm_core.fitting.models import arrays_of
 
@@ -28,6 +28,7 @@ __all__ = [
     "reduced_criteria",
     "reductions",
     "refuse_structures",
+    "refuse_without_rows",
     "whole_term",
 ]
 
@@ -70,6 +71,12 @@ def refuse_structures(design: Design, what: str) -> None:
         if term.structure is not None or term.relationship is not None:
             kind = "a known relationship" if term.structure is None else "a structured covariance"
             raise ModelError(f"{what} of a model with {kind} between the effects of {term.group} is not available")
+
+
+def refuse_without_rows(design: Design, what: str) -> None:
+    """NotSavedError for a fit that was saved without its data."""
+    if not (design.streamed or len(design.y)):
+        raise NotSavedError(what)
 
 
 def reductions(design: Design, reduce_terms: bool) -> Iterator[Reduction]:

@@ -17,6 +17,7 @@ __all__ = [
     "check_finite",
     "checked_count",
     "checked_flag",
+    "checked_verbose",
     "is_real",
     "refuse_masked",
     "seed_sequence",

@@ -191,7 +191,8 @@ def _refuse_other_times(design: Design, variables: Mapping[str, Variable]) -> No
             continue
         of_fit = design.grid_info.columns[name].moment
         if not of_fit or of_fit.startswith("timedelta") != (when.dtype.kind == "m"):
-            raise DataError(f"{name} holds {of_fit or 'numbers'} in the model but {variable.native.dtype} in the new data")
+            held = of_fit or "numbers"
+            raise DataError(f"{name} holds {held} in the model but {variable.native.dtype} in the new data")
 
 
 def _known_offset(design: Design) -> str | None:

@@ -186,8 +186,9 @@ def _refuse_other_times(design: Design, variables: Mapping[str, Variable]) -> No
     if design.streamed:
         return
     for name, variable in variables.items():
-        when = moments(variable) if isinstance(variable, Numeric) else None
-        if when is None or name not in design.grid_info.columns:
+        if not isinstance(variable, Numeric) or (when := moments(variable)) is None:
+            continue
+        if name not in design.grid_info.columns:
             continue
         of_fit = design.grid_info.columns[name].moment
         if not of_fit or of_fit.startswith("timedelta") != (when.dtype.kind == "m"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -121,4 +122,16 @@ def test_a_callback_sees_the_bound_and_may_evaluate(two_blas_threads):
     fit(problem.y, problem.X, problem.core_terms(), on_evaluation=report)
     assert seen
     assert all(set(found) == {1} for found in seen)
+    assert counts() == two_blas_threads
+
+
+def test_an_interrupt_as_a_block_ends_leaves_it_not_open(two_blas_threads):
+    def interrupt(frame, event, _):
+        if event == "call" and frame.f_code is one_blas_thread.__exit__.__code__:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), one_blas_thread():
+        sys.setprofile(interrupt)
+    assert not BLOCKS.open
     assert counts() == two_blas_threads

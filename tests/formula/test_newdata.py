@@ -109,3 +109,19 @@ def test_an_offset_given_as_an_array_cannot_be_rebuilt() -> None:
     with pytest.raises(DataError, match="offset was an array"):
         design.rebuild(DATA)
     assert design.rebuild(DATA, fixed=False).offset is None
+
+
+@pytest.mark.parametrize(
+    ("of_fit", "of_new", "message"),
+    [
+        ("f8", "M8[s]", r"t holds numbers in the model but datetime64\[s\] in the new data"),
+        ("f8", "m8[s]", r"t holds numbers in the model but timedelta64\[s\] in the new data"),
+        ("M8[s]", "m8[s]", r"t holds datetime64\[s\] in the model but timedelta64\[s\] in the new data"),
+        ("m8[s]", "M8[s]", r"t holds timedelta64\[s\] in the model but datetime64\[s\] in the new data"),
+    ],
+)
+def test_times_are_not_taken_for_other_numbers(of_fit: str, of_new: str, message: str) -> None:
+    design = build("y ~ t + (1 | g)", DATA.assign(t=np.arange(N).astype(of_fit)))
+    design.rebuild(DATA.assign(t=np.arange(N).astype(of_fit)))
+    with pytest.raises(DataError, match=message):
+        design.rebuild(DATA.assign(t=np.arange(N).astype(of_new)))

@@ -149,3 +149,15 @@ def test_degrees_of_freedom_do_not_depend_on_the_unit_of_the_response(unit):
     fit = lmer("Reaction ~ Days + (Days | Subject)", data).coef_table()
     scaled = lmer("Reaction ~ Days + (Days | Subject)", data.assign(Reaction=data["Reaction"] * unit)).coef_table()
     np.testing.assert_allclose(scaled[["df", "t", "p"]], fit[["df", "t", "p"]], rtol=1e-6)
+
+
+def test_no_degrees_of_freedom_for_the_denominator():
+    """Two rows on 2 degrees of freedom in strata of their own: pbkrtest has 0 df and no p."""
+    g, h = np.divmod(np.arange(16), 4)
+    noise = np.random.default_rng(3).normal(size=16)
+    y = np.array([3.0, -2.0, 1.0, 5.0])[g] + np.array([1.0, 4.0, -3.0, 2.0])[h] + 0.5 * noise
+    fit = lmer("y ~ u + v + (1 | g) + (1 | h)", {"y": y, "u": 1.0 * g, "v": 1.0 * h, "g": g, "h": h})
+    assert fit.f_test("u = 0", ddf="kr").den_df == pytest.approx(2.0)
+    test = fit.f_test("u = 0, v = 0", ddf="kr")
+    assert np.isnan([test.F, test.den_df, test.p]).all()
+    assert "no degrees of freedom left" in test.notes[0]

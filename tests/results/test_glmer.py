@@ -357,7 +357,8 @@ def test_a_gaussian_model_ignores_nothing(options, match):
 @pytest.mark.parametrize("family", ["gaussian", "poisson"])
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("n_agq", v) for v in (-3, 2.5, "3", None, True, np.nan)] + [("objective_only", "yes"), ("verbose", 2.5)],
+    [("n_agq", v) for v in (-3, 2.5, "3", None, True, np.nan)]
+    + [("objective_only", "yes"), ("verbose", 2.5), ("verbose", -1)],
 )
 @pytest.mark.filterwarnings("ignore:a gaussian model with the identity link")
 def test_options_are_checked_whoever_fits(family, option, value):

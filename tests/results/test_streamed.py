@@ -407,3 +407,10 @@ def test_accumulating_is_merging(folder):
     with pytest.raises(ModelError, match="other models"):
         merge([parts[0], stats(prepare("y ~ o + (1 | user)", Stream(folder)), folder)])
     assert stats(recipe, DATA).n_total == N
+
+
+def test_new_rows_with_dates():
+    data = DATA[["y", "user"]].assign(t=pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(N), unit="D"))
+    data = data.dropna()
+    found, kept = (lmer("y ~ t + (1 | user)", of) for of in (Stream(pa.Table.from_pandas(data)), data))
+    np.testing.assert_allclose(found.predict(data[:3]), kept.predict(data[:3]), rtol=1e-8)

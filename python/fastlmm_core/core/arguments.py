@@ -17,6 +17,7 @@ __all__ = [
     "check_finite",
     "checked_count",
     "checked_flag",
+    "checked_verbose",
     "is_real",
     "refuse_masked",
     "seed_sequence",
@@ -115,6 +116,13 @@ def checked_flag(value: object, name: str = "reml") -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ModelError(f"{name} must be True or False, not {value!r}")
     return bool(value)
+
+
+def checked_verbose(value: object) -> int:
+    """How much to write, from 0; ModelError for anything else."""
+    if not isinstance(value, (int, np.integer)) or value < 0:
+        raise ModelError(f"verbose must be a whole number from 0, not {value!r}")
+    return int(value)
 
 
 def seed_sequence(seed: object) -> np.random.SeedSequence:

@@ -77,7 +77,7 @@ class Blocks:
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.open: dict[object, int] = {}  # by block: Python thread
+        self.open: dict[int, int] = {}  # by the id of a block: Python thread
         self.before: list[int] = []  # the libraries' own counts, until they are brought back
         self.bound = False
 
@@ -201,7 +201,7 @@ class one_blas_thread:
 
     def __enter__(self) -> None:
         try:
-            BLOCKS.open[self] = get_ident()
+            BLOCKS.open[id(self)] = get_ident()
             if not BLOCKS.bound:
                 BLOCKS.bind()
         except BaseException:
@@ -209,9 +209,13 @@ class one_blas_thread:
             raise
 
     def __exit__(self, *error: object) -> None:
-        BLOCKS.open.pop(self, None)
+        BLOCKS.open.pop(id(self), None)
         if not BLOCKS.open:
             BLOCKS.release()
+
+    def __del__(self) -> None:
+        if id(self) in BLOCKS.open:  # an interrupt came as `__exit__` began
+            self.__exit__()
 
 
 def bounded(function: F) -> F:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from fastlmm_core.errors import DataError
 from fastlmm_core.formula.checks import OFFSET, check_finite, warn_of_undefined
 from fastlmm_core.formula.evaluate import Evaluator
 from fastlmm_core.formula.fixed import MatrixSpec, columns_of, variables_of
-from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, as_factor
+from fastlmm_core.formula.frame import Numeric, Table, Variable, aligned, as_factor, moments
 from fastlmm_core.formula.levels import Factor
 from fastlmm_core.formula.quoting import unquote_name
 from fastlmm_core.formula.residual_rows import NewResidual, NewResidualRows
@@ -114,6 +114,8 @@ def rebuild(
     _require(design, [*wanted, *coded_anew], list(specs.values()), evaluate)
 
     variables = {key: variables_of(spec.terms, evaluate) for key, spec in specs.items()}
+    for of in variables.values():
+        _refuse_other_times(design, of)
     factors = {
         k: [grouping_factor(name, evaluate) for name in design.group_of(k).group] for k in [*wanted, *coded_anew]
     }
@@ -174,6 +176,24 @@ def _require(design: Design, wanted: Sequence[int], specs: Sequence[MatrixSpec],
             names += columns
     names += columns_of([spec.terms for spec in specs], evaluate)
     table.require(names + table.mentioned_in([design.offset_given, *design.formula.offsets]))
+
+
+def _refuse_other_times(design: Design, variables: Mapping[str, Variable]) -> None:
+    """DataError for a column of dates or durations where the fit had numbers, or the other of the two.
+
+    A streamed design does not know what its columns held.
+    """
+    if design.streamed:
+        return
+    for name, variable in variables.items():
+        if not isinstance(variable, Numeric) or (when := moments(variable)) is None:
+            continue
+        if name not in design.grid_info.columns:
+            continue
+        of_fit = design.grid_info.columns[name].moment
+        if not of_fit or of_fit.startswith("timedelta") != (when.dtype.kind == "m"):
+            held = of_fit or "numbers"
+            raise DataError(f"{name} holds {held} in the model but {variable.native.dtype} in the new data")
 
 
 def _known_offset(design: Design) -> str | None:

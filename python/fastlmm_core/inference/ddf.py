@@ -34,6 +34,9 @@ METHODS = ("satterthwaite", "kenward-roger", "kenward-roger-linear", "residual",
 CERTAIN = 1e-13
 """Smallest eigenvalue of the correlation matrix of independent rows at which their test has digits."""
 
+LEAST_DF = 1e-8
+"""Denominator degrees of freedom below which a test has no distribution; rounding leaves some where there are none."""
+
 PLAIN = 1e-10
 """Smallest ratio of eigenvalues at which the rows' covariance is taken apart in their own units."""
 
@@ -149,6 +152,8 @@ class Method(ABC):
             turned, difference = mixed @ rows, mixed @ difference
         wald = float(np.sum(difference**2 / d)) / n
         den_df, factor = self.joint(turned, d)
+        if den_df < LEAST_DF:
+            return FTest.impossible(n, "there are no degrees of freedom left for the denominator")
         statistic = wald * factor
         return FTest(statistic, n, den_df, f_pvalue(statistic, n, den_df), wald * n * self.sigma**2)
 

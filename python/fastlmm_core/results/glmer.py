@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
-from fastlmm_core.core.arguments import checked_flag
+from fastlmm_core.core.arguments import checked_flag, checked_verbose
 from fastlmm_core.core.control import checked_control
 from fastlmm_core.core.glmm.model import checked_points
-from fastlmm_core.errors import FastLMMWarning, ModelError, warn
+from fastlmm_core.errors import FastLMMWarning, warn
 from fastlmm_core.families import Family, Link
 from fastlmm_core.fitting.generalised import GlmerOptions, check_identified, fit_generalised, glmm_of
 from fastlmm_core.fitting.generalised_rows import FamilyRequest, RowArguments, read_rows
@@ -123,8 +121,7 @@ def glmer(
     """
     env = caller_names(3) if env is None else env
     asked = FamilyRequest(family, link)
-    if not isinstance(verbose, (int, np.integer)):
-        raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    verbose = checked_verbose(verbose)
     checked_points(n_agq)
     checked_flag(objective_only, "objective_only")
     gaussian = asked.chosen.name == "gaussian" and asked.chosen.link.name == "identity"
@@ -157,7 +154,7 @@ def glmer(
         zero_terms=() if rows.zero is None else tuple(core_terms(rows.zero)),
         control=control,
         start=start,
-        verbose=int(verbose),
+        verbose=verbose,
         given={name: value for name, value in arguments.items() if value is not None},
     )
     if objective_only:

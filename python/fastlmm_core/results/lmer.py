@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ParamSpec, cast
 
-import numpy as np
 import pandas as pd
 
-from fastlmm_core.core.arguments import checked_flag
+from fastlmm_core.core.arguments import checked_flag, checked_verbose
 from fastlmm_core.core.control import checked_control
-from fastlmm_core.errors import ModelError
 from fastlmm_core.fitting.fit import fit_design, objective_of
 from fastlmm_core.fitting.models import is_structured
 from fastlmm_core.fitting.options import FitOptions, checked_start
@@ -160,10 +158,9 @@ def lmer(
     given = {name: value for name, value in zip(ARGUMENTS, arguments, strict=True) if value is not None}
     if na_action != "drop":
         given["na_action"] = na_action
-    if not isinstance(verbose, (int, np.integer)):
-        raise ModelError(f"verbose must be a whole number, not {verbose!r}")
+    verbose = checked_verbose(verbose)
     checked_flag(objective_only, "objective_only")
-    options = FitOptions(reml=checked_flag(reml), control=control, verbose=int(verbose), given=given)
+    options = FitOptions(reml=checked_flag(reml), control=control, verbose=verbose, given=given)
     if not isinstance(data, pd.DataFrame) and isinstance(formula, str) and is_stream(data):
         from fastlmm_core.results.streamed import lmer_streamed, refuse_with_streams
 

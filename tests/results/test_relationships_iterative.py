@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from benchmarks.structures_large import animals, lattice, workers
 
-from fastlmm_core import lmer
+from fastlmm_core import lmer, load
 from fastlmm_core.core import Control
 from fastlmm_core.errors import ModelError, MonteCarloWarning
 
@@ -122,6 +122,26 @@ def test_a_variance_of_zero_is_found():
     fits = [lmer("y ~ sex + (1 | animal)", data, **options, control=Control(engine=e)) for e in ("sparse", "iterative")]
     assert fits[0].is_singular == fits[1].is_singular
     assert fits[1].core.theta[0] == pytest.approx(fits[0].core.theta[0], abs=1e-3)
+
+
+def test_a_search_begins_at_a_variance_of_zero():
+    data, options = animals(0.004, None)
+    control = Control(engine="iterative", mc_error=0.05)
+    found, begun = (
+        lmer("y ~ sex + (1 | animal)", data, **options, control=control, start=start) for start in (None, [0.0])
+    )
+    assert begun.core.converged
+    assert begun.criterion == pytest.approx(found.criterion, abs=4.0 * found.monte_carlo.criterion_se)
+
+
+def test_a_loaded_fit_has_the_figures_of_the_saved_one(tmp_path):
+    data, options = animals(0.004, None)
+    fit = lmer("y ~ sex + (1 | animal)", data, **options, control=Control(engine="iterative"))
+    fit.save(tmp_path / "fit", data=True)
+    loaded = load(tmp_path / "fit")
+    assert loaded.criterion == fit.criterion
+    assert (loaded.core.theta == fit.core.theta).all()
+    assert str(loaded.monte_carlo) == str(fit.monte_carlo)
 
 
 def test_structures_beyond_it_are_refused():

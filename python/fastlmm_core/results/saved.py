@@ -16,6 +16,7 @@ import numpy as np
 from fastlmm_core.core import CoreFit, Model
 from fastlmm_core.core.residuals import CrossedFit, PatternFit
 from fastlmm_core.core.saved import read_state, saved_state
+from fastlmm_core.core.structures.iterative import IterativeEquationsFit
 from fastlmm_core.core.structures.projected import ProjectedFit
 from fastlmm_core.errors import DataError, ModelError, NumericalError, SavedFormatError, StreamedError
 from fastlmm_core.fitting.fit import fit_design, wrap
@@ -62,7 +63,9 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
     contents: dict[str, Any] = {"formula": result.formula}
     if data:
         options = result.options
-        contents |= {"design": design, "theta": core.parameters, "reml": bool(result.reml)}
+        # a search that draws probes answers to the bit from where it began, to its error from where it ended
+        start = options.start if isinstance(core, IterativeEquationsFit) else core.parameters
+        contents |= {"design": design, "theta": start, "reml": bool(result.reml)}
         contents |= {"control": options.control, "given": _given(design, options.given)}
         if type(core) is CoreFit and core._rows is None:  # others are fitted once more from where they ended
             contents["ended"] = {"converged": core.converged, "message": core.message, "log": core.log}

@@ -101,3 +101,15 @@ def test_an_indefinite_matrix_is_refused():
     factor.T = -factor.T
     with pytest.raises(NumericalError, match="not positive definite"):
         factor.solve(np.ones((M_ROWS, 1)))
+
+
+def test_a_right_hand_side_of_zero_after_another():
+    M, _, rows, columns = example(1)
+    factor = ProbedFactor(M_ROWS, rows, columns, 0, "")
+    factor.refactor(M[rows, columns])
+    b = np.random.default_rng(0).normal(size=(M_ROWS, 2))
+    np.testing.assert_allclose(factor.solve(b), np.linalg.solve(M, b), atol=1e-9)
+    b[:, 0] = 0.0
+    found = factor.solve(b)  # begins from the solutions before
+    assert (found[:, 0] == 0.0).all()
+    np.testing.assert_allclose(found, np.linalg.solve(M, b), atol=1e-9)

@@ -221,7 +221,8 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
         T by rows, both triangles.
     b : (k, 8)
     x : (k, 8)
-        Where to start; the solutions.
+        Where to start; the solutions. A column that is further from its right-hand side than zero starts at zero, so
+        that a right-hand side of zero, as at a variance of zero, has its solution at once.
     tol : float
         Every column's residual relative to its right-hand side.
     limit : int
@@ -235,6 +236,7 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
     cdef double[:, :, ::1] work = np.empty((3, m, WIDTH))
     cdef double[:, ::1] r = work[0], p = work[1], s = work[2]
     cdef double[WIDTH] goal, rr, new, ps, step
+    cdef bint[WIDTH] near
     cdef bint active
     with nogil:
         multiply(ptr, idx, values, x, s)
@@ -247,7 +249,14 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
                 goal[c] += b[i, c] * b[i, c]
                 rr[c] += r[i, c] * r[i, c]
         for c in range(WIDTH):
+            near[c] = rr[c] <= goal[c]
+            if not near[c]:
+                rr[c] = goal[c]
             goal[c] = tol * sqrt(goal[c])
+        for i in range(m):
+            for c in range(WIDTH):
+                if not near[c]:
+                    x[i, c], r[i, c], p[i, c] = 0.0, b[i, c], b[i, c]
         for iteration in range(limit):
             active = False
             for c in range(WIDTH):

@@ -61,11 +61,15 @@ def structured_model(
             "the iterative engine fits linear models of independent residuals without covariance structures: use "
             "engine='auto'"
         )
-    own = ("auto", "iterative", "sparse") if joint and design.residual is None else ("auto",)
-    if engine not in own and (joint or design.residual is not None):
+    if design.residual is not None and engine != "auto":
         raise ModelError(
-            f"engine={engine!r} does not fit models with a residual structure, relationships or sparse() effects, "
-            "which have equations of their own: use engine='auto'"
+            f"engine={engine!r} does not fit models with a residual structure, which have equations of their own: use "
+            "engine='auto'"
+        )
+    if joint and engine not in ("auto", "sparse", "iterative"):
+        raise ModelError(
+            f"engine={engine!r} does not fit models with relationships or sparse() effects: use engine='auto', 'sparse' "
+            "or 'iterative'"
         )
     if design.residual is not None:
         check_random(design)

@@ -68,8 +68,8 @@ def structured_model(
         )
     if joint and engine not in ("auto", "sparse", "iterative"):
         raise ModelError(
-            f"engine={engine!r} does not fit models with relationships or sparse() effects: use engine='auto', 'sparse' "
-            "or 'iterative'"
+            f"engine={engine!r} does not fit models with relationships or sparse() effects: use engine='auto', "
+            "'sparse' or 'iterative'"
         )
     if design.residual is not None:
         check_random(design)

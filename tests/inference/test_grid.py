@@ -31,3 +31,12 @@ def test_trends_of_higher_degrees_are_taylors_coefficients() -> None:
     ):
         with pytest.raises(ModelError, match=words):
             fit.emtrends(**arguments)  # type: ignore[arg-type]
+
+
+def test_an_offset_has_no_trends_of_higher_degrees() -> None:
+    """Rounding of its differences was an estimate with a standard error of zero, and p was zero."""
+    rng = np.random.default_rng(0)
+    data = pd.DataFrame({"x": rng.normal(size=60), "o": 1000.0 + rng.normal(size=60), "g": np.repeat(np.arange(10), 6)})
+    data["y"] = data["o"] + rng.normal(size=60)
+    frame = lmer("y ~ x + offset(o) + (1 | g)", data).emtrends("x", "1", max_degree=5).to_frame()
+    np.testing.assert_array_equal(frame["estimate"][1:], 0.0)

@@ -166,10 +166,15 @@ class ReferenceGrid:
         scale = factorial(degree) * h**degree
         weights = [(-1) ** (degree - i) * comb(degree, i) / scale for i in range(degree + 1)]
         shifts = [x + (i - 0.5 * degree) * h for i in range(degree + 1)]
-        each, known = zip(*(self.matrix({**columns, name: self.in_form(name, at)}) for at in shifts), strict=True)
-        X, offset = np.tensordot(weights, np.array(each), 1), np.tensordot(weights, np.array(known), 1)
-        noise = 16.0 * 2.0**degree * EPSILON / scale * np.max(np.abs(each), axis=(0, 1))
-        return np.where(np.abs(X) > noise, X, 0.0), offset
+        each = [self.matrix({**columns, name: self.in_form(name, at)}) for at in shifts]
+
+        def difference(values: Array) -> Array:
+            """Of values (degree + 1, n, ...) at the shifts; rounding is as large as a column's largest value makes it."""
+            out = np.tensordot(weights, values, 1)
+            noise = 16.0 * 2.0**degree * EPSILON / scale * np.max(np.abs(values), axis=(0, 1))
+            return np.where(np.abs(out) > noise, out, 0.0)
+
+        return difference(np.array([X for X, _ in each])), difference(np.array([offset for _, offset in each]))
 
     def column_named(self, variable: str) -> str | None:
         """The column that a text names, as it is or quoted; None where it is an expression."""

@@ -146,7 +146,7 @@ def test_tests_that_cannot_be_done_fail_before_drawing() -> None:
     with pytest.raises(DataError, match="params names"):
         power(model, "group", params={"grp": 1.0})
     with pytest.raises(DataError, match="one name"):
-        power(model, ["group", "group"], n=5)
+        power(model, ["group", "group"], n=10**9)
     with pytest.raises(ModelError, match="at least 1"):
         power(model, "group", n=0)
     with pytest.raises(ModelError, match="tests is empty"):
@@ -284,3 +284,17 @@ def test_an_ordinal_fit_has_power_against_a_smaller_formula() -> None:
     for p, (_, y) in zip(found.p["~ 1 + (1 | g)"], drawn.items(), strict=True):
         ratio = null.refit(y).criterion - fit.refit(y).criterion
         np.testing.assert_allclose(p, stats.chi2.sf(max(0.0, ratio), 1), rtol=1e-4)
+
+
+def test_a_smaller_formula_is_asked_of_the_rows_of_the_larger(sleepstudy: pd.DataFrame) -> None:
+    """Rows that only the larger fit left out, by its subset or its weights, made other models of the two."""
+    some = sleepstudy[sleepstudy["Days"] > 2]
+    options = {"n": 2, "seed": 1, "params": {"Days": 5.0}}
+    large, small = "Reaction ~ Days + (1 | Subject)", "~ 1 + (1 | Subject)"
+    want = power(lmer(large, some), f"Reaction {small}", **options).p[f"Reaction {small}"]  # type: ignore[arg-type]
+    weights = np.where(sleepstudy["Days"] > 2, 1.0, 0.0)
+    for fit in (lmer(large, sleepstudy, subset="Days > 2"), lmer(large, sleepstudy, weights=weights)):
+        np.testing.assert_allclose(power(fit, small, **options).p[small], want, rtol=1e-6)  # type: ignore[arg-type]
+    holes = sleepstudy.assign(hole=np.where(sleepstudy["Days"] == 5, np.nan, 1.0))
+    with pytest.raises(DataError, match="missing"):
+        power(lmer(large, holes), "~ hole + (1 | Subject)", **options)  # type: ignore[arg-type]

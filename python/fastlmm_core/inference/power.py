@@ -26,6 +26,8 @@ from fastlmm_core.fitting.spelling import METHOD_ARGUMENTS, answered
 from fastlmm_core.inference.ddf import ddf_method, method_name, t_pvalues
 from fastlmm_core.inference.estimates import Estimates
 from fastlmm_core.inference.families import simulated_p
+from fastlmm_core.inference.generalised.refits import refitted
+from fastlmm_core.inference.generalised.simulate import drawer
 from fastlmm_core.inference.levels import checked_level
 from fastlmm_core.inference.power_tests import PowerTest, estimated, read_test, true_values
 from fastlmm_core.inference.reductions import refuse_structures, refuse_without_rows
@@ -147,7 +149,8 @@ def power(
     tests : str, Estimates, or list of them
         A coefficient's name (a t test); a term's (an F test); a hypothesis such as ``"slope = 0.2"``, of one row or
         several; `Estimates` of the model, tested as they are adjusted, with the power of any and of all of them; the
-        formula of a smaller model (a likelihood-ratio test). All are done on the same draws.
+        formula of a smaller model (a likelihood-ratio test in the rows of the larger), whose left side may be left out.
+        All are done on the same draws.
     n : int
         Draws.
     alpha : float
@@ -213,16 +216,16 @@ def power(
     every = [read_test(model, test) for test in ([tests] if isinstance(tests, (str, Estimates)) else list(tests))]
     if not every:
         raise ModelError("tests is empty: name a coefficient, a term or a hypothesis")
+    labels = [label for test in every for label in test.labels]
+    if len(set(labels)) < len(labels):
+        raise DataError(f"two tests have one name: {', '.join(labels)}")
     source, _ = recipe(model, params={"beta": beta})
     truth = true_values(every, beta[~np.isnan(model.core.beta)])
-    if generalised:
+    if isinstance(model, GeneralisedModel):
         p, estimates, singular, failed = _simulate_generalised(model, source, every, n, seed)
     else:
         at_truth = ddf_method(model, "kenward-roger") if method == "fixed" else None
         p, estimates, singular, failed = _simulate(model, source, every, method, at_truth, n, seed, threads)
-    labels = [label for test in every for label in test.labels]
-    if len(set(labels)) < len(labels):
-        raise DataError(f"two tests have one name: {', '.join(labels)}")
     frame = pd.DataFrame(p, columns=labels, index=pd.RangeIndex(1, n + 1, name="draw"))
     known = pd.DataFrame(estimates, columns=labels, index=frame.index)[[c for c in labels if c in truth]]
     if failed:
@@ -289,17 +292,14 @@ def _simulate(
 
 
 def _simulate_generalised(
-    model: FittedModel, source: Recipe, tests: list[PowerTest], n: int, seed: Seed
+    model: GeneralisedModel, source: Recipe, tests: list[PowerTest], n: int, seed: Seed
 ) -> tuple[Array, Array, float, int]:
     """`_simulate` of a generalised model: a fit and its Hessian a draw."""
-    from fastlmm_core.inference.generalised.refits import refitted
-    from fastlmm_core.inference.generalised.simulate import drawer
-
-    draw = drawer(model, source)  # type: ignore[arg-type]
+    draw = drawer(model, source)
     p, estimates, singular, failed = [], [], 0, 0
     for stream in generators(seed, n):
         y = draw(stream)
-        found = refitted(model, y)  # type: ignore[arg-type]
+        found = refitted(model, y)
         failed += found is None or not found.converged
         singular += found is not None and found.is_singular
         if found is None:

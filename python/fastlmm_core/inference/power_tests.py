@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastlmm_core.errors import DataError, ModelError
+from fastlmm_core.fitting.generalised import glmm_of
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.fitting.models import arrays_of, core_terms
 from fastlmm_core.inference.estimates import Estimates
-from fastlmm_core.inference.expand import as_pandas
 from fastlmm_core.inference.hypotheses import read_hypotheses
 from fastlmm_core.inference.nested_tests import check_nested_designs
 
 if TYPE_CHECKING:
     from fastlmm_core.fitting.fitted import FittedModel
-    from fastlmm_core.formula import Design
 
 __all__ = ["PowerTest", "estimated", "read_test", "true_values"]
 
@@ -74,54 +73,39 @@ def read_test(model: FittedModel, test: Any) -> PowerTest:
 
 
 def _smaller(model: FittedModel, formula: str) -> PowerTest:
-    """A likelihood-ratio test against the model of another formula."""
-    from fastlmm_core.formula import build_design
+    """A likelihood-ratio test against the model of another right side, in the same rows and response."""
+    from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.formula.side import without_intercept
 
-    design = model.design
-    table = model.rows_kept()
+    design, table = model.design, model.rows_kept()
+    used = np.zeros(design.n_total, bool)
+    used[design.row_index] = True
     generalised = isinstance(model, GeneralisedModel)
-    if generalised:  # which has left sides of its own: what stands there is the model's
-        rows = as_pandas(table).iloc[design.row_index]
-        name = "response"
-        while name in rows:
-            name += "_"
-        rows = rows.assign(**{name: np.random.default_rng(0).standard_normal(len(rows))})
-        text = f"{name} ~ {formula.split('~', 1)[1]}"
-        smaller: Design = build_design(text, rows, env=design.context, na_action="raise", observation_level=True)
-        if isinstance(model, GeneralisedModel) and model.family.no_intercept:
-            smaller = without_intercept(smaller)
-    else:
-        smaller = build_design(formula, table, env=design.context)
-        if not np.array_equal(smaller.row_index, design.row_index):
-            raise DataError(f"{formula!r} uses {len(smaller.y)} rows, and the model {len(design.y)}")
+    right = parse_formula(f"y ~ {formula.split('~', 1)[1]}")
+    smaller = build_design(
+        replace(right, response=design.formula.response),
+        table,
+        subset=used,
+        na_action="raise",
+        env=design.context,
+        response=lambda *_: design.y,
+        observation_level=generalised,
+    )
+    if generalised and model.family.no_intercept:
+        smaller = without_intercept(smaller)
     df = check_nested_designs(smaller, design, formula, model.formula)
     arrays = arrays_of(design).with_columns(smaller.X).with_terms(core_terms(smaller))
-    if generalised:
-        from fastlmm_core.fitting.generalised import glmm_of
-
-        reduced: Any = glmm_of(arrays, model.options)  # type: ignore[arg-type]
-    else:
-        reduced = arrays.model(False, model.options.control)
-
-    def criterion(Y: Array, threads: int | None) -> Array:
-        fits = reduced.fit_many(Y) if generalised else reduced.fit_many(Y, threads=threads)
-        return np.asarray(fits.criterion)
-
-    return PowerTest([formula], smaller=criterion, df=df)
+    if isinstance(model, GeneralisedModel):
+        general = glmm_of(arrays, model.options)
+        return PowerTest([formula], smaller=lambda Y, _: general.fit_many(Y).criterion, df=df)
+    linear = arrays.model(False, model.options.control)
+    return PowerTest([formula], smaller=lambda Y, threads: linear.fit_many(Y, threads=threads).criterion, df=df)
 
 
 def true_values(tests: list[PowerTest], beta: Array) -> dict[str, float]:
     """True values less hypothesised ones, of tests of one row."""
-    out: dict[str, float] = {}
-    for test in tests:
-        if test.estimates is not None:
-            e = test.estimates
-            value = e.functions.rows @ beta + e.offset - np.broadcast_to(np.asarray(e.null, float), (len(e),))
-            out.update(zip(test.labels, value.tolist(), strict=False))
-        elif test.single:
-            out[test.labels[0]] = float((test.rows @ beta - test.values)[0])
-    return out
+    values = ((test.labels, estimated(test, beta[None])[0].tolist()) for test in tests if test.single)
+    return {label: v for labels, row in values for label, v in zip(labels, row, strict=True) if not np.isnan(v)}
 
 
 def estimated(test: PowerTest, beta: Array) -> Array:

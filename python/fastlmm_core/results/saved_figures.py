@@ -193,7 +193,7 @@ class SavedFigures(FittedModel):
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and hasattr(self.whole, name):
-            raise NotSavedError(f"{name}")
+            raise NotSavedError(name)
         return super().__getattr__(name)  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:

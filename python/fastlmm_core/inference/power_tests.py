@@ -81,7 +81,7 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
     used = np.zeros(design.n_total, bool)
     used[design.row_index] = True
     generalised = isinstance(model, GeneralisedModel)
-    right = parse_formula(f"y ~ {formula.split('~', 1)[1]}")
+    right = parse_formula(f"y ~{formula.split('~', 1)[1]}")
     smaller = build_design(
         replace(right, response=design.formula.response),
         table,

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from fastlmm_core.core.arguments import is_real
 from fastlmm_core.errors import DataError, ModelError
 from fastlmm_core.fitting.generalised_model import GeneralisedModel
 from fastlmm_core.inference.comparison import variance_shares
@@ -66,7 +67,7 @@ class Averaging:
         ]
         found = each[0] if max_degree == 1 else _by_degree(each)
         if self.offset is not None:
-            if not isinstance(self.offset, (int, float, np.number)) or not np.isfinite(self.offset):
+            if not is_real(self.offset) or not np.isfinite(self.offset):
                 raise DataError(f"offset must be one finite number, not {self.offset!r}")
             known = np.full(len(found), float(self.offset))
             found = replace(found, functions=replace(found.functions, offset=known))

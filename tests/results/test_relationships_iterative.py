@@ -137,11 +137,23 @@ def test_a_search_begins_at_a_variance_of_zero():
 def test_a_loaded_fit_has_the_figures_of_the_saved_one(tmp_path):
     data, options = animals(0.004, None)
     fit = lmer("y ~ sex + (1 | animal)", data, **options, control=Control(engine="iterative"))
-    fit.save(tmp_path / "fit", data=True)
-    loaded = load(tmp_path / "fit")
-    assert loaded.criterion == fit.criterion
-    assert (loaded.core.theta == fit.core.theta).all()
-    assert str(loaded.monte_carlo) == str(fit.monte_carlo)
+    for kept in (fit, fit.refit(data["y"].to_numpy()[::-1])):
+        kept.save(tmp_path / "fit", data=True)
+        loaded = load(tmp_path / "fit")
+        assert loaded.criterion == kept.criterion
+        assert (loaded.core.theta == kept.core.theta).all()
+        assert str(loaded.monte_carlo) == str(kept.monte_carlo)
+    fit.save(tmp_path / "figures")
+    assert "Monte Carlo error" in str(load(tmp_path / "figures").summary())
+
+
+def test_a_model_without_random_effects_is_compared():
+    data, options = workers(0.004, 0.2)
+    tables = [
+        lmer("y ~ x + sparse(firm) + (1 | worker)", data, **options, control=Control(engine=e)).ranova()
+        for e in ("sparse", "iterative")
+    ]
+    np.testing.assert_allclose(tables[1]["lrt"].dropna(), tables[0]["lrt"].dropna(), rtol=0.02)
 
 
 def test_structures_beyond_it_are_refused():

@@ -16,6 +16,8 @@ import scipy.sparse as sp
 
 from fastlmm_core.core import Control, FitLog
 from fastlmm_core.core.estimability import NullSpace
+from fastlmm_core.core.glmm.iterative.fitted import GlmmMonteCarlo
+from fastlmm_core.core.iterative import MonteCarlo
 from fastlmm_core.core.structures.relationship import KnownCovariance, Relationship
 from fastlmm_core.errors import ModelError, SavedFormatError
 from fastlmm_core.formula.design import Design, RandomDesign
@@ -38,7 +40,7 @@ CLASSES: dict[str, type] = {
         *(Design, RandomDesign, ParsedFormula, RandomTerm, TermStructure, Terms, MatrixSpec, _FactorCoding, Learnt),
         *(Levels, Interaction, GridSource, GridInfo, ColumnInfo, Context, Control, NullSpace, FitLog),
         *(ResidualDesign, ParsedResidual, Dispersion, SparseDesign, Relationship, KnownCovariance),
-        VarianceInformation,
+        *(VarianceInformation, MonteCarlo, GlmmMonteCarlo),
     )
 }
 """What a file may name; an instance is its attributes, and none of these runs code when they are set."""

@@ -64,7 +64,7 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
     if data:
         options = result.options
         # a search that draws probes answers to the bit from where it began, to its error from where it ended
-        start = options.start if isinstance(core, IterativeEquationsFit) else core.parameters
+        start = core.began if isinstance(core, IterativeEquationsFit) else core.parameters
         contents |= {"design": design, "theta": start, "reml": bool(result.reml)}
         contents |= {"control": options.control, "given": _given(design, options.given)}
         if type(core) is CoreFit and core._rows is None:  # others are fitted once more from where they ended
@@ -79,7 +79,7 @@ def save(result: LmerResult | GlmerResult, path: str | PathLike[str], *, data: b
 def _figures(result: LmerResult) -> dict[str, Any]:
     """What a file without rows keeps of a fit."""
     design, core = result.design, result.core
-    figures = {name: getattr(core, name) for name in FIGURES}
+    figures = {name: getattr(core, name) for name in FIGURES} | {"monte_carlo": result.monte_carlo}
     space = None
     if core.rank < len(core.beta):
         space = core.model.null_space if isinstance(core, ProjectedFit) else core.cross.conditioning.null_space

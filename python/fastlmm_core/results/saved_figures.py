@@ -18,6 +18,7 @@ import pandas as pd
 from fastlmm_core.core import Control, FitLog
 from fastlmm_core.core.estimability import NullSpace
 from fastlmm_core.core.glmm import GlmmFit
+from fastlmm_core.core.iterative import MonteCarlo
 from fastlmm_core.core.saved import saved_state
 from fastlmm_core.errors import ModelError, NotSavedError
 from fastlmm_core.fitting import predict, ranef, var_corr
@@ -100,6 +101,7 @@ class WithoutRows:
     message: str
     conditional: tuple[NDArray[np.float64], ...]
     null_space: NullSpace | None
+    monte_carlo: MonteCarlo | None = None
 
     @property
     def unidentified(self) -> None:

@@ -125,15 +125,12 @@ def figures_of(result: GlmerResult) -> dict[str, Any]:
         if options.zero is None and not (family.zero is None and family.offset is None):
             raise ModelError("a fit whose part for zeros was an array is saved with data=True only")
         family = family.at(None, None)  # its rows
-    remarks = list(result.remarks)
-    if result.monte_carlo is not None:
-        remarks.append(f"iterative engine: {result.monte_carlo}")
-    figures = {name: getattr(core, name) for name in FIGURES}
+    figures = {name: getattr(core, name) for name in FIGURES} | {"monte_carlo": result.monte_carlo}
     figures |= {
         "conditional": core.cond_var(),
         "null_space": None if core.rank == len(core.beta) else core._null_space,
     }
-    kept = {"remarks": remarks, "quantiles": residual_quantiles(result).to_numpy(), "prints": row_prints(result)}
+    kept = {"remarks": result.remarks, "quantiles": residual_quantiles(result).to_numpy(), "prints": row_prints(result)}
     return {
         "design": without_rows(result.design),
         "figures": figures,

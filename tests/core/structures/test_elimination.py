@@ -113,3 +113,6 @@ def test_a_right_hand_side_of_zero_after_another():
     found = factor.solve(b)  # begins from the solutions before
     assert (found[:, 0] == 0.0).all()
     np.testing.assert_allclose(found, np.linalg.solve(M, b), atol=1e-9)
+    b[3, 1] = np.nan
+    with pytest.raises(NumericalError):
+        factor.solve(b)

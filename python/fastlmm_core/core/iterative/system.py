@@ -137,7 +137,7 @@ def in_blocks(function: Callable[..., Array], *columns: Array, widths: Sequence[
     """
     k = columns[0].shape[-1]
     out = []
-    for s in range(0, k, WIDTH):
+    for s in range(0, max(k, 1), WIDTH):  # no columns at all are one block, whose result has the shape of none
         count = min(WIDTH, k - s)
         width = next(width for width in widths if width >= count)
         blocks = [np.zeros((*of.shape[:-1], width)) for of in columns]

@@ -43,6 +43,8 @@ class Core:
     Attributes
     ----------
     ptr, idx : (k + 1,), (nnz,)
+    rows : (nnz,) int64
+        Row of each entry.
     take : (nnz,) int64
         Where each entry is among those of the upper triangle.
     diagonal : (k,) int64
@@ -51,13 +53,9 @@ class Core:
 
     ptr: Index
     idx: NDArray[np.int32]
+    rows: Index
     take: Index
     diagonal: Index
-
-    @property
-    def rows(self) -> Index:
-        """Row of each entry (nnz,)."""
-        return np.repeat(np.arange(len(self.diagonal)), np.diff(self.ptr))
 
 
 class Elimination:
@@ -110,7 +108,8 @@ class Elimination:
         rows, idx = np.divmod(both[sort], size)
         ptr = np.zeros(size + 1, np.int64)
         np.cumsum(np.bincount(rows, minlength=size), out=ptr[1:])
-        return Core(ptr, idx.astype(np.int32), np.concatenate([at, at[off]])[sort], np.flatnonzero(rows == idx))
+        take = np.concatenate([at, at[off]])[sort]
+        return Core(ptr, idx.astype(np.int32), rows, take, np.flatnonzero(rows == idx))
 
     def filled(self, entries: Array) -> Array:
         """Values of the upper triangle from the entries given (nnz,)."""

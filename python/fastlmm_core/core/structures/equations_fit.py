@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -190,7 +190,8 @@ class EquationsModel(ProjectedModel, TermStructures):
             if not equations.factor.exact:
                 from fastlmm_core.core.structures.iterative import iterate
 
-                return iterate(self, equations, first, projected, constant, on_evaluation)
+                began = None if start is None else np.array(start, np.float64)
+                return replace(iterate(self, equations, first, projected, constant, on_evaluation), began=began)
             found = self.search(lambda phi: self.at(equations, phi, constant), first, limit=start is None)
             found.report(on_evaluation, self.to_user)
             return self._estimates(equations, found, projected, constant)

@@ -47,11 +47,14 @@ class IterativeEquationsFit(EquationsFit):
         In working coordinates.
     reason : str
         Why there is no factor.
+    began : (r,), optional
+        The parameters that `EquationsModel.fit` was given to start from: a search from there has these bits again.
     """
 
     monte_carlo: MonteCarlo
     search: Found = field(repr=False)
     reason: str = field(repr=False)
+    began: Array | None = field(default=None, repr=False)
 
     def prediction_sd_error(self) -> tuple[Array, ...]:
         """Monte Carlo standard errors of the roots of `prediction_var`'s diagonals, tuple of (q, l)."""
@@ -263,4 +266,4 @@ def criterion(equations: Equations, solved: Solved, blocks: int) -> tuple[float,
 def jacobian(model: EquationsModel, phi: Array) -> Array:
     """Of the user's parameters by working ones (r, r): columns of random effects are scaled, a linear map."""
     zero = model.to_user(np.zeros(len(phi)))
-    return np.column_stack([model.to_user(unit) - zero for unit in np.eye(len(phi))])
+    return np.array([model.to_user(unit) - zero for unit in np.eye(len(phi))]).reshape(len(phi), len(phi)).T

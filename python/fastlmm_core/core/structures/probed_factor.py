@@ -198,7 +198,8 @@ class ProbedFactor:
             near = self._near(z)
             x = self._solve_core(z, PROBES, self.warm.get(block, near))
             self.warm[block] = x
-            return np.stack([np.einsum("jk,jk->k", self._times(b, z), x - near) for b in B], axis=1)
+            left = [np.einsum("jk,jk->k", self._times(b, z), x - near) for b in B]
+            return np.array(left).reshape(len(B), WIDTH).T
 
         for block, q in enumerate(self.deflated):
             found += values_of(q, -1 - block).sum(axis=0)

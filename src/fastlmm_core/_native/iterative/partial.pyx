@@ -230,7 +230,8 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
     Returns
     -------
     int
-        Iterations; ``limit`` where these were not enough, -1 where T is not positive definite.
+        Iterations; ``limit`` where these were not enough, -1 where T is not positive definite or a right-hand side
+        is not finite.
     """
     cdef Py_ssize_t m = b.shape[0], i, c, iteration
     cdef double[:, :, ::1] work = np.empty((3, m, WIDTH))
@@ -260,7 +261,7 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
         for iteration in range(limit):
             active = False
             for c in range(WIDTH):
-                active = active or sqrt(rr[c]) > goal[c]
+                active = active or not sqrt(rr[c]) <= goal[c]
             if not active:
                 limit = iteration
                 break
@@ -272,7 +273,7 @@ def gradients(const int64_t[::1] ptr, const int32_t[::1] idx, const double[::1] 
                     ps[c] += p[i, c] * s[i, c]
             for c in range(WIDTH):
                 step[c] = 0.0
-                if sqrt(rr[c]) > goal[c]:  # a column that has converged stays as it is
+                if not sqrt(rr[c]) <= goal[c]:  # a column that has converged stays as it is
                     if not ps[c] > 0.0:
                         limit = -1
                         break

@@ -169,7 +169,7 @@ class ReferenceGrid:
         each = [self.matrix({**columns, name: self.in_form(name, at)}) for at in shifts]
 
         def difference(values: Array) -> Array:
-            """Of values (degree + 1, n, ...) at the shifts; rounding is as large as a column's largest value makes it."""
+            """Of values (degree + 1, n, ...) at the shifts; what a column's largest value can round to is zero."""
             out = np.tensordot(weights, values, 1)
             noise = 16.0 * 2.0**degree * EPSILON / scale * np.max(np.abs(values), axis=(0, 1))
             return np.where(np.abs(out) > noise, out, 0.0)

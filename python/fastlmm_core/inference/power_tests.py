@@ -80,7 +80,6 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
     design, table = model.design, model.rows_kept()
     used = np.zeros(design.n_total, bool)
     used[design.row_index] = True
-    generalised = isinstance(model, GeneralisedModel)
     right = parse_formula(f"y ~{formula.split('~', 1)[1]}")
     smaller = build_design(
         replace(right, response=design.formula.response),
@@ -89,9 +88,9 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
         na_action="raise",
         env=design.context,
         response=lambda *_: design.y,
-        observation_level=generalised,
+        observation_level=isinstance(model, GeneralisedModel),
     )
-    if generalised and model.family.no_intercept:
+    if isinstance(model, GeneralisedModel) and model.family.no_intercept:
         smaller = without_intercept(smaller)
     df = check_nested_designs(smaller, design, formula, model.formula)
     arrays = arrays_of(design).with_columns(smaller.X).with_terms(core_terms(smaller))

@@ -65,7 +65,8 @@ def simulated_ranks(fit: Any, n: int, seed: Any) -> NDArray[np.float64]:
     """
     if n < 20:
         raise ModelError(f"n must be at least 20 simulations, not {n}")
-    if isinstance(fit, GeneralisedModel):  # counts of trials, weights: its own residuals know
+    generalised = isinstance(fit, GeneralisedModel)
+    if generalised:  # counts of trials, weights: its own residuals know
         own = fit.residuals("simulated", n=n, seed=seed).to_numpy()
         return np.asarray(own[np.isfinite(own)])
     drawn = fit.simulate(n, seed=seed).to_numpy()

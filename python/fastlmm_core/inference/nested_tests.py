@@ -178,8 +178,9 @@ def bootstrap_test(
     >>> round(test.lrt, 3), test.df, bool(0.6 < test.p < 0.9)
     (0.53, 2, True)
     """
-    if n < 1 or (stop is not None and stop < 1):
-        raise ModelError(f"n and stop must be at least 1, not {n} and {stop}")
+    checked_count(n, "n")
+    if stop is not None:
+        checked_count(stop, "stop")
     for design in (small.design, large.design):
         refuse_without_rows(design, "a bootstrap")
     if isinstance(small, GeneralisedModel) and isinstance(large, GeneralisedModel):

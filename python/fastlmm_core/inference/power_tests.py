@@ -77,13 +77,13 @@ def _smaller(model: FittedModel, formula: str) -> PowerTest:
     from fastlmm_core.formula import build_design, parse_formula
     from fastlmm_core.formula.side import without_intercept
 
-    design, table = model.design, model.rows_kept()
+    design = model.design
     used = np.zeros(design.n_total, bool)
     used[design.row_index] = True
     right = parse_formula(f"y ~{formula.split('~', 1)[1]}")
     smaller = build_design(
         replace(right, response=design.formula.response),
-        table,
+        model.rows_kept(),
         subset=used,
         na_action="raise",
         env=design.context,

@@ -58,6 +58,14 @@ def test_keys_far_apart_are_searched_and_near_ones_looked_up(monkeypatch):
     assert len(keys.code(np.empty(0, np.int64))) == 0
 
 
+def test_the_least_and_the_greatest_keys_are_looked_up_as_others():
+    for end in (np.iinfo(np.int64).min, np.iinfo(np.int64).max - 9):
+        keys = KeyDictionary()
+        given = np.arange(10, dtype=np.int64) + end
+        np.testing.assert_array_equal(keys.code(given[5:]), np.arange(5))
+        np.testing.assert_array_equal(keys.code(given[::-1]), [4, 3, 2, 1, 0, 9, 8, 7, 6, 5])
+
+
 def test_texts_of_a_dictionary_that_no_row_has_are_no_levels():
     column = pa.DictionaryArray.from_arrays(pa.array([0, 2, 0], pa.int32()), pa.array(["a", "b", "c"]))
     levels = LevelDictionary("g")

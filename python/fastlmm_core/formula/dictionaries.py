@@ -18,6 +18,8 @@ Longs = NDArray[np.int64]
 TABLE = 1 << 22
 """Keys that span less than this, or four times their number, are looked up in a table."""
 
+LEAST = int(np.iinfo(np.int64).min)
+
 
 class KeyDictionary:
     """Codes of 64-bit keys, in the order in which they are met."""
@@ -49,7 +51,7 @@ class KeyDictionary:
         table = self._table
         if table is None or low < self._low or high >= self._low + len(table):
             span = high - low + 1
-            self._low, table = low - span // 4, np.full(span + span // 2 + 1, -1, np.int32)
+            self._low, table = max(low - span // 4, LEAST), np.full(span + span // 2 + 1, -1, np.int32)
             table[self.keys - self._low] = np.arange(len(self.keys), dtype=np.int32)
             self._table = table
         at = keys - self._low

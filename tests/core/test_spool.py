@@ -21,22 +21,18 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(rows_at_hand, "PIECE", SMALL)
 
 
-class Full:
-    """A file on a disk that has room for some bytes."""
+PUT = spool.put
 
-    def __init__(self, room):
-        self.room, self.file = room, spool.tempfile.TemporaryFile(buffering=0)
 
-    def seek(self, at):
-        self.file.seek(at)
+def disk_of(room):
+    """`spool.put` on a disk whose files have room for some bytes."""
 
-    def fileno(self):
-        return self.file.fileno()
-
-    def write(self, data):
-        if self.file.tell() + len(data) > self.room:
+    def put(file, at, data):
+        if at + len(data) > room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return self.file.write(data)
+        PUT(file, at, data)
+
+    return put
 
 
 def rows(n, seed=0):
@@ -81,13 +77,13 @@ def test_rows_are_read_as_they_came(spill_at):
 
 
 def test_a_full_disk_is_one_error_and_leaves_what_was_there(monkeypatch):
-    monkeypatch.setattr(spool, "temporary", lambda: Full(100_000))
+    monkeypatch.setattr(spool, "put", disk_of(100_000))
     found, whole = kept([0, 10_000])
     with pytest.raises(MemoryLimitError, match=r"No space left on device.*TMPDIR.*memory="):
         found.spill()  # two columns of doubles are more
     assert not found.on_disk
     assert_are(found, *whole)
-    monkeypatch.setattr(spool, "temporary", lambda: Full(200_000))
+    monkeypatch.setattr(spool, "put", disk_of(200_000))
     found.spill()
     with pytest.raises(MemoryLimitError, match="could not be written"):
         found.add(*rows(9_000))
@@ -121,3 +117,14 @@ def test_a_file_is_one_array():
     del of_file
     np.testing.assert_array_equal(whole, values)
     assert not whole.flags.writeable
+
+
+@pytest.mark.skipif(not hasattr(os, "pwrite"), reason="where there are no forks a file's place is its own")
+def test_rows_are_written_wherever_the_place_in_the_file_is():
+    """A forked child shares that place, and moves it as it reads."""
+    of_file = Spool(np.float64, on_disk=True)
+    of_file.write(0, np.arange(10.0))
+    os.lseek(of_file._file.fileno(), 24, os.SEEK_SET)
+    of_file.write(8, np.arange(5.0))
+    assert os.lseek(of_file._file.fileno(), 0, os.SEEK_CUR) == 24
+    np.testing.assert_array_equal(of_file.whole(13), [*range(8), *range(5)])

@@ -83,10 +83,7 @@ class Spool:
             for start in range(0, at, PIECE):
                 self._to_file(start, mapped(theirs, self, start, min(start + PIECE, at)))
         try:
-            self._file.seek(at * self.row_bytes)
-            left = np.ascontiguousarray(values, self.dtype).data.cast("B")
-            while left:
-                left = left[self._file.write(left) :]
+            put(self._file, at * self.row_bytes, np.ascontiguousarray(values, self.dtype).data.cast("B"))
         except OSError as error:
             size = (at + len(values)) * self.row_bytes / 2**30
             raise MemoryLimitError(
@@ -119,6 +116,20 @@ class Spool:
 def temporary() -> Any:
     """A file without a name, unbuffered."""
     return tempfile.TemporaryFile(buffering=0)
+
+
+def put(file: Any, at: int, data: memoryview) -> None:
+    """Write bytes at ``at``, wherever a forked child's reading has moved the place that it shares with the file here.
+
+    Windows has neither such writes nor forks.
+    """
+    while data:
+        if hasattr(os, "pwrite"):
+            done = os.pwrite(file.fileno(), data, at)
+        else:
+            file.seek(at)
+            done = file.write(data)
+        at, data = at + done, data[done:]
 
 
 def anonymous(size: int) -> mmap.mmap:

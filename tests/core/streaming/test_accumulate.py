@@ -1,5 +1,6 @@
 """Rows that come in batches: any cut, any order, any tree of merges gives the fit of the rows in memory."""
 
+import errno
 import pickle
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastlmm_core._native.rows.crossprod import add_level_blocks, level_blocks, 
 from fastlmm_core.core import Accumulator, BatchTerm, Control, Model, StreamedModel, Term, rows_at_hand, spool
 from fastlmm_core.core.streaming import row_store
 from fastlmm_core.core.streaming.row_store import RowStore
-from fastlmm_core.errors import DataError, ModelError, NumericalError, StreamedError, UnitError
+from fastlmm_core.errors import DataError, MemoryLimitError, ModelError, NumericalError, StreamedError, UnitError
 
 MODELS = {
     "one factor": ([BatchTerm(0, 2)], False),
@@ -328,4 +329,25 @@ def test_a_merge_that_is_refused_changes_nothing():
     with pytest.raises(DataError, match="3 places for"):
         first.merge(other, [None, None, np.arange(3)])
     first.merge(other)
+    np.testing.assert_allclose(StreamedModel(first).fit().criterion, StreamedModel(whole).fit().criterion, rtol=1e-11)
+
+
+def test_a_merge_that_the_disk_has_no_room_for_changes_nothing(monkeypatch):
+    rows, put = Rows("three"), spool.put
+    first, other, whole = (Accumulator(rows.terms, n_fixed=4, intercept=0, memory=1) for _ in range(3))
+    for part, own in ((slice(0, 300), first), (slice(300, 600), other)):
+        for total in (own, whole):
+            rows.add(total, part)
+
+    def full(file, at, data):
+        if at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        put(file, at, data)
+
+    monkeypatch.setattr(spool, "put", full)
+    with pytest.raises(MemoryLimitError, match="No space left"):
+        first.merge(other)
+    monkeypatch.setattr(spool, "put", put)
+    first.merge(other)
+    assert first.n == len(first.store.rows) == 600
     np.testing.assert_allclose(StreamedModel(first).fit().criterion, StreamedModel(whole).fit().criterion, rtol=1e-11)

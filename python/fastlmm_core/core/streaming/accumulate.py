@@ -297,6 +297,8 @@ class Accumulator:
             It is of other terms or columns.
         DataError
             One has weights and the other none.
+        MemoryLimitError
+            As of `add`: nothing of the other has been added then.
         """
         if (self.terms, self.p, self.intercept) != (other.terms, other.p, other.intercept):
             raise ModelError("accumulators of different terms or columns cannot be merged")
@@ -322,15 +324,17 @@ class Accumulator:
             updated(mine, theirs @ moved, [f"z of term {k}"] * theirs.shape[1])
             for k, (mine, theirs, moved) in enumerate(zip(self.of_terms, other.of_terms, of_terms, strict=True))
         ]
-        # nothing is changed before everything is known to be sound
-        self.r, self.plain, self.of_terms = r, plain, columns
         grouped = [block_diagonal([of_terms[k] for k in member]) for member in self.members]
+        # nothing is changed before everything is known to be sound, and rows are kept where they have to be
+        if self.store is not None and other.store is not None:
+            store = self.store.snapshot()
+            store.merge(other.store, maps, grouped)
+            self.store = store
+        self.r, self.plain, self.of_terms = r, plain, columns
         for f, (matrix, place) in enumerate(zip(grouped, maps, strict=True)):
             self.sums.grow(f, int(place.max()) + 1)
             blocks, dense = other.sums.raw(f)
             self.sums.add_sums(f, place, matrix.T @ blocks @ matrix, matrix.T @ dense @ change)
-        if self.store is not None and other.store is not None:
-            self.store.merge(other.store, maps, grouped)
         self.n, self.n_weighted = self.n + other.n, self.n_weighted + other.n_weighted
         self.weight_sum += other.weight_sum
         self.log_weight_sum += other.log_weight_sum
